@@ -1,0 +1,139 @@
+"""The flags that every training script has, presets, and one-line errors."""
+
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import app, flags, logging
+
+from metajax import learners
+from metajax.training.loop import Interrupted
+
+FLAGS = flags.FLAGS
+
+Presets = Mapping[str, Mapping[str, Any]]
+
+flags.DEFINE_string(
+  "workdir",
+  None,
+  "Folder of this run. An interrupted run with the same flags goes on where it "
+  "stopped. Default: runs/EXPERIMENT-HASH, the hash being that of the flags.",
+)
+flags.DEFINE_integer("seed", 0, "Seed of the training run.", lower_bound=0)
+flags.DEFINE_integer(
+  "eval_seed", 0, "Seed of the evaluation tasks.", lower_bound=0
+)
+flags.DEFINE_enum(
+  "learner", "maml", sorted(learners.REGISTRY), "Meta-learning algorithm."
+)
+flags.DEFINE_integer("steps", 10_000, "Meta-training steps.", lower_bound=1)
+flags.DEFINE_integer("meta_batch", 32, "Tasks per meta-step.", lower_bound=1)
+flags.DEFINE_integer(
+  "task_chunk",
+  0,
+  "Tasks treated at once on a device, which bounds the memory; must divide the "
+  "tasks of a device. 0: chosen by the memory of one task.",
+  lower_bound=0,
+)
+flags.DEFINE_integer(
+  "inner_steps", 1, "Inner gradient steps in training.", lower_bound=0
+)
+flags.DEFINE_float(
+  "inner_lr",
+  0.01,
+  "Step size of the inner SGD, on the mean loss of the support set.",
+  lower_bound=0.0,
+)
+flags.DEFINE_float(
+  "outer_lr", 1e-3, "Step size of the outer Adam.", lower_bound=0.0
+)
+flags.DEFINE_enum(
+  "outer_schedule",
+  "constant",
+  ["constant", "cosine"],
+  "Outer step size over the run: constant, or a cosine down to zero.",
+)
+flags.DEFINE_enum(
+  "memory",
+  "default",
+  ["default", "remat"],
+  "What the inner loop keeps for its backward pass: everything, or the "
+  "parameters between steps only.",
+)
+flags.DEFINE_integer(
+  "eval_tasks", 600, "Tasks of the test evaluation.", lower_bound=2
+)
+flags.DEFINE_integer("log_every", 100, "Steps between lines.", lower_bound=1)
+flags.DEFINE_integer(
+  "eval_every", 1000, "Steps between validations.", lower_bound=1
+)
+flags.DEFINE_integer(
+  "checkpoint_every", 1000, "Steps between checkpoints.", lower_bound=1
+)
+flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+
+
+def run(main: Callable[[], None], presets: Presets | None = None) -> None:
+  """Runs a script: parses flags, applies the preset, reports errors in a line.
+
+  Args:
+    main: the script, which reads `FLAGS`.
+    presets: flag values by preset name; explicit flags win over them.
+  """
+  flags.adopt_module_key_flags(sys.modules[__name__], FLAGS)
+  if presets:
+    flags.DEFINE_enum(
+      "preset",
+      None,
+      list(presets),
+      "A published protocol; explicit flags override it.",
+      module_name=sys.argv[0],
+    )
+  signal.signal(signal.SIGTERM, _terminate)
+
+  def parse(argv: list[str]) -> list[str]:
+    try:
+      rest = FLAGS(argv)[1:]
+    except flags.Error as error:
+      fail(f"{error}. Run with --help for all flags.")
+    if rest:
+      fail(f"unexpected argument {rest[0]!r}: flags are --name=value.")
+    if presets and FLAGS.preset:
+      for name, value in presets[FLAGS.preset].items():
+        if not FLAGS[name].present:
+          FLAGS[name].value = value
+    return argv
+
+  def guarded(argv: list[str]) -> None:
+    del argv
+    # orbax tells at INFO of every file it writes.
+    logging.set_verbosity(logging.WARNING)
+    try:
+      main()
+    except Interrupted as stop:
+      fail(
+        f"stopped by {stop}; a checkpoint is written, run the same command to "
+        "go on.",
+        128 + stop.signum,
+      )
+    except KeyboardInterrupt:
+      fail("interrupted; run the same command to go on.", 130)
+    # What the library says of bad values and bad data is meant for the user.
+    except (ValueError, OSError) as error:
+      if FLAGS.debug:
+        raise
+      fail(str(error))
+
+  app.run(guarded, flags_parser=parse)
+
+
+def fail(message: str, code: int = 2) -> None:
+  """Leaves with one line on standard error."""
+  print("error: " + " ".join(message.split()), file=sys.stderr)
+  sys.exit(code)
+
+
+def _terminate(signum, frame) -> None:
+  del signum, frame
+  fail("terminated; run the same command to go on.", 143)

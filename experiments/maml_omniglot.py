@@ -1,0 +1,186 @@
+"""Few-shot Omniglot by MAML (Finn et al. 2017, section 5.2 and appendix A.1).
+
+  python -m experiments.maml_omniglot --data_dir=DIR
+
+trains 5-way 1-shot for about 10 minutes on 2 cores and reports the accuracy on
+600 tasks of characters never seen in training. `--preset=5w1s` is the paper's
+protocol, with the 40,000 meta-steps of its code; the paper has 98.7 +- 0.4.
+"""
+
+import jax
+import optax
+from absl import flags
+
+from experiments import plots, training
+from experiments.flags import FLAGS, run
+from metajax.learners import REGISTRY
+from metajax.losses import accuracy, cross_entropy
+from metajax.models.conv import conv4
+from metajax.models.mlp import MLP
+from metajax.models.normalization import NORMALIZATIONS
+from metajax.tasks import omniglot
+
+flags.DEFINE_string(
+  "data_dir",
+  None,
+  "Folder of images_background.zip and images_evaluation.zip; default: "
+  "$METAJAX_DATA_DIR.",
+)
+flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
+flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
+flags.DEFINE_integer(
+  "query_shots",
+  0,
+  "Query images per class; 0: as many as shots, like the original code.",
+  lower_bound=0,
+)
+flags.DEFINE_integer("eval_inner_steps", 3, "Inner steps at test.", lower_bound=0)
+flags.DEFINE_enum(
+  "split",
+  "random",
+  ["random", "official"],
+  "Characters for training and test: drawn at random (1100/100/423), or the "
+  "background and the evaluation alphabets.",
+)
+flags.DEFINE_enum("model", "conv4", ["conv4", "mlp"], "Network.")
+flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
+flags.DEFINE_enum(
+  "normalization",
+  "batch",
+  sorted(NORMALIZATIONS),
+  "Normalisation in every layer. batch: by the statistics of the very images "
+  "given, which at test lets queries see each other (transductive).",
+)
+flags.DEFINE_bool("first_order", False, "FOMAML in place of MAML.")
+flags.DEFINE_integer(
+  "validation_tasks", 200, "Tasks of a validation.", lower_bound=2
+)
+FLAGS.set_default("steps", 5000)
+FLAGS.set_default("inner_lr", 0.4)
+FLAGS.set_default("eval_every", 500)
+
+# The original code's inner loss is a sum over the classes of a mean over shots:
+# its step sizes 0.4 (5-way) and 0.1 (20-way) are 2.0 on the mean loss used here.
+PAPER = {"inner_lr": 2.0, "steps": 40_000, "meta_batch": 32}
+PAPER_20_WAY = PAPER | {
+  "ways": 20,
+  "meta_batch": 16,
+  "inner_steps": 5,
+  "eval_inner_steps": 5,
+}
+PRESETS = {
+  "5w1s": PAPER,
+  "5w5s": PAPER | {"shots": 5},
+  "20w1s": PAPER_20_WAY,
+  "20w5s": PAPER_20_WAY | {"shots": 5},
+  "5w1s_mlp": PAPER | {"model": "mlp"},
+  "5w5s_mlp": PAPER | {"model": "mlp", "shots": 5},
+}
+
+
+def main() -> None:
+  name = FLAGS.learner
+  if FLAGS.first_order:
+    if name not in ("maml", "fomaml"):
+      raise ValueError(
+        f"--first_order is for --learner=maml, not {name}: leave it out."
+      )
+    name = "fomaml"
+  query_shots = FLAGS.query_shots or FLAGS.shots
+  splits = omniglot(
+    FLAGS.data_dir,
+    ways=FLAGS.ways,
+    shots=FLAGS.shots,
+    query_shots=query_shots,
+    split=FLAGS.split,
+  )
+  workdir = training.start("maml_omniglot")
+
+  if FLAGS.model == "conv4":
+    model = conv4(
+      FLAGS.ways, filters=FLAGS.filters, normalization=FLAGS.normalization
+    )
+  else:
+    model = MLP(FLAGS.ways, (256, 128, 64, 64), FLAGS.normalization)
+
+  def learner(eval_steps: int):
+    return REGISTRY[name](
+      model,
+      cross_entropy,
+      optax.sgd(FLAGS.inner_lr),
+      FLAGS.inner_steps,
+      num_eval_steps=eval_steps,
+      metrics={"accuracy": accuracy},
+      memory=FLAGS.memory,
+    )
+
+  def scorer(steps: int, split: str, num_tasks: int, transductive: bool = True):
+    score = training.scorer(
+      learner(steps),
+      getattr(splits, split),
+      {"accuracy": accuracy},
+      split,
+      num_tasks,
+      transductive=transductive,
+    )
+    return lambda params: score(params)["accuracy"]
+
+  steps = FLAGS.eval_inner_steps
+  validation = scorer(steps, "validation", FLAGS.validation_tasks)
+  trained = training.train(
+    learner(steps),
+    splits.train,
+    workdir,
+    lambda params: {"accuracy": validation(params).mean},
+  )
+
+  params = trained.state.meta_params
+  curve = {
+    k: scorer(k, "test", FLAGS.eval_tasks)(params)
+    for k in sorted({0, 1, 2, 3, 5, 10, steps})
+  }
+  alone = scorer(steps, "test", FLAGS.eval_tasks, transductive=False)(params)
+  metrics = {
+    "accuracy_transductive": curve[steps],
+    "accuracy_inductive": alone,
+    "accuracy_before_adaptation": curve[0],
+    **{f"accuracy_after_{k}_steps": v for k, v in curve.items() if k},
+  }
+  plots.learning_curve(
+    workdir, {"accuracy": "training", "validation/accuracy": "validation"},
+    "query accuracy",
+  )
+  plots.against_steps(workdir / "adaptation.png", curve, "test accuracy")
+  plots.image_episode(
+    workdir / "episode.png",
+    learner(steps),
+    params,
+    splits.test,
+    jax.random.key(FLAGS.eval_seed),
+    FLAGS.ways,
+  )
+  training.finish(
+    workdir,
+    "maml_omniglot",
+    {
+      "learner": name,
+      "ways": FLAGS.ways,
+      "shots": FLAGS.shots,
+      "query_shots": query_shots,
+      "split": FLAGS.split,
+      "model": FLAGS.model,
+      "filters": FLAGS.filters,
+      "normalization": FLAGS.normalization,
+      "inner_steps": FLAGS.inner_steps,
+      "eval_inner_steps": steps,
+      "inner_lr": FLAGS.inner_lr,
+      "inner_loss": "mean cross-entropy",
+      "meta_batch": FLAGS.meta_batch,
+    },
+    metrics,
+    trained,
+  )
+
+
+if __name__ == "__main__":
+  run(main, PRESETS)

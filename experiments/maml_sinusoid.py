@@ -1,0 +1,115 @@
+"""Sinusoid regression by MAML (Finn et al. 2017, section 5.1 and appendix C).
+
+  python -m experiments.maml_sinusoid
+
+trains on the paper's protocol (70,000 meta-steps of 25 tasks of 10 points, one
+inner step) and reports the mean squared error of 5-shot learning after 1, 5 and
+10 gradient steps on 600 new curves; the paper has 0.67, 0.38 and 0.35.
+"""
+
+import jax
+import optax
+from absl import flags
+
+from experiments import plots, training
+from experiments.flags import FLAGS, run
+from metajax.learners import REGISTRY
+from metajax.losses import mean_squared_error
+from metajax.models.mlp import MLP
+from metajax.tasks import sinusoid
+
+flags.DEFINE_integer("shots", 10, "Support points in training.", lower_bound=1)
+flags.DEFINE_integer(
+  "query_shots", 10, "Query points in training.", lower_bound=1
+)
+flags.DEFINE_multi_integer(
+  "eval_shots", [5], "Support points at test; repeat for several.", lower_bound=1
+)
+flags.DEFINE_multi_integer(
+  "eval_inner_steps",
+  [0, 1, 5, 10],
+  "Inner steps at test; repeat for several.",
+  lower_bound=0,
+)
+FLAGS.set_default("steps", 70_000)
+FLAGS.set_default("outer_schedule", "cosine")
+FLAGS.set_default("meta_batch", 25)
+FLAGS.set_default("log_every", 1000)
+FLAGS.set_default("eval_every", 5000)
+FLAGS.set_default("checkpoint_every", 10_000)
+
+EVAL_QUERY_SHOTS = 100
+
+
+def main() -> None:
+  workdir = training.start("maml_sinusoid")
+
+  def learner(num_steps: int):
+    return REGISTRY[FLAGS.learner](
+      MLP(num_outputs=1, hidden=(40, 40)),
+      mean_squared_error,
+      optax.sgd(FLAGS.inner_lr),
+      num_steps,
+      memory=FLAGS.memory,
+    )
+
+  def scores(shots: int, num_steps: int, split: str, num_tasks: int):
+    return training.scorer(
+      learner(num_steps),
+      sinusoid(shots, EVAL_QUERY_SHOTS),
+      {"mse": mean_squared_error},
+      split,
+      num_tasks,
+      task_chunk=100,
+    )
+
+  validation = scores(FLAGS.eval_shots[0], FLAGS.inner_steps, "validation", 600)
+  trained = training.train(
+    learner(FLAGS.inner_steps),
+    sinusoid(FLAGS.shots, FLAGS.query_shots),
+    workdir,
+    lambda params: {"mse": validation(params)["mse"].mean},
+  )
+  params = trained.state.meta_params
+  metrics = {
+    f"mse_{shots}_shot_{steps}_steps": scores(
+      shots, steps, "test", FLAGS.eval_tasks
+    )(params)["mse"]
+    for shots in FLAGS.eval_shots
+    for steps in FLAGS.eval_inner_steps
+  }
+  plots.learning_curve(
+    workdir,
+    {"loss": "training", "validation/mse": "validation"},
+    "mean squared error",
+    log=True,
+  )
+  plots.sinusoid_fits(
+    workdir / "adaptation.png",
+    {steps: learner(steps) for steps in FLAGS.eval_inner_steps},
+    params,
+    sinusoid(FLAGS.eval_shots[0], EVAL_QUERY_SHOTS),
+    jax.random.key(FLAGS.eval_seed),
+  )
+  training.finish(
+    workdir,
+    "maml_sinusoid",
+    {
+      "learner": FLAGS.learner,
+      "shots": FLAGS.shots,
+      "query_shots": FLAGS.query_shots,
+      "eval_query_shots": EVAL_QUERY_SHOTS,
+      "inner_steps": FLAGS.inner_steps,
+      "inner_lr": FLAGS.inner_lr,
+      "inner_loss": "mean squared error",
+      "meta_batch": FLAGS.meta_batch,
+      "normalization": "none",
+      "transductive": False,
+    },
+    metrics,
+    trained,
+  )
+
+
+if __name__ == "__main__":
+  run(main)

@@ -1,0 +1,165 @@
+"""Pictures of runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+from metajax.evaluation import Estimate
+from metajax.training.logging import read_jsonl
+from metajax.types import MetaLearner, Params, PRNGKey, TaskFamily
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+def learning_curve(
+  workdir: Path, metrics: Mapping[str, str], label: str, *, log: bool = False
+) -> None:
+  """Draws metrics of `metrics.jsonl` against meta-steps.
+
+  Args:
+    workdir: the folder of the run; the picture is `learning_curve.png` in it.
+    metrics: legend by name of the metric.
+    label: what they measure, with the unit.
+    log: whether the axis is logarithmic.
+  """
+  lines = read_jsonl(workdir / "metrics.jsonl")
+  figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+  for name, legend in metrics.items():
+    points = [(l["step"], float(l[name])) for l in lines if name in l]
+    axes.plot(*zip(*points, strict=True), marker=".", label=legend)
+  axes.set(xlabel="meta-steps", ylabel=label)
+  axes.grid(alpha=0.3)
+  axes.legend()
+  if log:
+    axes.set_yscale("log")
+  save(figure, workdir / "learning_curve.png")
+
+
+def against_steps(
+  path: Path, curve: Mapping[int, Estimate], label: str
+) -> None:
+  """Draws estimates with their intervals against the number of inner steps."""
+  figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
+  axes.errorbar(
+    list(curve),
+    [e.mean for e in curve.values()],
+    [e.ci95 for e in curve.values()],
+    marker="o",
+    capsize=3,
+  )
+  axes.set(xlabel="inner steps", ylabel=label)
+  axes.grid(alpha=0.3)
+  save(figure, path)
+
+
+def image_episode(
+  path: Path,
+  learner: MetaLearner,
+  params: Params,
+  tasks: TaskFamily,
+  rng: PRNGKey,
+  ways: int,
+  *,
+  max_columns: int = 10,
+) -> None:
+  """Draws one task: a row of support images, rows of queries with predictions.
+
+  Args:
+    path: the PNG file.
+    learner: predicts logits.
+    params: its meta-parameters.
+    tasks: few-shot classification of images `[height, width, channels]`.
+    rng: fixes the task.
+    ways: number of classes; class by class down the rows.
+    max_columns: images of a class that are shown at most.
+  """
+  support, query = tasks(rng)
+  logits = learner.predict(learner.adapt(params, support, rng), query.inputs)
+  predicted = np.argmax(logits, axis=-1)
+  rows = min(ways, 10)
+  shots = min(support.targets.shape[0] // ways, max_columns // 2)
+  columns = shots + min(query.targets.shape[0] // ways, max_columns - shots)
+  figure, grid = plt.subplots(
+    rows,
+    columns,
+    figsize=(0.9 * columns + 1, 1.05 * rows + 0.6),
+    squeeze=False,
+    layout="constrained",
+  )
+  for row in range(rows):
+    examples = np.flatnonzero(support.targets == row)[:shots]
+    queries = np.flatnonzero(query.targets == row)[: columns - shots]
+    for axes, example in zip(grid[row], examples, strict=False):
+      _show(axes, support.inputs[example], f"class {row}", "black")
+    for axes, example in zip(grid[row][shots:], queries, strict=False):
+      right = predicted[example] == row
+      color = "tab:green" if right else "tab:red"
+      _show(axes, query.inputs[example], f"says {predicted[example]}", color)
+  figure.suptitle(f"left {shots}: support   right: query", fontsize=9)
+  save(figure, path)
+
+
+def _show(axes, image, title: str, color: str) -> None:
+  axes.imshow(1 - np.squeeze(image), cmap="gray", vmin=0, vmax=1)
+  axes.set_title(title, fontsize=8, color=color, pad=2)
+  axes.set(xticks=[], yticks=[])
+  for spine in axes.spines.values():
+    spine.set(color=color, linewidth=1.5)
+
+
+def sinusoid_fits(
+  path: Path,
+  learners: Mapping[int, MetaLearner],
+  params: Params,
+  tasks: TaskFamily,
+  rng: PRNGKey,
+  *,
+  columns: int = 4,
+) -> None:
+  """Draws true curves, support points and predictions by number of steps.
+
+  Args:
+    path: the PNG file.
+    learners: by number of inner steps, the learner that takes them.
+    params: their meta-parameters.
+    tasks: curves.
+    rng: fixes the curves shown.
+    columns: how many curves.
+  """
+  figure, all_axes = plt.subplots(
+    1, columns, figsize=(3.2 * columns, 3.2), sharey=True, layout="constrained"
+  )
+  grid = jnp.linspace(-5.0, 5.0, 200)[:, None]
+  colors = plt.get_cmap("viridis")(np.linspace(0.75, 0.1, len(learners)))
+  for index, axes in enumerate(all_axes):
+    support, query = tasks(jax.random.fold_in(rng, index))
+    order = np.argsort(query.inputs[:, 0])
+    axes.plot(
+      query.inputs[order, 0], query.targets[order, 0], "k", lw=1, label="truth"
+    )
+    axes.plot(support.inputs, support.targets, "r^", label="support")
+    for color, (steps, learner) in zip(colors, learners.items(), strict=True):
+      task_params = learner.adapt(params, support, rng)
+      axes.plot(
+        grid,
+        learner.predict(task_params, grid),
+        "--" if steps == 0 else "-",
+        color=color,
+        lw=1.4,
+        label="before" if steps == 0 else f"{steps} steps",
+      )
+    axes.set_xlabel("x")
+  all_axes[0].set_ylabel("y")
+  all_axes[-1].legend(fontsize=7, loc="upper right")
+  save(figure, path)
+
+
+def save(figure, path: Path) -> None:
+  """Writes a figure and frees it."""
+  figure.savefig(path, dpi=110)
+  plt.close(figure)

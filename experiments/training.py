@@ -1,0 +1,123 @@
+"""What training scripts do between their learner and their results."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from experiments.flags import FLAGS
+from metajax.evaluation import Estimate, estimate, evaluator
+from metajax.results import open_workdir, write_results
+from metajax.training import choose_task_chunk, meta_trainer, task_mesh
+from metajax.training.loop import Schedule, Trained, fit
+from metajax.types import LossFn, MetaLearner, Params, TaskFamily
+
+# Flags that say where a run is, not what it is.
+NOT_CONFIG = ("workdir", "data_dir", "debug", "preset")
+
+
+def start(experiment: str) -> Path:
+  """Makes or reopens the folder of the run that the flags describe."""
+  key_flags = FLAGS.get_key_flags_for_module(sys.argv[0])
+  config = {f.name: f.value for f in key_flags if f.name not in NOT_CONFIG}
+  digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+  default = Path("runs") / f"{experiment}-{digest.hexdigest()[:8]}"
+  workdir = Path(FLAGS.workdir or default)
+  open_workdir(workdir, {"experiment": experiment, **config})
+  print(f"{experiment}: run in {workdir}", file=sys.stderr)
+  return workdir
+
+
+def train(
+  learner: MetaLearner,
+  tasks: TaskFamily,
+  workdir: Path,
+  validate: Callable[[Params], Mapping[str, float]],
+) -> Trained:
+  """Meta-trains by the flags, from the newest checkpoint in the workdir."""
+  mesh = task_mesh(FLAGS.meta_batch)
+  task_chunk = FLAGS.task_chunk or choose_task_chunk(
+    learner, tasks, FLAGS.meta_batch // mesh.size
+  )
+  if FLAGS.outer_schedule == "cosine":
+    outer_lr = optax.cosine_decay_schedule(FLAGS.outer_lr, FLAGS.steps)
+  else:
+    outer_lr = FLAGS.outer_lr
+  init_key, task_key = jax.random.split(jax.random.key(FLAGS.seed))
+  trainer = meta_trainer(
+    learner,
+    optax.adam(outer_lr),
+    tasks,
+    meta_batch=FLAGS.meta_batch,
+    task_chunk=task_chunk,
+    mesh=mesh,
+    rng=task_key,
+  )
+  schedule = Schedule(
+    FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
+  )
+  return fit(
+    trainer,
+    init_key,
+    schedule,
+    workdir,
+    tasks_per_step=FLAGS.meta_batch,
+    validate=lambda state: dict(validate(state.meta_params)),
+  )
+
+
+def scorer(
+  learner: MetaLearner,
+  tasks: TaskFamily,
+  metrics: Mapping[str, LossFn],
+  split: str,
+  num_tasks: int,
+  **options: Any,
+) -> Callable[[Params], dict[str, Estimate]]:
+  """Returns `meta_params -> {metric: estimate}` on the fixed tasks of a split."""
+  rng = jax.random.fold_in(
+    jax.random.key(FLAGS.eval_seed), ("validation", "test").index(split)
+  )
+  mesh = task_mesh(num_tasks)
+  score = evaluator(
+    learner, tasks, metrics, rng, num_tasks=num_tasks, mesh=mesh, **options
+  )
+  return lambda params: {k: estimate(v) for k, v in score(params).items()}
+
+
+def finish(
+  workdir: Path,
+  experiment: str,
+  protocol: Mapping[str, Any],
+  metrics: Mapping[str, Estimate],
+  trained: Trained,
+) -> None:
+  """Writes `results.json` and prints the table and the files of the run."""
+  write_results(
+    workdir,
+    experiment=experiment,
+    protocol=protocol,
+    metrics=metrics,
+    wall_seconds=trained.wall_seconds,
+    compile_seconds=trained.compile_seconds,
+    steps=FLAGS.steps,
+    seed=FLAGS.seed,
+  )
+  width = max(map(len, metrics))
+  print(f"\n{'metric':{width}}      mean +- 95% interval   tasks")
+  for name, value in metrics.items():
+    print(
+      f"{name:{width}}  {value.mean:8.4f} +- {value.ci95:.4f}"
+      f"{value.num_tasks:15d}"
+    )
+  print(
+    f"\n{FLAGS.steps} meta-steps in {trained.wall_seconds:.1f} s, of which "
+    f"{trained.compile_seconds:.1f} s compiling\n"
+  )
+  for path in sorted(workdir.glob("*.png")) + [workdir / "results.json"]:
+    print(path)

@@ -1,0 +1,37 @@
+"""metajax: meta-learning in JAX."""
+
+from importlib import metadata
+
+from metajax import inner_loop, learners, losses, training
+from metajax.evaluation import Estimate, evaluate
+from metajax.types import (
+  Batch,
+  Episode,
+  LossFn,
+  MetaLearner,
+  Model,
+  Splits,
+  TaskFamily,
+)
+
+try:
+  __version__ = metadata.version("metajax")
+except metadata.PackageNotFoundError:  # Run from a checkout, not installed.
+  __version__ = "unknown"
+
+__all__ = [
+  "Batch",
+  "Episode",
+  "Estimate",
+  "LossFn",
+  "MetaLearner",
+  "Model",
+  "Splits",
+  "TaskFamily",
+  "evaluate",
+  "inner_loop",
+  "learners",
+  "losses",
+  "tasks",
+  "training",
+]

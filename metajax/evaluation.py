@@ -1,0 +1,165 @@
+"""How well a meta-learner learns new tasks, with confidence intervals."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from metajax.training.mesh import TASKS, task_mesh
+from metajax.types import (
+  LossFn,
+  MetaLearner,
+  Metrics,
+  Params,
+  PRNGKey,
+  TaskFamily,
+)
+
+
+class Estimate(NamedTuple):
+  """A mean over tasks.
+
+  Attributes:
+    mean: the mean of the tasks' values.
+    ci95: half the width of its 95% confidence interval,
+      `1.96 * std / sqrt(num_tasks)`, the tasks being independent.
+    num_tasks: how many tasks.
+  """
+
+  mean: float
+  ci95: float
+  num_tasks: int
+
+
+def estimate(values) -> Estimate:
+  """Returns the mean of one value per task, `[num_tasks]`, and its interval."""
+  values = np.asarray(values, np.float64)
+  if values.ndim != 1 or values.size < 2:
+    raise ValueError(
+      f"values of shape {values.shape}: an interval needs one value for each "
+      "of at least 2 tasks."
+    )
+  ci95 = 1.96 * values.std(ddof=1) / np.sqrt(values.size)
+  return Estimate(float(values.mean()), float(ci95), values.size)
+
+
+def evaluate(
+  learner: MetaLearner,
+  meta_params: Params,
+  tasks: TaskFamily,
+  metrics: Mapping[str, LossFn],
+  rng: PRNGKey,
+  *,
+  num_tasks: int = 600,
+  task_chunk: int = 8,
+  transductive: bool = True,
+  mesh: Mesh | None = None,
+) -> dict[str, Estimate]:
+  """Adapts to fresh tasks and scores the predictions on their queries.
+
+  To evaluate many parameters on the same tasks, build an `evaluator` once.
+
+  Args:
+    learner: the meta-learner; its `adapt` says how many steps are taken.
+    meta_params: its meta-parameters.
+    tasks: the task family to report on.
+    metrics: `(predictions, targets) -> scalar` functions by name.
+    rng: the key that fixes the tasks: task i is drawn from `fold_in(rng, i)`.
+    num_tasks: how many tasks, at least 2.
+    task_chunk: tasks treated at once on a device, which bounds the memory.
+    transductive: whether a task's queries are predicted together. If not, each
+      is predicted alone in the company of the support inputs, so that a model
+      that normalises by batch statistics cannot look at the other queries
+      (Nichol et al. 2018, section 6.1).
+    mesh: spreads the tasks over its devices; one device if None.
+
+  Returns:
+    An `Estimate` by metric.
+
+  Raises:
+    ValueError: if `num_tasks` is less than 2 or `task_chunk` less than 1.
+
+  References:
+    Nichol et al., `On First-Order Meta-Learning Algorithms
+    <https://arxiv.org/abs/1803.02999>`_, 2018.
+  """
+  score = evaluator(
+    learner,
+    tasks,
+    metrics,
+    rng,
+    num_tasks=num_tasks,
+    task_chunk=task_chunk,
+    transductive=transductive,
+    mesh=mesh,
+  )
+  return {name: estimate(v) for name, v in score(meta_params).items()}
+
+
+def evaluator(
+  learner: MetaLearner,
+  tasks: TaskFamily,
+  metrics: Mapping[str, LossFn],
+  rng: PRNGKey,
+  *,
+  num_tasks: int = 600,
+  task_chunk: int = 8,
+  transductive: bool = True,
+  mesh: Mesh | None = None,
+) -> Callable[[Params], dict[str, np.ndarray]]:
+  """Returns `meta_params -> {metric: values [num_tasks]}`, compiled once.
+
+  The arguments are those of `evaluate`. The tasks are the same at every call,
+  so the differences of two calls are paired.
+  """
+  if num_tasks < 2:
+    raise ValueError(f"num_tasks={num_tasks}: must be 2 or more.")
+  if task_chunk < 1:
+    raise ValueError(f"task_chunk={task_chunk}: must be 1 or more.")
+  mesh = task_mesh(1) if mesh is None else mesh
+  tasks = jax.tree_util.Partial(tasks)
+
+  def score_task(meta_params, tasks, key) -> Metrics:
+    task_key, adapt_key = jax.random.split(key)
+    support, query = tasks(task_key)
+    task_params = learner.adapt(meta_params, support, adapt_key)
+    if transductive:
+      predictions = learner.predict(task_params, query.inputs)
+    else:
+
+      def predict_alone(x):
+        company = jnp.concatenate([support.inputs, x[None]])
+        return learner.predict(task_params, company)[-1]
+
+      predictions = jax.lax.map(predict_alone, query.inputs)
+    return {k: f(predictions, query.targets) for k, f in metrics.items()}
+
+  def score_shard(meta_params, tasks, keys):
+    score = functools.partial(score_task, meta_params, tasks)
+    return jax.lax.map(score, keys, batch_size=task_chunk)
+
+  score = jax.jit(
+    jax.shard_map(
+      score_shard,
+      mesh=mesh,
+      in_specs=(P(), P(), P(TASKS)),
+      out_specs=P(TASKS),
+      check_vma=False,
+    )
+  )
+  # Whole chunks on every device; the surplus is cut off below.
+  padded = -(-num_tasks // (mesh.size * task_chunk)) * mesh.size * task_chunk
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(padded))
+  keys = jax.device_put(keys, NamedSharding(mesh, P(TASKS)))
+  tasks = jax.device_put(tasks, NamedSharding(mesh, P()))
+
+  def scores(meta_params: Params) -> dict[str, np.ndarray]:
+    values = score(meta_params, tasks, keys)
+    return {k: np.asarray(v)[:num_tasks] for k, v in values.items()}
+
+  return scores

@@ -1,0 +1,18 @@
+"""Meta-learning algorithms, each a constructor of a `MetaLearner`."""
+
+import functools
+from collections.abc import Callable
+
+from metajax.learners.maml import maml
+from metajax.learners.meta_gradients import gradient_of_mean, mean_of_gradients
+from metajax.types import MetaLearner
+
+# Every algorithm by name: what `--learner` reads and what the contract tests
+# run over. A constructor is called as maml is: (model, loss_fn,
+# inner_optimizer, num_steps, *, num_eval_steps, metrics, memory).
+REGISTRY: dict[str, Callable[..., MetaLearner]] = {
+  "maml": maml,
+  "fomaml": functools.partial(maml, first_order=True),
+}
+
+__all__ = ["REGISTRY", "gradient_of_mean", "maml", "mean_of_gradients"]

@@ -1,0 +1,33 @@
+"""Losses and scores of one batch: `(predictions, targets) -> scalar`."""
+
+import chex
+import jax.numpy as jnp
+import optax
+
+from metajax.types import Array
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+  """Mean cross-entropy: `-1/n sum_i log softmax(logits_i)[labels_i]`.
+
+  Args:
+    logits: `[n, classes]`.
+    labels: `[n]` integers.
+
+  Returns:
+    A scalar, in nats.
+  """
+  chex.assert_rank([logits, labels], [2, 1])
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def accuracy(logits: Array, labels: Array) -> Array:
+  """Fraction of the rows of `logits` `[n, classes]` that peak at their label."""
+  chex.assert_rank([logits, labels], [2, 1])
+  return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+
+
+def mean_squared_error(predictions: Array, targets: Array) -> Array:
+  """Mean of `(predictions - targets)^2` over examples and outputs `[n, d]`."""
+  chex.assert_equal_shape([predictions, targets])
+  return jnp.mean(jnp.square(predictions - targets))

@@ -1,0 +1,65 @@
+"""Normalisation layers that keep no running statistics, by name."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from metajax.types import Array
+
+
+class BatchNorm(nn.Module):
+  """Normalises by the statistics of the very inputs given (transductive).
+
+  Over all axes but the last::
+
+    y = scale (x - mean(x)) / sqrt(var(x) + epsilon) + bias
+
+  There are no running averages, so `apply` is pure, in training and at test
+  alike: the examples of a batch see each other.
+  """
+
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+    axes = tuple(range(x.ndim - 1))
+    centred = x - x.mean(axes)
+    variance = jnp.square(centred).mean(axes)
+    return centred * (scale * lax.rsqrt(variance + self.epsilon)) + bias
+
+
+def _layer_norm() -> Callable[[Array], Array]:
+  def layer(x: Array) -> Array:
+    # Over everything but the examples; scale and bias by channel.
+    return nn.LayerNorm(reduction_axes=tuple(range(1, x.ndim)))(x)
+
+  return layer
+
+
+NORMALIZATIONS: dict[str, Callable[[], Callable[[Array], Array]]] = {
+  "batch": BatchNorm,
+  "layer": _layer_norm,
+  "group": lambda: nn.GroupNorm(num_groups=8),
+  "none": lambda: lambda x: x,
+}
+
+
+def normalize(name: str) -> Callable[[Array], Array]:
+  """Returns a fresh normalisation layer.
+
+  Args:
+    name: "batch" (statistics of the very inputs given: transductive), "layer"
+      (over all but the example axis), "group" (8 groups of channels) or "none".
+
+  Raises:
+    ValueError: for any other name.
+  """
+  if name not in NORMALIZATIONS:
+    raise ValueError(
+      f"normalization={name!r}: must be one of {sorted(NORMALIZATIONS)}."
+    )
+  return NORMALIZATIONS[name]()

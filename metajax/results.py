@@ -1,0 +1,125 @@
+"""The files that say what a run was and what came of it."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from metajax.evaluation import Estimate
+
+PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def open_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+  """Makes the folder of a run, or checks that it is this very run's.
+
+  Writes `config.json`: the given values, and under "environment" the versions,
+  the device and the git commit.
+
+  Args:
+    workdir: the folder.
+    config: what defines the run, JSON values by flag name.
+
+  Raises:
+    ValueError: if the folder holds something else, or a run of other flags.
+  """
+  path = workdir / "config.json"
+  if path.exists():
+    try:
+      before = json.loads(path.read_text())["flags"]
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"{path} is unreadable ({error}); choose another --workdir."
+      ) from error
+    for name in sorted({*before, *config}):
+      if before.get(name) != config.get(name):
+        raise ValueError(
+          f"--workdir={workdir} holds a run with --{name}={before.get(name)}, "
+          f"not {config.get(name)}: use that value, or another --workdir."
+        )
+    return
+  if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    raise ValueError(
+      f"--workdir={workdir} exists and is no run of metajax: choose a new or "
+      "an empty folder."
+    )
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_json(path, {"flags": dict(config), "environment": environment()})
+
+
+def environment() -> dict[str, Any]:
+  """Returns what a number depends on beside the flags."""
+  device = jax.devices()[0]
+  return {
+    "device": f"{device.device_kind} x{jax.device_count()}",
+    "platform": device.platform,
+    "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    "versions": versions(),
+    "git_commit": _git_commit(),
+  }
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of Python and of the packages that matter."""
+  found = {"python": platform.python_version()}
+  for package in PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      found[package] = "not installed"
+  return found
+
+
+def write_results(
+  workdir: Path,
+  *,
+  experiment: str,
+  protocol: Mapping[str, Any],
+  metrics: Mapping[str, Estimate],
+  wall_seconds: float,
+  compile_seconds: float,
+  steps: int,
+  seed: int,
+) -> Path:
+  """Writes `results.json`, whole or not at all, and returns its path."""
+  about = environment()
+  path = workdir / "results.json"
+  write_json(
+    path,
+    {
+      "experiment": experiment,
+      "protocol": dict(protocol),
+      "metrics": {name: value._asdict() for name, value in metrics.items()},
+      "wall_seconds": wall_seconds,
+      "compile_seconds": compile_seconds,
+      "steps": steps,
+      "seed": seed,
+      "device": f"{about['device']} ({about['host']})",
+      "versions": about["versions"],
+    },
+  )
+  return path
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a JSON file under another name, then renames it."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(json.dumps(value, indent=2) + "\n")
+  os.replace(temporary, path)
+
+
+def _git_commit() -> str:
+  root = Path(__file__).resolve().parent.parent
+  command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+  try:
+    return subprocess.run(
+      command, capture_output=True, text=True, check=True
+    ).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"

@@ -1,0 +1,1 @@
+from metajax.tasks.sinusoid import sinusoid

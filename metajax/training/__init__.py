@@ -1,0 +1,17 @@
+"""Meta-training: the step, the devices, the loop, checkpoints and records.
+
+`loop`, `checkpoint` and `logging` are imported by name, so that the step
+alone needs neither orbax nor TensorBoard.
+"""
+
+from metajax.training.chunking import choose_task_chunk
+from metajax.training.mesh import task_mesh
+from metajax.training.step import Trainer, TrainState, meta_trainer
+
+__all__ = [
+  "Trainer",
+  "TrainState",
+  "choose_task_chunk",
+  "meta_trainer",
+  "task_mesh",
+]

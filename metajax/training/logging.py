@@ -1,0 +1,99 @@
+"""Records of a run: metrics.jsonl, TensorBoard event files, the terminal."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorboardX
+from tqdm import tqdm
+
+
+class Logger(NamedTuple):
+  """Where the numbers of a run go.
+
+  Attributes:
+    write: `(step, scalars)`, one line of numbers.
+    progress: `(step, scalars)`, called often, keeps a terminal's bar alive.
+    close: `()`.
+  """
+
+  write: Callable[[int, dict[str, float]], None]
+  progress: Callable[[int, dict[str, float]], None]
+  close: Callable[[], None]
+
+
+def run_logger(workdir: Path, first_step: int, num_steps: int) -> Logger:
+  """Logs to `metrics.jsonl`, to `tensorboard/` and to standard error.
+
+  Whatever the files hold of steps after `first_step` (a run that went on after
+  its last checkpoint and was killed) is dropped, so that every step stands in
+  them once.
+
+  Args:
+    workdir: the run's folder.
+    first_step: the step that the run starts or resumes from.
+    num_steps: the step that it ends with.
+  """
+  jsonl = _open_jsonl(workdir / "metrics.jsonl", first_step)
+  board = tensorboardX.SummaryWriter(
+    str(workdir / "tensorboard"), purge_step=first_step + 1
+  )
+  live = sys.stderr.isatty()
+  bar = tqdm(
+    total=num_steps,
+    initial=first_step,
+    disable=not live,
+    unit="step",
+    dynamic_ncols=True,
+  )
+
+  def write(step: int, scalars: dict[str, float]) -> None:
+    # JSON has no NaN.
+    finite = {
+      k: v if math.isfinite(v) else repr(v) for k, v in scalars.items()
+    }
+    jsonl.write(json.dumps({"step": step, **finite}) + "\n")
+    jsonl.flush()
+    for name, value in scalars.items():
+      board.add_scalar(name, value, step)
+    if not live:
+      print(f"step {step}/{num_steps}  {_pretty(scalars)}", file=sys.stderr)
+
+  def progress(step: int, scalars: dict[str, float]) -> None:
+    bar.set_postfix_str(_pretty(scalars), refresh=False)
+    bar.update(step - bar.n)
+
+  def close() -> None:
+    bar.close()
+    board.close()
+    jsonl.close()
+
+  return Logger(write, progress, close)
+
+
+def read_jsonl(path: Path) -> list[dict]:
+  """Returns the whole lines of a metrics file; a last line cut short is none."""
+  lines = []
+  for line in path.read_text().splitlines():
+    try:
+      lines.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return lines
+
+
+def _open_jsonl(path: Path, first_step: int):
+  if path.exists():
+    kept = [line for line in read_jsonl(path) if line["step"] <= first_step]
+    replacement = path.with_suffix(".tmp")
+    replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(replacement, path)
+  return path.open("a")
+
+
+def _pretty(scalars: dict[str, float]) -> str:
+  return "  ".join(f"{name}={value:.4g}" for name, value in scalars.items())

@@ -1,0 +1,159 @@
+"""The meta-training loop: steps, records, validation, checkpoints, signals."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from metajax.training import checkpoint
+from metajax.training.logging import run_logger
+from metajax.training.step import Trainer, TrainState
+from metajax.types import PRNGKey
+
+# A call of the compiled loop lasts about this long, so that signals and the
+# progress bar are served in time.
+SECONDS_PER_CALL = 1.0
+
+
+class Interrupted(Exception):
+  """A signal ended the loop; a checkpoint of where it stood is written."""
+
+  def __init__(self, signum: int, step: int):
+    super().__init__(f"{signal.Signals(signum).name} at step {step}")
+    self.signum = signum
+    self.step = step
+
+
+class Schedule(NamedTuple):
+  """When what happens, in meta-steps.
+
+  Attributes:
+    num_steps: the length of the run.
+    log_every: steps between two lines of metrics.
+    eval_every: steps between two validations.
+    checkpoint_every: steps between two checkpoints.
+  """
+
+  num_steps: int
+  log_every: int
+  eval_every: int
+  checkpoint_every: int
+
+  def next_event(self, step: int) -> int:
+    """Returns the first step after `step` at which something is due."""
+    periods = (self.log_every, self.eval_every, self.checkpoint_every)
+    return min(self.num_steps, *((step // p + 1) * p for p in periods))
+
+  def due(self, step: int, period: int) -> bool:
+    """Tells whether what has this period is due; at the end, everything is."""
+    return step % period == 0 or step == self.num_steps
+
+
+class Trained(NamedTuple):
+  """The end of a run: its state, and seconds of all its sessions together."""
+
+  state: TrainState
+  wall_seconds: float
+  compile_seconds: float
+
+
+def fit(
+  trainer: Trainer,
+  rng: PRNGKey,
+  schedule: Schedule,
+  workdir: Path,
+  *,
+  tasks_per_step: int,
+  validate: Callable[[TrainState], dict[str, float]] | None = None,
+) -> Trained:
+  """Trains to the end of the schedule, from the newest checkpoint on.
+
+  The parameters at the end do not depend on whether and where the run was
+  interrupted, bit for bit, on the same kind of device.
+
+  Args:
+    trainer: from `training.meta_trainer`.
+    rng: the key of the initial parameters.
+    schedule: what is due when.
+    workdir: the run's folder: `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
+    tasks_per_step: the meta-batch, for the throughput shown.
+    validate: scores a state on validation tasks; names get "validation/".
+
+  Raises:
+    Interrupted: on SIGINT or SIGTERM, once a checkpoint is written.
+  """
+  start = time.monotonic()
+  state = trainer.init(rng)
+  checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints")
+  restored = checkpoint.restore(checkpoints, state)
+  state, notes = restored or (state, {"wall_seconds": 0.0, "compile_seconds": 0.0})
+  earlier = notes["wall_seconds"]
+  step = int(state.step)
+
+  before_compile = time.monotonic()
+  train, _ = trainer.compile(state)
+  notes["compile_seconds"] += time.monotonic() - before_compile
+
+  def save(state):
+    notes["wall_seconds"] = earlier + time.monotonic() - start
+    checkpoint.save(checkpoints, state, notes)
+
+  logger = run_logger(workdir, step, schedule.num_steps)
+  steps_per_call, calls = 1, []  # The calls since the last line of the log.
+  with contextlib.closing(logger), _caught_signals() as caught:
+    while step < schedule.num_steps:
+      taken = min(steps_per_call, schedule.next_event(step) - step)
+      before = time.monotonic()
+      state, metrics = jax.block_until_ready(train(state, taken))
+      elapsed = time.monotonic() - before
+      step += taken
+      calls.append((taken, elapsed, jax.device_get(metrics)))
+      rate = taken / elapsed
+      # Grows by at most 8 so that one lucky call does not make a long one.
+      steps_per_call = max(1, min(8 * taken, int(rate * SECONDS_PER_CALL)))
+      logger.progress(step, _means(calls, tasks_per_step))
+
+      scalars = {}
+      if schedule.due(step, schedule.log_every):
+        scalars |= _means(calls, tasks_per_step)
+        calls = []
+      if validate is not None and schedule.due(step, schedule.eval_every):
+        scores = validate(state)
+        scalars |= {f"validation/{k}": v for k, v in scores.items()}
+      if scalars:
+        logger.write(step, scalars)
+      if caught or schedule.due(step, schedule.checkpoint_every):
+        save(state)
+      if caught:
+        raise Interrupted(caught[0], step)
+  return Trained(
+    state, earlier + time.monotonic() - start, notes["compile_seconds"]
+  )
+
+
+def _means(calls: list[tuple[int, float, dict]], tasks_per_step: int) -> dict:
+  """Means over the steps of several calls of the compiled loop."""
+  steps = sum(taken for taken, _, _ in calls)
+  seconds = sum(elapsed for _, elapsed, _ in calls)
+  means = {
+    name: sum(taken * float(m[name]) for taken, _, m in calls) / steps
+    for name in calls[0][2]
+  }
+  return {**means, "tasks_per_second": steps * tasks_per_step / seconds}
+
+
+@contextlib.contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+  """Collects SIGINT and SIGTERM instead of dying of them."""
+  caught: list[int] = []
+  signals = (signal.SIGINT, signal.SIGTERM)
+  previous = [signal.signal(s, lambda n, _: caught.append(n)) for s in signals]
+  try:
+    yield caught
+  finally:
+    for signum, handler in zip(signals, previous, strict=True):
+      signal.signal(signum, handler)

@@ -1,0 +1,176 @@
+"""The meta-training step: sample tasks, average their meta-gradients, update."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from metajax.training.mesh import TASKS
+from metajax.types import (
+  Array,
+  Episode,
+  MetaLearner,
+  Metrics,
+  Params,
+  PRNGKey,
+  TaskFamily,
+)
+
+
+Train = Callable[["TrainState", int], tuple["TrainState", Metrics]]
+
+
+class TrainState(NamedTuple):
+  """Everything that changes in meta-training.
+
+  Attributes:
+    step: int32 scalar, the number of meta-steps taken.
+    meta_params: the meta-parameters.
+    opt_state: the state of the outer optimizer.
+  """
+
+  step: Array
+  meta_params: Params
+  opt_state: optax.OptState
+
+
+class Trainer(NamedTuple):
+  """Pure functions that start and continue meta-training.
+
+  Attributes:
+    init: `(rng) -> TrainState`, replicated over the mesh.
+    compile: `(state) -> (train, executable)`, for states like the given one.
+      `train(state, num_steps) -> (state, metrics)` takes `num_steps` meta-steps
+      and returns the mean of their metrics; it donates the given state. The
+      number of steps is an argument of the program, and the program is compiled
+      ahead of time, so a run is traced once, whatever it does. `executable` is
+      the program itself, which tells its memory and its FLOPs.
+  """
+
+  init: Callable[[PRNGKey], TrainState]
+  compile: Callable[[TrainState], tuple[Train, jax.stages.Compiled]]
+
+
+def meta_trainer(
+  learner: MetaLearner,
+  optimizer: optax.GradientTransformation,
+  tasks: TaskFamily,
+  *,
+  meta_batch: int,
+  task_chunk: int,
+  mesh: Mesh,
+  rng: PRNGKey,
+) -> Trainer:
+  """Builds a trainer whose whole loop runs inside one compiled function.
+
+  A meta-step draws `meta_batch` tasks on the devices, splits them over the
+  mesh, lets `learner.meta_grad` treat `task_chunk` of them at a time and
+  averages::
+
+    g = 1/B sum_{chunks c} |c| meta_grad(theta, episodes_c)
+    theta <- theta + optimizer(g)
+
+  so the memory in use is that of one chunk. Task i of step s is drawn from
+  `fold_in(fold_in(rng, s), i)`: the tasks depend neither on the chunks nor on
+  the devices nor on where a run was interrupted.
+
+  Args:
+    learner: any meta-learner.
+    optimizer: the outer optimizer.
+    tasks: the task family to train on.
+    meta_batch: B, tasks per meta-step.
+    task_chunk: tasks whose meta-gradient is computed at once, on one device;
+      must divide `meta_batch / mesh.size`.
+    mesh: a mesh with the axis "tasks"; see `training.mesh.task_mesh`.
+    rng: the key from which all tasks are drawn.
+
+  Returns:
+    A `Trainer`.
+
+  Raises:
+    ValueError: if the mesh or the chunk does not divide the meta-batch.
+  """
+  per_device, rest = divmod(meta_batch, mesh.size)
+  if rest:
+    raise ValueError(
+      f"meta_batch={meta_batch}: must be a multiple of {mesh.size} devices."
+    )
+  if task_chunk < 1 or per_device % task_chunk:
+    raise ValueError(
+      f"task_chunk={task_chunk}: must divide the {per_device} tasks of a device."
+    )
+  num_chunks = per_device // task_chunk
+  tasks = jax.tree_util.Partial(tasks)
+  replicated = NamedSharding(mesh, P())
+
+  def chunk_grad(meta_params, tasks, step_key, chunk):
+    """The meta-gradient and metrics of one chunk; `chunk` counts globally."""
+    index = chunk * task_chunk + jnp.arange(task_chunk)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, index)
+    episodes: Episode = jax.vmap(tasks)(keys)
+    return learner.meta_grad(
+      meta_params, episodes, jax.random.fold_in(step_key, meta_batch + chunk)
+    )
+
+  def device_grad(meta_params, tasks, step_key):
+    first = jax.lax.axis_index(TASKS) * num_chunks
+    total = chunk_grad(meta_params, tasks, step_key, first)
+
+    def add(total, chunk):
+      new = chunk_grad(meta_params, tasks, step_key, chunk)
+      return jax.tree.map(jnp.add, total, new), None
+
+    if num_chunks > 1:
+      chunks = first + jnp.arange(1, num_chunks)
+      total, _ = jax.lax.scan(add, total, chunks)
+    mean = jax.tree.map(lambda x: x / num_chunks, total)
+    return jax.lax.pmean(mean, TASKS)
+
+  # Gradients are local to a device until pmean; check_vma would turn the
+  # gradient of replicated parameters into a sum over devices.
+  sharded_grad = jax.shard_map(
+    device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
+  )
+
+  def meta_step(state: TrainState, tasks, rng) -> tuple[TrainState, Metrics]:
+    step_key = jax.random.fold_in(rng, state.step)
+    grads, metrics = sharded_grad(state.meta_params, tasks, step_key)
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.meta_params
+    )
+    meta_params = optax.apply_updates(state.meta_params, updates)
+    return TrainState(state.step + 1, meta_params, opt_state), metrics
+
+  @jax.jit
+  def init(rng: PRNGKey) -> TrainState:
+    episode = tasks(rng)
+    meta_params = learner.init(rng, episode.support.inputs)
+    return TrainState(jnp.int32(0), meta_params, optimizer.init(meta_params))
+
+  def train_steps(state, num_steps, tasks, rng):
+    def body(_, carry):
+      state, total = carry
+      state, metrics = meta_step(state, tasks, rng)
+      return state, jax.tree.map(jnp.add, total, metrics)
+
+    shapes = jax.eval_shape(meta_step, state, tasks, rng)[1]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    state, total = jax.lax.fori_loop(0, num_steps, body, (state, zeros))
+    return state, jax.tree.map(lambda x: x / num_steps, total)
+
+  tasks, rng = jax.device_put((tasks, rng), replicated)
+
+  def compile(state):
+    jitted = jax.jit(train_steps, donate_argnums=0)
+    executable = jitted.lower(state, jnp.int32(0), tasks, rng).compile()
+
+    def train(state, num_steps):
+      return executable(state, jnp.int32(num_steps), tasks, rng)
+
+    return train, executable
+
+  return Trainer(lambda rng: jax.device_put(init(rng), replicated), compile)
