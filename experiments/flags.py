@@ -81,14 +81,16 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
     main: the script, which reads `FLAGS`.
     presets: flag values by preset name; explicit flags win over them.
   """
-  flags.adopt_module_key_flags(sys.modules[__name__], FLAGS)
+  script = sys.argv[0]  # By which absl knows the main module.
+  for flag in FLAGS.get_flags_for_module(__name__):
+    FLAGS.register_key_flag_for_module(script, flag)
   if presets:
     flags.DEFINE_enum(
       "preset",
       None,
       list(presets),
       "A published protocol; explicit flags override it.",
-      module_name=sys.argv[0],
+      module_name=script,
     )
   signal.signal(signal.SIGTERM, _terminate)
 

@@ -94,8 +94,6 @@ def main() -> None:
     query_shots=query_shots,
     split=FLAGS.split,
   )
-  workdir = training.start("maml_omniglot")
-
   if FLAGS.model == "conv4":
     model = conv4(
       FLAGS.ways, filters=FLAGS.filters, normalization=FLAGS.normalization
@@ -127,11 +125,10 @@ def main() -> None:
 
   steps = FLAGS.eval_inner_steps
   validation = scorer(steps, "validation", FLAGS.validation_tasks)
+  trainer = training.trainer(learner(steps), splits.train)
+  workdir = training.start("maml_omniglot")
   trained = training.train(
-    learner(steps),
-    splits.train,
-    workdir,
-    lambda params: {"accuracy": validation(params).mean},
+    trainer, workdir, lambda params: {"accuracy": validation(params).mean}
   )
 
   params = trained.state.meta_params

@@ -42,8 +42,6 @@ EVAL_QUERY_SHOTS = 100
 
 
 def main() -> None:
-  workdir = training.start("maml_sinusoid")
-
   def learner(num_steps: int):
     return REGISTRY[FLAGS.learner](
       MLP(num_outputs=1, hidden=(40, 40)),
@@ -64,11 +62,12 @@ def main() -> None:
     )
 
   validation = scores(FLAGS.eval_shots[0], FLAGS.inner_steps, "validation", 600)
+  trainer = training.trainer(
+    learner(FLAGS.inner_steps), sinusoid(FLAGS.shots, FLAGS.query_shots)
+  )
+  workdir = training.start("maml_sinusoid")
   trained = training.train(
-    learner(FLAGS.inner_steps),
-    sinusoid(FLAGS.shots, FLAGS.query_shots),
-    workdir,
-    lambda params: {"mse": validation(params)["mse"].mean},
+    trainer, workdir, lambda params: {"mse": validation(params)["mse"].mean}
   )
   params = trained.state.meta_params
   metrics = {

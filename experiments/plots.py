@@ -132,7 +132,7 @@ def sinusoid_fits(
     columns: how many curves.
   """
   figure, all_axes = plt.subplots(
-    1, columns, figsize=(3.2 * columns, 3.2), sharey=True, layout="constrained"
+    1, columns, figsize=(3.2 * columns, 3.4), sharey=True, layout="constrained"
   )
   grid = jnp.linspace(-5.0, 5.0, 200)[:, None]
   colors = plt.get_cmap("viridis")(np.linspace(0.75, 0.1, len(learners)))
@@ -151,11 +151,14 @@ def sinusoid_fits(
         "--" if steps == 0 else "-",
         color=color,
         lw=1.4,
-        label="before" if steps == 0 else f"{steps} steps",
+        label="before" if steps == 0 else f"after {steps} step{'s'[: steps > 1]}",
       )
     axes.set_xlabel("x")
   all_axes[0].set_ylabel("y")
-  all_axes[-1].legend(fontsize=7, loc="upper right")
+  handles, labels = all_axes[0].get_legend_handles_labels()
+  figure.legend(
+    handles, labels, loc="outside upper center", ncols=len(labels), frameon=False
+  )
   save(figure, path)
 
 

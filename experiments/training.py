@@ -13,7 +13,12 @@ import optax
 from experiments.flags import FLAGS
 from metajax.evaluation import Estimate, estimate, evaluator
 from metajax.results import open_workdir, write_results
-from metajax.training import choose_task_chunk, meta_trainer, task_mesh
+from metajax.training import (
+  Trainer,
+  choose_task_chunk,
+  meta_trainer,
+  task_mesh,
+)
 from metajax.training.loop import Schedule, Trained, fit
 from metajax.types import LossFn, MetaLearner, Params, TaskFamily
 
@@ -33,13 +38,8 @@ def start(experiment: str) -> Path:
   return workdir
 
 
-def train(
-  learner: MetaLearner,
-  tasks: TaskFamily,
-  workdir: Path,
-  validate: Callable[[Params], Mapping[str, float]],
-) -> Trained:
-  """Meta-trains by the flags, from the newest checkpoint in the workdir."""
+def trainer(learner: MetaLearner, tasks: TaskFamily) -> Trainer:
+  """Builds the trainer that the flags describe."""
   mesh = task_mesh(FLAGS.meta_batch)
   task_chunk = FLAGS.task_chunk or choose_task_chunk(
     learner, tasks, FLAGS.meta_batch // mesh.size
@@ -48,26 +48,33 @@ def train(
     outer_lr = optax.cosine_decay_schedule(FLAGS.outer_lr, FLAGS.steps)
   else:
     outer_lr = FLAGS.outer_lr
-  init_key, task_key = jax.random.split(jax.random.key(FLAGS.seed))
-  trainer = meta_trainer(
+  return meta_trainer(
     learner,
     optax.adam(outer_lr),
     tasks,
     meta_batch=FLAGS.meta_batch,
     task_chunk=task_chunk,
     mesh=mesh,
-    rng=task_key,
+    rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
   )
+
+
+def train(
+  trainer: Trainer,
+  workdir: Path,
+  validate: Callable[[Params], dict[str, float]],
+) -> Trained:
+  """Meta-trains by the flags, from the newest checkpoint in the workdir."""
   schedule = Schedule(
     FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
   )
   return fit(
     trainer,
-    init_key,
+    jax.random.fold_in(jax.random.key(FLAGS.seed), 0),
     schedule,
     workdir,
     tasks_per_step=FLAGS.meta_batch,
-    validate=lambda state: dict(validate(state.meta_params)),
+    validate=lambda state: validate(state.meta_params),
   )
 
 

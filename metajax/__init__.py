@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-from metajax import inner_loop, learners, losses, training
+from metajax import inner_loop, learners, losses, tasks, training
 from metajax.evaluation import Estimate, evaluate
 from metajax.types import (
   Batch,

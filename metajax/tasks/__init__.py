@@ -1,1 +1,7 @@
+"""Task families: pure functions from a key to an episode."""
+
+from metajax.tasks.few_shot import few_shot_episodes
+from metajax.tasks.omniglot import omniglot
 from metajax.tasks.sinusoid import sinusoid
+
+__all__ = ["few_shot_episodes", "omniglot", "sinusoid"]

@@ -1,0 +1,142 @@
+"""Few-shot classification of images that lie on the device."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from metajax.types import Array, Batch, Episode, PRNGKey, TaskFamily
+
+
+def few_shot_episodes(
+  images: Array,
+  ways: int,
+  shots: int,
+  query_shots: int,
+  num_rotations: int = 1,
+) -> TaskFamily:
+  """N-way K-shot tasks drawn from a set of classes.
+
+  A task is `ways` different classes in random order, that order being their
+  labels, and of each class `shots` support and `query_shots` query examples, all
+  different. Support and query are shuffled, each by itself. With rotations, a
+  class turned by r * 90 degrees is a class of its own.
+
+  Args:
+    images: uint8 `[classes, examples, height, width, channels]`.
+    ways: N, classes per task.
+    shots: K, support examples per class.
+    query_shots: query examples per class.
+    num_rotations: 1 (none), 2 (0 and 90 degrees) or 4.
+
+  Returns:
+    A task family that carries the images as an argument. Inputs are float32
+    `[n, height, width, channels]` in [0, 1], targets int32 `[n]`.
+
+  Raises:
+    ValueError: if the images do not suffice, naming the argument.
+
+  References:
+    Vinyals et al., `Matching Networks for One Shot Learning
+    <https://arxiv.org/abs/1606.04080>`_, 2016, section 2.2.
+  """
+  _check(images, ways, shots, query_shots, num_rotations)
+  sample = functools.partial(
+    _sample_episode,
+    ways=ways,
+    shots=shots,
+    query_shots=query_shots,
+    num_rotations=num_rotations,
+  )
+  return jax.tree_util.Partial(sample, images)
+
+
+def _sample_episode(
+  images: Array,
+  rng: PRNGKey,
+  *,
+  ways: int,
+  shots: int,
+  query_shots: int,
+  num_rotations: int,
+) -> Episode:
+  class_key, example_key, support_key, query_key = jax.random.split(rng, 4)
+  num_classes, num_examples = images.shape[:2]
+  drawn = sample_distinct(class_key, num_classes * num_rotations, ways)
+  classes, turns = drawn // num_rotations, drawn % num_rotations
+  examples = jax.vmap(lambda key: jax.random.permutation(key, num_examples))(
+    jax.random.split(example_key, ways)
+  )[:, : shots + query_shots]
+  chosen = images[classes[:, None], examples].astype(jnp.float32) / 255
+  chosen = jax.vmap(functools.partial(_rotate, num_rotations))(chosen, turns)
+
+  def shuffled(key: PRNGKey, x: Array) -> Batch:
+    order = jax.random.permutation(key, ways * x.shape[1])
+    labels = order // x.shape[1]
+    return Batch(x[labels, order % x.shape[1]], labels.astype(jnp.int32))
+
+  return Episode(
+    shuffled(support_key, chosen[:, :shots]),
+    shuffled(query_key, chosen[:, shots:]),
+  )
+
+
+def sample_distinct(rng: PRNGKey, limit: int, count: int) -> Array:
+  """Draws `count` different integers below `limit`, in random order.
+
+  Floyd's algorithm: it costs `count` draws and no sort of `limit` numbers.
+  """
+  chex.assert_scalar_in(count, 1, limit)
+  draw_key, order_key = jax.random.split(rng)
+  tops = jnp.arange(limit - count, limit)
+  draws = jax.random.randint(draw_key, (count,), 0, tops + 1)
+
+  def take(index: int, chosen: Array) -> Array:
+    # Where a draw was drawn before, its top cannot have been.
+    seen = jnp.any(chosen == draws[index])
+    return chosen.at[index].set(jnp.where(seen, tops[index], draws[index]))
+
+  chosen = jax.lax.fori_loop(0, count, take, jnp.full(count, -1))
+  return jax.random.permutation(order_key, chosen)
+
+
+def _rotate(num_rotations: int, images: Array, turns: Array) -> Array:
+  """Turns `[n, size, size, channels]` counter-clockwise by `turns` * 90 deg."""
+  if num_rotations == 1:
+    return images
+  turned = [jnp.rot90(images, k, axes=(1, 2)) for k in range(num_rotations)]
+  return jax.lax.select_n(turns, *turned)
+
+
+def _check(images, ways, shots, query_shots, num_rotations) -> None:
+  if images.ndim != 5 or images.dtype != jnp.uint8:
+    raise ValueError(
+      f"images: {images.dtype} {images.shape} given, must be uint8 [classes, "
+      "examples, height, width, channels]."
+    )
+  classes, examples, height, width, _ = images.shape
+  if num_rotations not in (1, 2, 4):
+    raise ValueError(f"num_rotations={num_rotations}: must be 1, 2 or 4.")
+  if num_rotations > 1 and height != width:
+    raise ValueError(
+      f"num_rotations={num_rotations}: images of {height} x {width} cannot "
+      "turn, they must be square."
+    )
+  for name, value, least in (
+    ("ways", ways, 2),
+    ("shots", shots, 1),
+    ("query_shots", query_shots, 1),
+  ):
+    if value < least:
+      raise ValueError(f"{name}={value}: must be {least} or more.")
+  if ways > classes * num_rotations:
+    raise ValueError(
+      f"ways={ways}: must be at most {classes * num_rotations}, the number of "
+      "classes (rotations included)."
+    )
+  if shots + query_shots > examples:
+    raise ValueError(
+      f"shots={shots} and query_shots={query_shots}: together at most "
+      f"{examples}, the number of examples of a class."
+    )

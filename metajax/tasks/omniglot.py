@@ -1,0 +1,254 @@
+"""Omniglot: 1623 handwritten characters of 50 alphabets, 20 drawings each."""
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.tasks.few_shot import few_shot_episodes
+from metajax.types import Splits
+
+# Archive -> number of its characters.
+ARCHIVES = {"images_background.zip": 964, "images_evaluation.zip": 659}
+DRAWINGS = 20
+# The characters of the random split: training, validation, test.
+TRAIN, VALIDATION = 1100, 100
+VALIDATION_ALPHABETS = 5
+CACHE_FORMAT = 1
+SPLITS = ("random", "official")
+
+
+class OmniglotImages(NamedTuple):
+  """The whole data set in memory.
+
+  Attributes:
+    images: uint8 `[1623, 20, size, size, 1]`, ink 255 on ground 0.
+    alphabets: `[1623]` strings, the alphabet of each character.
+    is_background: bool `[1623]`, whether it is one of the 30 alphabets that
+      the authors set apart for training.
+  """
+
+  images: np.ndarray
+  alphabets: np.ndarray
+  is_background: np.ndarray
+
+
+def omniglot(
+  data_dir: str | os.PathLike | None = None,
+  *,
+  ways: int = 5,
+  shots: int = 1,
+  query_shots: int = 1,
+  eval_query_shots: int | None = None,
+  split: str = "random",
+  split_seed: int = 0,
+  num_rotations: int = 4,
+  image_size: int = 28,
+) -> Splits:
+  """N-way K-shot tasks of Omniglot characters, in three disjoint splits.
+
+  Rotated characters are classes of their own in every split. The split is of
+  characters and comes first, so no character crosses it in any rotation.
+
+  Args:
+    data_dir: folder of the two official archives; `$METAJAX_DATA_DIR` if None.
+    ways: N, classes per task.
+    shots: K, support images per class.
+    query_shots: query images per class.
+    eval_query_shots: the same for validation and test; `query_shots` if None.
+    split: "random" takes 1100 / 100 / 423 characters of all alphabets (Finn et
+      al. 2017); "official" takes 25 / 5 of the 30 background alphabets for
+      training and validation and the 20 evaluation alphabets for test (Lake et
+      al. 2015).
+    split_seed: the seed of what the split draws.
+    num_rotations: 4 for multiples of 90 degrees, 2 for 0 and 90, 1 for none.
+    image_size: height and width in pixels; the originals have 105.
+
+  Returns:
+    Task families for training, validation and test.
+
+  Raises:
+    ValueError: for arguments out of range, or damaged data.
+    FileNotFoundError: if the archives are not there; it says how to get them.
+
+  References:
+    Lake et al., `Human-level concept learning through probabilistic program
+    induction <https://doi.org/10.1126/science.aab3050>`_, 2015.
+    Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+    Networks <https://arxiv.org/abs/1703.03400>`_, 2017, section 5.2.
+  """
+  data = load_omniglot(data_dir, image_size)
+  eval_query_shots = query_shots if eval_query_shots is None else eval_query_shots
+  characters = split_characters(data, split, split_seed)
+  families = [
+    few_shot_episodes(
+      jnp.asarray(data.images[chosen]), ways, shots, queries, num_rotations
+    )
+    for chosen, queries in zip(
+      characters,
+      (query_shots, eval_query_shots, eval_query_shots),
+      strict=True,
+    )
+  ]
+  return Splits(*families)
+
+
+def split_characters(
+  data: OmniglotImages, split: str, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the characters' indices for training, validation and test."""
+  rng = np.random.default_rng(seed)
+  if split == "random":
+    order = rng.permutation(len(data.images))
+    train, validation, test = np.split(order, [TRAIN, TRAIN + VALIDATION])
+    return train, validation, test
+  if split == "official":
+    alphabets = np.unique(data.alphabets[data.is_background])
+    held_out = rng.choice(alphabets, VALIDATION_ALPHABETS, replace=False)
+    held_out = np.isin(data.alphabets, held_out) & data.is_background
+    return (
+      np.flatnonzero(data.is_background & ~held_out),
+      np.flatnonzero(held_out),
+      np.flatnonzero(~data.is_background),
+    )
+  raise ValueError(f"split={split!r}: must be one of {SPLITS}.")
+
+
+def load_omniglot(
+  data_dir: str | os.PathLike | None = None, image_size: int = 28
+) -> OmniglotImages:
+  """Reads the data set, the first time from its archives, then from a cache.
+
+  The cache is one file in `$XDG_CACHE_HOME/metajax` (`~/.cache/metajax`); where
+  it cannot be written, the archives are decoded every time.
+
+  Args:
+    data_dir: folder of the two official archives; `$METAJAX_DATA_DIR` if None.
+    image_size: height and width in pixels to which the drawings are resized.
+
+  Raises:
+    ValueError: for an image size out of range, or damaged data.
+    FileNotFoundError: if the archives are not there; it says how to get them.
+  """
+  if not 1 <= image_size <= 105:
+    raise ValueError(f"image_size={image_size}: must be 1 to 105 pixels.")
+  archives = _find_archives(data_dir)
+  stamp = [
+    (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in archives
+  ]
+  key = hashlib.sha256(repr((CACHE_FORMAT, image_size, stamp)).encode())
+  name = f"omniglot_{image_size}px_{key.hexdigest()[:16]}.npz"
+  base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  cache = Path(base) / "metajax" / name
+  if (cached := _read_cache(cache)) is not None:
+    return cached
+  parts = [_decode(path, ARCHIVES[path.name], image_size) for path in archives]
+  data = OmniglotImages(
+    np.concatenate([images for images, _ in parts]),
+    np.concatenate([alphabets for _, alphabets in parts]),
+    np.repeat([True, False], [len(images) for images, _ in parts]),
+  )
+  with contextlib.suppress(OSError):
+    _write_cache(cache, data)
+  return data
+
+
+def _find_archives(data_dir: str | os.PathLike | None) -> list[Path]:
+  given = data_dir or os.environ.get("METAJAX_DATA_DIR")
+  if not given:
+    raise FileNotFoundError(
+      "no data: give --data_dir or set METAJAX_DATA_DIR; "
+      "`python scripts/download_omniglot.py --data_dir=DIR` fetches it."
+    )
+  folder = Path(given)
+  for name in ARCHIVES:
+    if not (folder / name).is_file():
+      raise FileNotFoundError(
+        f"--data_dir={folder}: {name} is not there; "
+        f"`python scripts/download_omniglot.py --data_dir={folder}` fetches it."
+      )
+  return [folder / name for name in ARCHIVES]
+
+
+def _decode(
+  path: Path, num_characters: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the images `[characters, 20, size, size, 1]` and the alphabets."""
+  fix = (
+    f"fetch it again: remove it and run `python scripts/download_omniglot.py "
+    f"--data_dir={path.parent}`."
+  )
+  try:
+    with zipfile.ZipFile(path) as archive:
+      # .../ALPHABET/CHARACTER/DRAWING.png
+      drawings: dict[str, list[str]] = {}
+      for member in sorted(archive.namelist()):
+        if member.endswith(".png"):
+          drawings.setdefault(member.rpartition("/")[0], []).append(member)
+      if len(drawings) != num_characters:
+        raise ValueError(
+          f"{path}: {len(drawings)} characters, must be {num_characters}; {fix}"
+        )
+      images = []
+      for character, members in drawings.items():
+        if len(members) != DRAWINGS:
+          raise ValueError(
+            f"{path}: {character} has {len(members)} drawings, must be "
+            f"{DRAWINGS}; {fix}"
+          )
+        images.append([_drawing(archive, m, size, path, fix) for m in members])
+  except (zipfile.BadZipFile, EOFError) as error:
+    raise ValueError(f"{path}: damaged ({error}); {fix}") from error
+  alphabets = [character.split("/")[-2] for character in drawings]
+  return np.asarray(images)[..., None], np.asarray(alphabets)
+
+
+def _drawing(
+  archive: zipfile.ZipFile, member: str, size: int, path: Path, fix: str
+) -> np.ndarray:
+  # Only decoding needs pillow; sampling and the benchmark do without.
+  from PIL import Image, UnidentifiedImageError
+
+  content = archive.read(member)
+  try:
+    with Image.open(io.BytesIO(content)) as image:
+      # The filter of the original MAML code; ink is black in the files.
+      small = image.convert("L").resize((size, size), Image.Resampling.LANCZOS)
+  except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    raise ValueError(f"{path}: {member} is no image ({error}); {fix}") from error
+  return 255 - np.asarray(small, np.uint8)
+
+
+def _read_cache(path: Path) -> OmniglotImages | None:
+  if not path.is_file():
+    return None
+  try:
+    with np.load(path) as stored:
+      return OmniglotImages(**{k: stored[k] for k in OmniglotImages._fields})
+  # A damaged file fails in many ways, and all of them have the same remedy.
+  except Exception as error:
+    warnings.warn(f"{path}: damaged cache ({error}), made again.", stacklevel=3)
+    return None
+
+
+def _write_cache(path: Path, data: OmniglotImages) -> None:
+  """Writes under another name and renames: a cache is whole or not there."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.NamedTemporaryFile(
+    dir=path.parent, suffix=".tmp", delete=False
+  ) as temporary:
+    try:
+      np.savez(temporary, **data._asdict())
+      temporary.close()
+      os.replace(temporary.name, path)
+    except BaseException:
+      os.unlink(temporary.name)
+      raise

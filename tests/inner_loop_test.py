@@ -1,0 +1,289 @@
+"""The inner loop against Python loops, closed forms and its memory's bounds."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax import inner_loop
+
+OPTIMIZERS = {
+  "sgd": optax.sgd(0.1),
+  "momentum": optax.sgd(0.1, momentum=0.9, nesterov=True),
+  "adam": optax.adam(0.1, eps_root=1e-8),
+  "chain": optax.chain(optax.clip_by_global_norm(0.3), optax.sgd(0.2)),
+  "inject_hyperparams": optax.inject_hyperparams(optax.sgd)(
+    lambda count: 0.2 / (1 + count)
+  ),
+  "weight_decay": optax.adamw(0.1, weight_decay=0.2, eps_root=1e-8),
+}
+
+
+@pytest.fixture
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def _problem(width=3, examples=5):
+  """A smooth two-layer regression; step k sees the examples shifted by k."""
+  draw = np.random.default_rng(0).normal
+  inputs = jnp.asarray(draw(size=(examples, width)))
+  targets = jnp.asarray(draw(size=(examples, 1)))
+  params = {
+    "w": jnp.asarray(draw(size=(width, width))),
+    "v": jnp.asarray(draw(size=(width, 1))),
+  }
+
+  def loss_fn(params, step):
+    hidden = jnp.tanh((inputs + 0.1 * step) @ params["w"])
+    return jnp.mean((hidden @ params["v"] - targets) ** 2)
+
+  return loss_fn, params
+
+
+def _python_loop(loss_fn, params, optimizer, num_steps):
+  """What minimize does, a step at a time, outside of any scan."""
+  state, losses = optimizer.init(params), []
+
+  @jax.jit
+  def step(params, state, k):
+    loss, grads = jax.value_and_grad(loss_fn)(params, k)
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+  for k in range(num_steps):
+    params, state, loss = step(params, state, k)
+    losses.append(loss)
+  return inner_loop.InnerLoop(params, np.array(losses))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_trajectory_equals_a_python_loop(name, float64):
+  loss_fn, params = _problem()
+  optimizer = OPTIMIZERS[name]
+  expected = _python_loop(loss_fn, params, optimizer, 6)
+  found = jax.jit(lambda p: inner_loop.minimize(loss_fn, p, optimizer, 6))(
+    params
+  )
+  chex.assert_trees_all_close(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 7])
+def test_quadratic_in_closed_form(num_steps, float64):
+  # L = a x^2 / 2: x_k = (1 - rate a)^k x_0, L_k = a x_k^2 / 2.
+  a, rate, start = 3.0, 0.1, 2.0
+  found = inner_loop.minimize(
+    lambda x, step: a * x**2 / 2, start, optax.sgd(rate), num_steps
+  )
+  trajectory = start * (1 - rate * a) ** np.arange(num_steps + 1)
+  np.testing.assert_allclose(found.params, trajectory[-1], rtol=1e-12)
+  np.testing.assert_allclose(
+    found.losses, a * trajectory[:-1] ** 2 / 2, rtol=1e-12
+  )
+
+
+def test_optimizers_that_ask_for_the_loss_receive_it(float64):
+  # Polyak's step size L / |g|^2 is 1/2 on L = x^2 / 2: x halves at each step.
+  found = inner_loop.minimize(
+    lambda x, step: x**2 / 2, 8.0, optax.polyak_sgd(max_learning_rate=10.0), 5
+  )
+  np.testing.assert_allclose(found.params, 8.0 / 2**5, rtol=1e-12)
+
+
+INT64 = pytest.mark.xfail(
+  strict=True, reason="inner_loop.py: jnp.arange is int64 under x64"
+)
+
+
+@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=INT64)])
+def test_step_index_reaches_the_loss_as_int32(x64):
+  # L_k = w_k x has gradient w_k whatever x: x_K = x_0 - rate sum_k w_k.
+  weights = np.array([1.0, 10.0, 100.0, 1000.0], np.float32)
+  dtypes = []
+
+  def loss_fn(x, step):
+    dtypes.append(step.dtype)
+    return jnp.asarray(weights)[step] * x
+
+  with jax.enable_x64(x64):
+    start = jnp.float32(1.0)
+    found = inner_loop.minimize(loss_fn, start, optax.sgd(0.5), 4)
+    np.testing.assert_allclose(found.params, 1 - 0.5 * 1111)
+    before = 1 - 0.5 * np.array([0, 1, 11, 111])
+    np.testing.assert_allclose(found.losses, weights * before)
+  assert set(dtypes) == {jnp.dtype(jnp.int32)}
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("memory", ["default", "remat"])
+def test_jit_and_vmap_change_nothing(first_order, memory, float64):
+  loss_fn, params = _problem()
+
+  def adapt(scale):
+    scaled = jax.tree.map(lambda p: scale * p, params)
+    return inner_loop.minimize(
+      loss_fn,
+      scaled,
+      OPTIMIZERS["momentum"],
+      3,
+      first_order=first_order,
+      memory=memory,
+    )
+
+  scales = [0.5, 1.0, 2.0]
+  with jax.disable_jit():
+    plain = [adapt(scale) for scale in scales]
+  expected = jax.tree.map(lambda *x: jnp.stack(x), *plain)
+  jitted = [jax.jit(adapt)(scale) for scale in scales]
+  chex.assert_trees_all_close(jitted, plain, rtol=1e-10)
+  found = jax.jit(jax.vmap(adapt))(jnp.array(scales))
+  chex.assert_trees_all_close(found, expected, rtol=1e-10)
+
+
+def _outer_loss(params, loss_fn, num_steps, **arguments):
+  optimizer = OPTIMIZERS["momentum"]
+  phi, losses = inner_loop.minimize(
+    loss_fn, params, optimizer, num_steps, **arguments
+  )
+  return loss_fn(phi, 0) + losses.mean()
+
+
+def test_remat_changes_neither_value_nor_gradient(float64):
+  loss_fn, params = _problem()
+  default, remat = (
+    jax.jit(
+      jax.value_and_grad(
+        functools.partial(
+          _outer_loss, loss_fn=loss_fn, num_steps=9, memory=memory
+        )
+      )
+    )(params)
+    for memory in ("default", "remat")
+  )
+  chex.assert_trees_all_close(default, remat, rtol=1e-12)
+
+
+def _temporary_bytes(fn, *arguments):
+  compiled = jax.jit(fn).lower(*arguments).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_remat_keeps_parameters_only_between_steps():
+  # 32 steps keep at least one hidden layer each, 256 x 8 floats = 8 kB; remat
+  # keeps parameters and momentum, 2 (8 x 8 + 8) floats = 0.6 kB.
+  loss_fn, params = _problem(width=8, examples=256)
+  default, remat = (
+    _temporary_bytes(
+      jax.grad(
+        functools.partial(
+          _outer_loss, loss_fn=loss_fn, num_steps=32, memory=memory
+        )
+      ),
+      params,
+    )
+    for memory in ("default", "remat")
+  )
+  assert default > 32 * 8192
+  assert remat < default / 4
+
+
+def test_adaptation_and_first_order_keep_nothing_of_the_steps():
+  """Evaluation costs no second-order memory (trap 10)."""
+  loss_fn, params = _problem(width=8, examples=256)
+  layer = 256 * 8 * 4
+
+  def growth(fn):
+    """Bytes that 32 more steps take."""
+    few, many = (
+      _temporary_bytes(functools.partial(fn, num_steps=n), params)
+      for n in (8, 40)
+    )
+    return many - few
+
+  def adapt(params, num_steps):
+    return inner_loop.minimize(
+      loss_fn, params, OPTIMIZERS["momentum"], num_steps
+    ).params
+
+  def outer_gradient(params, num_steps, first_order):
+    return jax.grad(_outer_loss)(
+      params, loss_fn, num_steps, first_order=first_order
+    )
+
+  second_order = functools.partial(outer_gradient, first_order=False)
+  first_order = functools.partial(outer_gradient, first_order=True)
+  assert growth(second_order) > 32 * layer
+  # A loss per step is 4 bytes; not even one layer's activations more.
+  assert growth(adapt) < layer
+  assert growth(first_order) < layer
+
+
+@pytest.mark.parametrize("memory", ["default", "remat"])
+def test_first_order_is_exact_in_value_and_the_identity_in_derivative(memory):
+  loss_fn, params = _problem()
+
+  def adapt(params, first_order):
+    return inner_loop.minimize(
+      loss_fn,
+      params,
+      OPTIMIZERS["adam"],
+      4,
+      first_order=first_order,
+      memory=memory,
+    ).params
+
+  straight_through = functools.partial(adapt, first_order=True)
+  # a + (p - p) = a to the last bit.
+  chex.assert_trees_all_equal(
+    jax.jit(straight_through)(params),
+    jax.jit(functools.partial(adapt, first_order=False))(params),
+  )
+  jacobian = jax.jit(jax.jacrev(straight_through))(params)
+  for name, p in params.items():
+    for other in params:
+      block = np.asarray(jacobian[name][other]).reshape(p.size, -1)
+      expected = np.eye(p.size) if name == other else np.zeros_like(block)
+      np.testing.assert_array_equal(block, expected)
+
+
+def test_first_order_treats_the_displacement_as_a_constant():
+  # x_1 = (1 - rate) x_0 on x^2 / 2: its derivative by the rate is -x_0, and
+  # none where the loop is not differentiated.
+  def adapted(rate, first_order):
+    return inner_loop.minimize(
+      lambda x, step: x**2 / 2,
+      jnp.float32(3.0),
+      optax.sgd(rate),
+      1,
+      first_order=first_order,
+    ).params
+
+  assert jax.grad(adapted)(0.25, False) == -3.0
+  assert jax.grad(adapted)(0.25, True) == 0.0
+
+
+def test_derivatives_of_second_order(float64):
+  # On L = x^3 / 3 one step is x - r x^2; its second derivatives by x and r are
+  # -2 r, and -2 x mixed.
+  def adapted(x, rate):
+    return inner_loop.minimize(
+      lambda x, step: x**3 / 3, x, optax.sgd(rate), 1
+    ).params
+
+  hessian = jax.jit(jax.hessian(adapted, argnums=(0, 1)))(2.0, 0.1)
+  np.testing.assert_allclose(hessian, [[-0.2, -4.0], [-4.0, 0.0]], atol=1e-12)
+
+
+def test_impossible_arguments_are_named():
+  minimize = functools.partial(
+    inner_loop.minimize, lambda x, step: x**2, 1.0, optax.sgd(0.1)
+  )
+  with pytest.raises(ValueError, match=r"^num_steps=-1"):
+    minimize(-1)
+  with pytest.raises(ValueError, match=r"^memory='none'"):
+    minimize(1, memory="none")

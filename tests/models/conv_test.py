@@ -1,0 +1,286 @@
+"""The convolutional network, and its convolution as a matrix product."""
+
+import functools
+
+import flax.linen as nn
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from metajax.models.conv import conv4
+from metajax.models.patches import NHWC, patch_conv
+
+FEW_EXAMPLES = hypothesis.settings(
+  max_examples=12, deadline=None, derandomize=True
+)
+
+
+def _normal(seed, shape, dtype=jnp.float32):
+  # By numpy: jax compiles its sampler again for every shape.
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def _assert_both_agree(fn, *args, tolerance):
+  """`fn(convolution, *args)` is the same for patches and for XLA."""
+  ours, reference = (
+    jax.jit(functools.partial(fn, convolution))(*args)
+    for convolution in (patch_conv, lax.conv_general_dilated)
+  )
+  jax.tree.map(
+    functools.partial(
+      np.testing.assert_allclose, rtol=tolerance, atol=tolerance
+    ),
+    ours,
+    reference,
+  )
+
+
+@FEW_EXAMPLES
+@hypothesis.given(
+  size=st.tuples(st.integers(4, 7), st.integers(4, 7)),
+  kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+  strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+  padding=st.sampled_from(["SAME", "VALID", ((1, 0), (0, 2)), ((-1, 1),) * 2]),
+  channels=st.sampled_from([1, 3, 8]),
+)
+def test_values_and_gradients_equal_xlas(
+  size, kernel, strides, padding, channels
+):
+  hypothesis.assume(padding != ((-1, 1),) * 2 or max(kernel) <= 3)
+  with jax.enable_x64(True):
+    x = _normal(0, (2, *size, channels), jnp.float64)
+    w = _normal(1, (*kernel, channels, 3), jnp.float64)
+
+    def value_and_gradients(convolution, x, w):
+      def fn(x, w):
+        y = convolution(x, w, strides, padding, dimension_numbers=NHWC)
+        return jnp.sum(jnp.sin(y)), y
+
+      return jax.value_and_grad(fn, (0, 1), has_aux=True)(x, w)
+
+    _assert_both_agree(value_and_gradients, x, w, tolerance=1e-11)
+
+
+@pytest.mark.parametrize(
+  "channels, mode", [(1, "reverse"), (8, "reverse"), (8, "forward")]
+)
+def test_second_derivatives_equal_xlas_under_vmap_over_kernels(channels, mode):
+  """The gradient of a squared gradient, as in MAML, and its jvp, per task."""
+  with jax.enable_x64(True):
+    x = _normal(0, (3, 2, 5, 5, channels), jnp.float64)
+    w = _normal(1, (3, 3, 3, channels, 4), jnp.float64)
+
+    def second_order(convolution, x, w):
+      def loss(x, w):
+        y = convolution(x, w, (2, 2), "SAME", dimension_numbers=NHWC)
+        return jnp.sum(jnp.tanh(y))
+
+      def squared_gradient(x, w):
+        grads = jax.grad(loss, (0, 1))(x, w)
+        return sum(jnp.sum(g**2) for g in grads)
+
+      def per_task(x, w):
+        if mode == "reverse":
+          return jax.grad(squared_gradient, (0, 1))(x, w)
+        return jax.jvp(jax.grad(loss, (0, 1)), (x, w), (x, w))
+
+      return jax.vmap(per_task)(x, w)
+
+    _assert_both_agree(second_order, x, w, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+@pytest.mark.parametrize(
+  "dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)]
+)
+def test_dtypes(channels, dtype, tolerance):
+  x, w = _normal(0, (2, 6, 6, channels)), _normal(1, (3, 3, channels, 4))
+  ours = patch_conv(x.astype(dtype), w.astype(dtype), (2, 2), "SAME")
+  reference = lax.conv_general_dilated(
+    x, w, (2, 2), "SAME", dimension_numbers=NHWC
+  )
+  assert ours.dtype == dtype
+  scale = jnp.abs(reference).max()
+  assert jnp.abs(ours.astype(jnp.float32) - reference).max() < tolerance * scale
+  wide = patch_conv(
+    x.astype(dtype),
+    w.astype(dtype),
+    (2, 2),
+    "SAME",
+    preferred_element_type=jnp.float32,
+  )
+  assert wide.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  "argument",
+  [
+    {"lhs_dilation": (2, 1)},
+    {"rhs_dilation": (1, 2)},
+    {"feature_group_count": 2},
+    {"batch_group_count": 2},
+    {"dimension_numbers": ("NCHW", "HWIO", "NHWC")},
+    {"dimension_numbers": None},
+  ],
+)
+def test_what_patches_cannot_do_is_an_error(argument):
+  x, w = jnp.zeros((2, 4, 4, 2)), jnp.zeros((3, 3, 2, 2))
+  with pytest.raises(ValueError, match=next(iter(argument))):
+    patch_conv(x, w, (1, 1), "SAME", **argument)
+
+
+@pytest.mark.parametrize(
+  "x_shape, w_shape, message",
+  [
+    ((4, 4, 2), (3, 3, 2, 2), "NHWC"),
+    ((2, 4, 4, 2), (3, 3, 3, 2), "channels"),
+    ((2, 2, 4, 2), (3, 3, 2, 2), "smaller than the kernel"),
+  ],
+)
+def test_shapes_that_do_not_fit_are_an_error(x_shape, w_shape, message):
+  with pytest.raises(ValueError, match=message):
+    patch_conv(jnp.zeros(x_shape), jnp.zeros(w_shape), (1, 1), "VALID")
+
+
+@pytest.mark.parametrize("channels", [1, 16])
+def test_flax_layer_keeps_its_parameters(channels):
+  x = _normal(0, (2, 7, 7, channels))
+  arguments = dict(features=4, kernel_size=(3, 3), strides=2)
+  flax_conv = nn.Conv(**arguments)
+  ours = nn.Conv(**arguments, conv_general_dilated_cls=lambda: patch_conv)
+  params = flax_conv.init(jax.random.key(1), x)
+  jax.tree.map(
+    np.testing.assert_array_equal, params, ours.init(jax.random.key(1), x)
+  )
+  np.testing.assert_allclose(
+    ours.apply(params, x), flax_conv.apply(params, x), rtol=1e-5, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  "lowering, convolves", [("patches", False), ("xla", True)]
+)
+def test_second_order_gradient_of_many_tasks_has_no_convolution(
+  lowering, convolves
+):
+  model = conv4(3, filters=8, num_blocks=2, conv_lowering=lowering)
+  x = jnp.zeros((4, 3, 8, 8, 1))  # 4 tasks of 3 images.
+  params = jax.eval_shape(model.init, jax.random.key(0), x[0])
+
+  def meta_loss(params, x):
+    loss = lambda params: jnp.sum(model.apply(params, x) ** 2)
+    adapted = jax.tree.map(lambda p, g: p - g, params, jax.grad(loss)(params))
+    return loss(adapted)
+
+  def mean_loss(params):
+    return jax.vmap(meta_loss, (None, 0))(params, x).mean()
+
+  jaxpr = str(jax.make_jaxpr(jax.grad(mean_loss))(params))
+  assert "dot_general" in jaxpr
+  for word in ("conv_general_dilated", "feature_group_count"):
+    assert (word in jaxpr) == convolves
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+def test_tasks_with_one_kernel_share_one_matrix_product(channels):
+  """vmap over inputs alone never copies the kernel for every task."""
+  x, w = jnp.zeros((5, 2, 4, 4, channels)), jnp.zeros((3, 3, channels, 2))
+  convolve = lambda x, w: patch_conv(x, w, (2, 2), "SAME")
+  jaxpr = jax.make_jaxpr(jax.vmap(convolve, (0, None)))(x, w)
+  products = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+  assert len(products) == 1
+  # Few channels: one kernel per image position in the task, none per task.
+  copies = 2 if channels == 1 else 1
+  assert products[0].invars[1].aval.size == copies * w.size
+
+
+def _numpy_conv4(params, images, strided):
+  """One block of `conv4` with batch norm, slowly, in float64."""
+  params = jax.tree.map(lambda p: np.asarray(p, np.float64), params["params"])
+  kernel, norm = params["Conv_0"]["kernel"], params["BatchNorm_0"]
+  n, size, _, _ = images.shape
+  stride = 2 if strided else 1
+  # SAME padding of a 3x3 kernel on an even image: stride 2 pads the end only.
+  low = 0 if strided else 1
+  padded = np.zeros((n, size + 3, size + 3, images.shape[3]))
+  padded[:, low : low + size, low : low + size] = images
+  out = np.zeros((n, size // stride, size // stride, kernel.shape[3]))
+  for i in range(out.shape[1]):
+    for j in range(out.shape[2]):
+      a, b = stride * i, stride * j
+      window = padded[:, a : a + 3, b : b + 3]
+      out[:, i, j] = np.einsum("nabc,abco->no", window, kernel)
+  mean, variance = out.mean((0, 1, 2)), out.var((0, 1, 2))
+  out = (out - mean) / np.sqrt(variance + 1e-5) * norm["scale"] + norm["bias"]
+  out = np.maximum(out, 0.0)
+  if strided:
+    out = out.mean((1, 2))
+  else:
+    half = size // 2
+    out = out.reshape(n, half, 2, half, 2, -1).max((2, 4)).reshape(n, -1)
+  return out @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+
+
+@pytest.mark.parametrize(
+  "strided, lowering", [(True, "patches"), (False, "patches"), (True, "xla")]
+)
+def test_network_equals_numpy(strided, lowering):
+  model = conv4(
+    3, filters=4, num_blocks=1, strided=strided, conv_lowering=lowering
+  )
+  x = _normal(0, (5, 6, 6, 2))
+  params = model.init(jax.random.key(1), x)
+  # Scales other than 1 and biases other than 0.
+  params = jax.tree.map(lambda p: p + 0.3 * _normal(p.size, p.shape), params)
+  np.testing.assert_allclose(
+    model.apply(params, x),
+    _numpy_conv4(params, np.asarray(x, np.float64), strided),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+
+
+@pytest.mark.parametrize(
+  "strided, features", [(True, 8), (False, 8 * 7 * 7)]
+)
+def test_parameters_and_embedding(strided, features):
+  x = _normal(0, (2, 28, 28, 1))
+  model = conv4(None, filters=8, num_blocks=2, strided=strided)
+  params = jax.eval_shape(model.init, jax.random.key(1), x)["params"]
+  assert jax.tree.map(jnp.shape, params) == {
+    "Conv_0": {"kernel": (3, 3, 1, 8)},
+    "Conv_1": {"kernel": (3, 3, 8, 8)},
+    "BatchNorm_0": {"scale": (8,), "bias": (8,)},
+    "BatchNorm_1": {"scale": (8,), "bias": (8,)},
+  }
+  embedding = jax.eval_shape(model.apply, {"params": params}, x)
+  assert embedding.shape == (2, features)
+
+
+@pytest.mark.parametrize(
+  "normalization, transductive",
+  [("batch", True), ("layer", False), ("group", False), ("none", False)],
+)
+def test_only_batch_norm_lets_queries_see_each_other(
+  normalization, transductive
+):
+  model = conv4(3, filters=8, num_blocks=2, normalization=normalization)
+  x = _normal(0, (4, 8, 8, 1))
+  params = model.init(jax.random.key(1), x)
+  other_company = x.at[1:].set(_normal(2, (3, 8, 8, 1)))
+  difference = jnp.abs(
+    model.apply(params, x)[0] - model.apply(params, other_company)[0]
+  ).max()
+  assert (difference > 1e-2) if transductive else (difference < 1e-5)
+
+
+@pytest.mark.parametrize(
+  "arguments", [{"normalization": "instance"}, {"conv_lowering": "winograd"}]
+)
+def test_unknown_choices_list_the_allowed_ones(arguments):
+  with pytest.raises(ValueError, match=r"must be one of .*(batch|patches)"):
+    conv4(5, **arguments)
