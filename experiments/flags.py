@@ -8,6 +8,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from metajax import learners
+from metajax.training import use_cpu_cores
 from metajax.training.loop import Interrupted
 
 FLAGS = flags.FLAGS
@@ -111,6 +112,7 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
     del argv
     # orbax tells at INFO of every file it writes.
     logging.set_verbosity(logging.WARNING)
+    use_cpu_cores()
     try:
       main()
     except Interrupted as stop:

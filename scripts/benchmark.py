@@ -32,6 +32,7 @@ from metajax.training import (  # noqa: E402
   choose_task_chunk,
   meta_trainer,
   task_mesh,
+  use_cpu_cores,
 )
 
 FLAGS = flags.FLAGS
@@ -151,6 +152,7 @@ def _timed(fn) -> float:
 
 def main(argv: list[str]) -> None:
   del argv
+  use_cpu_cores()
   result = measure()
   for name, value in result.items():
     print(f"{name:24} {value:.6g}" if isinstance(value, float) else

@@ -5,7 +5,7 @@ alone needs neither orbax nor TensorBoard.
 """
 
 from metajax.training.chunking import choose_task_chunk
-from metajax.training.mesh import task_mesh
+from metajax.training.mesh import task_mesh, use_cpu_cores
 from metajax.training.step import Trainer, TrainState, meta_trainer
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
   "choose_task_chunk",
   "meta_trainer",
   "task_mesh",
+  "use_cpu_cores",
 ]
