@@ -34,7 +34,9 @@ flags.DEFINE_integer(
   "Query images per class; 0: as many as shots, like the original code.",
   lower_bound=0,
 )
-flags.DEFINE_integer("eval_inner_steps", 3, "Inner steps at test.", lower_bound=0)
+flags.DEFINE_integer(
+  "eval_inner_steps", 3, "Inner steps at test.", lower_bound=0
+)
 flags.DEFINE_enum(
   "split",
   "random",
@@ -59,8 +61,8 @@ FLAGS.set_default("steps", 5000)
 FLAGS.set_default("inner_lr", 0.4)
 FLAGS.set_default("eval_every", 500)
 
-# The original code's inner loss is a sum over the classes of a mean over shots:
-# its step sizes 0.4 (5-way) and 0.1 (20-way) are 2.0 on the mean loss used here.
+# The original code's inner loss is a sum over the classes of a mean over shots,
+# so its step sizes 0.4 (5-way) and 0.1 (20-way) are 2.0 on the mean loss here.
 PAPER = {"inner_lr": 2.0, "steps": 40_000, "meta_batch": 32}
 PAPER_20_WAY = PAPER | {
   "ways": 20,
@@ -144,7 +146,8 @@ def main() -> None:
     **{f"accuracy_after_{k}_steps": v for k, v in curve.items() if k},
   }
   plots.learning_curve(
-    workdir, {"accuracy": "training", "validation/accuracy": "validation"},
+    workdir,
+    {"accuracy": "training", "validation/accuracy": "validation"},
     "query accuracy",
   )
   plots.against_steps(workdir / "adaptation.png", curve, "test accuracy")

@@ -23,7 +23,10 @@ flags.DEFINE_integer(
   "query_shots", 10, "Query points in training.", lower_bound=1
 )
 flags.DEFINE_multi_integer(
-  "eval_shots", [5], "Support points at test; repeat for several.", lower_bound=1
+  "eval_shots",
+  [5],
+  "Support points at test; repeat for several.",
+  lower_bound=1,
 )
 flags.DEFINE_multi_integer(
   "eval_inner_steps",

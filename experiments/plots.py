@@ -30,7 +30,9 @@ def learning_curve(
   lines = read_jsonl(workdir / "metrics.jsonl")
   figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
   for name, legend in metrics.items():
-    points = [(l["step"], float(l[name])) for l in lines if name in l]
+    points = [
+      (line["step"], float(line[name])) for line in lines if name in line
+    ]
     axes.plot(*zip(*points, strict=True), marker=".", label=legend)
   axes.set(xlabel="meta-steps", ylabel=label)
   axes.grid(alpha=0.3)
@@ -151,13 +153,19 @@ def sinusoid_fits(
         "--" if steps == 0 else "-",
         color=color,
         lw=1.4,
-        label="before" if steps == 0 else f"after {steps} step{'s'[: steps > 1]}",
+        label="before"
+        if steps == 0
+        else f"after {steps} step{'s'[: steps > 1]}",
       )
     axes.set_xlabel("x")
   all_axes[0].set_ylabel("y")
   handles, labels = all_axes[0].get_legend_handles_labels()
   figure.legend(
-    handles, labels, loc="outside upper center", ncols=len(labels), frameon=False
+    handles,
+    labels,
+    loc="outside upper center",
+    ncols=len(labels),
+    frameon=False,
   )
   save(figure, path)
 

@@ -86,7 +86,7 @@ def scorer(
   num_tasks: int,
   **options: Any,
 ) -> Callable[[Params], dict[str, Estimate]]:
-  """Returns `meta_params -> {metric: estimate}` on the fixed tasks of a split."""
+  """Returns `meta_params -> {metric: estimate}` on a split's fixed tasks."""
   rng = jax.random.fold_in(
     jax.random.key(FLAGS.eval_seed), ("validation", "test").index(split)
   )

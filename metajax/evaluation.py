@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.types import (
   LossFn,
   MetaLearner,
-  Metrics,
   Params,
   PRNGKey,
   TaskFamily,
@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
   num_tasks: int
 
 
-def estimate(values) -> Estimate:
+def estimate(values: ArrayLike) -> Estimate:
   """Returns the mean of one value per task, `[num_tasks]`, and its interval."""
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or values.size < 2:
@@ -124,7 +124,7 @@ def evaluator(
   mesh = task_mesh(1) if mesh is None else mesh
   tasks = jax.tree_util.Partial(tasks)
 
-  def score_task(meta_params, tasks, key) -> Metrics:
+  def score_task(meta_params, tasks, key):
     task_key, adapt_key = jax.random.split(key)
     support, query = tasks(task_key)
     task_params = learner.adapt(meta_params, support, adapt_key)

@@ -94,7 +94,9 @@ def minimize(
     carry, loss = step(carry, jnp.int32(0))
     losses.append(loss[None])
   if num_steps > 1:
-    carry, rest = jax.lax.scan(step, carry, jnp.arange(1, num_steps))
+    carry, rest = jax.lax.scan(
+      step, carry, jnp.arange(1, num_steps, dtype=jnp.int32)
+    )
     losses.append(rest)
   adapted = carry[0]
   if first_order:

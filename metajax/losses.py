@@ -18,12 +18,14 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     A scalar, in nats.
   """
   chex.assert_rank([logits, labels], [2, 1])
+  chex.assert_equal_shape_prefix([logits, labels], 1)
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-  """Fraction of the rows of `logits` `[n, classes]` that peak at their label."""
+  """Fraction of the rows of `logits` `[n, classes]` whose peak is the label."""
   chex.assert_rank([logits, labels], [2, 1])
+  chex.assert_equal_shape_prefix([logits, labels], 1)
   return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 

@@ -116,7 +116,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def _git_commit() -> str:
   root = Path(__file__).resolve().parent.parent
-  command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+  command = [
+    "git",
+    "-C",
+    str(root),
+    "describe",
+    "--always",
+    "--dirty",
+    "--abbrev=40",
+  ]
   try:
     return subprocess.run(
       command, capture_output=True, text=True, check=True

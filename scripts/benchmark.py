@@ -41,7 +41,9 @@ flags.DEFINE_enum("learner", "maml", sorted(REGISTRY), "Algorithm.")
 flags.DEFINE_enum("model", "conv4", ["conv4", "mlp"], "Network.")
 flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
 flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
-flags.DEFINE_integer("query_shots", 15, "Query images per class.", lower_bound=1)
+flags.DEFINE_integer(
+  "query_shots", 15, "Query images per class.", lower_bound=1
+)
 flags.DEFINE_integer("tasks", 32, "Tasks per meta-step.", lower_bound=1)
 flags.DEFINE_integer("inner_steps", 1, "Inner steps.", lower_bound=0)
 flags.DEFINE_integer(
@@ -155,8 +157,11 @@ def main(argv: list[str]) -> None:
   use_cpu_cores()
   result = measure()
   for name, value in result.items():
-    print(f"{name:24} {value:.6g}" if isinstance(value, float) else
-          f"{name:24} {value}")
+    print(
+      f"{name:24} {value:.6g}"
+      if isinstance(value, float)
+      else f"{name:24} {value}"
+    )
   if FLAGS.json:
     print(json.dumps(result))
 

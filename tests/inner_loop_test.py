@@ -95,12 +95,7 @@ def test_optimizers_that_ask_for_the_loss_receive_it(float64):
   np.testing.assert_allclose(found.params, 8.0 / 2**5, rtol=1e-12)
 
 
-INT64 = pytest.mark.xfail(
-  strict=True, reason="inner_loop.py: jnp.arange is int64 under x64"
-)
-
-
-@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=INT64)])
+@pytest.mark.parametrize("x64", [False, True])
 def test_step_index_reaches_the_loss_as_int32(x64):
   # L_k = w_k x has gradient w_k whatever x: x_K = x_0 - rate sum_k w_k.
   weights = np.array([1.0, 10.0, 100.0, 1000.0], np.float32)

@@ -88,7 +88,6 @@ def test_shapes_that_would_broadcast_are_refused(loss_fn, predictions, targets):
     loss_fn(jnp.zeros(predictions), jnp.zeros(targets, jnp.int32))
 
 
-@pytest.mark.xfail(strict=True, reason="losses.py checks the ranks only")
 @pytest.mark.parametrize("loss_fn", [cross_entropy, accuracy])
 def test_one_label_for_many_rows_is_refused(loss_fn):
   with pytest.raises((AssertionError, ValueError)):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import jax
 import optax
 
 from metajax import inner_loop
@@ -100,7 +99,11 @@ def maml(
     phi = fit(meta_params, episode.support, num_steps)
     predictions = model.apply(phi, episode.query.inputs)
     loss = loss_fn(predictions, episode.query.targets)
-    extra = {k: f(predictions, episode.query.targets) for k, f in report.items()}
+    extra = {
+      k: f(predictions, episode.query.targets) for k, f in report.items()
+    }
     return loss, {"loss": loss, **extra}
 
-  return MetaLearner(model.init, adapt, model.apply, gradient_of_mean(meta_loss))
+  return MetaLearner(
+    model.init, adapt, model.apply, gradient_of_mean(meta_loss)
+  )

@@ -71,7 +71,8 @@ def patch_conv(
         f"{name}={value}: patch_conv takes 1 only; use "
         "lax.conv_general_dilated."
       )
-  kernel_shape, strides = rhs.shape[:2], tuple(window_strides)
+  kernel_shape = (rhs.shape[0], rhs.shape[1])
+  strides = (window_strides[0], window_strides[1])
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(
       lhs.shape[1:3], kernel_shape, strides, padding
@@ -127,7 +128,7 @@ def extract_patches(
   # Where the last window starts.
   ends = [
     (size - k) // stride * stride
-    for size, k, stride in zip(x.shape[1:3], kernel_shape, strides)
+    for size, k, stride in zip(x.shape[1:3], kernel_shape, strides, strict=True)
   ]
   if min(ends) < 0:
     raise ValueError(

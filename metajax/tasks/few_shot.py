@@ -19,9 +19,9 @@ def few_shot_episodes(
   """N-way K-shot tasks drawn from a set of classes.
 
   A task is `ways` different classes in random order, that order being their
-  labels, and of each class `shots` support and `query_shots` query examples, all
-  different. Support and query are shuffled, each by itself. With rotations, a
-  class turned by r * 90 degrees is a class of its own.
+  labels, and of each class `shots` support and `query_shots` query examples,
+  all different. Support and query are shuffled, each by itself. With rotations,
+  a class turned by r * 90 degrees is a class of its own.
 
   Args:
     images: uint8 `[classes, examples, height, width, channels]`.
@@ -109,7 +109,9 @@ def _rotate(num_rotations: int, images: Array, turns: Array) -> Array:
   return jax.lax.select_n(turns, *turned)
 
 
-def _check(images, ways, shots, query_shots, num_rotations) -> None:
+def _check(
+  images: Array, ways: int, shots: int, query_shots: int, num_rotations: int
+) -> None:
   if images.ndim != 5 or images.dtype != jnp.uint8:
     raise ValueError(
       f"images: {images.dtype} {images.shape} given, must be uint8 [classes, "

@@ -86,7 +86,9 @@ def omniglot(
     Networks <https://arxiv.org/abs/1703.03400>`_, 2017, section 5.2.
   """
   data = load_omniglot(data_dir, image_size)
-  eval_query_shots = query_shots if eval_query_shots is None else eval_query_shots
+  eval_query_shots = (
+    query_shots if eval_query_shots is None else eval_query_shots
+  )
   characters = split_characters(data, split, split_seed)
   families = [
     few_shot_episodes(
@@ -141,9 +143,7 @@ def load_omniglot(
   if not 1 <= image_size <= 105:
     raise ValueError(f"image_size={image_size}: must be 1 to 105 pixels.")
   archives = _find_archives(data_dir)
-  stamp = [
-    (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in archives
-  ]
+  stamp = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in archives]
   key = hashlib.sha256(repr((CACHE_FORMAT, image_size, stamp)).encode())
   name = f"omniglot_{image_size}px_{key.hexdigest()[:16]}.npz"
   base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -223,7 +223,9 @@ def _drawing(
       # The filter of the original MAML code; ink is black in the files.
       small = image.convert("L").resize((size, size), Image.Resampling.LANCZOS)
   except (UnidentifiedImageError, OSError, SyntaxError) as error:
-    raise ValueError(f"{path}: {member} is no image ({error}); {fix}") from error
+    raise ValueError(
+      f"{path}: {member} is no image ({error}); {fix}"
+    ) from error
   return 255 - np.asarray(small, np.uint8)
 
 

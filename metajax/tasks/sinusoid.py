@@ -46,7 +46,9 @@ def sinusoid(
     ("input_range", input_range),
   ):
     if not low < high:
-      raise ValueError(f"{name}=({low}, {high}): must be (low, high), low < high.")
+      raise ValueError(
+        f"{name}=({low}, {high}): must be (low, high), low < high."
+      )
 
   def sample(rng: PRNGKey) -> Episode:
     amplitude_key, phase_key, input_key = jax.random.split(rng, 3)

@@ -41,7 +41,9 @@ def open_checkpoints(directory: Path, *, keep: int = 2) -> Checkpoints:
     cleanup_tmp_directories=True,
     enable_async_checkpointing=False,
   )
-  return Checkpoints(ocp.CheckpointManager(directory, options=options), directory)
+  return Checkpoints(
+    ocp.CheckpointManager(directory, options=options), directory
+  )
 
 
 def save(

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import tensorboardX
 from tqdm import tqdm
@@ -53,9 +53,7 @@ def run_logger(workdir: Path, first_step: int, num_steps: int) -> Logger:
 
   def write(step: int, scalars: dict[str, float]) -> None:
     # JSON has no NaN.
-    finite = {
-      k: v if math.isfinite(v) else repr(v) for k, v in scalars.items()
-    }
+    finite = {k: v if math.isfinite(v) else repr(v) for k, v in scalars.items()}
     jsonl.write(json.dumps({"step": step, **finite}) + "\n")
     jsonl.flush()
     for name, value in scalars.items():
@@ -76,7 +74,7 @@ def run_logger(workdir: Path, first_step: int, num_steps: int) -> Logger:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-  """Returns the whole lines of a metrics file; a last line cut short is none."""
+  """Returns the whole lines of a metrics file, less a last one cut short."""
   lines = []
   for line in path.read_text().splitlines():
     try:
@@ -86,7 +84,7 @@ def read_jsonl(path: Path) -> list[dict]:
   return lines
 
 
-def _open_jsonl(path: Path, first_step: int):
+def _open_jsonl(path: Path, first_step: int) -> TextIO:
   if path.exists():
     kept = [line for line in read_jsonl(path) if line["step"] <= first_step]
     replacement = path.with_suffix(".tmp")

@@ -90,7 +90,10 @@ def fit(
   state = trainer.init(rng)
   checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints")
   restored = checkpoint.restore(checkpoints, state)
-  state, notes = restored or (state, {"wall_seconds": 0.0, "compile_seconds": 0.0})
+  state, notes = restored or (
+    state,
+    {"wall_seconds": 0.0, "compile_seconds": 0.0},
+  )
   earlier = notes["wall_seconds"]
   step = int(state.step)
 
@@ -117,7 +120,7 @@ def fit(
       steps_per_call = max(1, min(8 * taken, int(rate * SECONDS_PER_CALL)))
       logger.progress(step, _means(calls, tasks_per_step))
 
-      scalars = {}
+      scalars: dict[str, float] = {}
       if schedule.due(step, schedule.log_every):
         scalars |= _means(calls, tasks_per_step)
         calls = []

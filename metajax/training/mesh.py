@@ -26,7 +26,8 @@ def use_cpu_cores() -> None:
   chosen = "xla_force_host_platform_device_count" in os.environ.get(
     "XLA_FLAGS", ""
   )
-  if not chosen and jax.config.jax_num_cpu_devices < 0:
+  # -1 unless somebody chose.
+  if not chosen and jax.config.values["jax_num_cpu_devices"] < 0:
     jax.config.update("jax_num_cpu_devices", usable_cores())
 
 

@@ -1,4 +1,4 @@
-"""The meta-training step: sample tasks, average their meta-gradients, update."""
+"""The meta-training step: sample tasks, average meta-gradients, update."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,7 +19,6 @@ from metajax.types import (
   PRNGKey,
   TaskFamily,
 )
-
 
 Train = Callable[["TrainState", int], tuple["TrainState", Metrics]]
 
@@ -101,7 +100,8 @@ def meta_trainer(
     )
   if task_chunk < 1 or per_device % task_chunk:
     raise ValueError(
-      f"task_chunk={task_chunk}: must divide the {per_device} tasks of a device."
+      f"task_chunk={task_chunk}: must divide the {per_device} tasks of a "
+      "device."
     )
   num_chunks = per_device // task_chunk
   tasks = jax.tree_util.Partial(tasks)
@@ -136,7 +136,7 @@ def meta_trainer(
     device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
   )
 
-  def meta_step(state: TrainState, tasks, rng) -> tuple[TrainState, Metrics]:
+  def meta_step(state, tasks, rng):
     step_key = jax.random.fold_in(rng, state.step)
     grads, metrics = sharded_grad(state.meta_params, tasks, step_key)
     updates, opt_state = optimizer.update(

@@ -172,7 +172,9 @@ def test_second_order_gradient_of_many_tasks_has_no_convolution(
   params = jax.eval_shape(model.init, jax.random.key(0), x[0])
 
   def meta_loss(params, x):
-    loss = lambda params: jnp.sum(model.apply(params, x) ** 2)
+    def loss(params):
+      return jnp.sum(model.apply(params, x) ** 2)
+
     adapted = jax.tree.map(lambda p, g: p - g, params, jax.grad(loss)(params))
     return loss(adapted)
 
@@ -189,7 +191,10 @@ def test_second_order_gradient_of_many_tasks_has_no_convolution(
 def test_tasks_with_one_kernel_share_one_matrix_product(channels):
   """vmap over inputs alone never copies the kernel for every task."""
   x, w = jnp.zeros((5, 2, 4, 4, channels)), jnp.zeros((3, 3, channels, 2))
-  convolve = lambda x, w: patch_conv(x, w, (2, 2), "SAME")
+
+  def convolve(x, w):
+    return patch_conv(x, w, (2, 2), "SAME")
+
   jaxpr = jax.make_jaxpr(jax.vmap(convolve, (0, None)))(x, w)
   products = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
   assert len(products) == 1
@@ -244,9 +249,7 @@ def test_network_equals_numpy(strided, lowering):
   )
 
 
-@pytest.mark.parametrize(
-  "strided, features", [(True, 8), (False, 8 * 7 * 7)]
-)
+@pytest.mark.parametrize("strided, features", [(True, 8), (False, 8 * 7 * 7)])
 def test_parameters_and_embedding(strided, features):
   x = _normal(0, (2, 28, 28, 1))
   model = conv4(None, filters=8, num_blocks=2, strided=strided)

@@ -1,0 +1,1 @@
+"""Networks: pure `init(rng, inputs)` and `apply(params, inputs)`."""
