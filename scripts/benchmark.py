@@ -27,6 +27,7 @@ from metajax.learners import REGISTRY  # noqa: E402
 from metajax.losses import cross_entropy  # noqa: E402
 from metajax.models.conv import conv4  # noqa: E402
 from metajax.models.mlp import MLP  # noqa: E402
+from metajax.results import environment  # noqa: E402
 from metajax.tasks.few_shot import few_shot_episodes  # noqa: E402
 from metajax.training import (  # noqa: E402
   choose_task_chunk,
@@ -76,9 +77,13 @@ def measure() -> dict:
     model = conv4(FLAGS.ways)
   else:
     model = MLP(FLAGS.ways, (256, 128, 64, 64), normalization="batch")
-  learner = REGISTRY[FLAGS.learner](
-    model, cross_entropy, optax.sgd(0.4), FLAGS.inner_steps
-  )
+
+  def learner_of(inner_steps):
+    return REGISTRY[FLAGS.learner](
+      model, cross_entropy, optax.sgd(0.4), inner_steps
+    )
+
+  learner = learner_of(FLAGS.inner_steps)
   mesh = task_mesh(FLAGS.tasks)
   task_chunk = FLAGS.task_chunk or choose_task_chunk(
     learner, tasks, FLAGS.tasks // mesh.size
@@ -109,7 +114,7 @@ def measure() -> dict:
     [_timed(lambda: call(steps)) / steps for _ in range(FLAGS.repeats)]
   )
   median = float(np.median(seconds))
-  flops = flops_per_task(learner, tasks) * FLAGS.tasks
+  flops = flops_per_task(learner_of, tasks, FLAGS.inner_steps) * FLAGS.tasks
   # Several devices share the work; a CPU's devices share its cores.
   devices = 1 if jax.default_backend() == "cpu" else mesh.size
   return {
@@ -130,14 +135,23 @@ def measure() -> dict:
     "fraction_of_peak": flops / median / (peak * devices),
     "peak_temp_bytes": executable.memory_analysis().temp_size_in_bytes,
     "device": f"{jax.devices()[0].device_kind} x{mesh.size}",
+    "host": environment()["host"],
     "task_chunk": task_chunk,
     "jax": jax.__version__,
   }
 
 
-def flops_per_task(learner, tasks) -> float:
-  """Returns the operations of one task's meta-gradient, as XLA counts them."""
-  rng = jax.random.key(0)
+def flops_per_task(learner_of, tasks, inner_steps: int) -> float:
+  """Returns the operations of one task's meta-gradient, as XLA counts them.
+
+  XLA counts the body of a loop once, however often it runs. The first inner
+  step stands outside the loop, so one and two steps are counted in full, and
+  their difference is what every further step adds.
+  """
+  if inner_steps > 2:
+    one, two = (flops_per_task(learner_of, tasks, n) for n in (1, 2))
+    return two + (inner_steps - 2) * (two - one)
+  learner, rng = learner_of(inner_steps), jax.random.key(0)
   episodes = jax.vmap(tasks)(jax.random.split(rng, 1))
   meta_params = learner.init(rng, episodes.support.inputs[0])
   compiled = (
@@ -155,7 +169,10 @@ def _timed(fn) -> float:
 def main(argv: list[str]) -> None:
   del argv
   use_cpu_cores()
-  result = measure()
+  try:
+    result = measure()
+  except ValueError as error:
+    sys.exit(f"error: {error}")
   for name, value in result.items():
     print(
       f"{name:24} {value:.6g}"
