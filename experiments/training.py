@@ -13,12 +13,7 @@ import optax
 from experiments.flags import FLAGS
 from metajax.evaluation import Estimate, estimate, evaluator
 from metajax.results import open_workdir, write_results
-from metajax.training import (
-  Trainer,
-  choose_task_chunk,
-  meta_trainer,
-  task_mesh,
-)
+from metajax.training import Trainer, meta_trainer, task_mesh
 from metajax.training.loop import Schedule, Trained, fit
 from metajax.types import LossFn, MetaLearner, Params, TaskFamily
 
@@ -40,10 +35,6 @@ def start(experiment: str) -> Path:
 
 def trainer(learner: MetaLearner, tasks: TaskFamily) -> Trainer:
   """Builds the trainer that the flags describe."""
-  mesh = task_mesh(FLAGS.meta_batch)
-  task_chunk = FLAGS.task_chunk or choose_task_chunk(
-    learner, tasks, FLAGS.meta_batch // mesh.size
-  )
   if FLAGS.outer_schedule == "cosine":
     outer_lr = optax.cosine_decay_schedule(FLAGS.outer_lr, FLAGS.steps)
   else:
@@ -53,9 +44,8 @@ def trainer(learner: MetaLearner, tasks: TaskFamily) -> Trainer:
     optax.adam(outer_lr),
     tasks,
     meta_batch=FLAGS.meta_batch,
-    task_chunk=task_chunk,
-    mesh=mesh,
     rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+    task_chunk=FLAGS.task_chunk or None,
   )
 
 

@@ -9,7 +9,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.training.mesh import TASKS
+from metajax.training.chunking import choose_task_chunk
+from metajax.training.mesh import TASKS, task_mesh
 from metajax.types import (
   Array,
   Episode,
@@ -60,9 +61,9 @@ def meta_trainer(
   tasks: TaskFamily,
   *,
   meta_batch: int,
-  task_chunk: int,
-  mesh: Mesh,
   rng: PRNGKey,
+  task_chunk: int | None = None,
+  mesh: Mesh | None = None,
 ) -> Trainer:
   """Builds a trainer whose whole loop runs inside one compiled function.
 
@@ -82,10 +83,10 @@ def meta_trainer(
     optimizer: the outer optimizer.
     tasks: the task family to train on.
     meta_batch: B, tasks per meta-step.
-    task_chunk: tasks whose meta-gradient is computed at once, on one device;
-      must divide `meta_batch / mesh.size`.
-    mesh: a mesh with the axis "tasks"; see `training.mesh.task_mesh`.
     rng: the key from which all tasks are drawn.
+    task_chunk: tasks whose meta-gradient is computed at once, on one device;
+      must divide `meta_batch / mesh.size`. None: `choose_task_chunk` says.
+    mesh: a mesh with the axis "tasks". None: `task_mesh(meta_batch)`.
 
   Returns:
     A `Trainer`.
@@ -93,11 +94,14 @@ def meta_trainer(
   Raises:
     ValueError: if the mesh or the chunk does not divide the meta-batch.
   """
+  mesh = task_mesh(meta_batch) if mesh is None else mesh
   per_device, rest = divmod(meta_batch, mesh.size)
   if rest:
     raise ValueError(
       f"meta_batch={meta_batch}: must be a multiple of {mesh.size} devices."
     )
+  if task_chunk is None:
+    task_chunk = choose_task_chunk(learner, tasks, per_device)
   if task_chunk < 1 or per_device % task_chunk:
     raise ValueError(
       f"task_chunk={task_chunk}: must divide the {per_device} tasks of a "

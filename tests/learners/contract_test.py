@@ -32,7 +32,7 @@ from metajax.types import (
 )
 
 # Learners whose meta_grad is the gradient of the very "loss" it reports.
-EXACT = {"maml"}
+EXACT = ["maml"]
 
 RNG = jax.random.key(0)
 OPTIMIZER = optax.adam(0.01)
@@ -159,8 +159,15 @@ def _task(episodes, i):
   return jax.tree.map(lambda x: x[i], episodes)
 
 
-def _has_classes(case: Case) -> bool:
-  return case.setting.metric == "accuracy"
+def only(*, names=tuple(REGISTRY), settings=tuple(SETTINGS)):
+  """Runs a test on some of the learners and settings."""
+  return pytest.mark.parametrize(
+    "case",
+    list(itertools.product(names, settings)),
+    ids="-".join,
+    indirect=True,
+    scope="module",
+  )
 
 
 def _needs_determinism(case: Case) -> None:
@@ -179,9 +186,9 @@ def _inner_product(a, b):
   return sum(np.vdot(x, y) for x, y in leaves)
 
 
+# Slow, since every operation is compiled by itself: one setting is enough.
+@only(settings=["regression"])
 def test_compiled_equals_uncompiled(case):
-  if _has_classes(case):
-    pytest.skip("regression says it; every operation is compiled by itself")
   with jax.disable_jit():
     plain = case.learner.meta_grad(case.params, case.episodes, RNG)
   compiled = case.meta_grad(case.params, case.episodes, RNG)
@@ -283,10 +290,9 @@ def test_bfloat16_gradients_point_where_float32_gradients_do(case):
   )
 
 
+@only(names=EXACT)
 def test_meta_gradient_equals_finite_differences_where_it_is_exact(case):
   """Along random directions, in float64 (trap 1)."""
-  if case.name not in EXACT:
-    pytest.skip("its meta-gradient is not that of its reported loss")
   with jax.enable_x64(True):
     params, episodes = jax.tree.map(
       lambda x: x.astype(np.float64) if x.dtype == np.float32 else x,
@@ -343,7 +349,7 @@ def test_200_meta_steps_improve_what_is_learned_from_new_tasks(case, trained):
     np.asarray(case.solve_all(params, episodes))
     for params in (case.params, trained)
   )
-  if _has_classes(case):
+  if case.setting.metric == "accuracy":
     gains = _accuracies(after, episodes.query.targets)
     gains = gains - _accuracies(before, episodes.query.targets)
   else:
@@ -360,10 +366,9 @@ def _assert_chance(accuracies):
   assert abs(accuracies.mean() - p) < bound
 
 
+@only(settings=["classification"])
 def test_accuracy_before_adaptation_is_chance(case, trained):
   """Classes are assigned to labels at random (trap 5)."""
-  if not _has_classes(case):
-    pytest.skip("no classes")
   solve_all = _solver_of_many(case.build(num_eval_steps=0))
   episodes = _episodes_of(case, EVALUATION_TASKS, seed=3)
   reversed_labels = _with_support_labels(
@@ -376,10 +381,9 @@ def test_accuracy_before_adaptation_is_chance(case, trained):
     _assert_chance(_accuracies(predictions, episodes.query.targets))
 
 
+@only(settings=["classification"])
 def test_accuracy_after_adaptation_to_random_labels_is_chance(case, trained):
   """Nothing but the support's labels tells a task's labels (trap 5)."""
-  if not _has_classes(case):
-    pytest.skip("no classes")
   episodes = _episodes_of(case, EVALUATION_TASKS, seed=3)
   targets = episodes.query.targets
   informed = np.asarray(case.solve_all(trained, episodes))
