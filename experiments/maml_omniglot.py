@@ -136,7 +136,7 @@ def main() -> None:
   params = trained.state.meta_params
   curve = {
     k: scorer(k, "test", FLAGS.eval_tasks)(params)
-    for k in sorted({0, 1, 2, 3, 5, 10, steps})
+    for k in sorted({0, 1, 3, 5, 10, steps})
   }
   alone = scorer(steps, "test", FLAGS.eval_tasks, transductive=False)(params)
   metrics = {
@@ -151,8 +151,8 @@ def main() -> None:
     "query accuracy",
   )
   plots.against_steps(workdir / "adaptation.png", curve, "test accuracy")
-  plots.image_episode(
-    workdir / "episode.png",
+  plots.image_episodes(
+    workdir / "episodes.png",
     learner(steps),
     params,
     splits.test,

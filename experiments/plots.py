@@ -59,7 +59,7 @@ def against_steps(
   save(figure, path)
 
 
-def image_episode(
+def image_episodes(
   path: Path,
   learner: MetaLearner,
   params: Params,
@@ -67,43 +67,51 @@ def image_episode(
   rng: PRNGKey,
   ways: int,
   *,
-  max_columns: int = 10,
+  columns: int = 8,
 ) -> None:
-  """Draws one task: a row of support images, rows of queries with predictions.
+  """Draws tasks, a class per row: support images, queries with predictions.
 
   Args:
     path: the PNG file.
     learner: predicts logits.
     params: its meta-parameters.
     tasks: few-shot classification of images `[height, width, channels]`.
-    rng: fixes the task.
-    ways: number of classes; class by class down the rows.
-    max_columns: images of a class that are shown at most.
+    rng: fixes the tasks.
+    ways: number of classes; 10 of them are shown at most.
+    columns: images in a row at most, over as many tasks as they suffice for.
   """
-  support, query = tasks(rng)
+  episode = jax.eval_shape(tasks, rng)
+  shots, queries = (len(x.targets) // ways for x in episode)
+  shots = min(shots, columns // 2)
+  queries = min(queries, columns - shots)
+  num_tasks = columns // (shots + queries)
+  rows = min(ways, 10)
+  figure = plt.figure(
+    figsize=(0.85 * columns + 0.5, 1.02 * rows + 0.4), layout="constrained"
+  )
+  parts = figure.subfigures(1, num_tasks, wspace=0.05, squeeze=False)[0]
+  for part, key in zip(parts, jax.random.split(rng, num_tasks), strict=True):
+    grid = part.subplots(rows, shots + queries, squeeze=False)
+    _draw_episode(grid, shots, tasks(key), learner, params, key)
+  figure.suptitle(
+    "black: support, with its label    colour: query, with the prediction",
+    fontsize=9,
+  )
+  save(figure, path)
+
+
+def _draw_episode(grid, shots, episode, learner, params, rng) -> None:
+  support, query = episode
   logits = learner.predict(learner.adapt(params, support, rng), query.inputs)
   predicted = np.argmax(logits, axis=-1)
-  rows = min(ways, 10)
-  shots = min(support.targets.shape[0] // ways, max_columns // 2)
-  columns = shots + min(query.targets.shape[0] // ways, max_columns - shots)
-  figure, grid = plt.subplots(
-    rows,
-    columns,
-    figsize=(0.9 * columns + 1, 1.05 * rows + 0.6),
-    squeeze=False,
-    layout="constrained",
-  )
-  for row in range(rows):
-    examples = np.flatnonzero(support.targets == row)[:shots]
-    queries = np.flatnonzero(query.targets == row)[: columns - shots]
-    for axes, example in zip(grid[row], examples, strict=False):
-      _show(axes, support.inputs[example], f"class {row}", "black")
-    for axes, example in zip(grid[row][shots:], queries, strict=False):
-      right = predicted[example] == row
-      color = "tab:green" if right else "tab:red"
-      _show(axes, query.inputs[example], f"says {predicted[example]}", color)
-  figure.suptitle(f"left {shots}: support   right: query", fontsize=9)
-  save(figure, path)
+  for label, row in enumerate(grid):
+    examples = np.flatnonzero(support.targets == label)
+    for axes, i in zip(row[:shots], examples, strict=False):
+      _show(axes, support.inputs[i], f"{label}", "black")
+    queries = np.flatnonzero(query.targets == label)
+    for axes, i in zip(row[shots:], queries, strict=False):
+      color = "tab:green" if predicted[i] == label else "tab:red"
+      _show(axes, query.inputs[i], f"{predicted[i]}", color)
 
 
 def _show(axes, image, title: str, color: str) -> None:
