@@ -155,11 +155,13 @@ def evaluator(
   # Whole chunks on every device; the surplus is cut off below.
   padded = -(-num_tasks // (mesh.size * task_chunk)) * mesh.size * task_chunk
   keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(padded))
+  everywhere = NamedSharding(mesh, P())
   keys = jax.device_put(keys, NamedSharding(mesh, P(TASKS)))
-  tasks = jax.device_put(tasks, NamedSharding(mesh, P()))
+  tasks = jax.device_put(tasks, everywhere)
 
   def scores(meta_params: Params) -> dict[str, np.ndarray]:
-    values = score(meta_params, tasks, keys)
+    # Training may have used fewer devices.
+    values = score(jax.device_put(meta_params, everywhere), tasks, keys)
     return {k: np.asarray(v)[:num_tasks] for k, v in values.items()}
 
   return scores
