@@ -1,0 +1,261 @@
+"""Flags, data and folders that cannot be: one line that says what can.
+
+A process of its own for every bad command would spend seconds on imports. Here
+one process imports what the scripts import, and runs each command in a fork.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SINUSOID, OMNIGLOT = "maml_sinusoid", "maml_omniglot"
+TIMEOUT = 300
+
+# Reads commands, a line of JSON each, and answers each with its exit code.
+SERVER = """
+import json, os, runpy, sys
+import PIL.Image
+import experiments.plots, experiments.training
+import metajax.learners, metajax.models.conv, metajax.tasks.omniglot
+for line in sys.stdin:
+  command = json.loads(line)
+  child = os.fork()
+  if child == 0:
+    for number, path in enumerate([os.devnull] + command["outputs"]):
+      os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+    os.environ.update(command["environment"])
+    sys.argv = [None, *command["arguments"]]
+    runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
+    os._exit(0)  # The loop above is the parent's.
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Ended(NamedTuple):
+  """How a process ended."""
+
+  code: int
+  stdout: str
+  stderr: str
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """`(experiment, arguments, **environment) -> Ended`."""
+  folder = tmp_path_factory.mktemp("outputs")
+  outputs = [folder / "stdout", folder / "stderr"]
+  environment = {k: v for k, v in os.environ.items() if k != "METAJAX_DATA_DIR"}
+  environment["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+  server = subprocess.Popen(
+    [sys.executable, "-c", SERVER],
+    cwd=ROOT,
+    env=environment,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+
+  def run(experiment, arguments, **environment):
+    for path in outputs:
+      path.write_text("")
+    command = {
+      "module": f"experiments.{experiment}",
+      "arguments": arguments,
+      "environment": environment,
+      "outputs": [str(path) for path in outputs],
+    }
+    server.stdin.write(json.dumps(command) + "\n")
+    server.stdin.flush()
+    code = int(server.stdout.readline())
+    return Ended(code, *(path.read_text() for path in outputs))
+
+  yield run
+  server.stdin.close()
+  server.stdout.close()
+  assert server.wait(TIMEOUT) == 0
+
+
+def _assert_refused(ended, message):
+  """One line, which matches from the first letter to the last."""
+  assert re.fullmatch(f"error: {message}\n", ended.stderr), ended.stderr
+  assert ended.code == 2
+  assert ended.stdout == ""
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  """A folder that is not to be made."""
+  yield tmp_path / "workdir"
+  assert not (tmp_path / "workdir").exists()
+
+
+AT_LEAST = {
+  0: "is not a non-negative (integer|number)",
+  1: "is not a positive integer",
+  2: "is not integer >= 2",
+}
+# The least value of each flag.
+INTEGERS = {
+  "seed": 0,
+  "eval_seed": 0,
+  "steps": 1,
+  "meta_batch": 1,
+  "task_chunk": 0,
+  "inner_steps": 0,
+  "eval_tasks": 2,
+  "log_every": 1,
+  "eval_every": 1,
+  "checkpoint_every": 1,
+  "shots": 1,
+  "eval_inner_steps": 0,
+}
+ONLY = {
+  SINUSOID: {"query_shots": 1, "eval_shots": 1},
+  OMNIGLOT: {"query_shots": 0, "ways": 2, "filters": 1, "validation_tasks": 2},
+}
+FLOATS = ["inner_lr", "outer_lr"]
+CHOICES = {
+  "learner": "<fomaml|maml>",
+  "outer_schedule": "<constant|cosine>",
+  "memory": "<default|remat>",
+}
+ONLY_CHOICES = {
+  SINUSOID: {},
+  OMNIGLOT: {
+    "split": "<random|official>",
+    "model": "<conv4|mlp>",
+    "normalization": "<batch|group|layer|none>",
+    "preset": "<5w1s|5w5s|20w1s|20w5s|5w1s_mlp|5w5s_mlp>",
+  },
+}
+BOOLEANS = {SINUSOID: ["debug"], OMNIGLOT: ["debug", "first_order"]}
+
+
+def _bad_flags():
+  """Yields (experiment, flag, value, what the message says of it)."""
+  for experiment in (SINUSOID, OMNIGLOT):
+    for flag, least in (INTEGERS | ONLY[experiment]).items():
+      yield experiment, flag, str(least - 1), f"{least - 1} {AT_LEAST[least]}"
+      yield experiment, flag, "1.5", r"invalid literal for int\(\) .*'1.5'"
+    for flag in FLOATS:
+      yield experiment, flag, "-0.1", f"-0.1 {AT_LEAST[0]}"
+      yield experiment, flag, "fast", "could not convert .* to float: 'fast'"
+    for flag, choices in (CHOICES | ONLY_CHOICES[experiment]).items():
+      choices = re.escape(choices)
+      yield experiment, flag, "best", f"value should be one of {choices}"
+    for flag in BOOLEANS[experiment]:
+      yield experiment, flag, "perhaps", ".*Non-boolean argument.*"
+
+
+@pytest.mark.parametrize(
+  "experiment, flag, value, message",
+  [pytest.param(*case, id="-".join(case[:3])) for case in _bad_flags()],
+)
+def test_flag_out_of_range_is_named_with_its_range(
+  experiment, flag, value, message, run, workdir
+):
+  ended = run(experiment, [f"--workdir={workdir}", f"--{flag}={value}"])
+  _assert_refused(
+    ended,
+    rf"flag --{flag}={re.escape(value)}: {message}\. "
+    r"Run with --help for all flags\.",
+  )
+
+
+@pytest.mark.parametrize("experiment", [SINUSOID, OMNIGLOT])
+def test_every_flag_is_tried_above(experiment, run):
+  ended = run(experiment, ["--help"])
+  assert ended.stderr == ""
+  listed = set(
+    re.findall(r"^  --(?:\[no\])?(\w+):", ended.stdout, re.MULTILINE)
+  )
+  tried = {flag for name, flag, *_ in _bad_flags() if name == experiment}
+  assert listed - tried <= {"workdir", "data_dir"}
+  assert tried <= listed
+
+
+@pytest.mark.parametrize("experiment", [SINUSOID, OMNIGLOT])
+@pytest.mark.parametrize(
+  "argument, message",
+  [
+    (
+      "--stpes=5",
+      r"Unknown command line flag 'stpes'\. Did you mean: steps .*",
+    ),
+    ("--ways", ".*ways.*"),
+    ("more", "unexpected argument 'more': flags are --name=value."),
+    ("-", "unexpected argument '-': flags are --name=value."),
+  ],
+)
+def test_unknown_argument_is_named(experiment, argument, message, run, workdir):
+  ended = run(experiment, [f"--workdir={workdir}", argument])
+  _assert_refused(ended, message)
+
+
+def test_sinusoid_has_no_presets(run, workdir):
+  ended = run(SINUSOID, [f"--workdir={workdir}", "--preset=5w1s"])
+  _assert_refused(ended, "Unknown command line flag 'preset'.*")
+
+
+@pytest.mark.parametrize("chunk", [3, 8])
+def test_chunk_must_divide_the_tasks_of_a_device(chunk, run, workdir):
+  ended = run(
+    SINUSOID,
+    [f"--workdir={workdir}", "--meta_batch=4", f"--task_chunk={chunk}"],
+  )
+  _assert_refused(
+    ended, rf"task_chunk={chunk}: must divide the [124] tasks of a device\."
+  )
+
+
+# Whether tests run as root or not, nothing can be made below a file.
+@pytest.mark.parametrize("name", ["file", "folder"])
+def test_workdir_of_something_else_is_refused_and_kept(name, run, tmp_path):
+  content = tmp_path / ("file" if name == "file" else "folder/notes.txt")
+  content.parent.mkdir(exist_ok=True)
+  content.write_text("mine")
+  ended = run(SINUSOID, [f"--workdir={tmp_path / name}"])
+  _assert_refused(
+    ended,
+    f"--workdir={tmp_path / name} exists and is no run of metajax: choose a "
+    r"new or an empty folder\.",
+  )
+  assert content.read_text() == "mine"
+  assert len(list(tmp_path.rglob("*"))) == (1 if name == "file" else 2)
+
+
+def test_workdir_below_a_file_is_refused(run, tmp_path):
+  path = tmp_path / "file"
+  path.write_text("mine")
+  ended = run(SINUSOID, [f"--workdir={path / 'runs' / 'first'}"])
+  _assert_refused(ended, f".*{path / 'runs' / 'first'}.*")
+  assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+  "content", ["", "{", "[]", "{}", "null", "\0"], ids=repr
+)
+def test_unreadable_config_is_named_and_kept(content, run, tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text(content)
+  ended = run(SINUSOID, [f"--workdir={tmp_path}"])
+  _assert_refused(
+    ended, rf"{path} is unreadable \(.+\); choose another --workdir\."
+  )
+  assert path.read_text() == content
+  assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_workdir_of_another_experiment_is_refused(run, tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text('{"flags": {"experiment": "reptile_omniglot"}}')
+  ended = run(SINUSOID, [f"--workdir={tmp_path}"])
+  _assert_refused(ended, rf"--workdir={tmp_path} holds a run with .*")
+  assert os.listdir(tmp_path) == ["config.json"]

@@ -1,0 +1,249 @@
+"""Checkpoints: every bit comes back, and what is damaged is never used."""
+
+import functools
+import gc
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax.training import TrainState, checkpoint
+
+# Orbax leaves the futures of a failed read to the garbage collector, which
+# reports them as it goes by.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+NOTES = {"wall_seconds": 1.5, "compile_seconds": 0.1}
+DAMAGED = "damaged_checkpoints"
+
+
+def _state(step):
+  """All that a state may hold, with bits that depend on the step."""
+  rng = np.random.default_rng(step)
+  meta_params = {
+    "float32": jnp.asarray(rng.normal(size=(2, 3)), jnp.float32),
+    "bfloat16": jnp.asarray(rng.normal(size=7), jnp.bfloat16),
+    "special": jnp.asarray([np.nan, -0.0, np.inf, 1e-45], jnp.float32),
+    "nested": [jnp.asarray(rng.normal(), jnp.float16), jnp.arange(step) > 1],
+  }
+  opt_state = optax.adam(0.1).init(meta_params["float32"])
+  more = (jnp.uint8(step), (), jnp.int32(-step))
+  return TrainState(jnp.int32(step), meta_params, (opt_state, more))
+
+
+def _bits(state):
+  """What can be compared: where each leaf is, its dtype, shape and bytes."""
+  return [
+    (jax.tree_util.keystr(path), x.dtype, x.shape, np.asarray(x).tobytes())
+    for path, x in jax.tree_util.tree_leaves_with_path(state)
+  ]
+
+
+def _step(step):
+  """A state of the same shapes at each step.
+
+  Its table is of random bits and large enough for a file of its own, where
+  damage is no damage of the format.
+  """
+  table = np.random.default_rng(step).integers(2**30, size=4096, dtype=np.int32)
+  return TrainState(
+    jnp.int32(step), {"table": jnp.asarray(table)}, (jnp.float32(step / 3), ())
+  )
+
+
+def _save(directory, *steps):
+  checkpoints = checkpoint.open_checkpoints(directory)
+  for step in steps:
+    checkpoint.save(checkpoints, _step(step), {"wall_seconds": 10.0 * step})
+  checkpoints.manager.close()
+
+
+def _restore(directory):
+  """What a new process would find."""
+  checkpoints = checkpoint.open_checkpoints(directory)
+  restored = checkpoint.restore(checkpoints, _step(0))
+  checkpoints.manager.close()
+  gc.collect()
+  return restored
+
+
+def _assert_is_step(restored, step):
+  assert _bits(restored.state) == _bits(_step(step))
+  assert restored.notes == {"wall_seconds": 10.0 * step}
+
+
+def _steps_on_disk(directory):
+  return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+
+
+def test_every_bit_dtype_and_note_comes_back(tmp_path):
+  state = _state(5)
+  checkpoints = checkpoint.open_checkpoints(tmp_path / "a" / "checkpoints")
+  checkpoint.save(checkpoints, state, NOTES)
+  checkpoints.manager.close()
+  again = checkpoint.open_checkpoints(tmp_path / "a" / "checkpoints")
+  like = jax.tree.map(jnp.zeros_like, state)
+  restored = checkpoint.restore(again, like)
+  assert _bits(restored.state) == _bits(state)
+  assert jax.tree.structure(restored.state) == jax.tree.structure(state)
+  assert restored.notes == NOTES
+
+
+def test_empty_folder_holds_no_checkpoint(tmp_path, caplog):
+  assert _restore(tmp_path / "checkpoints") is None
+  assert not (tmp_path / DAMAGED).exists()
+  assert not caplog.records
+
+
+def test_newest_two_are_kept_and_the_newest_is_used(tmp_path):
+  _save(tmp_path / "checkpoints", 1, 5, 9, 10)
+  assert _steps_on_disk(tmp_path / "checkpoints") == [9, 10]
+  _assert_is_step(_restore(tmp_path / "checkpoints"), 10)
+
+
+def test_step_that_is_saved_already_is_left_as_it_is(tmp_path):
+  _save(tmp_path / "checkpoints", 3, 4)
+  checkpoints = checkpoint.open_checkpoints(tmp_path / "checkpoints")
+  other = _step(0)._replace(step=jnp.int32(4))
+  checkpoint.save(checkpoints, other, {"wall_seconds": -1.0})
+  checkpoints.manager.close()
+  assert _steps_on_disk(tmp_path / "checkpoints") == [3, 4]
+  _assert_is_step(_restore(tmp_path / "checkpoints"), 4)
+
+
+def _empty(path):
+  path.write_bytes(b"")
+
+
+def _halve(path):
+  raw = path.read_bytes()
+  path.write_bytes(raw[: len(raw) // 2])
+
+
+def _flip_one_bit(path):
+  raw = bytearray(path.read_bytes())
+  raw[len(raw) // 2] ^= 1
+  path.write_bytes(bytes(raw))
+
+
+def _delete(path):
+  path.unlink()
+
+
+def _warnings(caplog):
+  messages = [r.getMessage() for r in caplog.records]
+  return [m for m in messages if "is damaged" in m]
+
+
+@pytest.fixture(scope="module")
+def two_saved(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("two_saved")
+  _save(workdir / "checkpoints", 1, 2)
+  return workdir
+
+
+@pytest.mark.parametrize("damage", [_empty, _halve, _flip_one_bit, _delete])
+def test_damage_to_any_one_file_is_noticed_or_harmless(
+  damage, two_saved, tmp_path, caplog
+):
+  newest = two_saved / "checkpoints" / "2"
+  files = [p.relative_to(newest) for p in newest.rglob("*") if p.is_file()]
+  noticed = []
+  for number, file in enumerate(sorted(files)):
+    workdir = shutil.copytree(two_saved, tmp_path / str(number))
+    damage(workdir / "checkpoints" / "2" / file)
+    caplog.clear()
+    restored = _restore(workdir / "checkpoints")
+    if int(restored.state.step) == 2:
+      # Not every file matters; then nothing is lost and nothing moved.
+      _assert_is_step(restored, 2)
+      assert not _warnings(caplog)
+      assert _steps_on_disk(workdir / "checkpoints") == [1, 2]
+      assert not (workdir / DAMAGED).exists()
+    else:
+      _assert_is_step(restored, 1)
+      (warning,) = _warnings(caplog)
+      assert f"checkpoint 2 in {workdir / 'checkpoints'}" in warning
+      assert _steps_on_disk(workdir / "checkpoints") == [1]
+      assert _steps_on_disk(workdir / DAMAGED) == [2]
+      noticed.append(file)
+  # The notes and the file of the table, at the least.
+  assert Path("notes/metadata") in noticed
+  largest = max(files, key=lambda f: (newest / f).stat().st_size)
+  assert largest in noticed
+
+
+def test_arrays_that_are_whole_but_not_the_saved_ones_are_noticed(
+  two_saved, tmp_path, caplog
+):
+  """What no file format can see, the digest does."""
+  directory = shutil.copytree(two_saved, tmp_path / "run") / "checkpoints"
+  shutil.rmtree(directory / "2" / "state")
+  shutil.copytree(directory / "1" / "state", directory / "2" / "state")
+  _assert_is_step(_restore(directory), 1)
+  (warning,) = _warnings(caplog)
+  assert "digest" in warning
+
+
+def test_run_goes_on_from_the_one_before_and_saves_the_step_again(
+  two_saved, tmp_path
+):
+  workdir = shutil.copytree(two_saved, tmp_path / "run")
+  # Twice, so that the second damaged one replaces the first moved aside.
+  for _ in range(2):
+    _empty(workdir / "checkpoints" / "2" / "notes" / "metadata")
+    checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints")
+    _assert_is_step(checkpoint.restore(checkpoints, _step(0)), 1)
+    checkpoint.save(checkpoints, _step(2), {"wall_seconds": 20.0})
+    checkpoints.manager.close()
+    _assert_is_step(_restore(workdir / "checkpoints"), 2)
+    assert _steps_on_disk(workdir / DAMAGED) == [2]
+
+
+def test_there_is_none_where_all_are_damaged(two_saved, tmp_path, caplog):
+  workdir = shutil.copytree(two_saved, tmp_path / "run")
+  for path in (workdir / "checkpoints").rglob("*"):
+    if path.is_file():
+      _halve(path)
+  assert _restore(workdir / "checkpoints") is None
+  first, second = _warnings(caplog)
+  assert first.startswith("checkpoint 2 in ")
+  assert second.startswith("checkpoint 1 in ")
+  assert _steps_on_disk(workdir / DAMAGED) == [1, 2]
+  _save(workdir / "checkpoints", 1)
+  _assert_is_step(_restore(workdir / "checkpoints"), 1)
+
+
+def test_save_that_was_killed_is_as_if_it_had_not_begun(
+  two_saved, tmp_path, monkeypatch, caplog
+):
+  directory = shutil.copytree(two_saved, tmp_path / "run") / "checkpoints"
+
+  class Killed(Exception):
+    pass
+
+  def die(rename, source, target, **arguments):
+    """Dies when all is written, before it gets its name."""
+    if Path(target).name == "3":
+      raise Killed
+    return rename(source, target, **arguments)
+
+  checkpoints = checkpoint.open_checkpoints(directory)
+  with monkeypatch.context() as patch:
+    for name in ("rename", "replace"):
+      patch.setattr(os, name, functools.partial(die, getattr(os, name)))
+    with pytest.raises(Killed):
+      checkpoint.save(checkpoints, _step(3), {"wall_seconds": 30.0})
+  (left,) = (p for p in directory.iterdir() if p.name not in ("1", "2"))
+  assert any(p.is_file() for p in left.rglob("*"))
+  _assert_is_step(_restore(directory), 2)
+  assert not _warnings(caplog)
+  _save(directory, 3)
+  assert _steps_on_disk(directory) == [2, 3]
+  _assert_is_step(_restore(directory), 3)

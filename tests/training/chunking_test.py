@@ -1,0 +1,105 @@
+"""The choice of a chunk: the largest divisor whose temporaries fit."""
+
+import types
+
+import jax
+import optax
+import pytest
+
+from metajax.learners import maml
+from metajax.losses import mean_squared_error
+from metajax.models.mlp import MLP
+from metajax.tasks import sinusoid
+from metajax.training import choose_task_chunk
+
+TASKS = sinusoid(16, 16)
+LEARNER = maml(MLP(1, (8,)), mean_squared_error, optax.sgd(0.1), 2)
+
+
+def _bytes_of_one_task():
+  """Temporaries of the compiled meta-gradient of an episode with one task."""
+  key = jax.random.key(3)
+  episode = TASKS(key)
+  params = LEARNER.init(key, episode.support.inputs)
+  episodes = jax.tree.map(lambda x: x[None], episode)
+  compiled = jax.jit(LEARNER.meta_grad).lower(params, episodes, key).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.fixture(scope="module")
+def per_task():
+  return _bytes_of_one_task()
+
+
+@pytest.fixture
+def compiled_once(monkeypatch, per_task):
+  """Every call asks the same program, so it is compiled for the first only."""
+  analysis = types.SimpleNamespace(temp_size_in_bytes=per_task)
+  monkeypatch.setattr(
+    jax.stages.Lowered,
+    "compile",
+    lambda self: types.SimpleNamespace(memory_analysis=lambda: analysis),
+  )
+
+
+def test_budget_is_counted_in_the_program_of_one_task(per_task):
+  # A hidden layer of the support and one of the query, at the least.
+  assert per_task > 2 * 16 * 8 * 4
+  for budget, expected in ((4 * per_task, 4), (4 * per_task - 1, 3)):
+    found = choose_task_chunk(LEARNER, TASKS, 12, budget_bytes=budget)
+    assert found == expected
+
+
+@pytest.mark.parametrize("tasks_per_device", [1, 7, 12, 32])
+def test_chunk_is_the_largest_divisor_that_fits(
+  tasks_per_device, per_task, compiled_once
+):
+  chunks = []
+  for tasks in range(tasks_per_device + 2):
+    for spare in (0, per_task - 1):
+      chunks.append(
+        choose_task_chunk(
+          LEARNER,
+          TASKS,
+          tasks_per_device,
+          budget_bytes=tasks * per_task + spare,
+        )
+      )
+      # Brute force, downwards from what the budget holds.
+      expected = max(min(tasks, tasks_per_device), 1)
+      while tasks_per_device % expected:
+        expected -= 1
+      assert chunks[-1] == expected
+  assert chunks == sorted(chunks)
+  assert chunks[0] == 1
+  assert chunks[-1] == tasks_per_device
+
+
+@pytest.mark.parametrize(
+  "platform, stats, budget",
+  [
+    # A cache's worth on a CPU and wherever the device does not tell.
+    ("cpu", {"bytes_limit": 2**40}, 2 * 2**20),
+    ("gpu", None, 2 * 2**20),
+    ("gpu", {}, 2 * 2**20),
+    # A quarter of the device.
+    ("gpu", {"bytes_limit": 2**20}, 2**18),
+  ],
+)
+def test_budget_is_the_devices_unless_told(
+  platform, stats, budget, monkeypatch, compiled_once, per_task
+):
+  device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+  monkeypatch.setattr(jax, "local_devices", lambda: [device])
+  # So many tasks that the budget ends among them; a power of two has enough
+  # divisors to show it.
+  tasks_per_device = 2**12
+  assert per_task < budget < tasks_per_device * per_task
+  found = choose_task_chunk(LEARNER, TASKS, tasks_per_device)
+  assert found * per_task <= budget < 2 * found * per_task
+
+
+def test_chunk_is_one_where_the_backend_tells_no_memory(monkeypatch):
+  silent = types.SimpleNamespace(memory_analysis=lambda: None)
+  monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: silent)
+  assert choose_task_chunk(LEARNER, TASKS, 12, budget_bytes=2**40) == 1

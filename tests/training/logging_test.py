@@ -1,0 +1,142 @@
+"""Records: whole lines of legal JSON, each step once, and TensorBoard's."""
+
+import json
+import math
+import struct
+import sys
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from metajax.training.logging import read_jsonl, run_logger
+
+
+def _log(workdir, first_step, steps, num_steps=10):
+  logger = run_logger(workdir, first_step, num_steps)
+  for step in steps:
+    logger.write(step, {"loss": step / 4, "validation/accuracy": 1 / step})
+  logger.close()
+  # An event file is named by the second, and sessions take seconds: this one
+  # becomes an older one, so that the next does not take its name.
+  files = sorted((workdir / "tensorboard").iterdir())
+  files[-1].rename(workdir / "tensorboard" / f"events.{len(files)}")
+
+
+def _events(workdir):
+  """All that TensorBoard would read, of the run's files in their order."""
+  events = []
+  for path in sorted((workdir / "tensorboard").iterdir()):
+    raw = path.read_bytes()
+    while raw:
+      # A record: its length, a checksum, itself, a checksum.
+      (length,) = struct.unpack("<Q", raw[:8])
+      events.append(Event.FromString(raw[12 : 12 + length]))
+      raw = raw[16 + length :]
+  return events
+
+
+def _shown(workdir):
+  """Scalars by name and step, less those a later session purged."""
+  shown = {}
+  for event in _events(workdir):
+    if event.session_log.status == SessionLog.START:
+      shown = {key: v for key, v in shown.items() if key[1] < event.step}
+    for value in event.summary.value:
+      assert (value.tag, event.step) not in shown
+      shown[value.tag, event.step] = value.simple_value
+  return shown
+
+
+def test_lines_are_what_was_written(tmp_path):
+  _log(tmp_path, 0, [1, 2, 4])
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  expected = [
+    {"step": s, "loss": s / 4, "validation/accuracy": 1 / s} for s in (1, 2, 4)
+  ]
+  assert [json.loads(line) for line in lines] == expected
+  assert read_jsonl(tmp_path / "metrics.jsonl") == expected
+
+
+def test_line_is_on_disk_before_the_next_step(tmp_path):
+  logger = run_logger(tmp_path, 0, 10)
+  logger.write(1, {"loss": 0.5})
+  path = tmp_path / "metrics.jsonl"
+  assert read_jsonl(path) == [{"step": 1, "loss": 0.5}]
+  logger.close()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_json_lacks_are_strings_that_float_reads(value, tmp_path):
+  logger = run_logger(tmp_path, 0, 10)
+  logger.write(1, {"loss": value, "other": 2.5})
+  logger.close()
+
+  def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+  text = (tmp_path / "metrics.jsonl").read_text()
+  line = json.loads(text, parse_constant=refuse)
+  assert isinstance(line["loss"], str)
+  assert str(float(line["loss"])) == str(value)
+  assert line["other"] == 2.5
+  assert str(_shown(tmp_path)["loss", 1]) == str(value)
+
+
+def test_last_line_cut_anywhere_is_left_out(tmp_path):
+  _log(tmp_path, 0, [1, 2])
+  path = tmp_path / "metrics.jsonl"
+  whole = path.read_text()
+  first, second = read_jsonl(path)
+  start = whole.index("\n") + 1
+  for end in range(start, len(whole) + 1):
+    path.write_text(whole[:end])
+    # The line feed is no part of the line.
+    expected = [first, second] if end >= len(whole) - 1 else [first]
+    assert read_jsonl(path) == expected
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5])
+def test_resumed_run_drops_what_came_after_its_first_step(cut, tmp_path):
+  _log(tmp_path, 0, [1, 3, 4, 6])
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(path.read_text()[: -cut or None])
+  _log(tmp_path, 4, [5, 6, 10])
+  steps = [line["step"] for line in read_jsonl(path)]
+  assert steps == [1, 3, 4, 5, 6, 10]
+  assert path.read_text().count("\n") == len(steps)
+  shown = _shown(tmp_path)
+  assert shown == {
+    **{("loss", s): pytest.approx(s / 4) for s in steps},
+    **{("validation/accuracy", s): pytest.approx(1 / s) for s in steps},
+  }
+  assert {p.name for p in tmp_path.iterdir()} == {
+    "metrics.jsonl",
+    "tensorboard",
+  }
+
+
+def test_run_that_starts_anew_drops_everything(tmp_path):
+  _log(tmp_path, 0, [1, 2, 3])
+  _log(tmp_path, 0, [2])
+  path = tmp_path / "metrics.jsonl"
+  assert [line["step"] for line in read_jsonl(path)] == [2]
+  assert {step for _, step in _shown(tmp_path)} == {2}
+
+
+def test_terminal_sees_a_line_for_each_write_or_a_bar(
+  tmp_path, monkeypatch, capsys
+):
+  def run(live, name):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: live)
+    (tmp_path / name).mkdir()
+    logger = run_logger(tmp_path / name, 2, 10)
+    logger.progress(3, {"loss": 0.5})
+    logger.progress(5, {"loss": 0.25})
+    logger.write(5, {"loss": 0.25, "accuracy": 0.75})
+    logger.close()
+    return capsys.readouterr().err
+
+  assert run(False, "file") == "step 5/10  loss=0.25  accuracy=0.75\n"
+  bar = run(True, "terminal").rpartition("\r")[2]
+  assert "5/10" in bar
+  assert "loss=0.25" in bar

@@ -1,0 +1,124 @@
+"""Which devices a run uses: the mesh, and one device for each CPU core."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import metajax
+from metajax.training import task_mesh
+from metajax.training.mesh import usable_cores
+
+
+@pytest.mark.parametrize(
+  "meta_batch, available, expected",
+  [
+    (1, 8, 1),
+    (2, 8, 2),
+    (4, 3, 2),
+    (7, 8, 7),
+    (8, 8, 8),
+    (9, 8, 3),
+    (11, 8, 1),
+    (12, 8, 6),
+    (25, 8, 5),
+    (32, 1, 1),
+    (32, 6, 4),
+    (32, 8, 8),
+  ],
+)
+def test_mesh_takes_the_most_devices_that_divide(
+  meta_batch, available, expected
+):
+  # To a mesh, devices are any objects.
+  devices = [object() for _ in range(available)]
+  mesh = task_mesh(meta_batch, devices)
+  assert mesh.axis_names == ("tasks",)
+  assert list(mesh.devices) == devices[:expected]
+
+
+def test_mesh_is_of_the_local_devices_unless_told(monkeypatch):
+  devices = [object() for _ in range(3)]
+  monkeypatch.setattr(jax, "local_devices", lambda: devices)
+  assert list(task_mesh(6).devices) == devices
+  assert list(task_mesh(4).devices) == devices[:2]
+
+
+@pytest.mark.parametrize("meta_batch", [0, -2])
+def test_meta_batch_that_is_not_positive_is_named(meta_batch):
+  with pytest.raises(ValueError, match=f"^meta_batch={meta_batch}: must be 1"):
+    task_mesh(meta_batch)
+
+
+def test_usable_cores_are_those_of_this_process(monkeypatch):
+  monkeypatch.setattr(os, "cpu_count", lambda: 64)
+  monkeypatch.setattr(
+    os, "sched_getaffinity", lambda pid: {3, 5, 9}, raising=False
+  )
+  assert usable_cores() == 3
+  # Where processes have no affinity, such as macOS.
+  monkeypatch.delattr(os, "sched_getaffinity")
+  assert usable_cores() == 64
+  monkeypatch.setattr(os, "cpu_count", lambda: None)
+  assert usable_cores() == 1
+
+
+def _use_cpu_cores(before="", xla_flags=""):
+  """A fresh process runs `before`, then use_cpu_cores, and counts devices."""
+  script = "\n".join(
+    [
+      "import os, jax",
+      before,
+      "from metajax.training.mesh import task_mesh, use_cpu_cores",
+      "use_cpu_cores()",
+      "assert {d.platform for d in jax.devices()} == {'cpu'}",
+      "print(jax.device_count(), task_mesh(60).size)",
+    ]
+  )
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "-1",  # JAX's default.
+    "PYTHONPATH": str(Path(metajax.__file__).parents[1]),
+    "XLA_FLAGS": xla_flags,
+  }
+  return subprocess.run(
+    [sys.executable, "-c", script],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+CORES = len(os.sched_getaffinity(0))
+ONE_CORE = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+
+
+@pytest.mark.parametrize(
+  "before, xla_flags, expected",
+  [
+    ("", "", CORES),
+    (ONE_CORE, "", 1),
+    ("", "--xla_force_host_platform_device_count=3", 3),
+    ("jax.config.update('jax_num_cpu_devices', 5)", "", 5),
+  ],
+  ids=["cores", "one core", "XLA_FLAGS", "jax_num_cpu_devices"],
+)
+def test_a_device_for_each_core_unless_the_number_is_set(
+  before, xla_flags, expected
+):
+  done = _use_cpu_cores(before, xla_flags)
+  assert done.returncode == 0, done.stderr
+  divisors = np.flatnonzero(60 % np.arange(1, expected + 1) == 0) + 1
+  assert done.stdout.split() == [str(expected), str(divisors.max())]
+
+
+def test_cores_cannot_be_claimed_once_devices_are_in_use():
+  done = _use_cpu_cores("jax.devices()")
+  assert done.returncode != 0
+  assert done.stderr.splitlines()[-1].startswith("RuntimeError:")
