@@ -2,9 +2,15 @@
 
   python -m experiments.maml_sinusoid
 
-trains on the paper's protocol (70,000 meta-steps of 25 tasks of 10 points, one
-inner step) and reports the mean squared error of 5-shot learning after 1, 5 and
-10 gradient steps on 600 new curves; the paper has 0.67, 0.38 and 0.35.
+trains on the paper's protocol (70,000 meta-steps of 25 tasks, one inner step)
+and reports the mean squared error of 5-shot learning after 1, 5 and 10 gradient
+steps on 600 new curves; the paper has 0.67, 0.38 and 0.35.
+
+Two defaults are not the paper's: training on as many points as the test has,
+and the cosine schedule. With `--shots=10 --outer_schedule=constant` the mean
+over 600 curves is often that of one which diverged: after 5 steps 13 curves in
+10,000 had an error above 12.5, with these defaults 8 (20,000 validation curves,
+3 seeds each).
 """
 
 import jax
@@ -18,7 +24,7 @@ from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
 
-flags.DEFINE_integer("shots", 10, "Support points in training.", lower_bound=1)
+flags.DEFINE_integer("shots", 5, "Support points in training.", lower_bound=1)
 flags.DEFINE_integer(
   "query_shots", 10, "Query points in training.", lower_bound=1
 )

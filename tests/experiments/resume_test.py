@@ -349,7 +349,7 @@ def test_config_holds_flags_versions_device_and_commit(straight):
     "outer_lr": 0.001,
     "outer_schedule": "cosine",
     "memory": "default",
-    "shots": 10,
+    "shots": 5,
     "query_shots": 10,
     "eval_shots": [5],
   }
