@@ -1,10 +1,12 @@
 """The flags that every training script has, presets, and one-line errors."""
 
+import math
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 
 from metajax import learners
@@ -21,9 +23,20 @@ flags.DEFINE_string(
   "Folder of this run. An interrupted run with the same flags goes on where it "
   "stopped. Default: runs/EXPERIMENT-HASH, the hash being that of the flags.",
 )
-flags.DEFINE_integer("seed", 0, "Seed of the training run.", lower_bound=0)
+MAX_SEED = 2**31 - 1
 flags.DEFINE_integer(
-  "eval_seed", 0, "Seed of the evaluation tasks.", lower_bound=0
+  "seed",
+  0,
+  "Seed of the training run.",
+  lower_bound=0,
+  upper_bound=MAX_SEED,
+)
+flags.DEFINE_integer(
+  "eval_seed",
+  0,
+  "Seed of the evaluation tasks.",
+  lower_bound=0,
+  upper_bound=MAX_SEED,
 )
 flags.DEFINE_enum(
   "learner", "maml", sorted(learners.REGISTRY), "Meta-learning algorithm."
@@ -49,6 +62,8 @@ flags.DEFINE_float(
 flags.DEFINE_float(
   "outer_lr", 1e-3, "Step size of the outer Adam.", lower_bound=0.0
 )
+for _name in ("inner_lr", "outer_lr"):
+  flags.register_validator(_name, math.isfinite, "must be a finite number")
 flags.DEFINE_enum(
   "outer_schedule",
   "constant",
@@ -128,6 +143,13 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
       if FLAGS.debug:
         raise
       fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+      if FLAGS.debug or "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      fail(
+        "the device has too little memory: give a smaller --task_chunk, or "
+        f"--memory=remat. ({str(error).splitlines()[0]})"
+      )
 
   app.run(guarded, flags_parser=parse)
 

@@ -77,9 +77,10 @@ def scorer(
   **options: Any,
 ) -> Callable[[Params], dict[str, Estimate]]:
   """Returns `meta_params -> {metric: estimate}` on a split's fixed tasks."""
-  rng = jax.random.fold_in(
-    jax.random.key(FLAGS.eval_seed), ("validation", "test").index(split)
-  )
+  # A purpose of its own for each key: training tasks are drawn from 1, whatever
+  # the seeds.
+  purpose = {"validation": 2, "test": 3}[split]
+  rng = jax.random.fold_in(jax.random.key(FLAGS.eval_seed), purpose)
   mesh = task_mesh(num_tasks)
   score = evaluator(
     learner, tasks, metrics, rng, num_tasks=num_tasks, mesh=mesh, **options
@@ -98,7 +99,15 @@ def finish(
   write_results(
     workdir,
     experiment=experiment,
-    protocol=protocol,
+    protocol={
+      **protocol,
+      "meta_batch": FLAGS.meta_batch,
+      "outer_optimizer": "adam",
+      "outer_lr": FLAGS.outer_lr,
+      "outer_schedule": FLAGS.outer_schedule,
+      "eval_seed": FLAGS.eval_seed,
+      "devices": task_mesh(FLAGS.meta_batch).size,
+    },
     metrics=metrics,
     wall_seconds=trained.wall_seconds,
     compile_seconds=trained.compile_seconds,

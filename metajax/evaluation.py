@@ -18,6 +18,7 @@ from metajax.types import (
   Params,
   PRNGKey,
   TaskFamily,
+  as_partial,
 )
 
 
@@ -69,7 +70,8 @@ def evaluate(
     meta_params: its meta-parameters.
     tasks: the task family to report on.
     metrics: `(predictions, targets) -> scalar` functions by name.
-    rng: the key that fixes the tasks: task i is drawn from `fold_in(rng, i)`.
+    rng: the key that fixes the tasks: those of task i and of its adaptation
+      are split from `fold_in(rng, i)`.
     num_tasks: how many tasks, at least 2.
     task_chunk: tasks treated at once on a device, which bounds the memory.
     transductive: whether a task's queries are predicted together. If not, each
@@ -122,7 +124,7 @@ def evaluator(
   if task_chunk < 1:
     raise ValueError(f"task_chunk={task_chunk}: must be 1 or more.")
   mesh = task_mesh(1) if mesh is None else mesh
-  tasks = jax.tree_util.Partial(tasks)
+  tasks = as_partial(tasks)
 
   def score_task(meta_params, tasks, key):
     task_key, adapt_key = jax.random.split(key)

@@ -54,7 +54,8 @@ def minimize(
     num_steps: how many steps, at least 0.
     first_order: treat the displacement `phi_K - phi_0` as a constant, so that
       d phi_K / d params is the identity (Finn et al. 2017, section 5.2). The
-      loop is then not differentiated at all and stores nothing.
+      loop is then not differentiated at all and stores nothing; whatever
+      `loss_fn` and `optimizer` close over gets no gradient.
     memory: `"default"` keeps every step's activations for the backward pass;
       `"remat"` keeps the parameters and optimizer state between steps only,
       and computes each step again when its turn comes.
@@ -81,9 +82,12 @@ def minimize(
     updates, state = optimizer.update(grads, state, phi, value=loss)
     return (optax.apply_updates(phi, updates), state), loss
 
+  first_step = later_step = step
   if memory == "remat":
-    # scan already keeps XLA from merging the two computations of a step.
-    step = jax.checkpoint(step, prevent_cse=False)
+    # XLA would merge the two computations of a step; scan already keeps it
+    # from that, and is faster without the barriers.
+    first_step = jax.checkpoint(step)
+    later_step = jax.checkpoint(step, prevent_cse=False)
 
   start = jax.tree.map(jax.lax.stop_gradient, params) if first_order else params
   carry, losses = (start, optimizer.init(start)), []
@@ -91,11 +95,11 @@ def minimize(
     # The first step stands outside the scan: under vmap over tasks its
     # parameters are still shared, so the tasks' matrix products merge into
     # one; a scan's carry is batched from its first iteration on.
-    carry, loss = step(carry, jnp.int32(0))
+    carry, loss = first_step(carry, jnp.int32(0))
     losses.append(loss[None])
   if num_steps > 1:
     carry, rest = jax.lax.scan(
-      step, carry, jnp.arange(1, num_steps, dtype=jnp.int32)
+      later_step, carry, jnp.arange(1, num_steps, dtype=jnp.int32)
     )
     losses.append(rest)
   adapted = carry[0]

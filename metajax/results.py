@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
 from metajax.evaluation import Estimate
 
@@ -20,19 +21,23 @@ def open_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
   """Makes the folder of a run, or checks that it is this very run's.
 
   Writes `config.json`: the given values, and under "environment" the versions,
-  the device and the git commit.
+  the device and the git commit; warns where a run began in another environment.
+  The folder is locked as long as this process lives.
 
   Args:
     workdir: the folder.
     config: what defines the run, JSON values by flag name.
 
   Raises:
-    ValueError: if the folder holds something else, or a run of other flags.
+    ValueError: if the folder holds something else, or a run of other flags, or
+      another process's.
   """
   path = workdir / "config.json"
   if path.exists():
+    _lock(workdir)
     try:
-      before = json.loads(path.read_text())["flags"]
+      written = json.loads(path.read_text())
+      before, began = written["flags"], dict(written.get("environment", {}))
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(
         f"{path} is unreadable ({error}); choose another --workdir."
@@ -43,14 +48,46 @@ def open_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
           f"--workdir={workdir} holds a run with --{name}={before.get(name)}, "
           f"not {config.get(name)}: use that value, or another --workdir."
         )
+    now = environment()
+    changed = [k for k in sorted(now) if k in began and began[k] != now[k]]
+    if changed:
+      logging.warning(
+        "%s: the run began with another %s (see config.json); what it trains "
+        "from here may differ. A new --workdir starts anew.",
+        workdir,
+        ", ".join(changed),
+      )
     return
-  if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+  # A killed process may have left what it was about to rename.
+  if workdir.exists() and (
+    not workdir.is_dir() or any(p.suffix != ".tmp" for p in workdir.iterdir())
+  ):
     raise ValueError(
       f"--workdir={workdir} exists and is no run of metajax: choose a new or "
       "an empty folder."
     )
   workdir.mkdir(parents=True, exist_ok=True)
+  _lock(workdir)
   write_json(path, {"flags": dict(config), "environment": environment()})
+
+
+def _lock(workdir: Path) -> None:
+  try:
+    import fcntl
+  except ImportError:  # Windows has no such locks.
+    return
+  # Never closed: the lock falls with the process.
+  handle = os.open(workdir, os.O_RDONLY)
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(handle)
+    raise ValueError(
+      f"--workdir={workdir} is in use by another process: wait for it, or "
+      "choose another."
+    ) from None
+  except OSError:  # Some network file systems have no locks.
+    os.close(handle)
 
 
 def environment() -> dict[str, Any]:

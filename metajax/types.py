@@ -63,6 +63,16 @@ class TaskFamily(Protocol):
     """Returns one task, unbatched."""
 
 
+def as_partial(tasks: TaskFamily) -> jax.tree_util.Partial:
+  """Makes any task family a pytree of the arrays that it carries.
+
+  A `Partial` around a `Partial` would hide the arrays of the inner one.
+  """
+  if isinstance(tasks, jax.tree_util.Partial):
+    return tasks
+  return jax.tree_util.Partial(tasks)
+
+
 class Splits(NamedTuple):
   """Disjoint task families for training, for choosing and for reporting."""
 

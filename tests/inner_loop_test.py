@@ -168,6 +168,31 @@ def _temporary_bytes(fn, *arguments):
   return compiled.memory_analysis().temp_size_in_bytes
 
 
+def test_remat_keeps_no_activation_of_a_single_step():
+  """While the outer loss, another 6 layers of 512 x 32 floats, is computed."""
+  inputs, params = jnp.ones((512, 32)), jnp.eye(32)
+
+  def loss_fn(params, step):
+    del step
+    hidden = inputs
+    for _ in range(6):
+      hidden = jnp.tanh(hidden @ params)
+    return jnp.mean(hidden**2)
+
+  default, remat = (
+    _temporary_bytes(
+      jax.grad(
+        functools.partial(
+          _outer_loss, loss_fn=loss_fn, num_steps=1, memory=memory
+        )
+      ),
+      params,
+    )
+    for memory in ("default", "remat")
+  )
+  assert remat <= default - 6 * 512 * 32 * 4
+
+
 def test_remat_keeps_parameters_only_between_steps():
   # 32 steps keep at least one hidden layer each, 256 x 8 floats = 8 kB; remat
   # keeps parameters and momentum, 2 (8 x 8 + 8) floats = 0.6 kB.

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 from jax import lax
 
-from metajax.models.normalization import NORMALIZATIONS, normalize
+from metajax.models.normalization import GROUPS, NORMALIZATIONS, normalize
 from metajax.models.patches import patch_conv
 from metajax.types import Array
 
@@ -78,7 +78,8 @@ def conv4(
     images `[n, height, width, channels]`.
 
   Raises:
-    ValueError: for an unknown `normalization` or `conv_lowering`.
+    ValueError: for an unknown `normalization` or `conv_lowering`, or filters
+      that do not divide into groups.
 
   References:
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -92,6 +93,11 @@ def conv4(
   ):
     if value not in allowed:
       raise ValueError(f"{name}={value!r}: must be one of {allowed}.")
+  if normalization == "group" and filters % GROUPS:
+    raise ValueError(
+      f"filters={filters}: must be a multiple of {GROUPS} with "
+      "normalization=group."
+    )
   return Conv4(
     num_outputs, filters, num_blocks, normalization, strided, conv_lowering
   )

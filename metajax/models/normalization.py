@@ -8,6 +8,8 @@ from jax import lax
 
 from metajax.types import Array
 
+GROUPS = 8  # Of channels, in "group".
+
 
 class BatchNorm(nn.Module):
   """Normalises by the statistics of the very inputs given (transductive).
@@ -43,7 +45,7 @@ def _layer_norm() -> Callable[[Array], Array]:
 NORMALIZATIONS: dict[str, Callable[[], Callable[[Array], Array]]] = {
   "batch": BatchNorm,
   "layer": _layer_norm,
-  "group": lambda: nn.GroupNorm(num_groups=8),
+  "group": lambda: nn.GroupNorm(num_groups=GROUPS),
   "none": lambda: lambda x: x,
 }
 

@@ -65,18 +65,24 @@ def save(
 def restore(checkpoints: Checkpoints, like: TrainState) -> Restored | None:
   """Reads the newest checkpoint that is whole.
 
-  A damaged one is moved aside with a warning and the one before it is tried: a
-  file cut short may be read without an error, so each checkpoint holds a digest
-  of its arrays.
+  A damaged one is moved aside with a warning once the one before it has proved
+  whole. A file cut short may be read without an error, so each checkpoint holds
+  a digest of its arrays.
 
   Args:
     checkpoints: from `open_checkpoints`.
     like: a state of the same shapes, dtypes and placement.
 
   Returns:
-    The state and its notes; None if there is no whole checkpoint.
+    The state and its notes; None if there is no checkpoint.
+
+  Raises:
+    ValueError: if there are checkpoints and none is a whole one of such a
+      state; they are left where they are.
   """
+  damaged: list[int] = []
   template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  reason = ""
   for step in sorted(checkpoints.manager.all_steps(), reverse=True):
     try:
       found = checkpoints.manager.restore(
@@ -89,7 +95,6 @@ def restore(checkpoints: Checkpoints, like: TrainState) -> Restored | None:
       notes = dict(found["notes"])
       if notes.pop("digest") != _digest(found["state"]):
         raise ValueError("the arrays do not match their digest")
-      return Restored(found["state"], notes)
     # Damage shows as whatever the reader of the damaged file happens to raise.
     except Exception as error:
       reason = str(error).splitlines()[0] if str(error) else repr(error)
@@ -99,17 +104,27 @@ def restore(checkpoints: Checkpoints, like: TrainState) -> Restored | None:
         checkpoints.directory,
         reason[:200],
       )
-      _move_aside(checkpoints, step)
+      damaged.append(step)
+    else:
+      _move_aside(checkpoints, damaged)
+      return Restored(found["state"], notes)
+  if damaged:
+    raise ValueError(
+      f"{checkpoints.directory}: none of its {len(damaged)} checkpoints is a "
+      f"whole one of this model and optimizer ({reason[:200]}); use the code "
+      "that wrote them, or another --workdir."
+    )
   return None
 
 
-def _move_aside(checkpoints: Checkpoints, step: int) -> None:
-  damaged = checkpoints.directory / str(step)
+def _move_aside(checkpoints: Checkpoints, steps: list[int]) -> None:
   aside = checkpoints.directory.parent / "damaged_checkpoints"
-  aside.mkdir(exist_ok=True)
-  shutil.rmtree(aside / str(step), ignore_errors=True)
-  damaged.rename(aside / str(step))
-  checkpoints.manager.reload()
+  for step in steps:
+    aside.mkdir(exist_ok=True)
+    shutil.rmtree(aside / str(step), ignore_errors=True)
+    (checkpoints.directory / str(step)).rename(aside / str(step))
+  if steps:
+    checkpoints.manager.reload()
 
 
 def _digest(state: TrainState) -> str:

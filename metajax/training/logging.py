@@ -39,8 +39,9 @@ def run_logger(workdir: Path, first_step: int, num_steps: int) -> Logger:
     num_steps: the step that it ends with.
   """
   jsonl = _open_jsonl(workdir / "metrics.jsonl", first_step)
+  # Its thread writes each event at once: a run may be killed.
   board = tensorboardX.SummaryWriter(
-    str(workdir / "tensorboard"), purge_step=first_step + 1
+    str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=0
   )
   live = sys.stderr.isatty()
   bar = tqdm(

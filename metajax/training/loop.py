@@ -1,11 +1,12 @@
 """The meta-training loop: steps, records, validation, checkpoints, signals."""
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -84,7 +85,8 @@ def fit(
     validate: scores a state on validation tasks; names get "validation/".
 
   Raises:
-    Interrupted: on SIGINT or SIGTERM, once a checkpoint is written.
+    Interrupted: on SIGINT or SIGTERM, once a checkpoint is written. A second
+      signal does what it did before.
   """
   start = time.monotonic()
   state = trainer.init(rng)
@@ -96,6 +98,9 @@ def fit(
   )
   earlier = notes["wall_seconds"]
   step = int(state.step)
+
+  if step >= schedule.num_steps:
+    return Trained(state, earlier, notes["compile_seconds"])
 
   before_compile = time.monotonic()
   train, _ = trainer.compile(state)
@@ -151,12 +156,24 @@ def _means(calls: list[tuple[int, float, dict]], tasks_per_step: int) -> dict:
 
 @contextlib.contextmanager
 def _caught_signals() -> Iterator[list[int]]:
-  """Collects SIGINT and SIGTERM instead of dying of them."""
+  """Collects the first SIGINT or SIGTERM instead of dying of it."""
   caught: list[int] = []
-  signals = (signal.SIGINT, signal.SIGTERM)
-  previous = [signal.signal(s, lambda n, _: caught.append(n)) for s in signals]
+  previous: dict[int, Any] = {}
+
+  def put_back() -> None:
+    for signum, handler in previous.items():
+      signal.signal(signum, handler)
+
+  def catch(signum: int, frame: Any) -> None:
+    del frame
+    caught.append(signum)
+    # Not print, which may be what the signal came into.
+    os.write(2, b"stopping after a checkpoint; once more to leave at once\n")
+    put_back()
+
+  for signum in (signal.SIGINT, signal.SIGTERM):
+    previous[signum] = signal.signal(signum, catch)
   try:
     yield caught
   finally:
-    for signum, handler in zip(signals, previous, strict=True):
-      signal.signal(signum, handler)
+    put_back()

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 
 TASKS = "tasks"
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def use_cpu_cores() -> None:
@@ -32,10 +34,21 @@ def use_cpu_cores() -> None:
 
 
 def usable_cores() -> int:
-  """Returns how many cores this process may run on."""
+  """Returns how many cores' worth of time this process may use."""
   if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
+  else:
+    cores = os.cpu_count() or 1
+  return max(1, min(cores, _container_quota(CPU_QUOTA, cores)))
+
+
+def _container_quota(path: Path, default: int) -> int:
+  """Reads Linux's "microseconds of time per microseconds" of a container."""
+  try:
+    quota, period = path.read_text().split()
+    return default if quota == "max" else int(quota) // int(period)
+  except (OSError, ValueError):
+    return default
 
 
 def task_mesh(

@@ -1,5 +1,6 @@
 """The meta-training step: sample tasks, average meta-gradients, update."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from metajax.types import (
   Params,
   PRNGKey,
   TaskFamily,
+  as_partial,
 )
 
 Train = Callable[["TrainState", int], tuple["TrainState", Metrics]]
@@ -76,7 +78,8 @@ def meta_trainer(
 
   so the memory in use is that of one chunk. Task i of step s is drawn from
   `fold_in(fold_in(rng, s), i)`: the tasks depend neither on the chunks nor on
-  the devices nor on where a run was interrupted.
+  the devices nor on where a run was interrupted. (What a stochastic learner
+  draws does depend on the chunk: `meta_grad` takes one key for all of it.)
 
   Args:
     learner: any meta-learner.
@@ -108,7 +111,7 @@ def meta_trainer(
       "device."
     )
   num_chunks = per_device // task_chunk
-  tasks = jax.tree_util.Partial(tasks)
+  tasks = as_partial(tasks)
   replicated = NamedSharding(mesh, P())
 
   def chunk_grad(meta_params, tasks, step_key, chunk):
@@ -122,7 +125,9 @@ def meta_trainer(
 
   def device_grad(meta_params, tasks, step_key):
     first = jax.lax.axis_index(TASKS) * num_chunks
-    total = chunk_grad(meta_params, tasks, step_key, first)
+    narrow = chunk_grad(meta_params, tasks, step_key, first)
+    # Sums of many chunks in bfloat16 would lose the small ones.
+    total = jax.tree.map(_widen, narrow)
 
     def add(total, chunk):
       new = chunk_grad(meta_params, tasks, step_key, chunk)
@@ -131,8 +136,8 @@ def meta_trainer(
     if num_chunks > 1:
       chunks = first + jnp.arange(1, num_chunks)
       total, _ = jax.lax.scan(add, total, chunks)
-    mean = jax.tree.map(lambda x: x / num_chunks, total)
-    return jax.lax.pmean(mean, TASKS)
+    mean = jax.lax.pmean(jax.tree.map(lambda x: x / num_chunks, total), TASKS)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), mean, narrow)
 
   # Gradients are local to a device until pmean; check_vma would turn the
   # gradient of replicated parameters into a sum over devices.
@@ -149,11 +154,14 @@ def meta_trainer(
     meta_params = optax.apply_updates(state.meta_params, updates)
     return TrainState(state.step + 1, meta_params, opt_state), metrics
 
-  @jax.jit
-  def init(rng: PRNGKey) -> TrainState:
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def start(rng: PRNGKey, tasks: TaskFamily) -> TrainState:
     episode = tasks(rng)
     meta_params = learner.init(rng, episode.support.inputs)
     return TrainState(jnp.int32(0), meta_params, optimizer.init(meta_params))
+
+  def init(rng: PRNGKey) -> TrainState:
+    return start(jax.device_put(rng, replicated), tasks)
 
   def train_steps(state, num_steps, tasks, rng):
     def body(_, carry):
@@ -177,4 +185,8 @@ def meta_trainer(
 
     return train, executable
 
-  return Trainer(lambda rng: jax.device_put(init(rng), replicated), compile)
+  return Trainer(init, compile)
+
+
+def _widen(x: Array) -> Array:
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,7 +128,7 @@ CHOICES = {
   "memory": "<default|remat>",
 }
 ONLY_CHOICES = {
-  SINUSOID: {},
+  SINUSOID: {"preset": "<paper>"},
   OMNIGLOT: {
     "split": "<random|official>",
     "model": "<conv4|mlp>",
@@ -142,7 +143,10 @@ def _bad_flags():
   """Yields (experiment, flag, value, what the message says of it)."""
   for experiment in (SINUSOID, OMNIGLOT):
     for flag, least in (INTEGERS | ONLY[experiment]).items():
-      yield experiment, flag, str(least - 1), f"{least - 1} {AT_LEAST[least]}"
+      message = f"{least - 1} {AT_LEAST[least]}"
+      if flag.endswith("seed"):
+        message = r"-1 is not an integer in the range \[0, 2147483647\]"
+      yield experiment, flag, str(least - 1), message
       yield experiment, flag, "1.5", r"invalid literal for int\(\) .*'1.5'"
     for flag in FLOATS:
       yield experiment, flag, "-0.1", f"-0.1 {AT_LEAST[0]}"
@@ -199,9 +203,74 @@ def test_unknown_argument_is_named(experiment, argument, message, run, workdir):
   _assert_refused(ended, message)
 
 
-def test_sinusoid_has_no_presets(run, workdir):
-  ended = run(SINUSOID, [f"--workdir={workdir}", "--preset=5w1s"])
-  _assert_refused(ended, "Unknown command line flag 'preset'.*")
+@pytest.mark.parametrize("flag", ["seed", "eval_seed"])
+def test_seed_beyond_32_bits_is_named(flag, run, workdir):
+  ended = run(SINUSOID, [f"--workdir={workdir}", f"--{flag}={2**31}"])
+  _assert_refused(ended, rf"flag --{flag}={2**31}: .*2147483647.*")
+
+
+@pytest.mark.parametrize("flag", FLOATS)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_step_size_that_is_no_number_is_named(flag, value, run, workdir):
+  ended = run(SINUSOID, [f"--workdir={workdir}", f"--{flag}={value}"])
+  _assert_refused(ended, rf"flag --{flag}={value}: must be a finite number\..*")
+
+
+def _drawings(folder, archive, characters):
+  folder.mkdir(exist_ok=True)
+  with zipfile.ZipFile(folder / archive, "w") as file:
+    for number in range(characters):
+      file.writestr(f"{archive[:-4]}/Greek/{number:03}/0001_01.png", b"")
+
+
+def _missing(folder):
+  return rf"--data_dir={folder}: images_background\.zip is not there; .*"
+
+
+def _empty(folder):
+  folder.mkdir()
+  return _missing(folder)
+
+
+def _truncated(folder):
+  for name in ("images_background.zip", "images_evaluation.zip"):
+    _drawings(folder, name, 10)
+  path = folder / "images_background.zip"
+  os.truncate(path, path.stat().st_size // 2)
+  return rf"{path}: damaged \(.+\); fetch it again: .*"
+
+
+def _incomplete(folder):
+  for name in ("images_background.zip", "images_evaluation.zip"):
+    _drawings(folder, name, 10)
+  path = folder / "images_background.zip"
+  return rf"{path}: 10 characters, must be 964; fetch it again: .*"
+
+
+def _unreadable(folder):
+  """A loop of links, which not even root can open."""
+  folder.symlink_to(folder)
+  return rf".*{folder}.*"
+
+
+@pytest.mark.parametrize(
+  "make", [_missing, _empty, _truncated, _incomplete, _unreadable]
+)
+def test_data_folder_that_is_none_is_named(make, run, workdir, tmp_path):
+  folder = tmp_path / "data"
+  message = make(folder)
+  ended = run(OMNIGLOT, [f"--workdir={workdir}", f"--data_dir={folder}"])
+  _assert_refused(ended, message)
+
+
+def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
+  ended = run(OMNIGLOT, [f"--workdir={workdir}"])
+  _assert_refused(ended, ".*`python scripts/download_omniglot.py .*")
+
+
+def test_sinusoid_has_no_first_order_but_a_learner(run, workdir):
+  ended = run(SINUSOID, [f"--workdir={workdir}", "--first_order"])
+  _assert_refused(ended, "Unknown command line flag 'first_order'.*")
 
 
 @pytest.mark.parametrize("chunk", [3, 8])

@@ -232,7 +232,9 @@ def test_stop_is_one_line_and_a_checkpoint(interrupted, signum):
   step = _stopped_at(ended)
   # orbax warns ("W1231 ...") where a kill came while it removed an old
   # checkpoint.
-  usual = re.compile(r"W\d{4} |maml_sinusoid: run in |step \d+/\d+  loss=")
+  usual = re.compile(
+    r"W\d{4} |maml_sinusoid: run in |step \d+/\d+  loss=|stopping after a "
+  )
   lines = ended.stderr.splitlines()
   assert [line for line in lines if not usual.match(line)] == [
     f"error: stopped by {signal.Signals(signum).name} at step {step}; a "

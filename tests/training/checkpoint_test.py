@@ -206,18 +206,29 @@ def test_run_goes_on_from_the_one_before_and_saves_the_step_again(
     assert _steps_on_disk(workdir / DAMAGED) == [2]
 
 
-def test_there_is_none_where_all_are_damaged(two_saved, tmp_path, caplog):
+def test_where_all_are_damaged_they_are_kept(two_saved, tmp_path, caplog):
   workdir = shutil.copytree(two_saved, tmp_path / "run")
   for path in (workdir / "checkpoints").rglob("*"):
     if path.is_file():
       _halve(path)
-  assert _restore(workdir / "checkpoints") is None
+  with pytest.raises(ValueError, match="none of its 2 checkpoints"):
+    _restore(workdir / "checkpoints")
   first, second = _warnings(caplog)
   assert first.startswith("checkpoint 2 in ")
   assert second.startswith("checkpoint 1 in ")
-  assert _steps_on_disk(workdir / DAMAGED) == [1, 2]
-  _save(workdir / "checkpoints", 1)
-  _assert_is_step(_restore(workdir / "checkpoints"), 1)
+  assert _steps_on_disk(workdir / "checkpoints") == [1, 2]
+  assert not (workdir / DAMAGED).exists()
+
+
+def test_checkpoints_of_another_model_are_refused_and_kept(two_saved, tmp_path):
+  """As after a change of the code under the same flags."""
+  directory = shutil.copytree(two_saved, tmp_path / "run") / "checkpoints"
+  opened = checkpoint.open_checkpoints(directory)
+  other = _step(0)._replace(meta_params={"other": jnp.zeros(3)})
+  with pytest.raises(ValueError, match="another --workdir"):
+    checkpoint.restore(opened, other)
+  opened.manager.close()
+  _assert_is_step(_restore(directory), 2)
 
 
 def test_save_that_was_killed_is_as_if_it_had_not_begun(

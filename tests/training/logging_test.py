@@ -4,6 +4,7 @@ import json
 import math
 import struct
 import sys
+import time
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -62,6 +63,17 @@ def test_line_is_on_disk_before_the_next_step(tmp_path):
   logger.write(1, {"loss": 0.5})
   path = tmp_path / "metrics.jsonl"
   assert read_jsonl(path) == [{"step": 1, "loss": 0.5}]
+  logger.close()
+
+
+def test_event_is_on_disk_soon_for_a_run_may_be_killed(tmp_path):
+  logger = run_logger(tmp_path, 0, 10)
+  logger.write(1, {"loss": 0.5})
+  deadline = time.monotonic() + 60
+  while not (written := _shown(tmp_path)) and time.monotonic() < deadline:
+    time.sleep(0.01)
+  logger.close()
+  assert written == {("loss", 1): 0.5}
   logger.close()
 
 

@@ -280,6 +280,27 @@ def test_signal_ends_the_run_with_a_checkpoint_at_that_step(
   assert _steps(tmp_path, "validation/accuracy") == [2, 4, 6, 8, 9]
 
 
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_second_signal_does_what_it_did_before(signum, tmp_path, capfd):
+  class Left(Exception):
+    pass
+
+  def leave(signum, frame):
+    raise Left
+
+  def during(step):
+    os.kill(os.getpid(), signum)
+    os.kill(os.getpid(), signum)
+
+  before = signal.signal(signum, leave)
+  try:
+    with pytest.raises(Left):
+      _fit(Counter(during), Schedule(2, 1, 1, 1), tmp_path)
+  finally:
+    signal.signal(signum, before)
+  assert capfd.readouterr().err.startswith("stopping after a checkpoint; ")
+
+
 @pytest.mark.parametrize("end", ["whole", "interrupted", "raised"])
 def test_handlers_of_signals_are_put_back_however_the_run_ends(end, tmp_path):
   def during(step):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import metajax
-from metajax.training import task_mesh
+from metajax.training import mesh, task_mesh
 from metajax.training.mesh import usable_cores
 
 
@@ -65,6 +65,29 @@ def test_usable_cores_are_those_of_this_process(monkeypatch):
   assert usable_cores() == 64
   monkeypatch.setattr(os, "cpu_count", lambda: None)
   assert usable_cores() == 1
+
+
+@pytest.mark.parametrize(
+  "content, expected",
+  [
+    ("max 100000", 8),
+    ("200000 100000", 2),
+    ("250000 100000", 2),
+    ("50000 100000", 1),
+    ("6400000 100000", 8),
+    ("", 8),
+  ],
+)
+def test_usable_cores_are_those_of_the_container(
+  content, expected, monkeypatch, tmp_path
+):
+  quota = tmp_path / "cpu.max"
+  quota.write_text(content)
+  monkeypatch.setattr(mesh, "CPU_QUOTA", quota)
+  monkeypatch.setattr(
+    os, "sched_getaffinity", lambda pid: set(range(8)), raising=False
+  )
+  assert usable_cores() == expected
 
 
 def _use_cpu_cores(before="", xla_flags=""):

@@ -16,9 +16,10 @@ import pytest
 import metajax
 from metajax.evaluation import evaluator
 from metajax.learners import maml
-from metajax.losses import mean_squared_error
+from metajax.losses import cross_entropy, mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
+from metajax.tasks.few_shot import few_shot_episodes
 from metajax.training import TrainState, meta_trainer, task_mesh
 from metajax.types import Batch, Episode, MetaLearner
 
@@ -213,6 +214,48 @@ def test_memory_in_use_is_that_of_one_chunk():
   assert many < at_once / 8
   # 24 tasks more are 24 keys and indices more, not one layer more.
   assert many - few < 128 * 32 * 4
+
+
+def test_images_enter_the_program_as_an_argument():
+  """As a constant, a data set would be copied into every program."""
+  images = jnp.zeros((40, 4, 16, 16, 1), jnp.uint8)
+  learner = maml(MLP(2, (4,)), cross_entropy, optax.sgd(0.1), 1)
+  trainer = _trainer(
+    learner, tasks=few_shot_episodes(images, 2, 1, 1), task_chunk=1
+  )
+  state = trainer.init(INIT_KEY)
+  memory = trainer.compile(state)[1].memory_analysis()
+  assert memory.argument_size_in_bytes >= images.nbytes
+  assert memory.generated_code_size_in_bytes < images.nbytes
+
+
+def test_bfloat16_gradients_of_many_chunks_are_added_in_float32():
+  """In bfloat16, 1 + 1/256 + 1/256 + ... would stay 1."""
+
+  def meta_grad(meta_params, episodes, rng):
+    grads = jnp.where(episodes.query.inputs[0, 0, 0] == 0, 1.0, 1 / 256)
+    return grads.astype(jnp.bfloat16), {"loss": grads}
+
+  def tasks(rng):
+    # Which of the tasks it is, found by its key.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+      jax.random.fold_in(TASK_KEY, 0), jnp.arange(META_BATCH)
+    )
+    same = jax.random.key_data(keys) == jax.random.key_data(rng)
+    batch = Batch(*[jnp.argmax(same.all(1)) * jnp.ones((1, 1))] * 2)
+    return Episode(batch, batch)
+
+  learner = MetaLearner(
+    lambda rng, inputs: jnp.zeros((), jnp.bfloat16), None, None, meta_grad
+  )
+  trainer = _trainer(
+    learner, optax.sgd(float(META_BATCH)), tasks, rng=TASK_KEY, task_chunk=1
+  )
+  train, _ = trainer.compile(trainer.init(INIT_KEY))
+  state, _ = train(trainer.init(INIT_KEY), 1)
+  expected = jnp.bfloat16(-(1 + (META_BATCH - 1) / 256))
+  assert state.meta_params == expected
+  assert expected != -1
 
 
 def test_state_is_donated():

@@ -1,0 +1,98 @@
+"""Who imports whom: data flows one way, and the core needs few packages."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Folder or file -> what of metajax it may import.
+ALLOWED = {
+  "types.py": set(),
+  "inner_loop.py": {"types"},
+  "losses.py": {"types"},
+  "tasks": {"tasks", "types"},
+  "models": {"models", "types"},
+  "learners": {"learners", "inner_loop", "types"},
+  "aggregation": {"aggregation", "types"},
+  "training": {"training", "types"},
+  "evaluation.py": {"training", "types"},
+}
+
+
+def _imports(path):
+  """Yields the modules that a file imports, as dotted names."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_part_knows_only_what_comes_before_it(part):
+  path = ROOT / "metajax" / part
+  files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+  assert files
+  found = {
+    name.split(".")[1]
+    for file in files
+    for name in _imports(file)
+    if name.startswith("metajax.")
+  }
+  assert found <= ALLOWED[part]
+
+
+def test_library_reads_no_flags_and_imports_no_experiment():
+  for file in sorted((ROOT / "metajax").rglob("*.py")):
+    names = set(_imports(file))
+    assert "absl.flags" not in names, file
+    assert not any(n.startswith(("experiments", "scripts")) for n in names)
+
+
+def test_benchmark_needs_few_packages_and_prints_what_it_promises():
+  """It runs where only jax, flax, optax, chex, absl-py and numpy are."""
+  script = """
+import sys
+class Missing:
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] in %r:
+      raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+import runpy
+runpy.run_path("scripts/benchmark.py", run_name="__main__")
+"""
+  missing = ["orbax", "tensorboardX", "matplotlib", "PIL", "tqdm", "torch"]
+  done = subprocess.run(
+    [
+      *[sys.executable, "-c", script % missing],
+      *["--ways=2", "--shots=1", "--query_shots=1", "--tasks=2", "--repeats=1"],
+      *["--inner_steps=1", "--model=mlp", "--seconds=0", "--json"],
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  result = json.loads(done.stdout.splitlines()[-1])
+  for name in (
+    "seconds_per_meta_step",
+    "tasks_per_second",
+    "compile_seconds",
+    "gflops_per_meta_step",
+    "matmul_peak_gflops",
+    "fraction_of_peak",
+    "peak_temp_bytes",
+    "task_chunk",
+  ):
+    assert result[name] > 0, name
+  assert result["device"]
+  # 2 tasks: the product of the two rates.
+  assert result["tasks_per_second"] * result["seconds_per_meta_step"] == (
+    pytest.approx(2)
+  )
