@@ -39,9 +39,9 @@ def run_logger(workdir: Path, first_step: int, num_steps: int) -> Logger:
     num_steps: the step that it ends with.
   """
   jsonl = _open_jsonl(workdir / "metrics.jsonl", first_step)
-  # Its thread writes each event at once: a run may be killed.
+  # Its thread writes every second, for a run may be killed. (With 0 it spins.)
   board = tensorboardX.SummaryWriter(
-    str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=0
+    str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=1
   )
   live = sys.stderr.isatty()
   bar = tqdm(
