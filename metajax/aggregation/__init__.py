@@ -1,0 +1,48 @@
+"""Many models into one, or into one prediction.
+
+A stack of models is a tree of parameters with a leading model axis, as
+`jax.vmap` over training runs returns it.
+"""
+
+from metajax.aggregation.interpolation import interpolate, loss_barrier
+from metajax.aggregation.running import (
+  AverageState,
+  RunningAverage,
+  ema,
+  swa,
+)
+from metajax.aggregation.stacks import (
+  check_stack,
+  normalized_weights,
+  stack_models,
+)
+from metajax.aggregation.task_vectors import (
+  task_arithmetic,
+  task_vectors,
+  ties_vector,
+)
+from metajax.aggregation.weights import (
+  fisher_average,
+  fisher_diagonal,
+  greedy_soup,
+  weighted_average,
+)
+
+__all__ = [
+  "AverageState",
+  "RunningAverage",
+  "check_stack",
+  "ema",
+  "fisher_average",
+  "fisher_diagonal",
+  "greedy_soup",
+  "interpolate",
+  "loss_barrier",
+  "normalized_weights",
+  "stack_models",
+  "swa",
+  "task_arithmetic",
+  "task_vectors",
+  "ties_vector",
+  "weighted_average",
+]

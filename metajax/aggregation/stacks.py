@@ -1,0 +1,132 @@
+"""Stacks of models: parameters with a leading model axis, and their checks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from metajax.types import Array, Params
+
+Leaves = Sequence[tuple[Sequence[Any], Array]]  # (path, leaf)
+
+
+def stack_models(models: Sequence[Params]) -> Params:
+  """Puts models of one architecture into one tree with a leading model axis.
+
+  Args:
+    models: trees of floating point arrays, alike in structure, shapes and
+      dtypes.
+
+  Returns:
+    A tree like each of them, whose leaves are `[models, ...]`.
+
+  Raises:
+    ValueError: if there is no model, if two differ (the message names the
+      first differing path and both shapes), or if one holds NaN or infinity.
+  """
+  if not models:
+    raise ValueError("models: none given, at least one is needed.")
+  first = jax.tree_util.tree_leaves_with_path(models[0])
+  for index, model in enumerate(models[1:], start=1):
+    _check_alike(first, jax.tree_util.tree_leaves_with_path(model), index)
+  stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+  check_stack(stack)
+  return stack
+
+
+def num_models(stack: Params) -> int:
+  """Returns the size of the model axis that all leaves of a stack share."""
+  leaves = jax.tree_util.tree_leaves_with_path(stack)
+  if not leaves:
+    raise ValueError("stack: a tree without arrays, no model to combine.")
+  path, leaf = leaves[0]
+  size = leaf.shape[0] if leaf.ndim else 0
+  if not size:
+    raise ValueError(
+      f"stack: {_name(path)} has shape {leaf.shape}, must be [models, ...] "
+      "with at least one model."
+    )
+  for other_path, other in leaves:
+    if other.shape[:1] != (size,):
+      raise ValueError(
+        f"stack: {_name(path)} has shape {leaf.shape} but {_name(other_path)} "
+        f"{other.shape}: the first axes, the models, must be equal."
+      )
+  return size
+
+
+def check_stack(stack: Params) -> int:
+  """Returns the number of models of a stack that can be combined.
+
+  Values are looked at where they are known: not inside `jit`.
+
+  Raises:
+    ValueError: if the leaves have no common model axis or are no floating
+      point numbers, or if a model holds NaN or infinity; it is named.
+  """
+  size = num_models(stack)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(stack):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      raise ValueError(
+        f"stack: {_name(path)} is {leaf.dtype}, only floating point "
+        "parameters can be combined."
+      )
+    if isinstance(leaf, jax.core.Tracer):
+      continue
+    with jax.ensure_compile_time_eval():  # A constant of a traced function.
+      finite = np.asarray(jnp.isfinite(leaf).reshape(size, -1).all(1))
+    if not finite.all():
+      raise ValueError(
+        f"stack: model {int(np.argmin(finite))} is not finite in "
+        f"{_name(path)}; leave it out."
+      )
+  return size
+
+
+def normalized_weights(weights: ArrayLike | None, size: int) -> Array:
+  """Returns weights `[size]` that sum to one; equal ones if None.
+
+  Raises:
+    ValueError: for another shape, a negative or non-finite weight, or weights
+      that are all zero.
+  """
+  if weights is None:
+    return jnp.full(size, 1 / size)
+  weights = jnp.asarray(weights)
+  if not jnp.issubdtype(weights.dtype, jnp.floating):
+    weights = weights.astype(jnp.float32)  # Numbers of examples.
+  if weights.shape != (size,):
+    raise ValueError(
+      f"weights of shape {weights.shape}: must be ({size},), one a model."
+    )
+  if not isinstance(weights, jax.core.Tracer):
+    values = np.asarray(weights)
+    if not np.all(np.isfinite(values) & (values >= 0)):
+      raise ValueError(f"weights={values}: must be finite and 0 or more.")
+    if not values.any():
+      raise ValueError(f"weights={values}: one must be above 0.")
+  return weights / weights.sum()
+
+
+def _check_alike(first: Leaves, other: Leaves, index: int) -> None:
+  names = [dict((_name(p), x) for p, x in leaves) for leaves in (first, other)]
+  for name in [*names[0], *(n for n in names[1] if n not in names[0])]:
+    found = [_describe(leaves.get(name)) for leaves in names]
+    if found[0] != found[1]:
+      raise ValueError(
+        f"models: {name} is {found[0]} in model 0 but {found[1]} in model "
+        f"{index}; only models of one architecture can be combined."
+      )
+
+
+def _describe(leaf: Array | None) -> str:
+  if leaf is None:
+    return "missing"
+  return f"{jnp.result_type(leaf)} {jnp.shape(leaf)}"
+
+
+def _name(path: Sequence[Any]) -> str:
+  return jax.tree_util.keystr(tuple(path)) or "the array"

@@ -1,0 +1,123 @@
+"""Task vectors: what fine-tuning changed, added up and merged."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from metajax.aggregation.stacks import check_stack, normalized_weights
+from metajax.types import Array, Params
+
+
+def task_vectors(stack: Params, base: Params) -> Params:
+  """Returns `tau_m = theta_m - theta_0`, a tree of `[models, ...]`.
+
+  Args:
+    stack: fine-tuned models, a tree of arrays `[models, ...]`.
+    base: theta_0, the model that they were fine-tuned from.
+
+  Raises:
+    ValueError: see `check_stack`.
+
+  References:
+    Ilharco et al., `Editing Models with Task Arithmetic
+    <https://arxiv.org/abs/2212.04089>`_, 2023, section 2.
+  """
+  check_stack(stack)
+  return jax.tree.map(lambda leaf, start: leaf - start, stack, base)
+
+
+def task_arithmetic(base: Params, vectors: Params, scales: ArrayLike) -> Params:
+  """Adds scaled task vectors to a model.
+
+  ::
+
+    theta = theta_0 + sum_m lambda_m tau_m
+
+  Args:
+    base: theta_0.
+    vectors: the tau_m, a tree of arrays `[models, ...]`.
+    scales: `[models]` or one number for all; a negative one makes the model
+      forget a task.
+
+  Returns:
+    One model.
+
+  Raises:
+    ValueError: see `check_stack`; if there is another number of scales.
+
+  References:
+    Ilharco et al., `Editing Models with Task Arithmetic
+    <https://arxiv.org/abs/2212.04089>`_, 2023, section 2.
+  """
+  size = check_stack(vectors)
+  scales = jnp.asarray(scales)
+  if scales.shape not in ((), (size,)):
+    raise ValueError(
+      f"scales of shape {scales.shape}: must be one number or ({size},)."
+    )
+  scales = jnp.broadcast_to(scales, (size,))
+  return jax.tree.map(
+    lambda start, leaf: (
+      start + jnp.tensordot(scales, leaf, axes=1).astype(start.dtype)
+    ),
+    base,
+    vectors,
+  )
+
+
+def ties_vector(
+  vectors: Params,
+  weights: ArrayLike | None = None,
+  *,
+  density: float = 0.2,
+) -> Params:
+  """Merges task vectors: trim, elect signs, average those that agree.
+
+  ::
+
+    tau'_m  = tau_m where |tau_m| is among its largest `density`, else 0
+    gamma_j = sign(sum_m w_m tau'_mj)
+    tau_j   = mean_m over {m: sign(tau'_mj) = gamma_j}, weighted, of tau'_mj
+
+  Trimming looks at all the parameters of a model together. Where two are
+  equally large at the border, both are kept.
+
+  Args:
+    vectors: a tree of arrays `[models, ...]`.
+    weights: `[models]`, not negative; equal if None.
+    density: the fraction of a task vector that is kept, in (0, 1].
+
+  Returns:
+    One task vector, to be scaled and added to the base model.
+
+  Raises:
+    ValueError: see `check_stack` and `normalized_weights`; if `density` is out
+      of range.
+
+  References:
+    Yadav et al., `TIES-Merging: Resolving Interference When Merging Models
+    <https://arxiv.org/abs/2306.01708>`_, 2023, algorithm 1.
+  """
+  if not 0 < density <= 1:
+    raise ValueError(f"density={density}: must be above 0 and at most 1.")
+  size = check_stack(vectors)
+  normal = normalized_weights(weights, size)
+  magnitudes = jnp.concatenate(
+    [jnp.abs(v).reshape(size, -1) for v in jax.tree.leaves(vectors)], axis=1
+  )
+  kept = max(1, round(density * magnitudes.shape[1]))
+  threshold = jax.lax.top_k(magnitudes, kept)[0][:, -1]
+
+  def merge(leaf: Array) -> Array:
+    as_column = (-1, *[1] * (leaf.ndim - 1))
+    trimmed = jnp.where(
+      jnp.abs(leaf) >= threshold.reshape(as_column), leaf, 0.0
+    )
+    column = normal.reshape(as_column)
+    elected = jnp.sign((column * trimmed).sum(0))
+    mass = column * ((jnp.sign(trimmed) == elected) & (trimmed != 0))
+    total = mass.sum(0)
+    mean = (mass * trimmed).sum(0) / jnp.where(total > 0, total, 1.0)
+    return mean.astype(leaf.dtype)
+
+  return jax.tree.map(merge, vectors)

@@ -1,0 +1,178 @@
+"""Models combined in weight space: averages, soups, and Fisher merging."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from metajax.aggregation.stacks import (
+  check_stack,
+  normalized_weights,
+)
+from metajax.types import Array, Batch, Params
+
+
+def weighted_average(stack: Params, weights: ArrayLike | None = None) -> Params:
+  """Returns the weighted mean of the models.
+
+  ::
+
+    theta = sum_m w_m theta_m / sum_m w_m
+
+  With equal weights it is a uniform soup; with numbers of examples as weights,
+  the server's step of FedAvg; of models adapted to tasks, the target that
+  Reptile moves to. Sums are in float32 at least.
+
+  Args:
+    stack: a tree of arrays `[models, ...]`.
+    weights: `[models]`, not negative, of any scale; equal if None.
+
+  Returns:
+    One model, of the dtypes of the stack.
+
+  Raises:
+    ValueError: see `check_stack` and `normalized_weights`.
+
+  References:
+    McMahan et al., `Communication-Efficient Learning of Deep Networks from
+    Decentralized Data <https://arxiv.org/abs/1602.05629>`_, 2017, algorithm 1.
+    Wortsman et al., `Model soups <https://arxiv.org/abs/2203.05482>`_, 2022.
+  """
+  normal = normalized_weights(weights, check_stack(stack))
+
+  def average(leaf: Array) -> Array:
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    mean = jax.lax.dot_general(
+      normal.astype(wide), leaf.astype(wide), (((0,), (0,)), ((), ()))
+    )
+    return mean.astype(leaf.dtype)
+
+  return jax.tree.map(average, stack)
+
+
+def greedy_soup(
+  stack: Params, score_fn: Callable[[Params], Array]
+) -> tuple[Params, list[int]]:
+  """Adds models to the average, best first, as long as it does not get worse.
+
+  Args:
+    stack: a tree of arrays `[models, ...]`.
+    score_fn: `(params) -> scalar`, higher is better, on validation data. It is
+      called at most twice a model.
+
+  Returns:
+    The soup, which scores at least as well as the best model, and the indices
+    of its ingredients in the order of their addition.
+
+  Raises:
+    ValueError: see `check_stack`; or if a score is NaN.
+
+  References:
+    Wortsman et al., `Model soups <https://arxiv.org/abs/2203.05482>`_, 2022,
+    recipe 1.
+  """
+  size = check_stack(stack)
+
+  def scored(params: Params, name: str) -> float:
+    value = float(score_fn(params))
+    if np.isnan(value):
+      raise ValueError(f"score_fn: NaN for {name}.")
+    return value
+
+  scores = [scored(_model(stack, m), f"model {m}") for m in range(size)]
+  order = sorted(range(size), key=lambda m: -scores[m])
+  ingredients, best = order[:1], scores[order[0]]
+  soup = _model(stack, order[0])
+  for m in order[1:]:
+    trial = [*ingredients, m]
+    candidate = weighted_average(
+      stack, jnp.zeros(size).at[jnp.asarray(trial)].set(1.0)
+    )
+    score = scored(candidate, f"the average of models {trial}")
+    if score >= best:
+      ingredients, best, soup = trial, score, candidate
+  return soup, ingredients
+
+
+def fisher_diagonal(
+  log_likelihood: Callable[[Params, Array, Array], Array],
+  params: Params,
+  batch: Batch,
+) -> Params:
+  """Estimates the diagonal of the empirical Fisher information.
+
+  ::
+
+    F_j = 1/n sum_i (d log p(y_i | x_i, theta) / d theta_j)^2
+
+  with the gradients of all examples by vmap. Given targets drawn from the
+  model, it estimates the Fisher information itself.
+
+  Args:
+    log_likelihood: `(params, input, target) -> scalar`, of one example.
+    params: theta.
+    batch: `[n, ...]`.
+
+  Returns:
+    A tree like `params`.
+
+  References:
+    Matena and Raffel, `Merging Models with Fisher-Weighted Averaging
+    <https://arxiv.org/abs/2111.09832>`_, 2022, section 3.2.
+  """
+  grads = jax.vmap(jax.grad(log_likelihood), in_axes=(None, 0, 0))(
+    params, batch.inputs, batch.targets
+  )
+  return jax.tree.map(lambda g: jnp.square(g).mean(0), grads)
+
+
+def fisher_average(
+  stack: Params,
+  fishers: Params,
+  weights: ArrayLike | None = None,
+  *,
+  floor: float = 1e-6,
+) -> Params:
+  """Returns the mean of the models, weighted by their Fisher information.
+
+  ::
+
+    theta_j = sum_m w_m (F_mj + floor) theta_mj / sum_m w_m (F_mj + floor)
+
+  It is the mode of the product of Gaussians `N(theta_m, 1 / F_m)`.
+
+  Args:
+    stack: a tree of arrays `[models, ...]`.
+    fishers: a tree like it, not negative; see `fisher_diagonal`.
+    weights: `[models]`, not negative; equal if None.
+    floor: keeps entries without information at the weighted average.
+
+  Returns:
+    One model.
+
+  Raises:
+    ValueError: see `check_stack` and `normalized_weights`; if `floor` is not
+      positive.
+
+  References:
+    Matena and Raffel, `Merging Models with Fisher-Weighted Averaging
+    <https://arxiv.org/abs/2111.09832>`_, 2022, equation 4.
+  """
+  if not floor > 0:
+    raise ValueError(f"floor={floor}: must be above 0.")
+  size = check_stack(stack)
+  check_stack(fishers)
+  normal = normalized_weights(weights, size)
+
+  def merge(leaf: Array, fisher: Array) -> Array:
+    column = normal.reshape(-1, *[1] * (leaf.ndim - 1))
+    mass = column * (fisher + floor)
+    return ((mass * leaf).sum(0) / mass.sum(0)).astype(leaf.dtype)
+
+  return jax.tree.map(merge, stack, fishers)
+
+
+def _model(stack: Params, index: int) -> Params:
+  return jax.tree.map(lambda leaf: leaf[index], stack)

@@ -1,0 +1,44 @@
+"""The line between two models, where the loss along it is known."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.aggregation import interpolate, loss_barrier
+
+
+def test_ends_and_middle_of_the_line():
+  one, other = {"w": jnp.array([0.0, 2.0])}, {"w": jnp.array([4.0, 2.0])}
+  for weight, expected in ((0, [0, 2]), (0.25, [1, 2]), (1, [4, 2])):
+    np.testing.assert_allclose(
+      interpolate(one, other, weight)["w"], expected, rtol=1e-6
+    )
+
+
+def test_barrier_of_a_double_well():
+  """(x^2 - 1)^2 from -1 to 1: zero at both ends, 1 in the middle."""
+  barrier, losses = loss_barrier(
+    lambda x: (x**2 - 1) ** 2, jnp.float32(-1), jnp.float32(1), 5
+  )
+  np.testing.assert_allclose(barrier, 1.0, rtol=1e-6)
+  # At -1, -1/2, 0, 1/2, 1.
+  np.testing.assert_allclose(losses, [0, 9 / 16, 1, 9 / 16, 0], atol=1e-6)
+
+
+def test_barrier_is_measured_from_the_chord():
+  """-x^2 from 0 to 2 is above its chord -2x by x (2 - x), 1 in the middle."""
+  barrier, _ = loss_barrier(
+    lambda x: -(x**2), jnp.float32(0), jnp.float32(2), 3
+  )
+  np.testing.assert_allclose(barrier, 1.0, rtol=1e-6)
+
+
+def test_convex_losses_have_none():
+  barrier, _ = loss_barrier(lambda x: x**2, jnp.float32(-3), jnp.float32(1))
+  assert barrier == 0
+
+
+@pytest.mark.parametrize("num_points", [2, 0])
+def test_ends_alone_are_no_line(num_points):
+  with pytest.raises(ValueError, match=f"num_points={num_points}"):
+    loss_barrier(lambda x: x, jnp.ones(()), jnp.ones(()), num_points)

@@ -1,0 +1,97 @@
+"""Task arithmetic and TIES, by hand and against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.aggregation import (
+  task_arithmetic,
+  task_vectors,
+  ties_vector,
+)
+
+BASE = {"w": jnp.array([[1.0, 2.0]]), "b": jnp.array([0.5])}
+STACK = {
+  "w": jnp.array([[[2.0, 2.0]], [[1.0, 5.0]]]),
+  "b": jnp.array([[0.0], [1.5]]),
+}
+
+
+def test_task_vectors_are_differences_from_the_base():
+  vectors = task_vectors(STACK, BASE)
+  np.testing.assert_allclose(vectors["w"], [[[1, 0]], [[0, 3]]])
+  np.testing.assert_allclose(vectors["b"], [[-0.5], [1.0]])
+
+
+def test_one_vector_of_scale_one_is_the_fine_tuned_model():
+  vectors = task_vectors(STACK, BASE)
+  found = task_arithmetic(BASE, vectors, jnp.array([0.0, 1.0]))
+  for a, b in zip(*map(jax.tree.leaves, (found, STACK)), strict=True):
+    np.testing.assert_allclose(a, b[1])
+
+
+def test_sum_and_negation():
+  vectors = task_vectors(STACK, BASE)
+  both = task_arithmetic(BASE, vectors, 0.5)
+  np.testing.assert_allclose(both["w"], [[1.5, 3.5]])
+  np.testing.assert_allclose(both["b"], [0.75])
+  less = task_arithmetic(BASE, vectors, [-1.0, 0.0])
+  np.testing.assert_allclose(less["w"], [[0.0, 2.0]])
+  np.testing.assert_allclose(less["b"], [1.0])
+
+
+def test_scales_are_one_or_one_a_model():
+  with pytest.raises(ValueError, match=r"scales of shape \(3,\)"):
+    task_arithmetic(BASE, task_vectors(STACK, BASE), [1.0, 1.0, 1.0])
+
+
+def test_ties_by_hand():
+  # The largest 3 of 5 entries of each: 4, -3, 2 / -5, 3, 2 / 6, 4, -3.
+  vectors = {
+    "w": jnp.array([[4.0, -3.0, 0.1], [0.2, -5.0, 3.0], [6.0, 4.0, 0.3]]),
+    "b": jnp.array([[2.0, 1.0], [2.0, 0.5], [-3.0, 0.0]]),
+  }
+  found = ties_vector(vectors, density=0.6)
+  # Signs elected: +, - (-8 against 4), +, + (4 against -3), none.
+  np.testing.assert_allclose(found["w"], [5.0, -4.0, 3.0])
+  np.testing.assert_allclose(found["b"], [2.0, 0.0])
+
+
+def _ties(vectors, weights, density):
+  """Algorithm 1, an entry at a time, in float64."""
+  size, count = vectors.shape
+  kept = max(1, round(density * count))
+  trimmed = np.zeros_like(vectors)
+  for m in range(size):
+    for j in np.argsort(-np.abs(vectors[m]))[:kept]:
+      trimmed[m, j] = vectors[m, j]
+  merged = np.zeros(count)
+  for j in range(count):
+    sign = np.sign(np.dot(weights, trimmed[:, j]))
+    agree = [m for m in range(size) if trimmed[m, j] * sign > 0]
+    if agree:
+      merged[j] = np.average(trimmed[agree, j], weights=weights[agree])
+  return merged
+
+
+@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 1.0])
+def test_ties_equals_a_loop(density):
+  draw = np.random.default_rng(0)
+  vectors = draw.normal(size=(5, 60))
+  weights = draw.uniform(0.5, 2.0, 5)
+  parts = {
+    "a": jnp.asarray(vectors[:, :12]).reshape(5, 3, 4),
+    "b": jnp.asarray(vectors[:, 12:]),
+  }
+  found = ties_vector(parts, weights, density=density)
+  flat = np.concatenate([np.ravel(found["a"]), np.ravel(found["b"])])
+  np.testing.assert_allclose(
+    flat, _ties(vectors, weights, density), rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.1])
+def test_density_out_of_range_is_named(density):
+  with pytest.raises(ValueError, match=f"density={density}"):
+    ties_vector(STACK, density=density)

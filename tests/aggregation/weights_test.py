@@ -1,0 +1,195 @@
+"""Averages in weight space, against numpy float64 and what is known of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from metajax.aggregation import (
+  fisher_average,
+  fisher_diagonal,
+  greedy_soup,
+  stack_models,
+  weighted_average,
+)
+from metajax.types import Batch
+
+DRAW = np.random.default_rng(0)
+VALUES = st.floats(-100, 100, width=32)
+
+
+@st.composite
+def _stacks(draw):
+  """Stacks of 1 to 5 models of two arrays, and weights."""
+  size = draw(st.integers(1, 5))
+  stack = {
+    name: draw(hnp.arrays(np.float32, (size, *shape), elements=VALUES))
+    for name, shape in (("w", draw(hnp.array_shapes(max_side=3))), ("b", ()))
+  }
+  # Not all zero; their ratios are moderate.
+  weights = draw(hnp.arrays(np.float32, size, elements=st.floats(0.125, 8)))
+  return jax.tree.map(jnp.asarray, stack), weights
+
+
+def _assert_close(found, expected):
+  for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(_stacks(), st.randoms(use_true_random=False))
+def test_weighted_average(case, random):
+  stack, weights = case
+  found = weighted_average(stack, weights)
+  _assert_close(
+    found,
+    jax.tree.map(
+      lambda x: np.average(np.float64(x), axis=0, weights=weights), stack
+    ),
+  )
+  # The order of the models and the scale of the weights do not matter.
+  order = np.array(random.sample(range(len(weights)), len(weights)))
+  permuted = jax.tree.map(lambda x: x[order], stack)
+  _assert_close(weighted_average(permuted, 7 * weights[order]), found)
+  # Nor does averaging change equal models.
+  equal = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), stack)
+  first = jax.tree.map(lambda x: x[0], stack)
+  _assert_close(weighted_average(equal, weights), first)
+
+
+def test_average_of_bfloat16_is_summed_in_float32():
+  """256 ones and 256 zeros; in bfloat16 a sum stops at 256."""
+  stack = jnp.repeat(jnp.array([1, 0, 1, 0], jnp.bfloat16), 256)[:, None]
+  found = weighted_average(stack)
+  assert found.dtype == jnp.bfloat16
+  assert found.tolist() == [0.5]
+
+
+def test_average_compiles_and_has_the_weights_gradient():
+  stack, weights = jnp.array([[1.0], [5.0]]), jnp.array([1.0, 3.0])
+  grad = jax.jit(jax.grad(lambda w: weighted_average(stack, w)[0]))(weights)
+  # d/dw_m sum w x / sum w = (x_m - mean) / sum w, with mean 4.
+  np.testing.assert_allclose(grad, [-0.75, 0.25], rtol=1e-6)
+
+
+def test_one_full_batch_step_of_every_client_is_one_step_on_their_data():
+  """FedAvg with one local step, weighted by the numbers of examples."""
+  sizes, step_size = [3, 10, 7], 0.1
+  theta = jnp.asarray(DRAW.normal(size=4))
+  data = [
+    (jnp.asarray(DRAW.normal(size=(n, 4))), jnp.asarray(DRAW.normal(size=n)))
+    for n in sizes
+  ]
+
+  def loss(theta, x, y):
+    return jnp.mean(jnp.square(x @ theta - y))
+
+  def step(x, y):
+    return theta - step_size * jax.grad(loss)(theta, x, y)
+
+  clients = stack_models([step(x, y) for x, y in data])
+  pooled = step(*(jnp.concatenate(part) for part in zip(*data, strict=True)))
+  np.testing.assert_allclose(
+    weighted_average(clients, sizes), pooled, rtol=1e-5, atol=1e-6
+  )
+
+
+def _score(target, calls, params):
+  calls.append(np.asarray(params))
+  return -jnp.square(params - target).sum()
+
+
+def test_greedy_soup_takes_what_helps_in_the_order_of_scores():
+  # From the target 0: 1, 1.5, 2 and 4 away. The mean of the best two, -0.25,
+  # is better; with 2 it would be 0.5, which is worse; with 4, too.
+  stack = jnp.array([[2.0], [1.0], [4.0], [-1.5]])
+  calls = []
+  soup, ingredients = greedy_soup(stack, functools.partial(_score, 0.0, calls))
+  assert ingredients == [1, 3]
+  np.testing.assert_allclose(soup, [-0.25])
+  np.testing.assert_allclose(
+    np.ravel(calls)[4:], [-0.25, 0.5, 3.5 / 3], rtol=1e-6
+  )
+
+
+def test_greedy_soup_is_never_worse_than_the_best_model():
+  for seed in range(20):
+    draw = np.random.default_rng(seed).normal
+    stack, target = jnp.asarray(draw(size=(6, 3))), draw(size=3)
+    score = functools.partial(_score, target, [])
+    soup, ingredients = greedy_soup(stack, score)
+    assert score(soup) >= max(score(model) for model in stack)
+    assert len(set(ingredients)) == len(ingredients)
+
+
+def test_greedy_soup_refuses_scores_that_are_none():
+  with pytest.raises(ValueError, match="NaN for model 0"):
+    greedy_soup(jnp.ones((2, 1)), lambda params: jnp.nan)
+
+
+def test_fisher_diagonal_of_logistic_regression():
+  """d log p(y|x) / d theta = (y - sigmoid(theta x)) x."""
+  theta = jnp.asarray(DRAW.normal(size=3))
+  x, y = DRAW.normal(size=(50, 3)), DRAW.integers(0, 2, 50)
+
+  def log_likelihood(theta, x, y):
+    return -optax.sigmoid_binary_cross_entropy(x @ theta, y)
+
+  found = fisher_diagonal(
+    log_likelihood, theta, Batch(jnp.asarray(x), jnp.asarray(y))
+  )
+  residual = y - 1 / (1 + np.exp(-x @ np.float64(theta)))
+  expected = np.mean((residual[:, None] * x) ** 2, axis=0)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_fisher_diagonal_tends_to_the_inverse_variance_of_a_gaussian():
+  """log N(y | theta, s^2): the Fisher information of theta is 1 / s^2."""
+  sigma = 0.5
+  y = 1.0 + sigma * np.random.default_rng(1).normal(size=20_000)
+
+  def log_likelihood(theta, x, y):
+    del x
+    return -jnp.square((y - theta) / sigma) / 2
+
+  batch = Batch(jnp.zeros(len(y)), jnp.asarray(y))
+  found = fisher_diagonal(log_likelihood, jnp.float32(1.0), batch)
+  # The variance of chi^2 is 2: 4 standard errors.
+  bound = 4 * np.sqrt(2 / len(y)) / sigma**2
+  assert abs(found - 1 / sigma**2) < bound
+
+
+def test_fisher_average_of_gaussians_is_the_precision_weighted_mean():
+  means, variances = np.array([[1.0, 2.0], [4.0, -2.0]]), [[1, 4.0], [0.5, 1]]
+  precision = 1 / np.asarray(variances)
+  found = fisher_average(
+    jnp.asarray(means), jnp.asarray(precision), floor=1e-12
+  )
+  # (1 * 1 + 2 * 4) / 3 and (0.25 * 2 + 1 * -2) / 1.25.
+  np.testing.assert_allclose(found, [3.0, -1.2], rtol=1e-6)
+  weighted = fisher_average(
+    jnp.asarray(means), jnp.asarray(precision), [2, 1], floor=1e-12
+  )
+  np.testing.assert_allclose(weighted, [2.5, -2 / 3], rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(_stacks())
+def test_equal_fishers_leave_the_weighted_average(case):
+  stack, weights = case
+  for value in (0.0, 3.0):
+    fishers = jax.tree.map(lambda x, v=value: jnp.full_like(x, v), stack)
+    _assert_close(
+      fisher_average(stack, fishers, weights), weighted_average(stack, weights)
+    )
+
+
+def test_fisher_average_needs_a_floor():
+  with pytest.raises(ValueError, match=r"floor=0.0: must be above 0"):
+    fisher_average(jnp.ones((2, 1)), jnp.ones((2, 1)), floor=0.0)
