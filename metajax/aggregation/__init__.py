@@ -5,6 +5,15 @@ A stack of models is a tree of parameters with a leading model axis, as
 """
 
 from metajax.aggregation.interpolation import interpolate, loss_barrier
+from metajax.aggregation.predictions import (
+  Gaussian,
+  average_probabilities,
+  log_pool,
+  mixture_moments,
+  posterior_weights,
+  stacking_weights,
+  weighted_vote,
+)
 from metajax.aggregation.running import (
   AverageState,
   RunningAverage,
@@ -30,19 +39,26 @@ from metajax.aggregation.weights import (
 
 __all__ = [
   "AverageState",
+  "Gaussian",
   "RunningAverage",
+  "average_probabilities",
   "check_stack",
   "ema",
   "fisher_average",
   "fisher_diagonal",
   "greedy_soup",
   "interpolate",
+  "log_pool",
   "loss_barrier",
+  "mixture_moments",
   "normalized_weights",
+  "posterior_weights",
   "stack_models",
+  "stacking_weights",
   "swa",
   "task_arithmetic",
   "task_vectors",
   "ties_vector",
   "weighted_average",
+  "weighted_vote",
 ]
