@@ -42,7 +42,7 @@ def _assert_close(found, expected):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(_stacks(), st.randoms(use_true_random=False))
 def test_weighted_average(case, random):
   stack, weights = case
