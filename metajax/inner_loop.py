@@ -70,8 +70,7 @@ def minimize(
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
     Networks <https://arxiv.org/abs/1703.03400>`_, 2017.
   """
-  if num_steps < 0:
-    raise ValueError(f"num_steps={num_steps}: must be 0 or more.")
+  check_steps(num_steps=num_steps)
   if memory not in get_args(Memory):
     raise ValueError(f"memory={memory!r}: must be one of {get_args(Memory)}.")
   optimizer = optax.with_extra_args_support(optimizer)
@@ -106,6 +105,13 @@ def minimize(
   if first_order:
     adapted = _straight_through(params, adapted)
   return InnerLoop(adapted, jnp.concatenate(losses) if losses else jnp.zeros(0))
+
+
+def check_steps(**numbers: int) -> None:
+  """Raises a `ValueError` that names the first negative number of steps."""
+  for name, steps in numbers.items():
+    if steps < 0:
+      raise ValueError(f"{name}={steps}: must be 0 or more.")
 
 
 def _straight_through(params: Params, adapted: Params) -> Params:

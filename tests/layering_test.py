@@ -17,8 +17,8 @@ ALLOWED = {
   "losses.py": {"types"},
   "tasks": {"tasks", "types"},
   "models": {"models", "types"},
-  "learners": {"learners", "inner_loop", "types"},
-  "aggregation": {"aggregation", "types"},
+  "learners": {"learners", "aggregation", "inner_loop", "types"},
+  "aggregation": {"aggregation", "inner_loop", "types"},
   "training": {"training", "types"},
   "evaluation.py": {"training", "types"},
 }

@@ -4,6 +4,18 @@ A stack of models is a tree of parameters with a leading model axis, as
 `jax.vmap` over training runs returns it.
 """
 
+from metajax.aggregation.alignment import (
+  align_stack,
+  chain_axes,
+  match_units,
+  permute_units,
+)
+from metajax.aggregation.federated import (
+  Clients,
+  Federation,
+  ServerState,
+  federated_averaging,
+)
 from metajax.aggregation.interpolation import interpolate, loss_barrier
 from metajax.aggregation.predictions import (
   Gaussian,
@@ -34,25 +46,35 @@ from metajax.aggregation.weights import (
   fisher_average,
   fisher_diagonal,
   greedy_soup,
+  pseudo_gradient,
   weighted_average,
 )
 
 __all__ = [
   "AverageState",
+  "Clients",
+  "Federation",
   "Gaussian",
   "RunningAverage",
+  "ServerState",
+  "align_stack",
   "average_probabilities",
+  "chain_axes",
   "check_stack",
   "ema",
+  "federated_averaging",
   "fisher_average",
   "fisher_diagonal",
   "greedy_soup",
   "interpolate",
   "log_pool",
   "loss_barrier",
+  "match_units",
   "mixture_moments",
   "normalized_weights",
+  "permute_units",
   "posterior_weights",
+  "pseudo_gradient",
   "stack_models",
   "stacking_weights",
   "swa",

@@ -52,6 +52,39 @@ def weighted_average(stack: Params, weights: ArrayLike | None = None) -> Params:
   return jax.tree.map(average, stack)
 
 
+def pseudo_gradient(
+  params: Params, stack: Params, weights: ArrayLike | None = None
+) -> Params:
+  """Returns the way back from the average of models trained from `params`.
+
+  ::
+
+    g = theta - sum_m w_m phi_m / sum_m w_m
+
+  An optimizer that descends it moves theta towards the average: SGD with step
+  size 1 lands on it (FedAvg), with a smaller one it is Reptile's outer step,
+  and Adam makes it FedAdam.
+
+  Args:
+    params: theta, where all the models started.
+    stack: phi, a tree of arrays `[models, ...]`.
+    weights: as in `weighted_average`.
+
+  Returns:
+    A tree like `params`.
+
+  Raises:
+    ValueError: see `weighted_average`.
+
+  References:
+    Nichol et al., `On First-Order Meta-Learning Algorithms
+    <https://arxiv.org/abs/1803.02999>`_, 2018, algorithm 2.
+    Reddi et al., `Adaptive Federated Optimization
+    <https://arxiv.org/abs/2003.00295>`_, 2021, algorithm 1.
+  """
+  return jax.tree.map(jnp.subtract, params, weighted_average(stack, weights))
+
+
 def greedy_soup(
   stack: Params, score_fn: Callable[[Params], Array]
 ) -> tuple[Params, list[int]]:

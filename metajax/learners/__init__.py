@@ -3,8 +3,10 @@
 import functools
 from collections.abc import Callable
 
+from metajax.learners.aggregated import learned_average, learned_ensemble
 from metajax.learners.maml import maml
 from metajax.learners.meta_gradients import gradient_of_mean, mean_of_gradients
+from metajax.learners.reptile import reptile
 from metajax.types import MetaLearner
 
 # Every algorithm by name: what `--learner` reads and what the contract tests
@@ -13,6 +15,15 @@ from metajax.types import MetaLearner
 REGISTRY: dict[str, Callable[..., MetaLearner]] = {
   "maml": maml,
   "fomaml": functools.partial(maml, first_order=True),
+  "reptile": reptile,
 }
 
-__all__ = ["REGISTRY", "gradient_of_mean", "maml", "mean_of_gradients"]
+__all__ = [
+  "REGISTRY",
+  "gradient_of_mean",
+  "learned_average",
+  "learned_ensemble",
+  "maml",
+  "mean_of_gradients",
+  "reptile",
+]

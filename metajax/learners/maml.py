@@ -66,12 +66,7 @@ def maml(
     section 5.2.
   """
   num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
-  for name, steps in (
-    ("num_steps", num_steps),
-    ("num_eval_steps", num_eval_steps),
-  ):
-    if steps < 0:
-      raise ValueError(f"{name}={steps}: must be 0 or more.")
+  inner_loop.check_steps(num_steps=num_steps, num_eval_steps=num_eval_steps)
   report = dict(metrics or {})
 
   def fit(meta_params: Params, support: Batch, steps: int) -> Params:

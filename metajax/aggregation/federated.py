@@ -1,0 +1,252 @@
+"""Federated learning, simulated: clients are tasks, the server aggregates."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from metajax import inner_loop
+from metajax.aggregation.weights import pseudo_gradient
+from metajax.types import Array, Batch, LossFn, Model, Params, PRNGKey
+
+
+class Clients(NamedTuple):
+  """The clients' examples, padded to the largest client.
+
+  Attributes:
+    data: arrays `[clients, max_size, ...]`.
+    sizes: int32 `[clients]`, how many examples of each client are real; at
+      least 1.
+  """
+
+  data: Batch
+  sizes: Array
+
+
+class ServerState(NamedTuple):
+  """What the server keeps between rounds.
+
+  Attributes:
+    round: int32 scalar, rounds done.
+    params: the model.
+    opt_state: the state of the server's optimizer.
+  """
+
+  round: Array
+  params: Params
+  opt_state: optax.OptState
+
+
+class Federation(NamedTuple):
+  """Pure functions that start and continue federated training.
+
+  Attributes:
+    init: `(rng) -> ServerState`.
+    train: `(state, num_rounds) -> (state, losses)`: one compiled scan over the
+      rounds; losses `[num_rounds]` are the clients' mean loss, by size, before
+      they train. Compiled for each number of rounds anew.
+  """
+
+  init: Callable[[PRNGKey], ServerState]
+  train: Callable[[ServerState, int], tuple[ServerState, Array]]
+
+
+def federated_averaging(
+  model: Model,
+  loss_fn: LossFn,
+  clients: Clients,
+  client_optimizer: optax.GradientTransformation,
+  server_optimizer: optax.GradientTransformation,
+  *,
+  clients_per_round: int,
+  rng: PRNGKey,
+  local_epochs: int = 1,
+  batch_size: int | None = None,
+  proximal: float = 0.0,
+  client_chunk: int = 1,
+  mesh: Mesh | None = None,
+) -> Federation:
+  """FedAvg, FedSGD, FedProx and FedOpt, by their arguments.
+
+  In a round the server draws clients without replacement; each trains a copy
+  of the model on its own examples; the server averages, by size::
+
+    w_k = local_epochs of client_optimizer from w on
+          L_k(w_k) + proximal / 2 |w_k - w|^2
+    g   = w - sum_k n_k w_k / sum_k n_k
+    w   <- w + server_optimizer(g)
+
+  With `optax.sgd(1.0)` on the server this is FedAvg, with `batch_size=None` and
+  one epoch besides FedSGD, with `proximal` FedProx, and with `optax.adam` on
+  the server FedAdam. The client's optimizer starts anew in every round.
+
+  Args:
+    model: pure `init(rng, inputs)` and `apply(params, inputs)`, which treats
+      examples one by one: no batch statistics.
+    loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
+    clients: see `Clients`.
+    client_optimizer: any optax optimizer.
+    server_optimizer: any optax optimizer; it descends g.
+    clients_per_round: how many clients train in a round.
+    rng: the key of the clients drawn and of the order of their examples.
+    local_epochs: passes of a client over its examples in a round.
+    batch_size: examples of a step; all of a client's if None. The last batch
+      of an epoch holds the rest.
+    proximal: mu of FedProx.
+    client_chunk: clients that train at once on a device, which bounds the
+      memory; must divide `clients_per_round / mesh.size`.
+    mesh: spreads the clients of a round over its devices, along its first
+      axis; one device if None.
+
+  Returns:
+    A `Federation`.
+
+  Raises:
+    ValueError: for a number out of range, or sizes that are.
+
+  References:
+    McMahan et al., `Communication-Efficient Learning of Deep Networks from
+    Decentralized Data <https://arxiv.org/abs/1602.05629>`_, 2017, algorithm 1.
+    Li et al., `Federated Optimization in Heterogeneous Networks
+    <https://arxiv.org/abs/1812.06127>`_, 2020, algorithm 2.
+    Reddi et al., `Adaptive Federated Optimization
+    <https://arxiv.org/abs/2003.00295>`_, 2021, algorithm 2.
+  """
+  if mesh is None:
+    mesh = Mesh(np.asarray(jax.local_devices()[:1]), ("clients",))
+  axis = mesh.axis_names[0]
+  num_clients, max_size = jnp.shape(clients.data.targets)[:2]
+  batch_size = min(batch_size or max_size, max_size)
+  _check(clients.sizes, max_size, clients_per_round, num_clients)
+  for name, number, low in (
+    ("local_epochs", local_epochs, 1),
+    ("batch_size", batch_size, 1),
+    ("proximal", proximal, 0),
+    ("client_chunk", client_chunk, 1),
+  ):
+    if number < low:
+      raise ValueError(f"{name}={number}: must be {low} or more.")
+  if clients_per_round % (mesh.size * client_chunk):
+    raise ValueError(
+      f"clients_per_round={clients_per_round}: must be a multiple of "
+      f"{mesh.size} devices times client_chunk={client_chunk}."
+    )
+  max_steps = local_epochs * -(-max_size // batch_size)
+
+  def losses(params: Params, data: Batch) -> Array:
+    """The loss of each example, `[n]`."""
+    predictions = model.apply(params, data.inputs)
+    return jax.vmap(lambda p, t: loss_fn(p[None], t[None]))(
+      predictions, data.targets
+    )
+
+  def train_client(
+    params: Params, data: Batch, size: Array, rng: PRNGKey
+  ) -> tuple[Params, Array]:
+    steps_per_epoch = -(-size // batch_size)
+
+    def local_loss(local: Params, step: Array) -> Array:
+      epoch, batch = step // steps_per_epoch, step % steps_per_epoch
+      # Real examples come first, in an order of this epoch's own.
+      draw = jax.random.uniform(jax.random.fold_in(rng, epoch), (max_size,))
+      order = jnp.argsort(jnp.where(jnp.arange(max_size) < size, draw, 2.0))
+      place = batch * batch_size + jnp.arange(batch_size)
+      chosen = order.at[place].get(mode="clip")
+      values = losses(local, jax.tree.map(lambda x: x[chosen], data))
+      distance = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), local, params)
+      return _masked_mean(values, place < size) + proximal / 2 * sum(
+        jax.tree.leaves(distance)
+      )
+
+    # Smaller clients are done earlier.
+    optimizer = optax.transforms.conditionally_mask(
+      client_optimizer,
+      lambda step: step < local_epochs * steps_per_epoch,
+    )
+    before = _masked_mean(losses(params, data), jnp.arange(max_size) < size)
+    local = inner_loop.minimize(local_loss, params, optimizer, max_steps).params
+    return local, before
+
+  def device_round(params, data, sizes, keys):
+    train = functools.partial(train_client, params)
+    local, before = jax.lax.map(
+      lambda args: train(*args), (data, sizes, keys), batch_size=client_chunk
+    )
+    mean = (
+      pseudo_gradient(params, local, sizes),
+      jnp.average(before, weights=sizes),
+    )
+    share = sizes.sum() / jax.lax.psum(sizes.sum(), axis)
+    return jax.tree.map(lambda x: jax.lax.psum(share * x, axis), mean)
+
+  sharded_round = jax.shard_map(
+    device_round,
+    mesh=mesh,
+    in_specs=(P(), P(axis), P(axis), P(axis)),
+    out_specs=P(),
+    check_vma=False,
+  )
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def scan_rounds(state, num_rounds, clients, rng):
+    def one_round(state, _):
+      draw_key, order_key = jax.random.split(
+        jax.random.fold_in(rng, state.round)
+      )
+      chosen = jax.random.choice(
+        draw_key, num_clients, (clients_per_round,), replace=False
+      )
+      data, sizes = jax.tree.map(lambda x: x[chosen], clients)
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(order_key, chosen)
+      grads, loss = sharded_round(state.params, data, sizes, keys)
+      updates, opt_state = server_optimizer.update(
+        grads, state.opt_state, state.params
+      )
+      params = optax.apply_updates(state.params, updates)
+      return ServerState(state.round + 1, params, opt_state), loss
+
+    return jax.lax.scan(one_round, state, length=num_rounds)
+
+  replicated = NamedSharding(mesh, P())
+  clients, rng = jax.device_put((clients, rng), replicated)
+
+  def init(rng: PRNGKey) -> ServerState:
+    params = model.init(rng, clients.data.inputs[0])
+    state = ServerState(jnp.int32(0), params, server_optimizer.init(params))
+    return jax.device_put(state, replicated)
+
+  def train(state: ServerState, num_rounds: int) -> tuple[ServerState, Array]:
+    return scan_rounds(state, num_rounds, clients, rng)
+
+  return Federation(init, train)
+
+
+def _masked_mean(values: Array, mask: Array) -> Array:
+  return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def _check(
+  sizes: Array, max_size: int, clients_per_round: int, num_clients: int
+) -> None:
+  if not 1 <= clients_per_round <= num_clients:
+    raise ValueError(
+      f"clients_per_round={clients_per_round}: must be 1 to {num_clients}, the "
+      "number of clients."
+    )
+  values = np.asarray(sizes)
+  if values.shape != (num_clients,):
+    raise ValueError(
+      f"clients.sizes of shape {values.shape}: must be ({num_clients},)."
+    )
+  bad = np.flatnonzero((values < 1) | (values > max_size))
+  if bad.size:
+    raise ValueError(
+      f"clients.sizes: client {bad[0]} has {values[bad[0]]}, must be 1 to "
+      f"{max_size}."
+    )
