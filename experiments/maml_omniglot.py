@@ -150,7 +150,12 @@ def main() -> None:
     {"accuracy": "training", "validation/accuracy": "validation"},
     "query accuracy",
   )
-  plots.against_steps(workdir / "adaptation.png", curve, "test accuracy")
+  plots.curves(
+    workdir / "adaptation.png",
+    {"test": curve},
+    "inner steps",
+    "test accuracy",
+  )
   plots.image_episodes(
     workdir / "episodes.png",
     learner(steps),

@@ -42,20 +42,38 @@ def learning_curve(
   save(figure, workdir / "learning_curve.png")
 
 
-def against_steps(
-  path: Path, curve: Mapping[int, Estimate], label: str
+def curves(
+  path: Path,
+  lines: Mapping[str, Mapping[float, Estimate]],
+  xlabel: str,
+  ylabel: str,
+  *,
+  log: str = "",
 ) -> None:
-  """Draws estimates with their intervals against the number of inner steps."""
+  """Draws estimates with their intervals against a number.
+
+  Args:
+    path: the PNG file.
+    lines: by the name in the legend, estimates by their place on the axis.
+    xlabel: what is varied.
+    ylabel: what is estimated.
+    log: "x", "y" or "xy": the axes that are logarithmic.
+  """
   figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
-  axes.errorbar(
-    list(curve),
-    [e.mean for e in curve.values()],
-    [e.ci95 for e in curve.values()],
-    marker="o",
-    capsize=3,
-  )
-  axes.set(xlabel="inner steps", ylabel=label)
+  for name, line in lines.items():
+    axes.errorbar(
+      list(line),
+      [e.mean for e in line.values()],
+      [e.ci95 for e in line.values()],
+      marker=".",
+      capsize=2,
+      label=name,
+    )
+  axes.set(xlabel=xlabel, ylabel=ylabel)
+  axes.set(**{f"{axis}scale": "log" for axis in log})
   axes.grid(alpha=0.3)
+  if len(lines) > 1:
+    axes.legend()
   save(figure, path)
 
 

@@ -5,6 +5,7 @@ A stack of models is a tree of parameters with a leading model axis, as
 """
 
 from metajax.aggregation.alignment import (
+  UnitAxes,
   align_stack,
   chain_axes,
   match_units,
@@ -28,7 +29,9 @@ from metajax.aggregation.predictions import (
 )
 from metajax.aggregation.running import (
   AverageState,
+  AveragingState,
   RunningAverage,
+  averaging,
   ema,
   swa,
 )
@@ -52,14 +55,17 @@ from metajax.aggregation.weights import (
 
 __all__ = [
   "AverageState",
+  "AveragingState",
   "Clients",
   "Federation",
   "Gaussian",
   "RunningAverage",
   "ServerState",
+  "UnitAxes",
   "align_stack",
   "average_probabilities",
   "chain_axes",
+  "averaging",
   "check_stack",
   "ema",
   "federated_averaging",

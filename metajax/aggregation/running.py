@@ -1,10 +1,11 @@
 """Averages of a model along its own training, as pure states."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from metajax.types import Array, Params
 
@@ -33,6 +34,48 @@ class AverageState(NamedTuple):
 
   step: Array
   average: Params
+
+
+class AveragingState(NamedTuple):
+  """State of an optimizer that averages the parameters it makes."""
+
+  inner: optax.OptState
+  average: AverageState
+
+
+def averaging(
+  optimizer: optax.GradientTransformation, average: RunningAverage
+) -> optax.GradientTransformation:
+  """Keeps a running average of the parameters in an optimizer's state.
+
+  So that any training loop averages without knowing of it; the average of a
+  state is `average.value(state.average)`.
+
+  Args:
+    optimizer: whose updates are passed on as they are.
+    average: `ema(...)` or `swa(...)`.
+
+  Returns:
+    An optimizer with an `AveragingState`, whose `update` needs the parameters.
+  """
+  optimizer = optax.with_extra_args_support(optimizer)
+
+  def init(params: Params) -> AveragingState:
+    return AveragingState(optimizer.init(params), average.init(params))
+
+  def update(
+    updates: Params,
+    state: AveragingState,
+    params: Params | None = None,
+    **extra: Any,
+  ) -> tuple[Params, AveragingState]:
+    if params is None:
+      raise ValueError("params: averaging needs them.")
+    updates, inner = optimizer.update(updates, state.inner, params, **extra)
+    new = optax.apply_updates(params, updates)
+    return updates, AveragingState(inner, average.update(new, state.average))
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def ema(decay: float, *, debias: bool = True) -> RunningAverage:

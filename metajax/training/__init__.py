@@ -5,6 +5,7 @@ alone needs neither orbax nor TensorBoard.
 """
 
 from metajax.training.chunking import choose_task_chunk
+from metajax.training.cohorts import cohort_trainer
 from metajax.training.mesh import task_mesh, use_cpu_cores
 from metajax.training.step import Trainer, TrainState, meta_trainer
 
@@ -12,6 +13,7 @@ __all__ = [
   "Trainer",
   "TrainState",
   "choose_task_chunk",
+  "cohort_trainer",
   "meta_trainer",
   "task_mesh",
   "use_cpu_cores",

@@ -1,0 +1,352 @@
+"""Averages of 500 regressors against MAML (Finn et al. 2017, appendix C).
+
+  python -m experiments.aggregate_sinusoid
+
+trains 500 networks, each on a sine wave of its own, three times over (without a
+penalty, with weight decay, and pulled to the mean of those trained before),
+combines them in weight space and in prediction space, learns how to combine
+them, and fine-tunes what comes of it on 5 points of a new curve. Beside them
+stand the paper's rows that average nothing: one network trained on all curves,
+and MAML. The step size of the fine-tuning is chosen for each row on validation
+curves.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+from experiments import plots, training
+from experiments.flags import FLAGS, run
+from experiments.stages import Stages
+from metajax import aggregation, inner_loop
+from metajax.aggregation import UnitAxes
+from metajax.evaluation import Estimate, estimate
+from metajax.learners import learned_average, learned_ensemble, maml
+from metajax.losses import mean_squared_error
+from metajax.models.mlp import MLP
+from metajax.tasks import sinusoid
+from metajax.training import cohort_trainer, meta_trainer
+from metajax.training.loop import Schedule
+from metajax.types import Array, Batch, MetaLearner, Metrics, Params, PRNGKey
+
+flags.DEFINE_integer(
+  "regressors", 500, "Networks to combine, a curve each.", lower_bound=2
+)
+flags.DEFINE_integer(
+  "cohort",
+  50,
+  "Regressors trained at once; must divide --regressors. The pull to the mean "
+  "is to that of the cohorts before.",
+  lower_bound=1,
+)
+flags.DEFINE_integer(
+  "regressor_steps", 5000, "Steps of Adam of a regressor.", lower_bound=1
+)
+flags.DEFINE_float(
+  "l2", 1e-3, "Weight of a regressor's squared norm in row L2.", lower_bound=0.0
+)
+flags.DEFINE_float(
+  "to_mean",
+  1e-3,
+  "Weight of a regressor's squared distance to the mean of those before.",
+  lower_bound=0.0,
+)
+flags.DEFINE_integer(
+  "weight_steps", 500, "Meta-steps of the learned weights.", lower_bound=1
+)
+FLAGS.set_default("steps", 70_000)
+FLAGS.set_default("outer_schedule", "cosine")
+FLAGS.set_default("meta_batch", 25)
+FLAGS.set_default("log_every", 5000)
+FLAGS.set_default("eval_every", 10_000)
+FLAGS.set_default("checkpoint_every", 10_000)
+
+SHOTS = 5
+COLUMNS = (1, 5, 10)  # Steps of fine-tuning.
+RATES = (0.001, 0.003, 0.01, 0.03)  # Of fine-tuning, by SGD.
+MODEL = MLP(num_outputs=1, hidden=(40, 40))
+LAYERS = [["Dense_0"], ["Dense_1"], ["Dense_2"]]
+CURVE = sinusoid(1000, 200)  # What a regressor learns and is judged on.
+
+Build = Callable[[int, float], MetaLearner]  # (steps, rate) -> learner
+
+
+def fine_tuning(steps: int, rate: float) -> MetaLearner:
+  """MAML; with no steps in training it is joint training on all curves."""
+  return maml(MODEL, mean_squared_error, optax.sgd(rate), steps)
+
+
+def ensemble(steps: int, rate: float, *, members: Params) -> MetaLearner:
+  return learned_ensemble(
+    fine_tuning(steps, rate),
+    members,
+    aggregation.weighted_average,
+    mean_squared_error,
+  )
+
+
+def first(stack: Params, size: int) -> Params:
+  return jax.tree.map(lambda x: x[:size], stack)
+
+
+def init_regressor(rng: PRNGKey) -> Params:
+  return MODEL.init(rng, jnp.zeros((1, 1)))
+
+
+def train_regressor(
+  rng: PRNGKey, params: Params, mean: Params, count: Array, *, pull: str = ""
+) -> tuple[Params, Metrics]:
+  """Fits the curve of a key, with a penalty on the way from `mean` or zero."""
+  support, query = CURVE(rng)
+  weight = {"": 0.0, "l2": FLAGS.l2, "to_mean": FLAGS.to_mean}[pull]
+  centre = mean if pull == "to_mean" else optax.tree.zeros_like(mean)
+  # There is no mean before the first cohort.
+  weight *= (count > 0) if pull == "to_mean" else 1.0
+
+  def loss(params: Params, step: Array) -> Array:
+    chosen = jax.random.choice(
+      jax.random.fold_in(rng, step), len(support.inputs), (40,)
+    )
+    batch = jax.tree.map(lambda x: x[chosen], support)
+    distance = optax.tree.sub(params, centre)
+    return regressor_error(params, batch) + weight * optax.tree.norm(
+      distance, squared=True
+    )
+
+  steps = FLAGS.regressor_steps
+  optimizer = optax.adam(optax.cosine_decay_schedule(0.02, steps))
+  params = inner_loop.minimize(loss, params, optimizer, steps).params
+  return params, {"mse": regressor_error(params, query)}
+
+
+def regressor_error(params: Params, batch: Batch) -> Array:
+  return mean_squared_error(MODEL.apply(params, batch.inputs), batch.targets)
+
+
+def fisher(rng: PRNGKey, params: Params) -> Params:
+  """The Fisher information of a regressor with unit noise, on its curve."""
+  inputs = CURVE(rng).query.inputs
+  predictions = MODEL.apply(params, inputs)
+  targets = predictions + jax.random.normal(rng, predictions.shape)
+
+  def log_likelihood(params: Params, x: Array, y: Array) -> Array:
+    return -jnp.sum(jnp.square(y - MODEL.apply(params, x[None])[0])) / 2
+
+  return aggregation.fisher_diagonal(
+    log_likelihood, params, Batch(inputs, targets)
+  )
+
+
+class Regression(Stages):
+  """The trainings of this experiment."""
+
+  def regressors(self, name: str, rng: PRNGKey, pull: str = "") -> Params:
+    trainer = cohort_trainer(
+      init_regressor,
+      functools.partial(train_regressor, pull=pull),
+      FLAGS.regressors,
+      FLAGS.cohort,
+      rng=rng,
+    )
+    schedule = Schedule(FLAGS.regressors // FLAGS.cohort, 1, 1, 1)
+    trained = self.train(name, trainer, schedule, FLAGS.cohort)
+    return trained.state.meta_params
+
+  def weights(self, name: str, learner: MetaLearner) -> Params:
+    steps = FLAGS.weight_steps
+    trainer = meta_trainer(
+      learner,
+      optax.adam(optax.cosine_decay_schedule(0.05, steps)),
+      sinusoid(SHOTS, 10),
+      meta_batch=FLAGS.meta_batch,
+      rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+    )
+    tenth = max(1, steps // 10)
+    schedule = Schedule(steps, tenth, tenth, tenth)
+    trained = self.train(name, trainer, schedule, FLAGS.meta_batch)
+    return trained.state.meta_params
+
+
+@functools.cache
+def scorer(build: Build, steps: int, split: str):
+  """Returns `((params, rate)) -> estimate`, compiled once for all rates."""
+
+  def adapt(tuned: Params, support: Batch, rng: PRNGKey) -> Params:
+    params, rate = tuned
+    return build(steps, rate).adapt(params, support, rng)
+
+  score = training.scorer(
+    build(steps, 0.0)._replace(adapt=adapt),
+    sinusoid(SHOTS, 100),
+    {"mse": mean_squared_error},
+    split,
+    {"validation": 200, "test": FLAGS.eval_tasks}[split],
+  )
+  return lambda tuned: score(tuned)["mse"]
+
+
+def fine_tuned(build: Build, params: Params) -> tuple[float, list[Estimate]]:
+  """Returns the step size that validation chose, and the test errors."""
+
+  def validation(rate: float) -> float:
+    scores = [scorer(build, k, "validation")((params, rate)) for k in COLUMNS]
+    return sum(score.mean for score in scores)
+
+  rate = min(RATES, key=validation)
+  return rate, [scorer(build, k, "test")((params, rate)) for k in COLUMNS]
+
+
+def main() -> None:
+  runs = Regression("aggregate_sinusoid")
+  rng = jax.random.fold_in(jax.random.key(FLAGS.seed), 2)
+  stack = runs.regressors("regressors", rng)
+  decayed = runs.regressors("regressors_l2", rng, "l2")
+  pulled = runs.regressors("regressors_to_mean", rng, "to_mean")
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(
+    rng, jnp.arange(FLAGS.regressors)
+  )
+  errors = {
+    name: jax.jit(jax.vmap(lambda k, p: regressor_error(p, CURVE(k).query)))(
+      keys, models
+    )
+    for name, models in (
+      ("regressors", stack),
+      ("regressors_l2", decayed),
+      ("regressors_to_mean", pulled),
+    )
+  }
+  print("aligning the regressors", file=sys.stderr)
+  axes = aggregation.chain_axes(init_regressor(rng), LAYERS)
+  aligned = aggregation.align_stack(stack, axes, rounds=5)
+  fishers = jax.jit(jax.vmap(fisher))(keys, stack)
+  starts = {
+    "average": aggregation.weighted_average(stack),
+    "average_l2": aggregation.weighted_average(decayed),
+    "average_to_mean": aggregation.weighted_average(pulled),
+    "average_aligned": aggregation.weighted_average(aligned),
+    "average_fisher": aggregation.fisher_average(stack, fishers),
+    "pretrained": runs.meta_train(
+      "pretrained", fine_tuning(0, 0.0), sinusoid(SHOTS, 10)
+    ),
+    "maml": runs.meta_train(
+      "maml", fine_tuning(1, FLAGS.inner_lr), sinusoid(SHOTS, 10)
+    ),
+  }
+
+  def weighted(steps: int, rate: float) -> MetaLearner:
+    learner = fine_tuning(steps, rate)
+    return learned_average(learner, pulled, groups=lambda path: path)
+
+  together = functools.partial(ensemble, members=stack)
+  equal = together(0, 0.0).init(rng, jnp.zeros((1, 1)))
+  weights = runs.weights("learned_average", weighted(1, FLAGS.inner_lr))
+  posterior = runs.weights("learned_ensemble", together(0, 0.0))
+  rows = {
+    **{name: (fine_tuning, params) for name, params in starts.items()},
+    "learned_average": (weighted, weights),
+    "ensemble": (together, equal),
+    "learned_ensemble": (together, posterior),
+  }
+  metrics, rates = {}, {}
+  for name, (build, params) in rows.items():
+    print(f"fine-tuning {name}", file=sys.stderr)
+    rates[name], scores = fine_tuned(build, params)
+    for steps, score in zip(COLUMNS, scores, strict=True):
+      metrics[f"{name}_{steps}_steps"] = score
+  metrics["learned_ensemble_0_steps"] = scorer(together, 0, "test")(
+    (posterior, 0.0)
+  )
+  draw_sizes(runs.workdir, stack, posterior)
+  draw_barrier(runs.workdir, jax.random.fold_in(rng, FLAGS.regressors), axes)
+  training.finish(
+    runs.workdir,
+    "aggregate_sinusoid",
+    {
+      "shots": SHOTS,
+      "regressors": FLAGS.regressors,
+      "regressor_steps": FLAGS.regressor_steps,
+      "regressor_error": {
+        name: {"max": float(e.max()), "mean": float(e.mean())}
+        for name, e in errors.items()
+      },
+      "l2": FLAGS.l2,
+      "to_mean": FLAGS.to_mean,
+      "fine_tuning_rate": rates,
+      "inner_lr": FLAGS.inner_lr,
+      "beta": float(posterior["beta"]),
+    },
+    metrics,
+    runs.total(),
+  )
+
+
+def draw_sizes(workdir: Path, stack: Params, posterior: Params) -> None:
+  """Error without fine-tuning against the number of regressors combined."""
+  sizes = [n for n in (2, 5, 10, 20, 50, 100, 200) if n < FLAGS.regressors]
+  curves: dict[str, dict[int, Estimate]] = {"equal": {}, "learned": {}}
+  for size in [*sizes, FLAGS.regressors]:
+    build = functools.partial(ensemble, members=first(stack, size))
+    score = scorer(build, 0, "test")
+    equal = {"logits": jnp.zeros(size), "beta": jnp.zeros(())}
+    learned = {**posterior, "logits": posterior["logits"][:size]}
+    curves["equal"][size] = score((equal, 0.0))
+    curves["learned"][size] = score((learned, 0.0))
+  plots.curves(
+    workdir / "ensemble_size.png",
+    curves,
+    "regressors in the ensemble",
+    "mean squared error",
+    log="x",
+  )
+
+
+def draw_barrier(workdir: Path, rng: PRNGKey, axes: UnitAxes) -> None:
+  """Error along the line between two regressors of one curve, for 10 curves."""
+
+  @jax.jit
+  @jax.vmap
+  def pair(curve_key: PRNGKey, init_key: PRNGKey) -> tuple[Params, Params]:
+    starts = [init_regressor(key) for key in jax.random.split(init_key)]
+    one, other = (train_regressor(curve_key, s, s, 0)[0] for s in starts)
+    return one, other
+
+  @jax.jit
+  @jax.vmap
+  def line(curve_key: PRNGKey, one: Params, other: Params) -> Array:
+    query = CURVE(curve_key).query
+    return aggregation.loss_barrier(
+      lambda params: regressor_error(params, query), one, other
+    )[1]
+
+  curve_keys, init_keys = jax.random.split(rng, (2, 10))
+  one, other = pair(curve_keys, init_keys)
+  aligned = []
+  for index in range(10):
+    a, b = (jax.tree.map(lambda x, i=index: x[i], p) for p in (one, other))
+    order = aggregation.match_units(a, b, axes)
+    aligned.append(aggregation.permute_units(b, order, axes))
+  lines = {
+    "as trained": line(curve_keys, one, other),
+    "aligned": line(curve_keys, one, aggregation.stack_models(aligned)),
+  }
+  grid = np.linspace(0, 1, lines["aligned"].shape[1])
+  plots.curves(
+    workdir / "barrier.png",
+    {
+      name: dict(zip(grid, map(estimate, values.T), strict=True))
+      for name, values in lines.items()
+    },
+    "place on the line between two regressors of one curve",
+    "mean squared error, mean of 10 pairs",
+  )
+
+
+if __name__ == "__main__":
+  run(main)

@@ -1,0 +1,59 @@
+"""Experiments of several trainings, each in a folder of the workdir."""
+
+import sys
+
+import jax
+
+from experiments import training
+from experiments.flags import FLAGS
+from metajax.training import Trainer
+from metajax.training.loop import Schedule, Trained, fit
+from metajax.types import MetaLearner, Params, TaskFamily
+
+
+class Stages:
+  """Trains, one after the other; what is done already is read, not repeated.
+
+  Attributes:
+    workdir: the folder of the experiment.
+  """
+
+  def __init__(self, experiment: str):
+    self.workdir = training.start(experiment)
+    self._done: list[Trained] = []
+
+  def train(
+    self,
+    name: str,
+    trainer: Trainer,
+    schedule: Schedule,
+    tasks_per_step: int,
+    seed: int = 0,
+  ) -> Trained:
+    """Trains to the end of the schedule in the sub-folder `name`."""
+    print(f"{name}:", file=sys.stderr)
+    folder = self.workdir / name
+    folder.mkdir(exist_ok=True)
+    rng = jax.random.fold_in(jax.random.key(FLAGS.seed + seed), 0)
+    trained = fit(trainer, rng, schedule, folder, tasks_per_step=tasks_per_step)
+    self._done.append(trained)
+    return trained
+
+  def meta_train(
+    self, name: str, learner: MetaLearner, tasks: TaskFamily
+  ) -> Params:
+    """Meta-trains as the flags say."""
+    schedule = Schedule(
+      FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
+    )
+    trainer = training.trainer(learner, tasks)
+    trained = self.train(name, trainer, schedule, FLAGS.meta_batch)
+    return trained.state.meta_params
+
+  def total(self) -> Trained:
+    """The last state, and the seconds of all stages together."""
+    return Trained(
+      self._done[-1].state,
+      sum(t.wall_seconds for t in self._done),
+      sum(t.compile_seconds for t in self._done),
+    )
