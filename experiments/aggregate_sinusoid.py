@@ -23,7 +23,7 @@ import optax
 from absl import flags
 
 from experiments import plots, training
-from experiments.flags import FLAGS, run
+from experiments.flags import FLAGS, refuse, run
 from experiments.stages import Stages
 from metajax import aggregation, inner_loop
 from metajax.aggregation import UnitAxes
@@ -204,6 +204,7 @@ def fine_tuned(build: Build, params: Params) -> tuple[float, list[Estimate]]:
 
 
 def main() -> None:
+  refuse("learner", "inner_steps", "memory")
   runs = Regression("aggregate_sinusoid")
   rng = jax.random.fold_in(jax.random.key(FLAGS.seed), 2)
   stack = runs.regressors("regressors", rng)

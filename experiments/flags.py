@@ -90,6 +90,23 @@ flags.DEFINE_integer(
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 
 
+def define_data_dir() -> None:
+  """Adds the flag of scripts that need Omniglot."""
+  flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder of images_background.zip and images_evaluation.zip; default: "
+    "$METAJAX_DATA_DIR.",
+  )
+
+
+def refuse(*names: str) -> None:
+  """Raises a `ValueError` if a flag is given that a script has no use for."""
+  for name in names:
+    if FLAGS[name].present:
+      raise ValueError(f"--{name} has no effect here: leave it out.")
+
+
 def run(main: Callable[[], None], presets: Presets | None = None) -> None:
   """Runs a script: parses flags, applies the preset, reports errors in a line.
 

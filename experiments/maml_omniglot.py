@@ -12,7 +12,7 @@ import optax
 from absl import flags
 
 from experiments import plots, training
-from experiments.flags import FLAGS, run
+from experiments.flags import FLAGS, define_data_dir, run
 from metajax.learners import REGISTRY
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
@@ -20,12 +20,7 @@ from metajax.models.mlp import MLP
 from metajax.models.normalization import NORMALIZATIONS
 from metajax.tasks import omniglot
 
-flags.DEFINE_string(
-  "data_dir",
-  None,
-  "Folder of images_background.zip and images_evaluation.zip; default: "
-  "$METAJAX_DATA_DIR.",
-)
+define_data_dir()
 flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
 flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
 flags.DEFINE_integer(

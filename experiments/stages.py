@@ -1,12 +1,13 @@
 """Experiments of several trainings, each in a folder of the workdir."""
 
 import sys
+from collections.abc import Callable
 
 import jax
 
 from experiments import training
 from experiments.flags import FLAGS
-from metajax.training import Trainer
+from metajax.training import Trainer, TrainState
 from metajax.training.loop import Schedule, Trained, fit
 from metajax.types import MetaLearner, Params, TaskFamily
 
@@ -28,7 +29,9 @@ class Stages:
     trainer: Trainer,
     schedule: Schedule,
     tasks_per_step: int,
+    *,
     seed: int = 0,
+    validate: Callable[[TrainState], dict[str, float]] | None = None,
   ) -> Trained:
     """Trains to the end of the schedule in the sub-folder `name`."""
     print(f"{name}:", file=sys.stderr)

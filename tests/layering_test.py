@@ -18,8 +18,8 @@ ALLOWED = {
   "tasks": {"tasks", "types"},
   "models": {"models", "types"},
   "learners": {"learners", "aggregation", "inner_loop", "types"},
-  "aggregation": {"aggregation", "inner_loop", "types"},
-  "training": {"training", "types"},
+  "aggregation": {"aggregation", "types"},
+  "training": {"training", "aggregation", "inner_loop", "types"},
   "evaluation.py": {"training", "types"},
 }
 

@@ -11,12 +11,6 @@ from metajax.aggregation.alignment import (
   match_units,
   permute_units,
 )
-from metajax.aggregation.federated import (
-  Clients,
-  Federation,
-  ServerState,
-  federated_averaging,
-)
 from metajax.aggregation.interpolation import interpolate, loss_barrier
 from metajax.aggregation.predictions import (
   Gaussian,
@@ -56,11 +50,8 @@ from metajax.aggregation.weights import (
 __all__ = [
   "AverageState",
   "AveragingState",
-  "Clients",
-  "Federation",
   "Gaussian",
   "RunningAverage",
-  "ServerState",
   "UnitAxes",
   "align_stack",
   "average_probabilities",
@@ -68,7 +59,6 @@ __all__ = [
   "averaging",
   "check_stack",
   "ema",
-  "federated_averaging",
   "fisher_average",
   "fisher_diagonal",
   "greedy_soup",

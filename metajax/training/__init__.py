@@ -6,14 +6,17 @@ alone needs neither orbax nor TensorBoard.
 
 from metajax.training.chunking import choose_task_chunk
 from metajax.training.cohorts import cohort_trainer
+from metajax.training.federated import Clients, federated_trainer
 from metajax.training.mesh import task_mesh, use_cpu_cores
 from metajax.training.step import Trainer, TrainState, meta_trainer
 
 __all__ = [
+  "Clients",
   "Trainer",
   "TrainState",
   "choose_task_chunk",
   "cohort_trainer",
+  "federated_trainer",
   "meta_trainer",
   "task_mesh",
   "use_cpu_cores",

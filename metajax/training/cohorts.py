@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.training.mesh import TASKS, task_mesh
-from metajax.training.step import Trainer, TrainState
+from metajax.training.step import Trainer, TrainState, mean_over_steps
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 TrainModel = Callable[[PRNGKey, Params, Params, Array], tuple[Params, Metrics]]
@@ -78,34 +78,23 @@ def cohort_trainer(
     )
     return jax.device_put(TrainState(jnp.int32(0), stack, ()), replicated)
 
-  def train_steps(state, num_steps, rng):
-    def body(_, carry):
-      (step, stack, _), total = carry
-      start = step * cohort
-      index = start + jnp.arange(cohort)
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, index)
-      # What is not trained yet is zero and adds nothing.
-      mean = jax.tree.map(
-        lambda x: (x.sum(0) / jnp.maximum(start, 1)).astype(x.dtype), stack
-      )
-      models, metrics = train_cohort(keys, mean, start)
-      stack = jax.tree.map(
-        lambda s, m: jax.lax.dynamic_update_slice_in_dim(s, m, start, 0),
-        stack,
-        models,
-      )
-      total = jax.tree.map(lambda t, m: t + m.mean(), total, metrics)
-      return TrainState(step + 1, stack, ()), total
+  def train_next(state, rng):
+    step, stack, _ = state
+    start = step * cohort
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+      rng, start + jnp.arange(cohort)
+    )
+    # What is not trained yet is zero and adds nothing.
+    mean = jax.tree.map(
+      lambda x: (x.sum(0) / jnp.maximum(start, 1)).astype(x.dtype), stack
+    )
+    models, metrics = train_cohort(keys, mean, start)
+    stack = jax.tree.map(
+      lambda s, m: jax.lax.dynamic_update_slice_in_dim(s, m, start, 0),
+      stack,
+      models,
+    )
+    means = jax.tree.map(jnp.mean, metrics)
+    return TrainState(step + 1, stack, ()), means
 
-    mean = jax.tree.map(lambda x: x[0], state.meta_params)
-    shapes = jax.eval_shape(train_one, rng, mean, state.step)[1]
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    state, total = jax.lax.fori_loop(0, num_steps, body, (state, zeros))
-    return state, jax.tree.map(lambda x: x / num_steps, total)
-
-  def compile(state):
-    jitted = jax.jit(train_steps, donate_argnums=0, out_shardings=replicated)
-    executable = jitted.lower(state, jnp.int32(0), rng).compile()
-    return lambda state, n: executable(state, jnp.int32(n), rng), executable
-
-  return Trainer(init, compile)
+  return Trainer(init, mean_over_steps(train_next, rng))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -163,29 +163,41 @@ def meta_trainer(
   def init(rng: PRNGKey) -> TrainState:
     return start(jax.device_put(rng, replicated), tasks)
 
-  def train_steps(state, num_steps, tasks, rng):
+  tasks, rng = jax.device_put((tasks, rng), replicated)
+  return Trainer(init, mean_over_steps(meta_step, tasks, rng))
+
+
+def mean_over_steps(
+  step: Callable[..., tuple[TrainState, Metrics]], *arguments: Any
+) -> Callable[[TrainState], tuple[Train, jax.stages.Compiled]]:
+  """Builds a trainer's `compile` from one of its steps.
+
+  Args:
+    step: `(state, *arguments) -> (state, metrics)`, the metrics scalars.
+    arguments: what the program is given beside the state: keys, data.
+  """
+
+  def train_steps(state, num_steps, *arguments):
     def body(_, carry):
       state, total = carry
-      state, metrics = meta_step(state, tasks, rng)
+      state, metrics = step(state, *arguments)
       return state, jax.tree.map(jnp.add, total, metrics)
 
-    shapes = jax.eval_shape(meta_step, state, tasks, rng)[1]
+    shapes = jax.eval_shape(step, state, *arguments)[1]
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     state, total = jax.lax.fori_loop(0, num_steps, body, (state, zeros))
     return state, jax.tree.map(lambda x: x / num_steps, total)
 
-  tasks, rng = jax.device_put((tasks, rng), replicated)
-
   def compile(state):
     jitted = jax.jit(train_steps, donate_argnums=0)
-    executable = jitted.lower(state, jnp.int32(0), tasks, rng).compile()
+    executable = jitted.lower(state, jnp.int32(0), *arguments).compile()
 
     def train(state, num_steps):
-      return executable(state, jnp.int32(num_steps), tasks, rng)
+      return executable(state, jnp.int32(num_steps), *arguments)
 
     return train, executable
 
-  return Trainer(init, compile)
+  return compile
 
 
 def _widen(x: Array) -> Array:

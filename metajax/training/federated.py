@@ -1,7 +1,6 @@
 """Federated learning, simulated: clients are tasks, the server aggregates."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,7 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax import inner_loop
-from metajax.aggregation.weights import pseudo_gradient
+from metajax.aggregation import pseudo_gradient
+from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.step import Trainer, TrainState, mean_over_steps
 from metajax.types import Array, Batch, LossFn, Model, Params, PRNGKey
 
 
@@ -29,35 +30,7 @@ class Clients(NamedTuple):
   sizes: Array
 
 
-class ServerState(NamedTuple):
-  """What the server keeps between rounds.
-
-  Attributes:
-    round: int32 scalar, rounds done.
-    params: the model.
-    opt_state: the state of the server's optimizer.
-  """
-
-  round: Array
-  params: Params
-  opt_state: optax.OptState
-
-
-class Federation(NamedTuple):
-  """Pure functions that start and continue federated training.
-
-  Attributes:
-    init: `(rng) -> ServerState`.
-    train: `(state, num_rounds) -> (state, losses)`: one compiled scan over the
-      rounds; losses `[num_rounds]` are the clients' mean loss, by size, before
-      they train. Compiled for each number of rounds anew.
-  """
-
-  init: Callable[[PRNGKey], ServerState]
-  train: Callable[[ServerState, int], tuple[ServerState, Array]]
-
-
-def federated_averaging(
+def federated_trainer(
   model: Model,
   loss_fn: LossFn,
   clients: Clients,
@@ -71,7 +44,7 @@ def federated_averaging(
   proximal: float = 0.0,
   client_chunk: int = 1,
   mesh: Mesh | None = None,
-) -> Federation:
+) -> Trainer:
   """FedAvg, FedSGD, FedProx and FedOpt, by their arguments.
 
   In a round the server draws clients without replacement; each trains a copy
@@ -101,11 +74,12 @@ def federated_averaging(
     proximal: mu of FedProx.
     client_chunk: clients that train at once on a device, which bounds the
       memory; must divide `clients_per_round / mesh.size`.
-    mesh: spreads the clients of a round over its devices, along its first
-      axis; one device if None.
+    mesh: spreads the clients of a round over its devices; None:
+      `task_mesh(clients_per_round)`.
 
   Returns:
-    A `Federation`.
+    A `Trainer` whose steps are rounds. Its metric "loss" is the mean loss of
+    the round's clients, by size, before they train.
 
   Raises:
     ValueError: for a number out of range, or sizes that are.
@@ -118,12 +92,10 @@ def federated_averaging(
     Reddi et al., `Adaptive Federated Optimization
     <https://arxiv.org/abs/2003.00295>`_, 2021, algorithm 2.
   """
-  if mesh is None:
-    mesh = Mesh(np.asarray(jax.local_devices()[:1]), ("clients",))
-  axis = mesh.axis_names[0]
   num_clients, max_size = jnp.shape(clients.data.targets)[:2]
   batch_size = min(batch_size or max_size, max_size)
   _check(clients.sizes, max_size, clients_per_round, num_clients)
+  mesh = task_mesh(clients_per_round) if mesh is None else mesh
   for name, number, low in (
     ("local_epochs", local_epochs, 1),
     ("batch_size", batch_size, 1),
@@ -174,57 +146,52 @@ def federated_averaging(
     return local, before
 
   def device_round(params, data, sizes, keys):
-    train = functools.partial(train_client, params)
     local, before = jax.lax.map(
-      lambda args: train(*args), (data, sizes, keys), batch_size=client_chunk
+      lambda client: train_client(params, *client),
+      (data, sizes, keys),
+      batch_size=client_chunk,
     )
-    mean = (
-      pseudo_gradient(params, local, sizes),
-      jnp.average(before, weights=sizes),
+    loss = jnp.average(before, weights=sizes)
+    means = pseudo_gradient(params, local, sizes), {"loss": loss}
+    share = sizes.sum() / jax.lax.psum(sizes.sum(), TASKS)
+    return jax.tree.map(
+      lambda x: jax.lax.psum((share * x).astype(x.dtype), TASKS), means
     )
-    share = sizes.sum() / jax.lax.psum(sizes.sum(), axis)
-    return jax.tree.map(lambda x: jax.lax.psum(share * x, axis), mean)
 
   sharded_round = jax.shard_map(
     device_round,
     mesh=mesh,
-    in_specs=(P(), P(axis), P(axis), P(axis)),
+    in_specs=(P(), P(TASKS), P(TASKS), P(TASKS)),
     out_specs=P(),
     check_vma=False,
   )
 
-  @functools.partial(jax.jit, static_argnums=1)
-  def scan_rounds(state, num_rounds, clients, rng):
-    def one_round(state, _):
-      draw_key, order_key = jax.random.split(
-        jax.random.fold_in(rng, state.round)
-      )
-      chosen = jax.random.choice(
-        draw_key, num_clients, (clients_per_round,), replace=False
-      )
-      data, sizes = jax.tree.map(lambda x: x[chosen], clients)
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(order_key, chosen)
-      grads, loss = sharded_round(state.params, data, sizes, keys)
-      updates, opt_state = server_optimizer.update(
-        grads, state.opt_state, state.params
-      )
-      params = optax.apply_updates(state.params, updates)
-      return ServerState(state.round + 1, params, opt_state), loss
-
-    return jax.lax.scan(one_round, state, length=num_rounds)
+  def one_round(state, clients, rng):
+    draw_key, order_key = jax.random.split(jax.random.fold_in(rng, state.step))
+    chosen = jax.random.choice(
+      draw_key, num_clients, (clients_per_round,), replace=False
+    )
+    data, sizes = jax.tree.map(lambda x: x[chosen], clients)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(order_key, chosen)
+    grads, metrics = sharded_round(state.meta_params, data, sizes, keys)
+    updates, opt_state = server_optimizer.update(
+      grads, state.opt_state, state.meta_params
+    )
+    params = optax.apply_updates(state.meta_params, updates)
+    return TrainState(state.step + 1, params, opt_state), metrics
 
   replicated = NamedSharding(mesh, P())
+
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def start(rng: PRNGKey, inputs: Array) -> TrainState:
+    params = model.init(rng, inputs)
+    return TrainState(jnp.int32(0), params, server_optimizer.init(params))
+
+  def init(rng: PRNGKey) -> TrainState:
+    return start(jax.device_put(rng, replicated), clients.data.inputs[0])
+
   clients, rng = jax.device_put((clients, rng), replicated)
-
-  def init(rng: PRNGKey) -> ServerState:
-    params = model.init(rng, clients.data.inputs[0])
-    state = ServerState(jnp.int32(0), params, server_optimizer.init(params))
-    return jax.device_put(state, replicated)
-
-  def train(state: ServerState, num_rounds: int) -> tuple[ServerState, Array]:
-    return scan_rounds(state, num_rounds, clients, rng)
-
-  return Federation(init, train)
+  return Trainer(init, mean_over_steps(one_round, clients, rng))
 
 
 def _masked_mean(values: Array, mask: Array) -> Array:
