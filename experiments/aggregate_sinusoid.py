@@ -12,6 +12,7 @@ curves.
 """
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -197,7 +198,8 @@ def fine_tuned(build: Build, params: Params) -> tuple[float, list[Estimate]]:
 
   def validation(rate: float) -> float:
     scores = [scorer(build, k, "validation")((params, rate)) for k in COLUMNS]
-    return sum(score.mean for score in scores)
+    error = sum(score.mean for score in scores)
+    return error if math.isfinite(error) else math.inf
 
   rate = min(RATES, key=validation)
   return rate, [scorer(build, k, "test")((params, rate)) for k in COLUMNS]

@@ -38,7 +38,14 @@ class Stages:
     folder = self.workdir / name
     folder.mkdir(exist_ok=True)
     rng = jax.random.fold_in(jax.random.key(FLAGS.seed + seed), 0)
-    trained = fit(trainer, rng, schedule, folder, tasks_per_step=tasks_per_step)
+    trained = fit(
+      trainer,
+      rng,
+      schedule,
+      folder,
+      tasks_per_step=tasks_per_step,
+      validate=validate,
+    )
     self._done.append(trained)
     return trained
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from experiments.flags import FLAGS
@@ -77,15 +78,27 @@ def scorer(
   **options: Any,
 ) -> Callable[[Params], dict[str, Estimate]]:
   """Returns `meta_params -> {metric: estimate}` on a split's fixed tasks."""
+  score = task_scorer(learner, tasks, metrics, split, num_tasks, **options)
+  return lambda params: {k: estimate(v) for k, v in score(params).items()}
+
+
+def task_scorer(
+  learner: MetaLearner,
+  tasks: TaskFamily,
+  metrics: Mapping[str, LossFn],
+  split: str,
+  num_tasks: int,
+  **options: Any,
+) -> Callable[[Params], dict[str, np.ndarray]]:
+  """Returns `meta_params -> {metric: values}`, a value for each fixed task."""
   # A purpose of its own for each key: training tasks are drawn from 1, whatever
   # the seeds.
   purpose = {"validation": 2, "test": 3}[split]
   rng = jax.random.fold_in(jax.random.key(FLAGS.eval_seed), purpose)
   mesh = task_mesh(num_tasks)
-  score = evaluator(
+  return evaluator(
     learner, tasks, metrics, rng, num_tasks=num_tasks, mesh=mesh, **options
   )
-  return lambda params: {k: estimate(v) for k, v in score(params).items()}
 
 
 def finish(

@@ -27,6 +27,7 @@ from metajax.aggregation.running import (
   RunningAverage,
   averaging,
   ema,
+  recent,
   swa,
 )
 from metajax.aggregation.stacks import (
@@ -71,6 +72,7 @@ __all__ = [
   "permute_units",
   "posterior_weights",
   "pseudo_gradient",
+  "recent",
   "stack_models",
   "stacking_weights",
   "swa",

@@ -26,6 +26,9 @@ def chain_axes(params: Params, layers: Sequence[Sequence[str]]) -> UnitAxes:
   kernels, biases, and the scales of normalisations. Where a dense layer reads a
   flattened image, that axis is positions times channels.
 
+  Normalisation over groups of channels ties the order of channels to the
+  groups; a network with it cannot be permuted.
+
   Args:
     params: the parameters of one model.
     layers: the names of what makes up each layer, in order, such as
@@ -36,8 +39,8 @@ def chain_axes(params: Params, layers: Sequence[Sequence[str]]) -> UnitAxes:
     The groups of units by path, each named by the layer's first name.
 
   Raises:
-    ValueError: for a layer without arrays, an array in no or several layers,
-      or axes that do not fit one another.
+    ValueError: for a layer without arrays, an array in no or several layers or
+      without axes, or axes that do not fit one another.
   """
   axes: dict[str, tuple[str | None, ...]] = {}
   sizes: dict[str, int] = {}
@@ -49,6 +52,8 @@ def chain_axes(params: Params, layers: Sequence[Sequence[str]]) -> UnitAxes:
       name, found = jax.tree_util.keystr(path), True
       if name in axes:
         raise ValueError(f"layers: {name} is in more than one of them.")
+      if not leaf.ndim:
+        raise ValueError(f"layers: {name} is a scalar, it has no units.")
       out = names[0] if index < len(layers) - 1 else None
       read = layers[index - 1][0] if index and leaf.ndim > 1 else None
       if out and sizes.setdefault(out, leaf.shape[-1]) != leaf.shape[-1]:
@@ -80,15 +85,22 @@ def permute_units(
   Args:
     params: the parameters of one model.
     permutations: for some or all groups, `[units]`: unit `permutation[i]`
-      comes i-th.
+      comes i-th. In a flattened image units are channels, which run fastest.
     axes: see `chain_axes`.
+
+  Raises:
+    ValueError: for a permutation whose length does not fit an axis.
   """
 
   def permute(path: Sequence[Any], leaf: Any) -> Any:
     for axis, group in enumerate(axes[jax.tree_util.keystr(tuple(path))]):
       if group is not None and group in permutations:
         order = permutations[group]
-        # Channels run fastest in a flattened image.
+        if leaf.shape[axis] % len(order):
+          raise ValueError(
+            f"permutations: {group} has {len(order)} units, which do not "
+            f"divide an axis of {leaf.shape[axis]}."
+          )
         offsets = np.arange(0, leaf.shape[axis], len(order))
         leaf = leaf.take((offsets[:, None] + order).reshape(-1), axis)
     return leaf
@@ -112,7 +124,8 @@ def match_units(
 
   by coordinate descent: with all the other groups of units in place, the best
   order of one is a linear assignment problem, solved exactly. The sum never
-  falls; it ends in a local optimum.
+  falls; it ends in a local optimum, and narrow networks have several: another
+  seed may find a better one.
 
   Args:
     reference: A.
@@ -160,8 +173,8 @@ def match_units(
 def align_stack(stack: Params, axes: UnitAxes, *, rounds: int = 1) -> Params:
   """Aligns every model of a stack, for their average to make sense.
 
-  In the first round to model 0, which stays as it is; in each later round to
-  the mean of all the others, until nothing changes.
+  In the first round the others to model 0; in each later round every one, model
+  0 too, to the mean of all the others, until nothing changes.
 
   Args:
     stack: a tree of arrays `[models, ...]`.

@@ -1,6 +1,6 @@
 """Averages of a model along its own training, as pure states."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,31 +37,41 @@ class AverageState(NamedTuple):
 
 
 class AveragingState(NamedTuple):
-  """State of an optimizer that averages the parameters it makes."""
+  """State of an optimizer that averages the parameters it makes.
+
+  Attributes:
+    inner: the state of the optimizer itself.
+    averages: the states of the averages by name.
+  """
 
   inner: optax.OptState
-  average: AverageState
+  averages: dict[str, AverageState]
 
 
 def averaging(
-  optimizer: optax.GradientTransformation, average: RunningAverage
-) -> optax.GradientTransformation:
-  """Keeps a running average of the parameters in an optimizer's state.
+  optimizer: optax.GradientTransformation,
+  averages: Mapping[str, RunningAverage],
+) -> optax.GradientTransformationExtraArgs:
+  """Keeps running averages of the parameters in an optimizer's state.
 
-  So that any training loop averages without knowing of it; the average of a
-  state is `average.value(state.average)`.
+  So that any training loop averages without knowing of it. Of a state, the
+  average called `name` is `averages[name].value(state.averages[name])`.
 
   Args:
     optimizer: whose updates are passed on as they are.
-    average: `ema(...)` or `swa(...)`.
+    averages: such as `{"ema": ema(0.999), "swa": swa(start=1000)}`.
 
   Returns:
-    An optimizer with an `AveragingState`, whose `update` needs the parameters.
+    An optimizer with an `AveragingState`.
+
+  Raises:
+    ValueError: from `update`, if it is not given the parameters.
   """
   optimizer = optax.with_extra_args_support(optimizer)
 
   def init(params: Params) -> AveragingState:
-    return AveragingState(optimizer.init(params), average.init(params))
+    states = {name: a.init(params) for name, a in averages.items()}
+    return AveragingState(optimizer.init(params), states)
 
   def update(
     updates: Params,
@@ -73,7 +83,10 @@ def averaging(
       raise ValueError("params: averaging needs them.")
     updates, inner = optimizer.update(updates, state.inner, params, **extra)
     new = optax.apply_updates(params, updates)
-    return updates, AveragingState(inner, average.update(new, state.average))
+    states = {
+      name: a.update(new, state.averages[name]) for name, a in averages.items()
+    }
+    return updates, AveragingState(inner, states)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -160,6 +173,42 @@ def swa(start: int = 0, period: int = 1) -> RunningAverage:
     return AverageState(state.step + 1, average)
 
   return RunningAverage(_start, update, _average)
+
+
+def recent(count: int, period: int) -> RunningAverage:
+  """Keeps the newest of every `period`-th model, to be combined later.
+
+  Args:
+    count: how many are kept.
+    period: updates between two of them.
+
+  Returns:
+    A `RunningAverage` that does not average: its value is a stack of the models
+    `[count, ...]`, oldest first, where the initial one stands for those that
+    have not been yet.
+
+  Raises:
+    ValueError: if a number is not positive.
+  """
+  if count < 1 or period < 1:
+    raise ValueError(f"count={count}, period={period}: must be at least 1.")
+
+  def init(params: Params) -> AverageState:
+    copies = jax.tree.map(
+      lambda p: jnp.broadcast_to(p, (count, *p.shape)), params
+    )
+    return AverageState(jnp.int32(0), copies)
+
+  def update(params: Params, state: AverageState) -> AverageState:
+    step = state.step + 1
+
+    def push(stack: Array, p: Array) -> Array:
+      newer = jnp.concatenate([stack[1:], p[None].astype(stack.dtype)])
+      return jnp.where(step % period == 0, newer, stack)
+
+    return AverageState(step, jax.tree.map(push, state.average, params))
+
+  return RunningAverage(init, update, _average)
 
 
 def _start(params: Params) -> AverageState:

@@ -97,7 +97,7 @@ def normalized_weights(weights: ArrayLike | None, size: int) -> Array:
     return jnp.full(size, 1 / size)
   weights = jnp.asarray(weights)
   if not jnp.issubdtype(weights.dtype, jnp.floating):
-    weights = weights.astype(jnp.float32)  # Numbers of examples.
+    weights = weights.astype(float)  # Numbers of examples.
   if weights.shape != (size,):
     raise ValueError(
       f"weights of shape {weights.shape}: must be ({size},), one a model."

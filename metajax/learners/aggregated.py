@@ -94,8 +94,9 @@ def learned_ensemble(
     prediction = pool(predictions of phi_1 .. phi_M, w)
 
   The meta-parameters are the logits and beta, which start at 0: an ensemble of
-  equals. With members that do not adapt, n support examples and the mean of the
-  negative log-likelihood as the loss, beta = n is Bayesian model averaging.
+  equals. Member m adapts with the m-th of the keys split from the task's. With
+  members that do not adapt, n support examples and the mean of the negative
+  log-likelihood as the loss, beta = n is Bayesian model averaging.
 
   Args:
     learner: adapts a member by its `adapt`; the members themselves stay as

@@ -38,7 +38,8 @@ def cohort_trainer(
     num_models: how many models.
     cohort: how many train at once; must divide `num_models`.
     rng: the key of all of them.
-    mesh: spreads a cohort over its devices; None: `task_mesh(cohort)`.
+    mesh: a mesh with the axis "tasks", over which a cohort is spread; None:
+      `task_mesh(cohort)`.
 
   Returns:
     A `Trainer` of `num_models / cohort` steps; its meta-parameters are the

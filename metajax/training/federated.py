@@ -21,7 +21,7 @@ class Clients(NamedTuple):
   """The clients' examples, padded to the largest client.
 
   Attributes:
-    data: arrays `[clients, max_size, ...]`.
+    data: arrays `[clients, max_size, ...]`; padding is finite, and not used.
     sizes: int32 `[clients]`, how many examples of each client are real; at
       least 1.
   """
@@ -74,8 +74,8 @@ def federated_trainer(
     proximal: mu of FedProx.
     client_chunk: clients that train at once on a device, which bounds the
       memory; must divide `clients_per_round / mesh.size`.
-    mesh: spreads the clients of a round over its devices; None:
-      `task_mesh(clients_per_round)`.
+    mesh: a mesh with the axis "tasks", over which the clients of a round are
+      spread; None: `task_mesh(clients_per_round)`.
 
   Returns:
     A `Trainer` whose steps are rounds. Its metric "loss" is the mean loss of
@@ -93,7 +93,7 @@ def federated_trainer(
     <https://arxiv.org/abs/2003.00295>`_, 2021, algorithm 2.
   """
   num_clients, max_size = jnp.shape(clients.data.targets)[:2]
-  batch_size = min(batch_size or max_size, max_size)
+  batch_size = max_size if batch_size is None else min(batch_size, max_size)
   _check(clients.sizes, max_size, clients_per_round, num_clients)
   mesh = task_mesh(clients_per_round) if mesh is None else mesh
   for name, number, low in (

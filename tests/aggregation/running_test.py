@@ -1,11 +1,13 @@
 """Running averages against sums written out in float64."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from metajax.aggregation import ema, swa
+from metajax.aggregation import averaging, ema, recent, swa
 
 MODELS = np.random.default_rng(0).normal(size=(23, 4))
 START = np.full(4, 9.0)
@@ -83,3 +85,36 @@ def test_dtype_and_tree_are_kept(average):
 def test_impossible_arguments_are_named(build, name):
   with pytest.raises(ValueError, match=name):
     build()
+
+
+def test_an_optimizer_keeps_the_averages_of_the_parameters_it_makes():
+  averages = {"ema": ema(0.9), "swa": swa(start=1)}
+  optimizer = averaging(optax.adam(0.1), averages)
+  plain = optax.adam(0.1)
+  params = other = {"w": jnp.array([1.0, -2.0])}
+  state, plain_state = optimizer.init(params), plain.init(params)
+  expected = {name: a.init(params) for name, a in averages.items()}
+  for step in range(4):
+    grads = jax.tree.map(lambda w, k=step: w + k, params)
+    updates, state = optimizer.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    updates, plain_state = plain.update(grads, plain_state, other)
+    other = optax.apply_updates(other, updates)
+    expected = {k: averages[k].update(other, v) for k, v in expected.items()}
+  chex.assert_trees_all_close((params, state.averages), (other, expected))
+  with pytest.raises(ValueError, match="params: averaging needs them"):
+    optimizer.update(grads, state)
+
+
+def test_recent_models_are_the_newest_of_every_period():
+  keep = recent(count=2, period=3)
+  state = keep.init(jnp.float32(0))
+  seen = []
+  for step in range(1, 11):
+    state = keep.update(jnp.float32(step), state)
+    seen.append(keep.value(state).tolist())
+  assert seen[1] == [0, 0]
+  assert seen[2] == seen[4] == [0, 3]
+  assert seen[9] == [6, 9]
+  with pytest.raises(ValueError, match="count=0, period=1: must be at least"):
+    recent(0, 1)

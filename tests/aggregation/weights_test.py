@@ -193,3 +193,9 @@ def test_equal_fishers_leave_the_weighted_average(case):
 def test_fisher_average_needs_a_floor():
   with pytest.raises(ValueError, match=r"floor=0.0: must be above 0"):
     fisher_average(jnp.ones((2, 1)), jnp.ones((2, 1)), floor=0.0)
+
+
+def test_numbers_of_examples_are_weights_of_the_precision_in_use():
+  with jax.enable_x64(True):
+    found = weighted_average(jnp.array([[1.0], [4.0]]), jnp.array([1, 2]))
+  np.testing.assert_allclose(found, [3.0], rtol=1e-12)

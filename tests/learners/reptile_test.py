@@ -9,15 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from metajax.aggregation import (
-  Clients,
-  federated_averaging,
-  stack_models,
-  weighted_average,
-)
+from metajax.aggregation import stack_models, weighted_average
 from metajax.learners import reptile
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
+from metajax.training import Clients, federated_trainer
 from metajax.types import Batch, Episode
 
 RNG = jax.random.key(0)
@@ -177,7 +173,7 @@ def test_federated_averaging_with_tasks_as_clients_is_reptile():
   num_steps, rounds = 3, 4
   learner, theta, episodes = _linear("momentum", num_steps)
   x, y = map(jnp.asarray, _whole(episodes))
-  federation = federated_averaging(
+  trainer = federated_trainer(
     LINEAR,
     mean_squared_error,
     Clients(Batch(x, y), jnp.full(TASKS, SUPPORT + QUERY, jnp.int32)),
@@ -187,13 +183,13 @@ def test_federated_averaging_with_tasks_as_clients_is_reptile():
     rng=RNG,
     local_epochs=num_steps,
   )
-  start = federation.init(RNG)
-  np.testing.assert_array_equal(start.params, theta)
-  state, _ = federation.train(start, rounds)
+  start = trainer.init(RNG)
+  np.testing.assert_allclose(start.meta_params, theta)
+  state, _ = trainer.compile(start)[0](start, rounds)
   meta_grad = jax.jit(learner.meta_grad)
   for _ in range(rounds):
     theta = theta - meta_grad(theta, episodes, RNG)[0]
-  np.testing.assert_allclose(state.params, theta, rtol=1e-9)
+  np.testing.assert_allclose(state.meta_params, theta, rtol=1e-9)
 
 
 def test_adapt_sees_the_support_and_takes_the_steps_of_evaluation():

@@ -16,18 +16,13 @@ import pytest
 import scipy.special
 
 import metajax
-from metajax.aggregation import (
-  Clients,
-  federated_averaging,
-  weighted_average,
-)
+from metajax.aggregation import weighted_average
 from metajax.losses import cross_entropy, mean_squared_error
+from metajax.training import Clients, federated_trainer, task_mesh
 from metajax.types import Batch
 
 RNG, INIT_KEY = jax.random.key(0), jax.random.key(1)
 FEATURES, MAX_SIZE = 3, 7
-# 16 examples: each client's share is exact in float32, as the weights of an
-# average are where they come as integers.
 SIZES = (3, 7, 5, 1)
 
 
@@ -75,13 +70,13 @@ def _counted(sizes, max_size):
 
 
 def _counting(clients, client_optimizer=None, **arguments):
-  """A federation of COUNTER, whose server takes the clients' average."""
+  """Trains COUNTER, on a server that takes the clients' average."""
   arguments = {
     "clients_per_round": len(clients.sizes),
     "rng": RNG,
     **arguments,
   }
-  return federated_averaging(
+  return federated_trainer(
     COUNTER,
     _minus_mean,
     clients,
@@ -91,13 +86,19 @@ def _counting(clients, client_optimizer=None, **arguments):
   )
 
 
-def _visits(federation, clients, rounds=1):
+def _start(trainer):
+  """Returns the initial state and `train`, compiled once for all rounds."""
+  state = trainer.init(INIT_KEY)
+  return state, trainer.compile(state)[0]
+
+
+def _visits(trainer, clients, rounds=1):
   """Returns, by round, how far each example moved the average."""
-  state, found = federation.init(INIT_KEY), []
+  (state, train), found = _start(trainer), []
   for _ in range(rounds):
-    before = np.asarray(state.params)
-    state, _ = federation.train(state, 1)
-    found.append(np.asarray(state.params) - before)
+    before = np.array(state.meta_params)  # A copy: the state is donated.
+    state, _ = train(state, 1)
+    found.append(np.asarray(state.meta_params) - before)
   return np.reshape(found, (rounds, *clients.data.inputs.shape[:2]))
 
 
@@ -110,7 +111,7 @@ def test_fedsgd_is_one_step_on_the_pooled_examples():
   y = draw.integers(0, classes, size=(len(SIZES), MAX_SIZE))
   x = np.asarray(_regression().data.inputs)
   clients = Clients(Batch(jnp.asarray(x), jnp.asarray(y)), jnp.int32(SIZES))
-  federation = federated_averaging(
+  trainer = federated_trainer(
     LINEAR,
     cross_entropy,
     clients,
@@ -118,22 +119,25 @@ def test_fedsgd_is_one_step_on_the_pooled_examples():
     optax.sgd(1.0),
     clients_per_round=len(SIZES),
     rng=RNG,
+    mesh=task_mesh(1),
   )
-  start = federation.init(INIT_KEY)
-  assert start.round == 0
-  np.testing.assert_array_equal(
-    start.params, LINEAR.init(INIT_KEY, clients.data.inputs[0])
+  start = trainer.init(INIT_KEY)
+  assert start.step == 0
+  np.testing.assert_allclose(
+    start.meta_params, LINEAR.init(INIT_KEY, clients.data.inputs[0])
   )
   weights = draw.normal(size=(FEATURES, classes))
-  state, losses = federation.train(start._replace(params=weights), 1)
+  start = start._replace(meta_params=jnp.array(weights))
+  state, metrics = trainer.compile(start)[0](start, 1)
   real = np.arange(MAX_SIZE) < np.array(SIZES)[:, None]
   x, labels = x[real], np.eye(classes)[y[real]]
   p = scipy.special.softmax(x @ weights, axis=1)
   expected = weights - 0.5 * x.T @ (p - labels) / len(x)
-  np.testing.assert_allclose(state.params, expected, rtol=1e-10)
+  np.testing.assert_allclose(state.meta_params, expected, rtol=1e-10)
   loss = -np.mean(np.log(p[labels == 1]))
-  np.testing.assert_allclose(losses, [loss], rtol=1e-10)
-  assert state.round == 1
+  np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-10)
+  assert set(metrics) == {"loss"}
+  assert state.step == 1
 
 
 def _sgd(rate, momentum=0.0):
@@ -195,7 +199,7 @@ def test_rounds_equal_loops_in_numpy(momentum, server, proximal):
     "sgd": lambda rate, momentum=None: optax.sgd(rate, momentum),
     "adam": optax.adam,
   }
-  federation = federated_averaging(
+  trainer = federated_trainer(
     LINEAR,
     mean_squared_error,
     clients,
@@ -206,9 +210,9 @@ def test_rounds_equal_loops_in_numpy(momentum, server, proximal):
     local_epochs=epochs,
     proximal=proximal,
   )
-  state = federation.init(INIT_KEY)
-  expected, expected_losses = _by_hand(
-    np.asarray(state.params),
+  state, train = _start(trainer)
+  expected, losses = _by_hand(
+    np.array(state.meta_params),
     clients,
     functools.partial(_sgd, 0.1, momentum),
     functools.partial(by_hand[server[0]], *server[1:]),
@@ -216,11 +220,11 @@ def test_rounds_equal_loops_in_numpy(momentum, server, proximal):
     epochs,
     proximal,
   )
-  state, losses = federation.train(state, rounds)
-  np.testing.assert_allclose(state.params, expected, rtol=1e-9)
-  # The mean by size of the losses before the clients train.
-  np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
-  assert state.round == rounds
+  state, metrics = train(state, rounds)
+  np.testing.assert_allclose(state.meta_params, expected, rtol=1e-9)
+  # Of the clients before they train, by size; then the mean over rounds.
+  np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-9)
+  assert state.step == rounds
 
 
 # --- Which examples are visited, and in which order. ---
@@ -229,8 +233,8 @@ def test_rounds_equal_loops_in_numpy(momentum, server, proximal):
 def test_an_epoch_visits_every_example_once_and_never_the_padding():
   sizes, epochs = np.array([6, 5, 4, 2]), 6
   clients = _counted(sizes, max_size=6)
-  federation = _counting(clients, batch_size=2, local_epochs=epochs)
-  visits = _visits(federation, clients)[0] * sizes.sum() / sizes[:, None]
+  trainer = _counting(clients, batch_size=2, local_epochs=epochs)
+  visits = _visits(trainer, clients)[0] * sizes.sum() / sizes[:, None]
   real = np.arange(6) < sizes[:, None]
   assert (visits[~real] == 0).all()
   # In batches of 2 an example has half of a step, each time.
@@ -248,8 +252,8 @@ def test_order_is_drawn_uniformly_for_each_client_and_round():
   """Of 3 examples by 2 the last is alone: each of them alike."""
   rounds, num_clients = 60, 10
   clients = _counted((3,) * num_clients, max_size=3)
-  federation = _counting(clients, batch_size=2)
-  visits = num_clients * _visits(federation, clients, rounds)
+  trainer = _counting(clients, batch_size=2)
+  visits = num_clients * _visits(trainer, clients, rounds)
   np.testing.assert_allclose(
     np.sort(visits, axis=-1),
     np.broadcast_to([0.5, 0.5, 1], visits.shape),
@@ -272,25 +276,26 @@ def test_smaller_clients_take_fewer_steps():
   clients = Clients(
     Batch(jnp.asarray(x), jnp.zeros((4, 7, 1))), jnp.int32(sizes)
   )
-  federation = _counting(
+  trainer = _counting(
     clients,
     optax.sgd(0.1, momentum=0.9),
     batch_size=batch_size,
     local_epochs=epochs,
   )
-  state, _ = federation.train(federation.init(INIT_KEY), 1)
+  state, train = _start(trainer)
+  state, _ = train(state, 1)
   expected = []
   for n in sizes:
     step, moved = _sgd(0.1, 0.9), 0.0
     for _ in range(epochs * -(-n // batch_size)):
       moved += step(-1.0)
     expected.append(n / sum(sizes) * moved)
-  np.testing.assert_allclose(state.params, expected, rtol=1e-6)
+  np.testing.assert_allclose(state.meta_params, expected, rtol=1e-6)
 
 
-def _chosen(federation, clients, rounds):
+def _chosen(trainer, clients, rounds):
   """Returns a mask `[rounds, clients]`, and the weights they had."""
-  visits = _visits(federation, clients, rounds)[:, :, 0]
+  visits = _visits(trainer, clients, rounds)[:, :, 0]
   return visits > 1e-3, visits * np.asarray(clients.sizes)
 
 
@@ -298,8 +303,8 @@ def test_clients_are_drawn_without_replacement_and_anew_in_each_round():
   count, drawn, rounds = 8, 3, 60
   sizes = np.arange(1, count + 1)
   clients = _counted(sizes, max_size=count)
-  federation = _counting(clients, clients_per_round=drawn)
-  chosen, weights = _chosen(federation, clients, rounds)
+  trainer = _counting(clients, clients_per_round=drawn)
+  chosen, weights = _chosen(trainer, clients, rounds)
   assert (chosen.sum(axis=1) == drawn).all()
   # A client moves its examples by 1 / n, at the weight n / sum of the drawn.
   expected = chosen * sizes / (chosen @ sizes)[:, None]
@@ -313,23 +318,13 @@ def test_clients_are_drawn_without_replacement_and_anew_in_each_round():
   assert (_chosen(other, clients, 10)[0] != chosen[:10]).any()
 
 
-def test_shares_of_integer_sizes_are_as_precise_as_the_models():
-  """Fails: `normalized_weights` makes them float32, in float64 as well.
-
-  They do not sum to one then, so that what no client moves drifts from round
-  to round; which is why tolerances above are not those of float64.
-  """
-  found = weighted_average(jnp.array([[1.0], [4.0]]), jnp.array([1, 2]))
-  np.testing.assert_allclose(found, [3.0], rtol=1e-12)
-
-
 # --- Rounds, keys, chunks and devices. ---
 
 
-def _training(mesh=None, client_chunk=1):
+def _trainer(mesh, client_chunk=1):
   """Minibatches and a draw of 8 of 11 clients: everything at random."""
   clients = _regression(np.arange(11) % 7 + 1)
-  return federated_averaging(
+  return federated_trainer(
     LINEAR,
     mean_squared_error,
     clients,
@@ -345,51 +340,56 @@ def _training(mesh=None, client_chunk=1):
   )
 
 
-def _four_rounds(federation):
-  state, losses = federation.train(federation.init(INIT_KEY), 4)
-  return {"params": np.asarray(state.params), "losses": np.asarray(losses)}
+def _rounds(trainer, train, *calls):
+  """Returns the parameters after some calls of `train`, and the mean loss."""
+  state, losses = trainer.init(INIT_KEY), []
+  for rounds in calls:
+    state, metrics = train(state, rounds)
+    losses.append(np.float64(metrics["loss"]))
+  assert state.step == sum(calls)
+  return {
+    "params": np.array(state.meta_params),
+    "loss": np.average(losses, weights=calls),
+  }
 
 
 @functools.cache
 def _on_one_device():
-  federation = _training()
-  return federation, _four_rounds(federation)
+  """Returns trainer and `train`, compiled once, and what 5 rounds find."""
+  trainer = _trainer(task_mesh(1))
+  train = _start(trainer)[1]
+  return trainer, train, _rounds(trainer, train, 5)
 
 
-def test_two_rounds_and_two_are_four():
-  federation, expected = _on_one_device()
-  state, first = federation.train(federation.init(INIT_KEY), 2)
-  assert state.round == 2
-  state, second = federation.train(state, 2)
-  assert state.round == 4
-  np.testing.assert_allclose(state.params, expected["params"], rtol=1e-12)
-  np.testing.assert_allclose(
-    jnp.concatenate([first, second]), expected["losses"], rtol=1e-12
-  )
-  assert len(np.unique(expected["losses"])) == 4
+def test_two_rounds_and_three_are_five():
+  trainer, train, expected = _on_one_device()
+  found = _rounds(trainer, train, 2, 3)
+  np.testing.assert_array_equal(found["params"], expected["params"])
+  np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-12)
 
 
 def test_same_state_same_result():
-  federation, expected = _on_one_device()
-  chex.assert_trees_all_equal(_four_rounds(federation), expected)
+  trainer, train, expected = _on_one_device()
+  chex.assert_trees_all_equal(_rounds(trainer, train, 5), expected)
 
 
 def test_clients_at_once_change_no_numbers():
-  found = _four_rounds(_training(client_chunk=4))
-  chex.assert_trees_all_close(found, _on_one_device()[1], rtol=1e-10)
+  trainer = _trainer(task_mesh(1), client_chunk=4)
+  found = _rounds(trainer, _start(trainer)[1], 5)
+  chex.assert_trees_all_close(found, _on_one_device()[2], rtol=1e-10)
 
 
-# Shape of the mesh and clients at once: the clients are along the first axis.
-MESHES = {"4": ((4,), 2), "4 x 2": ((4, 2), 1)}
+# Devices and clients at once on each; all of the devices are the default.
+SPREADS = {"4": (4, 2), "all 8": (None, 1)}
 
 
 def _spread_main(path):
-  """In a process with 8 devices: writes what each mesh finds to `path`."""
+  """In a process with 8 devices: writes what they find to `path`."""
   arrays = {}
-  for name, (shape, client_chunk) in MESHES.items():
-    devices = np.asarray(jax.devices()[: np.prod(shape)]).reshape(shape)
-    mesh = jax.sharding.Mesh(devices, ("clients", "more")[: len(shape)])
-    found = _four_rounds(_training(mesh, client_chunk))
+  for name, (devices, client_chunk) in SPREADS.items():
+    mesh = devices and task_mesh(8, jax.devices()[:devices])
+    trainer = _trainer(mesh, client_chunk)
+    found = _rounds(trainer, _start(trainer)[1], 5)
     arrays |= {f"{name}/{key}": value for key, value in found.items()}
   np.savez(path, **arrays)
 
@@ -411,9 +411,9 @@ def spread(tmp_path_factory):
     return dict(arrays)
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("name", SPREADS)
 def test_clients_spread_over_devices_learn_what_one_device_does(name, spread):
-  for key, expected in _on_one_device()[1].items():
+  for key, expected in _on_one_device()[2].items():
     assert expected.dtype == np.float64
     # Shares of the clients come as float32 where they are integers.
     np.testing.assert_allclose(spread[f"{name}/{key}"], expected, rtol=1e-6)
@@ -443,11 +443,16 @@ def test_clients_spread_over_devices_learn_what_one_device_does(name, spread):
   ],
 )
 def test_numbers_out_of_range_are_named(arguments, message):
-  arguments = {"clients_per_round": 4, "rng": RNG, **arguments}
+  arguments = {
+    "clients_per_round": 4,
+    "rng": RNG,
+    "mesh": task_mesh(1),
+    **arguments,
+  }
   sizes = jnp.int32(arguments.pop("sizes", SIZES))
   clients = _regression()._replace(sizes=sizes)
   with pytest.raises(ValueError, match=f"^{message}"):
-    federated_averaging(
+    federated_trainer(
       LINEAR,
       mean_squared_error,
       clients,
