@@ -50,12 +50,17 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   "regressor_steps", 5000, "Steps of Adam of a regressor.", lower_bound=1
 )
+flags.DEFINE_bool(
+  "shared_init",
+  True,
+  "All regressors start from the same random network, else each from its own.",
+)
 flags.DEFINE_float(
   "l2", 1e-3, "Weight of a regressor's squared norm in row L2.", lower_bound=0.0
 )
 flags.DEFINE_float(
   "to_mean",
-  1e-3,
+  2e-3,
   "Weight of a regressor's squared distance to the mean of those before.",
   lower_bound=0.0,
 )
@@ -149,8 +154,11 @@ class Regression(Stages):
   """The trainings of this experiment."""
 
   def regressors(self, name: str, rng: PRNGKey, pull: str = "") -> Params:
+    shared = jax.random.fold_in(rng, FLAGS.regressors)
     trainer = cohort_trainer(
-      init_regressor,
+      (lambda _: init_regressor(shared))
+      if FLAGS.shared_init
+      else init_regressor,
       functools.partial(train_regressor, pull=pull),
       FLAGS.regressors,
       FLAGS.cohort,
@@ -267,7 +275,9 @@ def main() -> None:
     (posterior, 0.0)
   )
   draw_sizes(runs.workdir, stack, posterior)
-  draw_barrier(runs.workdir, jax.random.fold_in(rng, FLAGS.regressors), axes)
+  draw_barrier(
+    runs.workdir, jax.random.fold_in(rng, FLAGS.regressors + 1), axes
+  )
   training.finish(
     runs.workdir,
     "aggregate_sinusoid",
@@ -275,6 +285,7 @@ def main() -> None:
       "shots": SHOTS,
       "regressors": FLAGS.regressors,
       "regressor_steps": FLAGS.regressor_steps,
+      "shared_init": FLAGS.shared_init,
       "regressor_error": {
         name: {"max": float(e.max()), "mean": float(e.mean())}
         for name, e in errors.items()

@@ -16,7 +16,6 @@ import pytest
 import scipy.special
 
 import metajax
-from metajax.aggregation import weighted_average
 from metajax.losses import cross_entropy, mean_squared_error
 from metajax.training import Clients, federated_trainer, task_mesh
 from metajax.types import Batch
