@@ -1,13 +1,18 @@
-"""Speed and memory of one MAML meta-step, whole: sampling, gradient, Adam.
+"""Speed and memory of metajax on this machine.
 
   python scripts/benchmark.py --ways=5 --shots=1 --query_shots=15 --tasks=32 \
       --inner_steps=1 --json
+  python scripts/benchmark.py --suite=aggregation --json
 
-Images are random numbers of Omniglot's shape. The seconds are the median over
-`--repeats` calls of the compiled training loop after one call to warm up. The
-floating point operations are those that XLA counts in the compiled
-meta-gradient, and the peak is the rate of a 2048-cubed float32 matrix product
-measured in the same run.
+The suite maml is one meta-step, whole: sampling, gradient, Adam. Images are
+random numbers of Omniglot's shape. The seconds are the median over `--repeats`
+calls of the compiled training loop after one call to warm up. The floating
+point operations are those that XLA counts in the compiled meta-gradient, and
+the peak is the rate of a 2048-cubed float32 matrix product measured in the same
+run.
+
+The suite aggregation is the average of many models, whose bytes per second are
+compared with those of a plain copy of the same array, reads and writes counted.
 """
 
 import json
@@ -19,10 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from metajax.aggregation import weighted_average  # noqa: E402
 from metajax.learners import REGISTRY  # noqa: E402
 from metajax.losses import cross_entropy  # noqa: E402
 from metajax.models.conv import conv4  # noqa: E402
@@ -38,6 +44,16 @@ from metajax.training import (  # noqa: E402
 
 FLAGS = flags.FLAGS
 
+flags.DEFINE_enum("suite", "maml", ["maml", "aggregation"], "What to measure.")
+flags.DEFINE_integer(
+  "members", 64, "Models to average (suite aggregation).", lower_bound=1
+)
+flags.DEFINE_integer(
+  "parameters",
+  10_000_000,
+  "Parameters of a model (suite aggregation).",
+  lower_bound=1,
+)
 flags.DEFINE_enum("learner", "maml", sorted(REGISTRY), "Algorithm.")
 flags.DEFINE_enum("model", "conv4", ["conv4", "mlp"], "Network.")
 flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
@@ -65,8 +81,48 @@ def matmul_peak(size: int = 2048, repeats: int = 7) -> float:
   return 2 * size**3 / min(seconds)
 
 
-def measure() -> dict:
-  """Runs the benchmark that the flags describe."""
+def measure_aggregation() -> dict:
+  """Times the average of a stack of models against a copy of the stack."""
+  shape = FLAGS.members, FLAGS.parameters
+  stack = jnp.ones(shape)
+  weights = jnp.arange(1.0, FLAGS.members + 1)
+  average = jax.jit(weighted_average)
+  # Into memory that is there already, as the average's small result is.
+  copy = jax.jit(lambda x, _: x + 1, donate_argnums=1, keep_unused=True)
+  target = jnp.zeros(shape)
+
+  def copied():
+    nonlocal target
+    target = copy(stack, target)
+    return target
+
+  calls = {"average": lambda: average(stack, weights), "copy": copied}
+  for call in calls.values():
+    _timed(call)
+  # In turns, for both to see the same machine.
+  seconds: dict[str, list[float]] = {name: [] for name in calls}
+  for _ in range(FLAGS.repeats):
+    for name, call in calls.items():
+      seconds[name].append(_timed(call))
+  medians = {name: float(np.median(values)) for name, values in seconds.items()}
+  rates = {
+    "average": (stack.nbytes + stack[0].nbytes) / medians["average"],
+    "copy": 2 * stack.nbytes / medians["copy"],
+  }
+  return {
+    "members": FLAGS.members,
+    "parameters": FLAGS.parameters,
+    "seconds_average": medians["average"],
+    "seconds_copy": medians["copy"],
+    "gigabytes_per_second_average": rates["average"] / 1e9,
+    "gigabytes_per_second_copy": rates["copy"] / 1e9,
+    "fraction_of_copy": rates["average"] / rates["copy"],
+    **_machine(1),
+  }
+
+
+def measure_maml() -> dict:
+  """Times the meta-step that the flags describe."""
   images = np.random.default_rng(0).integers(
     0, 256, (200, 20, 28, 28, 1), dtype=np.uint8
   )
@@ -134,10 +190,8 @@ def measure() -> dict:
     "matmul_peak_gflops": peak / 1e9,
     "fraction_of_peak": flops / median / (peak * devices),
     "peak_temp_bytes": executable.memory_analysis().temp_size_in_bytes,
-    "device": f"{jax.devices()[0].device_kind} x{mesh.size}",
-    "host": environment()["host"],
     "task_chunk": task_chunk,
-    "jax": jax.__version__,
+    **_machine(mesh.size),
   }
 
 
@@ -160,6 +214,14 @@ def flops_per_task(learner_of, tasks, inner_steps: int) -> float:
   return compiled.cost_analysis()["flops"]
 
 
+def _machine(devices: int) -> dict:
+  return {
+    "device": f"{jax.devices()[0].device_kind} x{devices}",
+    "host": environment()["host"],
+    "jax": jax.__version__,
+  }
+
+
 def _timed(fn) -> float:
   start = time.perf_counter()
   jax.block_until_ready(fn())
@@ -168,9 +230,13 @@ def _timed(fn) -> float:
 
 def main(argv: list[str]) -> None:
   del argv
-  use_cpu_cores()
+  # JAX tells at INFO which backends it has not found.
+  logging.set_verbosity(logging.WARNING)
+  if FLAGS.suite == "maml":
+    use_cpu_cores()
+  suites = {"maml": measure_maml, "aggregation": measure_aggregation}
   try:
-    result = measure()
+    result = suites[FLAGS.suite]()
   except ValueError as error:
     sys.exit(f"error: {error}")
   for name, value in result.items():
