@@ -317,7 +317,7 @@ def draw_sizes(workdir: Path, stack: Params, posterior: Params) -> None:
     curves,
     "regressors in the ensemble",
     "mean squared error",
-    log="x",
+    log="xy",
   )
 
 

@@ -17,8 +17,15 @@ ALLOWED = {
   "losses.py": {"types"},
   "tasks": {"tasks", "types"},
   "models": {"models", "types"},
-  "learners": {"learners", "aggregation", "inner_loop", "types"},
+  "learners": {
+    "learners",
+    "aggregation",
+    "distillation",
+    "inner_loop",
+    "types",
+  },
   "aggregation": {"aggregation", "types"},
+  "distillation": {"distillation", "aggregation", "types"},
   "training": {"training", "aggregation", "inner_loop", "types"},
   "evaluation.py": {"training", "types"},
 }

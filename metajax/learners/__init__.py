@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 from metajax.learners.aggregated import learned_average, learned_ensemble
+from metajax.learners.bootstrapped import bmg
 from metajax.learners.maml import maml
 from metajax.learners.meta_gradients import gradient_of_mean, mean_of_gradients
 from metajax.learners.reptile import reptile
@@ -16,10 +17,12 @@ REGISTRY: dict[str, Callable[..., MetaLearner]] = {
   "maml": maml,
   "fomaml": functools.partial(maml, first_order=True),
   "reptile": reptile,
+  "bmg": bmg,
 }
 
 __all__ = [
   "REGISTRY",
+  "bmg",
   "gradient_of_mean",
   "learned_average",
   "learned_ensemble",

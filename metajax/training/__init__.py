@@ -9,6 +9,7 @@ from metajax.training.cohorts import cohort_trainer
 from metajax.training.federated import Clients, federated_trainer
 from metajax.training.mesh import task_mesh, use_cpu_cores
 from metajax.training.step import Trainer, TrainState, meta_trainer
+from metajax.training.supervised import supervised_trainer
 
 __all__ = [
   "Clients",
@@ -18,6 +19,7 @@ __all__ = [
   "cohort_trainer",
   "federated_trainer",
   "meta_trainer",
+  "supervised_trainer",
   "task_mesh",
   "use_cpu_cores",
 ]

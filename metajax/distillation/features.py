@@ -1,0 +1,157 @@
+"""Losses between what a student and a teacher make of their inputs inside."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metajax.distillation.losses import fixed, pair, wide
+from metajax.types import Array
+
+
+def hint(
+  features: Array,
+  teacher_features: Array,
+  regressor: Callable[[Array], Array] | None = None,
+) -> Array:
+  """Distance of a student's features, put through a regressor, to a teacher's.
+
+  ::
+
+    1/2 |teacher - r(student)|^2,  mean over examples and features
+
+  Args:
+    features: the student's, `[n, ...]`.
+    teacher_features: `[n, ...]`; no gradient is taken of it.
+    regressor: r, from the student's shape to the teacher's, whose parameters
+      are learned with the student's; the identity if None.
+
+  Raises:
+    ValueError: if the shapes differ, or the teacher is known and not finite.
+
+  References:
+    Romero et al., `FitNets: Hints for Thin Deep Nets
+    <https://arxiv.org/abs/1412.6550>`_, 2015, equation 3 (a sum over features).
+  """
+  mapped = features if regressor is None else regressor(features)
+  student, teacher = pair(mapped, teacher_features, "features")
+  return jnp.square(student - teacher).mean() / 2
+
+
+def attention_transfer(features: Array, teacher_features: Array) -> Array:
+  """Distance of where two networks look, whatever their numbers of channels.
+
+  ::
+
+    |Q_s / |Q_s| - Q_t / |Q_t||^2,  Q = mean over channels of features^2
+
+  as vectors over positions, mean over examples.
+
+  Args:
+    features: `[n, height, width, channels]`.
+    teacher_features: `[n, height, width, other channels]`; no gradient is taken
+      of it.
+
+  Raises:
+    ValueError: if the positions differ, or the teacher is known and not finite.
+
+  References:
+    Zagoruyko and Komodakis, `Paying More Attention to Attention
+    <https://arxiv.org/abs/1612.03928>`_, 2017, equation 2 (there not squared).
+  """
+
+  def attention(x: Array) -> Array:
+    return jnp.square(wide(x)).mean(-1).reshape(x.shape[0], -1)
+
+  student, teacher = pair(
+    attention(features), attention(teacher_features), "attention maps"
+  )
+  return jnp.square(_unit(student) - _unit(teacher)).sum(-1).mean()
+
+
+def relational_distance(embeddings: Array, teacher_embeddings: Array) -> Array:
+  """Distance of the pairwise distances, each in units of its own mean.
+
+  ::
+
+    mean over pairs of  huber(d_s / mean(d_s) - d_t / mean(d_t))
+
+  Args:
+    embeddings: `[n, d]`, at least 2 examples.
+    teacher_embeddings: `[n, other d]`; no gradient is taken of it.
+
+  Raises:
+    ValueError: if the numbers of examples differ or are less than 2, or the
+      teacher is known and not finite.
+
+  References:
+    Park et al., `Relational Knowledge Distillation
+    <https://arxiv.org/abs/1904.05068>`_, 2019, section 3.2.1.
+  """
+  student, teacher = _examples(embeddings, teacher_embeddings, 2)
+  pairs = np.triu_indices(student.shape[0], 1)
+
+  def distances(x: Array) -> Array:
+    found = _norm(x[pairs[0]] - x[pairs[1]])
+    return found / jnp.maximum(found.mean(), 1e-12)
+
+  return optax.huber_loss(distances(student), distances(teacher)).mean()
+
+
+def relational_angle(embeddings: Array, teacher_embeddings: Array) -> Array:
+  """Distance of the cosines of the angles that triples of examples make.
+
+  ::
+
+    mean over triples of  huber(cos_s(i, j, k) - cos_t(i, j, k))
+
+  where the angle is at example j.
+
+  Args:
+    embeddings: `[n, d]`, at least 3 examples; the cost grows as `n^3`.
+    teacher_embeddings: `[n, other d]`; no gradient is taken of it.
+
+  Raises:
+    ValueError: if the numbers of examples differ or are less than 3, or the
+      teacher is known and not finite.
+
+  References:
+    Park et al., `Relational Knowledge Distillation
+    <https://arxiv.org/abs/1904.05068>`_, 2019, section 3.2.2.
+  """
+  student, teacher = _examples(embeddings, teacher_embeddings, 3)
+  size = student.shape[0]
+
+  def cosines(x: Array) -> Array:
+    towards = x[None] - x[:, None]  # [j, i, d]: from j to i.
+    unit = _unit(towards)
+    return jnp.einsum("jid,jkd->jik", unit, unit)
+
+  distinct = 1 - np.eye(size)
+  triples = distinct[:, :, None] * distinct[:, None, :] * distinct[None]
+  errors = optax.huber_loss(cosines(student), cosines(teacher))
+  return (triples * errors).sum() / triples.sum()
+
+
+def _examples(
+  student: Array, teacher: Array, at_least: int
+) -> tuple[Array, Array]:
+  sizes = student.shape[0], teacher.shape[0]
+  if sizes[0] != sizes[1] or sizes[0] < at_least:
+    raise ValueError(
+      f"embeddings of {sizes[0]} and {sizes[1]} examples: must be of the same "
+      f"{at_least} or more."
+    )
+  return wide(student), fixed(teacher)
+
+
+def _norm(x: Array) -> Array:
+  """Lengths over the last axis, with the gradient 0 at 0."""
+  squares = jnp.square(x).sum(-1)
+  is_zero = squares == 0
+  return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, squares)))
+
+
+def _unit(x: Array) -> Array:
+  return x / jnp.maximum(_norm(x), 1e-12)[..., None]

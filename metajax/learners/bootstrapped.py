@@ -1,0 +1,122 @@
+"""Bootstrapped meta-gradients: catch up with your own future."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax import inner_loop
+from metajax.distillation import regression_distillation, softened_kl
+from metajax.learners.meta_gradients import gradient_of_mean
+from metajax.types import (
+  Array,
+  Batch,
+  Episode,
+  LossFn,
+  MetaLearner,
+  Metrics,
+  Model,
+  Params,
+  PRNGKey,
+)
+
+Match = Callable[[Array, Array], Array]
+
+
+def bmg(
+  model: Model,
+  loss_fn: LossFn,
+  inner_optimizer: optax.GradientTransformation,
+  num_steps: int,
+  *,
+  target_steps: int = 2,
+  match: Match | None = None,
+  num_eval_steps: int | None = None,
+  metrics: Mapping[str, LossFn] | None = None,
+  memory: inner_loop.Memory = "default",
+) -> MetaLearner:
+  """Bootstrapped meta-gradients (BMG) of an initialisation.
+
+  The learner is taught to be after K steps where it would be after K + L, of
+  which the last step sees the query, too::
+
+    phi(theta) = num_steps (K) of inner_optimizer on  L(theta; support)
+    phi~ = L - 1 steps more on the support, then one on  L(.; query)
+    g = d/dtheta  mean over tasks of
+        match(predict(phi(theta), query), constant predict(phi~, query))
+
+  The gradient does not pass through the target, so L costs time but no memory.
+  With `target_steps=0` the target is phi itself and g is zero.
+
+  Args:
+    model: pure `init(rng, inputs)` and `apply(params, inputs)`.
+    loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
+    inner_optimizer: any optax optimizer. Its state starts anew after the K
+      steps.
+    num_steps: K, inner steps in training.
+    target_steps: L, steps from there to the target.
+    match: `(predictions, target predictions) -> scalar`; if None,
+      `softened_kl` of logits where targets are integers, and
+      `regression_distillation` elsewhere.
+    num_eval_steps: inner steps of `adapt`; as in training if None.
+    metrics: more `(predictions, targets) -> scalar` functions to be reported
+      by `meta_grad` beside "loss", on the query after K steps.
+    memory: see `inner_loop.minimize`.
+
+  Returns:
+    A `MetaLearner`, whose task parameters are a tree like its meta-parameters.
+
+  Raises:
+    ValueError: for a negative number of steps.
+
+  References:
+    Flennerhag et al., `Bootstrapped Meta-Learning
+    <https://arxiv.org/abs/2109.04504>`_, 2022, sections 3 and 6.
+  """
+  num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
+  inner_loop.check_steps(
+    num_steps=num_steps,
+    target_steps=target_steps,
+    num_eval_steps=num_eval_steps,
+  )
+  report = {"loss": loss_fn, **(metrics or {})}
+
+  def fit(params: Params, batch: Batch, steps: int) -> Params:
+    def loss(params: Params, step: Array) -> Array:
+      del step  # Full batch.
+      return loss_fn(model.apply(params, batch.inputs), batch.targets)
+
+    return inner_loop.minimize(
+      loss, params, inner_optimizer, steps, memory=memory
+    ).params
+
+  def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
+    del rng
+    return fit(meta_params, support, num_eval_steps)
+
+  def meta_loss(
+    meta_params: Params, episode: Episode, rng: PRNGKey
+  ) -> tuple[Array, Metrics]:
+    del rng
+    support, query = episode
+    phi = fit(meta_params, support, num_steps)
+    target = jax.lax.stop_gradient(phi)
+    if target_steps:
+      target = fit(target, support, target_steps - 1)
+      target = fit(target, query, 1)
+    predictions, goal = (
+      model.apply(params, query.inputs) for params in (phi, target)
+    )
+    distance = match or _match_of(query.targets)
+    scores = {k: f(predictions, query.targets) for k, f in report.items()}
+    return distance(predictions, jax.lax.stop_gradient(goal)), scores
+
+  return MetaLearner(
+    model.init, adapt, model.apply, gradient_of_mean(meta_loss)
+  )
+
+
+def _match_of(targets: Array) -> Match:
+  is_class = jnp.issubdtype(targets.dtype, jnp.integer)
+  return softened_kl if is_class else regression_distillation

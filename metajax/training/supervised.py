@@ -1,0 +1,113 @@
+"""Ordinary training on a data set, with the trainer's interface."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.step import Trainer, TrainState, mean_over_steps
+from metajax.types import Array, Metrics, Params, PRNGKey
+
+# (params, examples, rng) -> (scalar, metrics)
+SupervisedLoss = Callable[[Params, Any, PRNGKey], tuple[Array, Metrics]]
+
+
+def supervised_trainer(
+  init_params: Callable[[PRNGKey], Params],
+  loss_fn: SupervisedLoss,
+  optimizer: optax.GradientTransformation,
+  data: Any,
+  *,
+  batch_size: int,
+  rng: PRNGKey,
+  mesh: Mesh | None = None,
+) -> Trainer:
+  """Builds a trainer that descends a mean loss over minibatches.
+
+  The data stay on the devices; a step draws its examples there, uniformly and
+  with replacement::
+
+    g = d/d params  mean over the batch of  loss
+    params <- params + optimizer(g)
+
+  A cohort of models trains at once where `init_params` makes a stack of them
+  and `loss_fn` vmaps over it and sums.
+
+  Args:
+    init_params: `(rng) -> params`.
+    loss_fn: `(params, examples, rng) -> (scalar, metrics)`, the scalar a mean
+      over the examples, the metrics means likewise, scalars by name. It sees
+      the examples of one device.
+    optimizer: any optax optimizer.
+    data: a tree of arrays `[examples, ...]`: inputs, labels, a teacher's
+      predictions, whatever the loss reads.
+    batch_size: examples of a step.
+    rng: the key from which all batches are drawn.
+    mesh: a mesh with the axis "tasks", over which a batch is spread; None:
+      `task_mesh(batch_size)`.
+
+  Returns:
+    A `Trainer`, which reports "loss" and the metrics.
+
+  Raises:
+    ValueError: if the arrays' first axes differ, or the devices do not divide
+      the batch.
+  """
+  sizes = {leaf.shape[0] for leaf in jax.tree.leaves(data)}
+  if len(sizes) != 1:
+    raise ValueError(
+      f"data: first axes of {sorted(sizes)}, must be equal: the examples."
+    )
+  (num_examples,) = sizes
+  mesh = task_mesh(batch_size) if mesh is None else mesh
+  per_device, rest = divmod(batch_size, mesh.size)
+  if rest:
+    raise ValueError(
+      f"batch_size={batch_size}: must be a multiple of {mesh.size} devices."
+    )
+
+  def device_grad(params, data, step_key):
+    place = jax.lax.axis_index(TASKS) * per_device + jnp.arange(per_device)
+    # By their place in the batch, so that devices do not matter.
+    chosen = jax.vmap(
+      lambda i: jax.random.randint(
+        jax.random.fold_in(step_key, i), (), 0, num_examples
+      )
+    )(place)
+    batch = jax.tree.map(lambda x: x[chosen], data)
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      params, batch, jax.random.fold_in(step_key, batch_size)
+    )
+    return jax.lax.pmean((grads, {"loss": loss, **metrics}), TASKS)
+
+  sharded_grad = jax.shard_map(
+    device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
+  )
+
+  def step(state, data, rng):
+    step_key = jax.random.fold_in(rng, state.step)
+    grads, metrics = sharded_grad(state.meta_params, data, step_key)
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.meta_params
+    )
+    params = optax.apply_updates(state.meta_params, updates)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  replicated = NamedSharding(mesh, P())
+
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def init(rng: PRNGKey) -> TrainState:
+    params = init_params(rng)
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+  data, rng = jax.device_put((data, rng), replicated)
+  return Trainer(
+    lambda key: init(jax.device_put(key, replicated)),
+    mean_over_steps(step, data, rng),
+  )

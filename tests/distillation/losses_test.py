@@ -1,0 +1,217 @@
+"""Distillation losses against numpy float64 and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax.distillation import (
+  knowledge_distillation,
+  label_smoothing,
+  logit_matching,
+  mutual_learning,
+  regression_distillation,
+  softened_kl,
+)
+
+DRAW = np.random.default_rng(0)
+STUDENT, TEACHER = (DRAW.normal(size=(6, 5)) * 3 for _ in range(2))
+LABELS = DRAW.integers(0, 5, 6)
+TEMPERATURES = [0.05, 0.5, 1.0, 4.0, 30.0, 1000.0]
+
+
+def _log_softmax(x):
+  x = np.asarray(x, np.longdouble)
+  x = x - x.max(-1, keepdims=True)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def _kl(student, teacher, temperature):
+  """In extended precision: differences of logs lose digits at high T."""
+  q, p = (_log_softmax(x / temperature) for x in (student, teacher))
+  return float(temperature**2 * (np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def _cross_entropy(logits, labels):
+  return float(-_log_softmax(logits)[np.arange(len(labels)), labels].mean())
+
+
+def _float32(*arrays):
+  return [jnp.asarray(a, jnp.float32) for a in arrays]
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_divergence_is_right_at_every_temperature_in_float32(
+  temperature, scale
+):
+  """Also of predictions that nearly agree, where a plain sum is noise."""
+  teacher = TEACHER.astype(np.float32)
+  student = (TEACHER + scale * STUDENT).astype(np.float32)
+  found = softened_kl(*_float32(student, teacher), temperature)
+  expected = _kl(student.astype(float), teacher.astype(float), temperature)
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_gradient_is_temperature_times_difference_of_probabilities(temperature):
+  student, teacher = STUDENT.astype(np.float32), TEACHER.astype(np.float32)
+  found = jax.grad(softened_kl)(*_float32(student, teacher), temperature)
+  q, p = (
+    np.exp(_log_softmax(x.astype(float) / temperature))
+    for x in (student, teacher)
+  )
+  expected = np.asarray(temperature * (q - p) / len(student), float)
+  np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-7)
+
+
+def test_series_and_logsumexp_meet_where_they_change_over():
+  """KL and its gradient do not jump where |d| passes 1/2."""
+  teacher = jnp.asarray(TEACHER[:1], jnp.float32)
+  direction = jnp.asarray(STUDENT[:1], jnp.float32)
+
+  def line(step):
+    return softened_kl(teacher + step * direction, teacher)
+
+  steps = jnp.linspace(0.0, 0.4, 401)
+  values, slopes = jax.vmap(jax.value_and_grad(line))(steps)
+  expected = [
+    _kl(TEACHER[:1] + float(s) * STUDENT[:1], TEACHER[:1], 1.0) for s in steps
+  ]
+  np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-6)
+  assert np.abs(np.diff(slopes, 2)).max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 1000.0])
+def test_half_precision_logits_are_widened(dtype, temperature):
+  student, teacher = (jnp.asarray(x, dtype) for x in (STUDENT, TEACHER))
+  loss, grads = jax.value_and_grad(softened_kl)(student, teacher, temperature)
+  expected = _kl(np.float64(student), np.float64(teacher), temperature)
+  assert loss.dtype == jnp.float32
+  assert grads.dtype == dtype
+  assert np.isfinite(np.float32(grads)).all()
+  np.testing.assert_allclose(loss, expected, rtol=1e-3)
+
+
+def test_far_predictions_stay_finite_at_low_temperature():
+  student = jnp.array([[1000.0, -1000.0, 0.0]])
+  teacher = jnp.array([[-1000.0, 1000.0, 0.0]])
+  loss, grads = jax.value_and_grad(softened_kl)(student, teacher, 0.05)
+  np.testing.assert_allclose(loss, 0.05**2 * 2000 / 0.05, rtol=1e-5)
+  np.testing.assert_allclose(grads, [[0.05, -0.05, 0.0]], atol=1e-6)
+
+
+def test_divergence_is_zero_only_where_predictions_are_equal():
+  student, teacher = _float32(STUDENT, TEACHER)
+  assert softened_kl(teacher, teacher) == 0
+  # Logits that differ by a constant make the same predictions.
+  np.testing.assert_allclose(softened_kl(teacher + 7, teacher), 0, atol=1e-10)
+  assert softened_kl(student, teacher) > 0.1
+
+
+def test_high_temperature_is_logit_matching():
+  """Value and gradient (Hinton et al. 2015, equation 4)."""
+  student, teacher = _float32(STUDENT, TEACHER)
+  for value in (softened_kl, jax.grad(softened_kl)):
+    limit = (
+      logit_matching if value is softened_kl else jax.grad(logit_matching)
+    )(student, teacher)
+    far = np.abs(value(student, teacher, 1000.0) - limit).max()
+    near = np.abs(value(student, teacher, 100.0) - limit).max()
+    assert far < 0.02 * np.abs(limit).max()
+    # The difference falls as 1 / T.
+    assert near / far == pytest.approx(10, rel=0.2)
+
+
+def test_logit_matching_is_the_closed_form():
+  difference = STUDENT - TEACHER
+  difference -= difference.mean(1, keepdims=True)
+  found = logit_matching(*_float32(STUDENT, TEACHER))
+  np.testing.assert_allclose(found, (difference**2).mean() / 2, rtol=1e-5)
+
+
+def test_factor_keeps_the_size_of_the_gradient_over_temperatures():
+  student, teacher = _float32(0.3 * STUDENT, 0.3 * TEACHER)
+  norms = [
+    np.linalg.norm(jax.grad(softened_kl)(student, teacher, t))
+    for t in (1.0, 3.0, 10.0, 100.0)
+  ]
+  assert max(norms) < 1.6 * min(norms)
+  # Without it, it falls as 1 / T^2.
+  assert norms[-1] / 100.0**2 < 1e-3 * norms[0]
+
+
+def test_no_gradient_reaches_the_teacher():
+  grads = jax.grad(softened_kl, argnums=1)(*_float32(STUDENT, TEACHER))
+  np.testing.assert_array_equal(grads, np.zeros_like(TEACHER))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_knowledge_distillation_mixes_labels_and_teacher(alpha):
+  found = knowledge_distillation(
+    *_float32(STUDENT, TEACHER), LABELS, temperature=3.0, alpha=alpha
+  )
+  hard, soft = _cross_entropy(STUDENT, LABELS), _kl(STUDENT, TEACHER, 3.0)
+  expected = (1 - alpha) * hard + alpha * soft
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_label_smoothing_is_distillation_from_a_uniform_teacher():
+  (student,) = _float32(STUDENT)
+  smoothed = label_smoothing(student, LABELS, 0.2)
+  uniform = -_log_softmax(STUDENT).mean()
+  expected = 0.8 * _cross_entropy(STUDENT, LABELS) + 0.2 * float(uniform)
+  np.testing.assert_allclose(smoothed, expected, rtol=1e-5)
+  distilled = knowledge_distillation(
+    student, jnp.zeros_like(student), LABELS, temperature=1.0, alpha=0.2
+  )
+  np.testing.assert_allclose(smoothed - distilled, 0.2 * np.log(5), rtol=1e-4)
+
+
+def test_mutual_learning_teaches_every_student_by_every_other():
+  cohort = np.stack([STUDENT, TEACHER, STUDENT[::-1]])
+  found = mutual_learning(jnp.asarray(cohort, jnp.float32), LABELS)
+  for k in range(3):
+    peers = [_kl(cohort[k], cohort[j], 1.0) for j in range(3) if j != k]
+    expected = _cross_entropy(cohort[k], LABELS) + np.mean(peers)
+    np.testing.assert_allclose(found[k], expected, rtol=1e-5)
+
+  def of_all(logits):
+    return mutual_learning(logits, LABELS).sum()
+
+  def of_first(student):
+    logits = jnp.asarray(cohort, jnp.float32)
+    soft = sum(softened_kl(student, logits[j]) for j in (1, 2)) / 2
+    hard = optax.softmax_cross_entropy_with_integer_labels(student, LABELS)
+    return hard.mean() + soft
+
+  grads = jax.grad(of_all)(jnp.asarray(cohort, jnp.float32))
+  expected = jax.grad(of_first)(jnp.asarray(cohort[0], jnp.float32))
+  np.testing.assert_allclose(grads[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_regression_distillation_is_half_the_mean_square():
+  found = regression_distillation(*_float32(STUDENT, TEACHER))
+  expected = ((STUDENT - TEACHER) ** 2).mean() / 2
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_bad_input_is_named():
+  student, teacher = _float32(STUDENT, TEACHER)
+  for temperature in (0.0, -1.0, float("nan")):
+    with pytest.raises(ValueError, match=r"temperature=.*must be above 0"):
+      softened_kl(student, teacher, temperature)
+  with pytest.raises(ValueError, match="5 classes but the teacher 4"):
+    softened_kl(student, teacher[:, :4])
+  with pytest.raises(ValueError, match="teacher's outputs are not finite"):
+    logit_matching(student, teacher.at[2, 1].set(jnp.nan))
+  with pytest.raises(ValueError, match=r"alpha=1\.5: must be 0 to 1"):
+    knowledge_distillation(student, teacher, LABELS, alpha=1.5)
+  with pytest.raises(ValueError, match=r"smoothing=-0\.1: must be 0 to 1"):
+    label_smoothing(student, LABELS, -0.1)
+  with pytest.raises(ValueError, match="1 student, must be 2 or more"):
+    mutual_learning(student[None], LABELS)
+  with pytest.raises(ValueError, match="shape"):
+    regression_distillation(student, teacher[:3])

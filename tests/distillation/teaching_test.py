@@ -1,0 +1,101 @@
+"""Students' losses, and teachers as constant predictions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax.distillation import knowledge_distillation, mutual_learning
+from metajax.distillation.teaching import (
+  alone,
+  ensemble,
+  predict_all,
+  taught,
+  taught_by_peers,
+)
+from metajax.models.mlp import MLP
+from metajax.training import supervised_trainer
+
+RNG = jax.random.key(0)
+MODEL = MLP(3, (8,))
+DRAW = np.random.default_rng(0)
+INPUTS = jnp.asarray(DRAW.normal(size=(60, 4)), jnp.float32)
+LABELS = jnp.asarray(DRAW.integers(0, 3, 60))
+STACK = jax.vmap(MODEL.init, (0, None))(jax.random.split(RNG, 4), INPUTS)
+
+
+def _member(index):
+  return jax.tree.map(lambda x: x[index], STACK)
+
+
+TEACHER = functools.partial(MODEL.apply, _member(0))
+BATCH = {"inputs": INPUTS, "labels": LABELS, "teacher": TEACHER(INPUTS)}
+
+
+def test_student_alone_descends_the_cross_entropy():
+  loss, metrics = alone(MODEL)(_member(1), BATCH, RNG)
+  logits = MODEL.apply(_member(1), INPUTS)
+  expected = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS)
+  np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+  accuracy = np.mean(np.argmax(logits, -1) == LABELS)
+  np.testing.assert_allclose(metrics["accuracy"], accuracy)
+
+
+def test_teacher_computed_before_or_on_the_fly_is_the_same():
+  student = _member(1)
+  before, metrics = taught(MODEL)(student, BATCH, RNG)
+  on_the_fly, _ = taught(MODEL, TEACHER)(student, BATCH, RNG)
+  expected = knowledge_distillation(
+    MODEL.apply(student, INPUTS), TEACHER(INPUTS), LABELS
+  )
+  np.testing.assert_allclose(before, expected, rtol=1e-6)
+  np.testing.assert_allclose(on_the_fly, expected, rtol=1e-6)
+  _, of_teacher = taught(MODEL)(_member(0), BATCH, RNG)
+  assert of_teacher["agreement"] == 1
+  assert metrics["agreement"] < 1
+
+
+def test_ensemble_teaches_the_mean_of_its_probabilities():
+  logits = np.stack([MODEL.apply(_member(m), INPUTS) for m in range(4)])
+  exp = np.exp(logits.astype(float))
+  expected = (exp / exp.sum(-1, keepdims=True)).mean(0)
+  found = jax.nn.softmax(ensemble(MODEL, STACK)(INPUTS))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_all_predictions_are_those_of_the_teacher():
+  found = predict_all(TEACHER, INPUTS, batch_size=16)
+  np.testing.assert_allclose(found, TEACHER(INPUTS), rtol=1e-5, atol=1e-6)
+  with pytest.raises(ValueError, match="teacher's outputs are not finite"):
+    predict_all(lambda x: TEACHER(x) / 0, INPUTS)
+
+
+def test_peers_lose_what_mutual_learning_says():
+  loss, _ = taught_by_peers(MODEL)(STACK, BATCH, RNG)
+  logits = jax.vmap(MODEL.apply, (0, None))(STACK, INPUTS)
+  expected = mutual_learning(logits, LABELS).sum()
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_student_learns_to_predict_as_the_teacher():
+  """From the teacher alone: the labels are noise, and count for nothing."""
+  trainer = supervised_trainer(
+    lambda rng: MODEL.init(rng, INPUTS),
+    taught(MODEL, temperature=2.0, alpha=1.0),
+    optax.adam(0.02),
+    BATCH,
+    batch_size=20,
+    rng=RNG,
+  )
+  state = trainer.init(jax.random.key(9))
+  before = _agreement(state.meta_params)
+  state, _ = trainer.compile(state)[0](state, 800)
+  assert _agreement(state.meta_params) > max(before, 0.95)
+
+
+def _agreement(params):
+  logits = MODEL.apply(params, INPUTS)
+  return float(jnp.mean(logits.argmax(-1) == TEACHER(INPUTS).argmax(-1)))

@@ -1,0 +1,153 @@
+"""Supervised training against a loop in numpy, over devices and cohorts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax.training import supervised_trainer
+
+RNG, INIT_KEY = jax.random.key(0), jax.random.key(1)
+BATCH = 8
+
+
+def _data():
+  draw = np.random.default_rng(0).normal
+  x = draw(size=(20, 3)).astype(np.float32)
+  y = x @ np.float32([1, -2, 3]) + 0.1 * draw(size=20).astype(np.float32)
+  return {"x": jnp.asarray(x), "y": jnp.asarray(y)}
+
+
+def _loss(weights, batch, rng):
+  del rng
+  errors = batch["x"] @ weights - batch["y"]
+  return jnp.mean(errors**2), {"bias": jnp.mean(errors)}
+
+
+def _trainer(**arguments):
+  return supervised_trainer(
+    lambda rng: jax.random.normal(rng, (3,)),
+    _loss,
+    optax.sgd(0.1),
+    _data(),
+    **{"batch_size": BATCH, "rng": RNG, **arguments},
+  )
+
+
+def _indices(step):
+  key = jax.random.fold_in(RNG, step)
+  return np.array(
+    [
+      jax.random.randint(jax.random.fold_in(key, i), (), 0, 20)
+      for i in range(BATCH)
+    ]
+  )
+
+
+def test_steps_are_those_of_a_loop():
+  trainer = _trainer()
+  state = trainer.init(INIT_KEY)
+  weights = np.float64(state.meta_params)
+  train, _ = trainer.compile(state)
+  state, metrics = train(state, 4)
+  data = jax.tree.map(np.float64, _data())
+  losses, biases = [], []
+  for step in range(4):
+    chosen = _indices(step)
+    x, y = data["x"][chosen], data["y"][chosen]
+    errors = x @ weights - y
+    losses.append(np.mean(errors**2))
+    biases.append(np.mean(errors))
+    weights = weights - 0.1 * 2 * x.T @ errors / BATCH
+  np.testing.assert_allclose(state.meta_params, weights, rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+  np.testing.assert_allclose(metrics["bias"], np.mean(biases), rtol=1e-4)
+  assert state.step == 4
+
+
+def test_batches_reach_every_example_equally():
+  """Within 5 standard deviations of a binomial."""
+  steps, size = 2000, 20
+  data = {"one": jnp.eye(size)}
+  trainer = supervised_trainer(
+    lambda rng: jnp.zeros(size),
+    lambda w, batch, rng: (-jnp.mean(batch["one"] @ w), {}),
+    optax.sgd(float(BATCH)),
+    data,
+    batch_size=BATCH,
+    rng=RNG,
+  )
+  state = trainer.init(INIT_KEY)
+  train, _ = trainer.compile(state)
+  counts = np.asarray(train(state, steps)[0].meta_params)
+  np.testing.assert_allclose(counts.sum(), steps * BATCH, rtol=1e-4)
+  p = 1 / size
+  bound = 5 * np.sqrt(steps * BATCH * p * (1 - p))
+  assert np.abs(counts - steps * BATCH * p).max() < bound
+
+
+def test_a_cohort_trains_as_its_members_do_alone():
+  def init(rng):
+    return jax.random.normal(rng, (2, 3))
+
+  def loss(stack, batch, rng):
+    losses, metrics = jax.vmap(_loss, (0, None, None))(stack, batch, rng)
+    return losses.sum(), jax.tree.map(jnp.mean, metrics)
+
+  cohort = supervised_trainer(
+    init, loss, optax.sgd(0.1), _data(), batch_size=BATCH, rng=RNG
+  )
+  state = cohort.init(INIT_KEY)
+  starts = np.array(state.meta_params)
+  together = cohort.compile(state)[0](state, 5)[0].meta_params
+  single = _trainer()
+  for start, found in zip(starts, together, strict=True):
+    begin = single.init(INIT_KEY)._replace(meta_params=jnp.asarray(start))
+    alone = single.compile(begin)[0](begin, 5)[0].meta_params
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, "tests/training")
+import jax, numpy as np
+from supervised_test import INIT_KEY, _trainer
+from metajax.training import task_mesh
+found = []
+for devices in (jax.devices()[:1], jax.devices()):
+  trainer = _trainer(mesh=task_mesh(8, devices))
+  state = trainer.init(INIT_KEY)
+  state, metrics = trainer.compile(state)[0](state, 5)
+  found.append([*state.meta_params, metrics["loss"]])
+assert len(jax.devices()) == 8
+np.testing.assert_allclose(*found, rtol=1e-5)
+"""
+
+
+def test_devices_change_no_numbers():
+  flags = os.environ.get("XLA_FLAGS", "")
+  flags += " --xla_force_host_platform_device_count=8"
+  subprocess.run(
+    [sys.executable, "-c", SCRIPT],
+    cwd=Path(__file__).resolve().parents[2],
+    env={**os.environ, "XLA_FLAGS": flags},
+    check=True,
+  )
+
+
+def test_bad_input_is_named():
+  with pytest.raises(ValueError, match=r"first axes of \[3, 4\]"):
+    supervised_trainer(
+      lambda rng: jnp.zeros(()),
+      _loss,
+      optax.sgd(0.1),
+      {"x": jnp.zeros(3), "y": jnp.zeros(4)},
+      batch_size=1,
+      rng=RNG,
+    )
