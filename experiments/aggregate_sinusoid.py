@@ -216,22 +216,21 @@ def fine_tuned(build: Build, params: Params) -> tuple[float, list[Estimate]]:
 def main() -> None:
   refuse("learner", "inner_steps", "memory")
   runs = Regression("aggregate_sinusoid")
-  rng = jax.random.fold_in(jax.random.key(FLAGS.seed), 2)
+  # 0 to 3 are the keys of trainings and evaluations.
+  rng = jax.random.fold_in(jax.random.key(FLAGS.seed), 5)
   stack = runs.regressors("regressors", rng)
   decayed = runs.regressors("regressors_l2", rng, "l2")
   pulled = runs.regressors("regressors_to_mean", rng, "to_mean")
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
     rng, jnp.arange(FLAGS.regressors)
   )
+  own_error = jax.jit(
+    jax.vmap(lambda key, params: regressor_error(params, CURVE(key).query))
+  )
   errors = {
-    name: jax.jit(jax.vmap(lambda k, p: regressor_error(p, CURVE(k).query)))(
-      keys, models
-    )
-    for name, models in (
-      ("regressors", stack),
-      ("regressors_l2", decayed),
-      ("regressors_to_mean", pulled),
-    )
+    "regressors": own_error(keys, stack),
+    "regressors_l2": own_error(keys, decayed),
+    "regressors_to_mean": own_error(keys, pulled),
   }
   print("aligning the regressors", file=sys.stderr)
   axes = aggregation.chain_axes(init_regressor(rng), LAYERS)
