@@ -3,8 +3,11 @@
   python -m experiments.maml_omniglot --data_dir=DIR
 
 trains 5-way 1-shot for about 10 minutes on 2 cores and reports the accuracy on
-600 tasks of characters never seen in training. `--preset=5w1s` is the paper's
-protocol, with the 40,000 meta-steps of its code; the paper has 98.7 +- 0.4.
+600 tasks of characters never seen in training. The default takes small steps
+often: 8 tasks a step and a cosine schedule need a third of the tasks that the
+paper's 32 and constant step size need to the same accuracy. `--preset=5w1s` is
+the paper's protocol, with the 40,000 meta-steps of its code; the paper has 98.7
++- 0.4.
 """
 
 import jax
@@ -52,13 +55,22 @@ flags.DEFINE_bool("first_order", False, "FOMAML in place of MAML.")
 flags.DEFINE_integer(
   "validation_tasks", 200, "Tasks of a validation.", lower_bound=2
 )
-FLAGS.set_default("steps", 5000)
-FLAGS.set_default("inner_lr", 0.4)
-FLAGS.set_default("eval_every", 500)
+FLAGS.set_default("steps", 20_000)
+FLAGS.set_default("meta_batch", 8)
+FLAGS.set_default("outer_schedule", "cosine")
+FLAGS.set_default("inner_lr", 2.0)
+FLAGS.set_default("log_every", 500)
+FLAGS.set_default("eval_every", 2500)
+FLAGS.set_default("checkpoint_every", 2500)
 
 # The original code's inner loss is a sum over the classes of a mean over shots,
 # so its step sizes 0.4 (5-way) and 0.1 (20-way) are 2.0 on the mean loss here.
-PAPER = {"inner_lr": 2.0, "steps": 40_000, "meta_batch": 32}
+PAPER = {
+  "inner_lr": 2.0,
+  "steps": 40_000,
+  "meta_batch": 32,
+  "outer_schedule": "constant",
+}
 PAPER_20_WAY = PAPER | {
   "ways": 20,
   "meta_batch": 16,
