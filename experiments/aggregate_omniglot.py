@@ -59,10 +59,12 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
   "weight_steps", 100, "Meta-steps of the learned weights.", lower_bound=1
 )
-FLAGS.set_default("steps", 1200)
-FLAGS.set_default("inner_lr", 0.4)
-FLAGS.set_default("eval_every", 400)
-FLAGS.set_default("checkpoint_every", 400)
+FLAGS.set_default("steps", 4000)
+FLAGS.set_default("meta_batch", 8)
+FLAGS.set_default("inner_lr", 2.0)
+FLAGS.set_default("log_every", 500)
+FLAGS.set_default("eval_every", 1000)
+FLAGS.set_default("checkpoint_every", 1000)
 
 SHOTS = 1
 LAYERS = [[f"Conv_{i}", f"BatchNorm_{i}"] for i in range(4)] + [["Dense_0"]]

@@ -2,10 +2,12 @@
 
   python -m experiments.federated_omniglot --data_dir=DIR
 
-Each background alphabet is a client that knows its own characters only. One
-network learns to tell all 964 characters apart by FedSGD, FedAvg with several
-local epochs, FedProx and FedAdam; how many rounds does each need to a target
-accuracy?
+Each background alphabet is a client that has its own drawings only, turned by
+0, 90, 180 or 270 degrees; one network learns to tell by how much, and is judged
+on alphabets that no client has. (Characters would be the other labels to take,
+but no two alphabets share any, and the average of networks that each know other
+classes stays at chance.) How many rounds do FedSGD, FedAvg with several local
+epochs, FedProx and FedAdam need to a target accuracy?
 """
 
 import jax
@@ -32,28 +34,27 @@ flags.DEFINE_integer(
   "batch_size", 50, "Images of a local step, except in FedSGD.", lower_bound=1
 )
 flags.DEFINE_float(
-  "target", 0.3, "Validation accuracy that is asked for.", lower_bound=0.0
+  "target", 0.5, "Validation accuracy that is asked for.", lower_bound=0.0
 )
 flags.DEFINE_float("proximal", 0.01, "Mu of FedProx.", lower_bound=0.0)
 flags.DEFINE_float(
-  "sgd_lr", 1.0, "Step size of FedSGD, one step a round.", lower_bound=0.0
+  "sgd_lr", 0.1, "Step size of FedSGD, one step a round.", lower_bound=0.0
 )
-FLAGS.set_default("steps", 100)
+FLAGS.set_default("steps", 40)
 FLAGS.set_default("meta_batch", 10)
 FLAGS.set_default("inner_lr", 0.1)
 FLAGS.set_default("outer_lr", 0.01)
 FLAGS.set_default("log_every", 5)
-FLAGS.set_default("eval_every", 5)
+FLAGS.set_default("eval_every", 2)
 FLAGS.set_default("checkpoint_every", 20)
 
-TRAIN, VALIDATION = 14, 3  # Of a character's 20 drawings; the rest is the test.
+DRAWINGS = 8  # Of each character, of its 20.
 
 
 def main() -> None:
   refuse("learner", "inner_steps", "memory", "outer_schedule", "eval_tasks")
   clients, validation, test = alphabets()
-  num_classes = int(validation.targets.max()) + 1
-  model = conv4(num_classes, filters=FLAGS.filters, normalization="group")
+  model = conv4(4, filters=FLAGS.filters, normalization="group")
   runs = Stages("federated_omniglot")
   average, adam = optax.sgd(1.0), optax.adam(FLAGS.outer_lr, eps=1e-3)
   # Name -> (server optimizer, local epochs, batch size, step size, proximal).
@@ -73,7 +74,7 @@ def main() -> None:
 
   @jax.jit
   def correct(params: Params, batch: Batch) -> jax.Array:
-    """Whether each image is recognised, 500 at a time."""
+    """Whether the turn of each image is found, 500 at a time."""
     predicted = jax.lax.map(
       lambda image: model.apply(params, image[None])[0].argmax(),
       batch.inputs,
@@ -127,7 +128,7 @@ def main() -> None:
     "federated_omniglot",
     {
       "clients": len(clients.sizes),
-      "classes": num_classes,
+      "classes": 4,
       "filters": FLAGS.filters,
       "normalization": "group",
       "batch_size": FLAGS.batch_size,
@@ -144,38 +145,42 @@ def main() -> None:
 
 
 def alphabets() -> tuple[Clients, Batch, Batch]:
-  """The background alphabets as clients; validation and test images."""
+  """The background alphabets as clients; others for validation and test."""
   data = load_omniglot(FLAGS.data_dir)
-  images = data.images[data.is_background].astype(np.float32) / 255
-  names = data.alphabets[data.is_background]
-  labels = np.arange(len(names))
-  members = [np.flatnonzero(names == name) for name in np.unique(names)]
-  sizes = np.array([len(m) * TRAIN for m in members], np.int32)
+  rng = np.random.default_rng(FLAGS.eval_seed)
+  # Every alphabet's drawings, turned.
+  turned = {}
+  for name in np.unique(data.alphabets):
+    images = data.images[data.alphabets == name, :DRAWINGS]
+    images = images.reshape(-1, *images.shape[2:]).astype(np.float32) / 255
+    turns = rng.integers(0, 4, len(images), np.int32)
+    for turn in range(1, 4):
+      chosen = turns == turn
+      images[chosen] = np.rot90(images[chosen], turn, axes=(1, 2))
+    turned[name] = images, turns
+  background = np.unique(data.alphabets[data.is_background])
+  own = [turned[name] for name in background]
+  others = [turned[name] for name in turned if name not in background]
+  sizes = np.array([len(turns) for _, turns in own], np.int32)
 
-  def padded(values: np.ndarray) -> jnp.ndarray:
-    """`[characters, drawings, ...]` -> `[clients, max_size, ...]`."""
-    flat = [
-      values[m].reshape(size, *values.shape[2:])
-      for m, size in zip(members, sizes, strict=True)
-    ]
-    out = np.zeros((len(flat), max(sizes), *values.shape[2:]), values.dtype)
-    for row, examples in zip(out, flat, strict=True):
-      row[: len(examples)] = examples
-    return jnp.asarray(out)
+  def padded(arrays: list[np.ndarray]) -> jax.Array:
+    out = np.zeros((len(own), max(sizes), *arrays[0].shape[1:]))
+    for row, array in zip(out, arrays, strict=True):
+      row[: len(array)] = array
+    return jnp.asarray(out.astype(arrays[0].dtype))
 
-  def batch(drawings: slice) -> Batch:
-    chosen = images[:, drawings]
-    targets = np.repeat(labels, chosen.shape[1])
+  def joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+    images, turns = zip(*parts, strict=True)
     return Batch(
-      jnp.asarray(chosen.reshape(-1, *chosen.shape[2:])), jnp.asarray(targets)
+      jnp.asarray(np.concatenate(images)), jnp.asarray(np.concatenate(turns))
     )
 
-  targets = np.repeat(labels[:, None], TRAIN, axis=1)
+  images, turns = zip(*own, strict=True)
   clients = Clients(
-    Batch(padded(images[:, :TRAIN]), padded(targets)), jnp.asarray(sizes)
+    Batch(padded(list(images)), padded(list(turns))), jnp.asarray(sizes)
   )
-  last = TRAIN + VALIDATION
-  return clients, batch(slice(TRAIN, last)), batch(slice(last, None))
+  half = len(others) // 2
+  return clients, joined(others[:half]), joined(others[half:])
 
 
 def binomial(accuracy: float, batch: Batch) -> Estimate:
