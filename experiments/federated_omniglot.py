@@ -34,7 +34,7 @@ flags.DEFINE_integer(
   "batch_size", 50, "Images of a local step, except in FedSGD.", lower_bound=1
 )
 flags.DEFINE_float(
-  "target", 0.5, "Validation accuracy that is asked for.", lower_bound=0.0
+  "target", 0.4, "Validation accuracy that is asked for.", lower_bound=0.0
 )
 flags.DEFINE_float("proximal", 0.01, "Mu of FedProx.", lower_bound=0.0)
 flags.DEFINE_float(
