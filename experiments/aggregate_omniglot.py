@@ -45,7 +45,7 @@ flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
 flags.DEFINE_integer(
   "eval_inner_steps", 3, "Inner steps at test.", lower_bound=0
 )
-flags.DEFINE_integer("members", 4, "Runs, a seed each.", lower_bound=2)
+flags.DEFINE_integer("members", 3, "Runs, a seed each.", lower_bound=2)
 flags.DEFINE_list(
   "member_workdirs",
   [],
