@@ -123,7 +123,7 @@ ONLY = {
 }
 FLOATS = ["inner_lr", "outer_lr"]
 CHOICES = {
-  "learner": "<fomaml|maml>",
+  "learner": "<bmg|fomaml|maml|reptile>",
   "outer_schedule": "<constant|cosine>",
   "memory": "<default|remat>",
 }
