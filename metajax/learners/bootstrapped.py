@@ -8,6 +8,7 @@ import optax
 
 from metajax import inner_loop
 from metajax.distillation import regression_distillation, softened_kl
+from metajax.learners.full_batch import full_batch
 from metajax.learners.meta_gradients import gradient_of_mean
 from metajax.types import (
   Array,
@@ -82,14 +83,7 @@ def bmg(
   )
   report = {"loss": loss_fn, **(metrics or {})}
 
-  def fit(params: Params, batch: Batch, steps: int) -> Params:
-    def loss(params: Params, step: Array) -> Array:
-      del step  # Full batch.
-      return loss_fn(model.apply(params, batch.inputs), batch.targets)
-
-    return inner_loop.minimize(
-      loss, params, inner_optimizer, steps, memory=memory
-    ).params
+  fit = full_batch(model, loss_fn, inner_optimizer, memory=memory)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng

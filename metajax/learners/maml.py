@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import optax
 
 from metajax import inner_loop
+from metajax.learners.full_batch import full_batch
 from metajax.learners.meta_gradients import gradient_of_mean
 from metajax.types import (
   Array,
@@ -69,19 +70,9 @@ def maml(
   inner_loop.check_steps(num_steps=num_steps, num_eval_steps=num_eval_steps)
   report = dict(metrics or {})
 
-  def fit(meta_params: Params, support: Batch, steps: int) -> Params:
-    def support_loss(params: Params, step: Array) -> Array:
-      del step  # Full batch.
-      return loss_fn(model.apply(params, support.inputs), support.targets)
-
-    return inner_loop.minimize(
-      support_loss,
-      meta_params,
-      inner_optimizer,
-      steps,
-      first_order=first_order,
-      memory=memory,
-    ).params
+  fit = full_batch(
+    model, loss_fn, inner_optimizer, first_order=first_order, memory=memory
+  )
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng

@@ -8,8 +8,8 @@ import optax
 
 from metajax import inner_loop
 from metajax.aggregation import pseudo_gradient
+from metajax.learners.full_batch import full_batch
 from metajax.types import (
-  Array,
   Batch,
   Episode,
   LossFn,
@@ -70,14 +70,7 @@ def reptile(
   inner_loop.check_steps(num_steps=num_steps, num_eval_steps=num_eval_steps)
   report = {"loss": loss_fn, **(metrics or {})}
 
-  def fit(meta_params: Params, batch: Batch, steps: int) -> Params:
-    def loss(params: Params, step: Array) -> Array:
-      del step  # Full batch.
-      return loss_fn(model.apply(params, batch.inputs), batch.targets)
-
-    return inner_loop.minimize(
-      loss, meta_params, inner_optimizer, steps, memory=memory
-    ).params
+  fit = full_batch(model, loss_fn, inner_optimizer, memory=memory)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng

@@ -13,7 +13,12 @@ from jax.sharding import PartitionSpec as P
 from metajax import inner_loop
 from metajax.aggregation import pseudo_gradient
 from metajax.training.mesh import TASKS, task_mesh
-from metajax.training.step import Trainer, TrainState, mean_over_steps
+from metajax.training.step import (
+  Trainer,
+  TrainState,
+  mean_over_steps,
+  next_state,
+)
 from metajax.types import Array, Batch, LossFn, Model, Params, PRNGKey
 
 
@@ -174,11 +179,7 @@ def federated_trainer(
     data, sizes = jax.tree.map(lambda x: x[chosen], clients)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(order_key, chosen)
     grads, metrics = sharded_round(state.meta_params, data, sizes, keys)
-    updates, opt_state = server_optimizer.update(
-      grads, state.opt_state, state.meta_params
-    )
-    params = optax.apply_updates(state.meta_params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return next_state(server_optimizer, state, grads), metrics
 
   replicated = NamedSharding(mesh, P())
 

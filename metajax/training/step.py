@@ -148,11 +148,7 @@ def meta_trainer(
   def meta_step(state, tasks, rng):
     step_key = jax.random.fold_in(rng, state.step)
     grads, metrics = sharded_grad(state.meta_params, tasks, step_key)
-    updates, opt_state = optimizer.update(
-      grads, state.opt_state, state.meta_params
-    )
-    meta_params = optax.apply_updates(state.meta_params, updates)
-    return TrainState(state.step + 1, meta_params, opt_state), metrics
+    return next_state(optimizer, state, grads), metrics
 
   @functools.partial(jax.jit, out_shardings=replicated)
   def start(rng: PRNGKey, tasks: TaskFamily) -> TrainState:
@@ -165,6 +161,17 @@ def meta_trainer(
 
   tasks, rng = jax.device_put((tasks, rng), replicated)
   return Trainer(init, mean_over_steps(meta_step, tasks, rng))
+
+
+def next_state(
+  optimizer: optax.GradientTransformation, state: TrainState, grads: Params
+) -> TrainState:
+  """Returns the state after a step of the outer optimizer."""
+  updates, opt_state = optimizer.update(
+    grads, state.opt_state, state.meta_params
+  )
+  meta_params = optax.apply_updates(state.meta_params, updates)
+  return TrainState(state.step + 1, meta_params, opt_state)
 
 
 def mean_over_steps(

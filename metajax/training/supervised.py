@@ -11,7 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.training.mesh import TASKS, task_mesh
-from metajax.training.step import Trainer, TrainState, mean_over_steps
+from metajax.training.step import (
+  Trainer,
+  TrainState,
+  mean_over_steps,
+  next_state,
+)
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 # (params, examples, rng) -> (scalar, metrics)
@@ -93,11 +98,7 @@ def supervised_trainer(
   def step(state, data, rng):
     step_key = jax.random.fold_in(rng, state.step)
     grads, metrics = sharded_grad(state.meta_params, data, step_key)
-    updates, opt_state = optimizer.update(
-      grads, state.opt_state, state.meta_params
-    )
-    params = optax.apply_updates(state.meta_params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return next_state(optimizer, state, grads), metrics
 
   replicated = NamedSharding(mesh, P())
 
