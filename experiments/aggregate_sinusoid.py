@@ -23,19 +23,17 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import plots, training
+from experiments import plots, regressors, training
 from experiments.flags import FLAGS, refuse, run
 from experiments.stages import Stages
-from metajax import aggregation, inner_loop
-from metajax.aggregation import UnitAxes
+from metajax import aggregation
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import learned_average, learned_ensemble, maml
 from metajax.losses import mean_squared_error
-from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
 from metajax.training import cohort_trainer, meta_trainer
 from metajax.training.loop import Schedule
-from metajax.types import Array, Batch, MetaLearner, Metrics, Params, PRNGKey
+from metajax.types import Batch, MetaLearner, Params, PRNGKey
 
 flags.DEFINE_integer(
   "regressors", 500, "Networks to combine, a curve each.", lower_bound=2
@@ -77,16 +75,13 @@ FLAGS.set_default("checkpoint_every", 10_000)
 SHOTS = 5
 COLUMNS = (1, 5, 10)  # Steps of fine-tuning.
 RATES = (0.001, 0.003, 0.01, 0.03)  # Of fine-tuning, by SGD.
-MODEL = MLP(num_outputs=1, hidden=(40, 40))
-LAYERS = [["Dense_0"], ["Dense_1"], ["Dense_2"]]
-CURVE = sinusoid(1000, 200)  # What a regressor learns and is judged on.
 
 Build = Callable[[int, float], MetaLearner]  # (steps, rate) -> learner
 
 
 def fine_tuning(steps: int, rate: float) -> MetaLearner:
   """MAML; with no steps in training it is joint training on all curves."""
-  return maml(MODEL, mean_squared_error, optax.sgd(rate), steps)
+  return maml(regressors.MODEL, mean_squared_error, optax.sgd(rate), steps)
 
 
 def ensemble(steps: int, rate: float, *, members: Params) -> MetaLearner:
@@ -102,64 +97,20 @@ def first(stack: Params, size: int) -> Params:
   return jax.tree.map(lambda x: x[:size], stack)
 
 
-def init_regressor(rng: PRNGKey) -> Params:
-  return MODEL.init(rng, jnp.zeros((1, 1)))
-
-
-def train_regressor(
-  rng: PRNGKey, params: Params, mean: Params, count: Array, *, pull: str = ""
-) -> tuple[Params, Metrics]:
-  """Fits the curve of a key, with a penalty on the way from `mean` or zero."""
-  support, query = CURVE(rng)
-  weight = {"": 0.0, "l2": FLAGS.l2, "to_mean": FLAGS.to_mean}[pull]
-  centre = mean if pull == "to_mean" else optax.tree.zeros_like(mean)
-  # There is no mean before the first cohort.
-  weight *= (count > 0) if pull == "to_mean" else 1.0
-
-  def loss(params: Params, step: Array) -> Array:
-    chosen = jax.random.choice(
-      jax.random.fold_in(rng, step), len(support.inputs), (40,)
-    )
-    batch = jax.tree.map(lambda x: x[chosen], support)
-    distance = optax.tree.sub(params, centre)
-    return regressor_error(params, batch) + weight * optax.tree.norm(
-      distance, squared=True
-    )
-
-  steps = FLAGS.regressor_steps
-  optimizer = optax.adam(optax.cosine_decay_schedule(0.02, steps))
-  params = inner_loop.minimize(loss, params, optimizer, steps).params
-  return params, {"mse": regressor_error(params, query)}
-
-
-def regressor_error(params: Params, batch: Batch) -> Array:
-  return mean_squared_error(MODEL.apply(params, batch.inputs), batch.targets)
-
-
-def fisher(rng: PRNGKey, params: Params) -> Params:
-  """The Fisher information of a regressor with unit noise, on its curve."""
-  inputs = CURVE(rng).query.inputs
-  predictions = MODEL.apply(params, inputs)
-  targets = predictions + jax.random.normal(rng, predictions.shape)
-
-  def log_likelihood(params: Params, x: Array, y: Array) -> Array:
-    return -jnp.sum(jnp.square(y - MODEL.apply(params, x[None])[0])) / 2
-
-  return aggregation.fisher_diagonal(
-    log_likelihood, params, Batch(inputs, targets)
-  )
-
-
 class Regression(Stages):
   """The trainings of this experiment."""
 
   def regressors(self, name: str, rng: PRNGKey, pull: str = "") -> Params:
     shared = jax.random.fold_in(rng, FLAGS.regressors)
+    weight = {"": 0.0, "l2": FLAGS.l2, "to_mean": FLAGS.to_mean}[pull]
     trainer = cohort_trainer(
-      (lambda _: init_regressor(shared))
-      if FLAGS.shared_init
-      else init_regressor,
-      functools.partial(train_regressor, pull=pull),
+      lambda key: regressors.init(shared if FLAGS.shared_init else key),
+      functools.partial(
+        regressors.train,
+        num_steps=FLAGS.regressor_steps,
+        penalty=weight,
+        to_mean=pull == "to_mean",
+      ),
       FLAGS.regressors,
       FLAGS.cohort,
       rng=rng,
@@ -224,18 +175,15 @@ def main() -> None:
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
     rng, jnp.arange(FLAGS.regressors)
   )
-  own_error = jax.jit(
-    jax.vmap(lambda key, params: regressor_error(params, CURVE(key).query))
-  )
+  own_error = jax.jit(jax.vmap(regressors.own_error))
   errors = {
     "regressors": own_error(keys, stack),
     "regressors_l2": own_error(keys, decayed),
     "regressors_to_mean": own_error(keys, pulled),
   }
   print("aligning the regressors", file=sys.stderr)
-  axes = aggregation.chain_axes(init_regressor(rng), LAYERS)
-  aligned = aggregation.align_stack(stack, axes, rounds=5)
-  fishers = jax.jit(jax.vmap(fisher))(keys, stack)
+  aligned = aggregation.align_stack(stack, regressors.unit_axes(), rounds=5)
+  fishers = jax.jit(jax.vmap(regressors.fisher))(keys, stack)
   starts = {
     "average": aggregation.weighted_average(stack),
     "average_l2": aggregation.weighted_average(decayed),
@@ -274,9 +222,7 @@ def main() -> None:
     (posterior, 0.0)
   )
   draw_sizes(runs.workdir, stack, posterior)
-  draw_barrier(
-    runs.workdir, jax.random.fold_in(rng, FLAGS.regressors + 1), axes
-  )
+  draw_barrier(runs.workdir, jax.random.fold_in(rng, FLAGS.regressors + 1))
   training.finish(
     runs.workdir,
     "aggregate_sinusoid",
@@ -320,41 +266,19 @@ def draw_sizes(workdir: Path, stack: Params, posterior: Params) -> None:
   )
 
 
-def draw_barrier(workdir: Path, rng: PRNGKey, axes: UnitAxes) -> None:
-  """Error along the line between two regressors of one curve, for 10 curves."""
-
-  @jax.jit
-  @jax.vmap
-  def pair(curve_key: PRNGKey, init_key: PRNGKey) -> tuple[Params, Params]:
-    starts = [init_regressor(key) for key in jax.random.split(init_key)]
-    one, other = (train_regressor(curve_key, s, s, 0)[0] for s in starts)
-    return one, other
-
-  @jax.jit
-  @jax.vmap
-  def line(curve_key: PRNGKey, one: Params, other: Params) -> Array:
-    query = CURVE(curve_key).query
-    return aggregation.loss_barrier(
-      lambda params: regressor_error(params, query), one, other
-    )[1]
-
-  curve_keys, init_keys = jax.random.split(rng, (2, 10))
-  one, other = pair(curve_keys, init_keys)
-  aligned = []
-  for index in range(10):
-    a, b = (jax.tree.map(lambda x, i=index: x[i], p) for p in (one, other))
-    order = aggregation.match_units(a, b, axes)
-    aligned.append(aggregation.permute_units(b, order, axes))
-  lines = {
-    "as trained": line(curve_keys, one, other),
-    "aligned": line(curve_keys, one, aggregation.stack_models(aligned)),
-  }
-  grid = np.linspace(0, 1, lines["aligned"].shape[1])
+def draw_barrier(workdir: Path, rng: PRNGKey) -> None:
+  lines = regressors.lines_between_pairs(rng, 10, FLAGS.regressor_steps)
   plots.curves(
     workdir / "barrier.png",
     {
-      name: dict(zip(grid, map(estimate, values.T), strict=True))
-      for name, values in lines.items()
+      name: dict(
+        zip(
+          np.linspace(0, 1, errors.shape[1]),
+          map(estimate, errors.T),
+          strict=True,
+        )
+      )
+      for name, errors in lines.items()
     },
     "place on the line between two regressors of one curve",
     "mean squared error, mean of 10 pairs",

@@ -1,0 +1,126 @@
+"""Networks that each regress one sine wave, to be combined."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax import aggregation, inner_loop
+from metajax.losses import mean_squared_error
+from metajax.models.mlp import MLP
+from metajax.tasks import sinusoid
+from metajax.types import Array, Batch, Metrics, Params, PRNGKey
+
+MODEL = MLP(num_outputs=1, hidden=(40, 40))
+LAYERS = [["Dense_0"], ["Dense_1"], ["Dense_2"]]
+CURVE = sinusoid(1000, 200)  # What a regressor learns and is judged on.
+BATCH = 40
+
+
+def init(rng: PRNGKey) -> Params:
+  return MODEL.init(rng, jnp.zeros((1, 1)))
+
+
+def unit_axes() -> aggregation.UnitAxes:
+  return aggregation.chain_axes(init(jax.random.key(0)), LAYERS)
+
+
+def error(params: Params, batch: Batch) -> Array:
+  return mean_squared_error(MODEL.apply(params, batch.inputs), batch.targets)
+
+
+def own_error(rng: PRNGKey, params: Params) -> Array:
+  """The error on new points of the curve of a key."""
+  return error(params, CURVE(rng).query)
+
+
+def train(
+  rng: PRNGKey,
+  params: Params,
+  mean: Params,
+  count: Array,
+  *,
+  num_steps: int,
+  penalty: float = 0.0,
+  to_mean: bool = False,
+) -> tuple[Params, Metrics]:
+  """Fits the curve of a key by Adam, as `cohort_trainer` wants it.
+
+  Args:
+    rng: the key of the curve and of the batches.
+    params: where to start.
+    mean: of the regressors before.
+    count: how many those are.
+    num_steps: steps of Adam, with a cosine schedule from 0.02.
+    penalty: weight of the squared distance to zero, or to `mean`.
+    to_mean: to `mean`, once there is one.
+  """
+  support = CURVE(rng).support
+  centre = mean if to_mean else optax.tree.zeros_like(mean)
+  weight = penalty * ((count > 0) if to_mean else 1.0)
+
+  def loss(params: Params, step: Array) -> Array:
+    chosen = jax.random.choice(
+      jax.random.fold_in(rng, step), len(support.inputs), (BATCH,)
+    )
+    batch = jax.tree.map(lambda x: x[chosen], support)
+    distance = optax.tree.sub(params, centre)
+    return error(params, batch) + weight * optax.tree.norm(
+      distance, squared=True
+    )
+
+  optimizer = optax.adam(optax.cosine_decay_schedule(0.02, num_steps))
+  params = inner_loop.minimize(loss, params, optimizer, num_steps).params
+  return params, {"mse": own_error(rng, params)}
+
+
+def fisher(rng: PRNGKey, params: Params) -> Params:
+  """The Fisher information of a regressor with unit noise, on its curve."""
+  inputs = CURVE(rng).query.inputs
+  predictions = MODEL.apply(params, inputs)
+  targets = predictions + jax.random.normal(rng, predictions.shape)
+
+  def log_likelihood(params: Params, x: Array, y: Array) -> Array:
+    return -jnp.sum(jnp.square(y - MODEL.apply(params, x[None])[0])) / 2
+
+  return aggregation.fisher_diagonal(
+    log_likelihood, params, Batch(inputs, targets)
+  )
+
+
+def lines_between_pairs(
+  rng: PRNGKey, num_pairs: int, num_steps: int
+) -> dict[str, Array]:
+  """Errors along the lines between pairs of regressors of the same curve.
+
+  Returns:
+    Errors `[pairs, points]`, of the second regressor "as trained" and "aligned"
+    to the first.
+  """
+
+  @jax.jit
+  @jax.vmap
+  def pair(curve_key: PRNGKey, init_key: PRNGKey) -> tuple[Params, Params]:
+    starts = [init(key) for key in jax.random.split(init_key)]
+    one, other = (
+      train(curve_key, s, s, 0, num_steps=num_steps)[0] for s in starts
+    )
+    return one, other
+
+  @jax.jit
+  @jax.vmap
+  def line(curve_key: PRNGKey, one: Params, other: Params) -> Array:
+    return aggregation.loss_barrier(
+      lambda params: own_error(curve_key, params), one, other
+    )[1]
+
+  curve_keys, init_keys = jax.random.split(rng, (2, num_pairs))
+  one, other = pair(curve_keys, init_keys)
+  axes, aligned = unit_axes(), []
+  for index in range(num_pairs):
+    a, b = (jax.tree.map(lambda x, i=index: x[i], p) for p in (one, other))
+    order = aggregation.match_units(a, b, axes)
+    aligned.append(aggregation.permute_units(b, order, axes))
+  return {
+    "as trained": line(curve_keys, one, other),
+    "aligned": line(curve_keys, one, aggregation.stack_models(aligned)),
+  }
