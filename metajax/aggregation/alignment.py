@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from metajax.aggregation.stacks import check_stack
 from metajax.types import Params
@@ -141,6 +140,9 @@ def match_units(
     Ainsworth et al., `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023,
     algorithm 1.
   """
+  # Takes as long to import as JAX does, which only matching should pay.
+  from scipy.optimize import linear_sum_assignment
+
   rng = np.random.default_rng(seed)
   target = _numpy_leaves(reference)
   source = jax.tree.map(np.asarray, model)

@@ -75,7 +75,7 @@ def test_series_and_logsumexp_meet_where_they_change_over():
     return softened_kl(teacher + step * direction, teacher)
 
   steps = jnp.linspace(0.0, 0.4, 401)
-  values, slopes = jax.vmap(jax.value_and_grad(line))(steps)
+  values, slopes = jax.jit(jax.vmap(jax.value_and_grad(line)))(steps)
   expected = [
     _kl(TEACHER[:1] + float(s) * STUDENT[:1], TEACHER[:1], 1.0) for s in steps
   ]
@@ -172,7 +172,7 @@ def test_label_smoothing_is_distillation_from_a_uniform_teacher():
 
 def test_mutual_learning_teaches_every_student_by_every_other():
   cohort = np.stack([STUDENT, TEACHER, STUDENT[::-1]])
-  found = mutual_learning(jnp.asarray(cohort, jnp.float32), LABELS)
+  found = jax.jit(mutual_learning)(jnp.asarray(cohort, jnp.float32), LABELS)
   for k in range(3):
     peers = [_kl(cohort[k], cohort[j], 1.0) for j in range(3) if j != k]
     expected = _cross_entropy(cohort[k], LABELS) + np.mean(peers)
@@ -187,8 +187,8 @@ def test_mutual_learning_teaches_every_student_by_every_other():
     hard = optax.softmax_cross_entropy_with_integer_labels(student, LABELS)
     return hard.mean() + soft
 
-  grads = jax.grad(of_all)(jnp.asarray(cohort, jnp.float32))
-  expected = jax.grad(of_first)(jnp.asarray(cohort[0], jnp.float32))
+  grads = jax.jit(jax.grad(of_all))(jnp.asarray(cohort, jnp.float32))
+  expected = jax.jit(jax.grad(of_first))(jnp.asarray(cohort[0], jnp.float32))
   np.testing.assert_allclose(grads[0], expected, rtol=1e-4, atol=1e-6)
 
 

@@ -74,9 +74,9 @@ def test_all_predictions_are_those_of_the_teacher():
 
 
 def test_peers_lose_what_mutual_learning_says():
-  loss, _ = taught_by_peers(MODEL)(STACK, BATCH, RNG)
+  loss, _ = jax.jit(taught_by_peers(MODEL))(STACK, BATCH, RNG)
   logits = jax.vmap(MODEL.apply, (0, None))(STACK, INPUTS)
-  expected = mutual_learning(logits, LABELS).sum()
+  expected = jax.jit(mutual_learning)(logits, LABELS).sum()
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 

@@ -15,7 +15,7 @@ from metajax.models.mlp import MLP
 from metajax.types import Batch, Episode
 
 RNG = jax.random.key(0)
-RATE, TASKS = 0.1, 3
+RATE, TASKS = 0.1, 2
 DRAW = np.random.default_rng(0)
 MODEL = MLP(2, (6,))
 
