@@ -41,6 +41,7 @@ from metajax.training import (  # noqa: E402
   task_mesh,
   use_cpu_cores,
 )
+from metajax.training.chunking import compile_one_task  # noqa: E402
 
 FLAGS = flags.FLAGS
 
@@ -205,12 +206,7 @@ def flops_per_task(learner_of, tasks, inner_steps: int) -> float:
   if inner_steps > 2:
     one, two = (flops_per_task(learner_of, tasks, n) for n in (1, 2))
     return two + (inner_steps - 2) * (two - one)
-  learner, rng = learner_of(inner_steps), jax.random.key(0)
-  episodes = jax.vmap(tasks)(jax.random.split(rng, 1))
-  meta_params = learner.init(rng, episodes.support.inputs[0])
-  compiled = (
-    jax.jit(learner.meta_grad).lower(meta_params, episodes, rng).compile()
-  )
+  compiled = compile_one_task(learner_of(inner_steps), tasks)
   return compiled.cost_analysis()["flops"]
 
 

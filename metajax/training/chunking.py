@@ -29,15 +29,7 @@ def choose_task_chunk(
     budget_bytes: bytes of temporaries allowed to a chunk; chosen by the device
       if None.
   """
-  rng = jax.random.key(0)
-  episodes = jax.eval_shape(jax.vmap(tasks), jax.random.split(rng, 1))
-  inputs = jax.ShapeDtypeStruct(
-    episodes.support.inputs.shape[1:], episodes.support.inputs.dtype
-  )
-  meta_params = jax.eval_shape(learner.init, rng, inputs)
-  compiled = (
-    jax.jit(learner.meta_grad).lower(meta_params, episodes, rng).compile()
-  )
+  compiled = compile_one_task(learner, tasks)
   analysis = compiled.memory_analysis()
   if analysis is None:  # Some backends do not tell.
     return 1
@@ -49,6 +41,22 @@ def choose_task_chunk(
     if tasks_per_device % n == 0 and n * per_task <= budget
   ]
   return max(fits, default=1)
+
+
+def compile_one_task(
+  learner: MetaLearner, tasks: TaskFamily
+) -> jax.stages.Compiled:
+  """Compiles the meta-gradient of one task, which tells its memory and FLOPs.
+
+  Nothing is computed: neither a task nor meta-parameters.
+  """
+  rng = jax.random.key(0)
+  episodes = jax.eval_shape(jax.vmap(tasks), jax.random.split(rng, 1))
+  inputs = jax.ShapeDtypeStruct(
+    episodes.support.inputs.shape[1:], episodes.support.inputs.dtype
+  )
+  meta_params = jax.eval_shape(learner.init, rng, inputs)
+  return jax.jit(learner.meta_grad).lower(meta_params, episodes, rng).compile()
 
 
 def _device_budget() -> int:
