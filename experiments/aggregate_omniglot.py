@@ -22,6 +22,7 @@ from absl import flags
 
 from experiments import plots, training
 from experiments.flags import FLAGS, define_data_dir, refuse, run
+from experiments.runs import find_run, read_run
 from experiments.stages import Stages
 from metajax import aggregation
 from metajax.evaluation import Estimate, estimate
@@ -31,7 +32,6 @@ from metajax.models.conv import conv4
 from metajax.tasks import omniglot
 from metajax.training import (
   Trainer,
-  checkpoint,
   choose_task_chunk,
   meta_trainer,
   task_mesh,
@@ -58,6 +58,9 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer(
   "weight_steps", 100, "Meta-steps of the learned weights.", lower_bound=1
+)
+flags.register_validator(
+  "member_workdirs", lambda v: len(v) != 1, "needs two folders or more"
 )
 FLAGS.set_default("steps", 4000)
 FLAGS.set_default("meta_batch", 8)
@@ -127,23 +130,21 @@ class Members(Stages):
     )
 
 
-def read_member(folder: str, trainer: Trainer) -> Params:
-  """Reads the newest checkpoint of a run of `experiments.maml_omniglot`."""
-  path = Path(folder) / "checkpoints"
-  if not path.is_dir():
-    raise ValueError(
-      f"--member_workdirs: {folder} has no checkpoints; give folders of "
-      "experiments.maml_omniglot."
-    )
-  like = trainer.init(jax.random.key(0))
-  restored = checkpoint.restore(checkpoint.open_checkpoints(path), like)
-  if restored is None:
-    raise ValueError(f"--member_workdirs: {folder} has no checkpoint yet.")
-  return restored.state.meta_params
-
-
 def main() -> None:
   refuse("outer_schedule")
+  if FLAGS.member_workdirs:
+    refuse("members", "snapshots", "ema_decay", "steps")
+  found_runs = [
+    find_run(
+      "--member_workdirs",
+      Path(folder),
+      model="conv4",
+      normalization="batch",
+      ways=FLAGS.ways,
+      filters=FLAGS.filters,
+    )
+    for folder in FLAGS.member_workdirs
+  ]
   splits = omniglot(
     FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
   )
@@ -157,12 +158,10 @@ def main() -> None:
     metrics={"accuracy": accuracy},
     memory=FLAGS.memory,
   )
-  runs = Members(learner, splits)
-  if FLAGS.member_workdirs:
-    plain = runs.trainer(learner, optax.adam(FLAGS.outer_lr), FLAGS.seed)
-    finals = [read_member(f, plain) for f in FLAGS.member_workdirs]
-    averages = {}
-  else:
+  image = jax.eval_shape(splits.train, jax.random.key(0)).support.inputs
+  finals = [read_run(found, model, image) for found in found_runs]
+  runs, averages = Members(learner, splits), {}
+  if not finals:
     found = [runs.member(i) for i in range(FLAGS.members)]
     finals, averages = [params for params, _ in found], found[0][1]
   seeds = aggregation.stack_models(finals)
@@ -256,6 +255,7 @@ def main() -> None:
     {name: estimate(value) for name, value in scores.items()}
     | {f"{k}_minus_member_0": v for k, v in gains.items() if k != "member_0"},
     runs.total(),
+    steps=FLAGS.weight_steps if found_runs else FLAGS.steps,
   )
 
 

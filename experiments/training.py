@@ -34,15 +34,18 @@ def start(experiment: str) -> Path:
   return workdir
 
 
+def outer_optimizer(schedule: str) -> optax.GradientTransformation:
+  """Adam, with the step size that the flags describe."""
+  if schedule == "cosine":
+    return optax.adam(optax.cosine_decay_schedule(FLAGS.outer_lr, FLAGS.steps))
+  return optax.adam(FLAGS.outer_lr)
+
+
 def trainer(learner: MetaLearner, tasks: TaskFamily) -> Trainer:
   """Builds the trainer that the flags describe."""
-  if FLAGS.outer_schedule == "cosine":
-    outer_lr = optax.cosine_decay_schedule(FLAGS.outer_lr, FLAGS.steps)
-  else:
-    outer_lr = FLAGS.outer_lr
   return meta_trainer(
     learner,
-    optax.adam(outer_lr),
+    outer_optimizer(FLAGS.outer_schedule),
     tasks,
     meta_batch=FLAGS.meta_batch,
     rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
@@ -107,8 +110,11 @@ def finish(
   protocol: Mapping[str, Any],
   metrics: Mapping[str, Estimate],
   trained: Trained,
+  *,
+  steps: int | None = None,
 ) -> None:
   """Writes `results.json` and prints the table and the files of the run."""
+  steps = FLAGS.steps if steps is None else steps
   write_results(
     workdir,
     experiment=experiment,
@@ -124,7 +130,7 @@ def finish(
     metrics=metrics,
     wall_seconds=trained.wall_seconds,
     compile_seconds=trained.compile_seconds,
-    steps=FLAGS.steps,
+    steps=steps,
     seed=FLAGS.seed,
   )
   width = max(map(len, metrics))
@@ -135,7 +141,7 @@ def finish(
       f"{value.num_tasks:15d}"
     )
   print(
-    f"\n{FLAGS.steps} meta-steps in {trained.wall_seconds:.1f} s, of which "
+    f"\n{steps} meta-steps in {trained.wall_seconds:.1f} s, of which "
     f"{trained.compile_seconds:.1f} s compiling\n"
   )
   for path in sorted(workdir.glob("*.png")) + [workdir / "results.json"]:

@@ -284,6 +284,44 @@ def test_chunk_must_divide_the_tasks_of_a_device(chunk, run, workdir):
   )
 
 
+def _member(folder, **flags):
+  folder.mkdir()
+  flags = {"experiment": OMNIGLOT, "model": "conv4", "ways": 5} | flags
+  flags |= {"normalization": "batch"}
+  (folder / "config.json").write_text(json.dumps({"flags": flags}))
+
+
+@pytest.mark.parametrize(
+  "second, message",
+  [
+    (None, "is no run of experiments.maml_omniglot: train one by .*"),
+    ({"experiment": SINUSOID}, "is no run of experiments.maml_omniglot: .*"),
+    ({"ways": 20}, "is a run with --ways=20, not 5: give another run, or .*"),
+    ({"filters": 8}, "is a run with --filters=8, not 64: give another .*"),
+  ],
+)
+def test_member_that_does_not_fit_is_named(
+  second, message, run, workdir, tmp_path
+):
+  members = [tmp_path / name for name in ("first", "second")]
+  _member(members[0], filters=64)
+  if second is not None:
+    _member(members[1], **second)
+  folders = ",".join(map(str, members))
+  ended = run(
+    "aggregate_omniglot",
+    [f"--workdir={workdir}", f"--member_workdirs={folders}"],
+  )
+  _assert_refused(ended, f"--member_workdirs: {members[1]} {message}")
+
+
+def test_one_member_is_refused(run, workdir):
+  ended = run(
+    "aggregate_omniglot", [f"--workdir={workdir}", "--member_workdirs=one"]
+  )
+  _assert_refused(ended, ".*needs two folders or more.*")
+
+
 # Whether tests run as root or not, nothing can be made below a file.
 @pytest.mark.parametrize("name", ["file", "folder"])
 def test_workdir_of_something_else_is_refused_and_kept(name, run, tmp_path):
