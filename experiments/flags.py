@@ -4,12 +4,13 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from absl import app, flags, logging
 
 from metajax import learners
+from metajax.inner_loop import Memory
 from metajax.training import use_cpu_cores
 from metajax.training.loop import Interrupted
 
@@ -73,9 +74,9 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
   "memory",
   "default",
-  ["default", "remat"],
-  "What the inner loop keeps for its backward pass: everything, or the "
-  "parameters between steps only.",
+  get_args(Memory),
+  "What the inner loop keeps for its backward pass: everything, the parameters "
+  "between steps, or those between blocks of steps.",
 )
 flags.DEFINE_integer(
   "eval_tasks", 600, "Tasks of the test evaluation.", lower_bound=2

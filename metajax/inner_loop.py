@@ -1,5 +1,6 @@
 """Differentiable inner optimisation: an optax optimizer unrolled under scan."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -9,7 +10,7 @@ import optax
 
 from metajax.types import Array, Params
 
-Memory = Literal["default", "remat"]
+Memory = Literal["default", "remat", "nested"]
 
 
 class InnerLoop(NamedTuple):
@@ -58,7 +59,10 @@ def minimize(
       `loss_fn` and `optimizer` close over gets no gradient.
     memory: `"default"` keeps every step's activations for the backward pass;
       `"remat"` keeps the parameters and optimizer state between steps only,
-      and computes each step again when its turn comes.
+      and computes each step again when its turn comes; `"nested"` keeps them
+      between blocks of `sqrt(num_steps)` steps, and within the block whose turn
+      it is, so that memory grows as `2 sqrt(num_steps)` states, for one more
+      computation of each step.
 
   Returns:
     An `InnerLoop`: the adapted parameters, and the loss before each step.
@@ -82,7 +86,7 @@ def minimize(
     return (optax.apply_updates(phi, updates), state), loss
 
   first_step = later_step = step
-  if memory == "remat":
+  if memory != "default":
     # XLA would merge the two computations of a step; scan already keeps it
     # from that, and is faster without the barriers.
     first_step = jax.checkpoint(step)
@@ -96,10 +100,23 @@ def minimize(
     # one; a scan's carry is batched from its first iteration on.
     carry, loss = first_step(carry, jnp.int32(0))
     losses.append(loss[None])
-  if num_steps > 1:
-    carry, rest = jax.lax.scan(
-      later_step, carry, jnp.arange(1, num_steps, dtype=jnp.int32)
+  later = jnp.arange(1, num_steps, dtype=jnp.int32)
+  if memory == "nested" and num_steps > 1:
+    length = math.isqrt(num_steps - 1)
+    whole = (num_steps - 1) // length * length
+
+    def block(carry, steps):
+      return jax.lax.scan(later_step, carry, steps)
+
+    carry, blocks = jax.lax.scan(
+      jax.checkpoint(block, prevent_cse=False),
+      carry,
+      later[:whole].reshape(-1, length),
     )
+    losses.append(blocks.reshape(-1))
+    later = later[whole:]
+  if later.size:
+    carry, rest = jax.lax.scan(later_step, carry, later)
     losses.append(rest)
   adapted = carry[0]
   if first_order:

@@ -1,6 +1,7 @@
 """The inner loop against Python loops, closed forms and its memory's bounds."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -148,19 +149,35 @@ def _outer_loss(params, loss_fn, num_steps, **arguments):
   return loss_fn(phi, 0) + losses.mean()
 
 
-def test_remat_changes_neither_value_nor_gradient(float64):
+# 11 steps: one, three blocks of three, and one that is left.
+@pytest.mark.parametrize(
+  "memory, num_steps",
+  [("remat", 9), ("nested", 1), ("nested", 2)] + [("nested", 11)],
+)
+def test_memory_changes_neither_value_nor_gradient(memory, num_steps, float64):
   loss_fn, params = _problem()
-  default, remat = (
+  default, other = (
     jax.jit(
       jax.value_and_grad(
         functools.partial(
-          _outer_loss, loss_fn=loss_fn, num_steps=9, memory=memory
+          _outer_loss, loss_fn=loss_fn, num_steps=num_steps, memory=memory
         )
       )
     )(params)
-    for memory in ("default", "remat")
+    for memory in ("default", memory)
   )
-  chex.assert_trees_all_close(default, remat, rtol=1e-12)
+  chex.assert_trees_all_close(default, other, rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 11])
+def test_nested_losses_are_those_of_every_step_in_turn(num_steps, float64):
+  loss_fn, params = _problem()
+  optimizer = OPTIMIZERS["momentum"]
+  found = inner_loop.minimize(
+    loss_fn, params, optimizer, num_steps, memory="nested"
+  )
+  expected = _python_loop(loss_fn, params, optimizer, num_steps)
+  chex.assert_trees_all_close(found, expected, rtol=1e-10)
 
 
 def _temporary_bytes(fn, *arguments):
@@ -213,6 +230,29 @@ def test_remat_keeps_parameters_only_between_steps():
   )
   assert default > 32 * 8192
   assert remat < default / 4
+
+
+def test_nested_memory_grows_as_the_root_of_the_steps():
+  """4 times the steps, 2 times the states, which are 64 x 64 floats."""
+  loss_fn, params = _problem(width=64, examples=1)
+  bytes_of = {
+    (memory, steps): _temporary_bytes(
+      jax.grad(
+        functools.partial(
+          _outer_loss, loss_fn=loss_fn, num_steps=steps, memory=memory
+        )
+      ),
+      params,
+    )
+    for memory, steps in itertools.product(["remat", "nested"], [26, 101])
+  }
+  state = 64 * 64 * 4
+  assert bytes_of["remat", 101] - bytes_of["remat", 26] > 70 * state
+  growth = bytes_of["nested", 101] - bytes_of["nested", 26]
+  # From 5 to 10 parameters in a block, and as many pairs of parameters and
+  # momentum between blocks.
+  assert growth < 16 * state
+  assert bytes_of["nested", 101] < 2 * bytes_of["nested", 26]
 
 
 def test_adaptation_and_first_order_keep_nothing_of_the_steps():
