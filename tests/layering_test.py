@@ -25,7 +25,7 @@ ALLOWED = {
     "types",
   },
   "aggregation": {"aggregation", "types"},
-  "distillation": {"distillation", "aggregation", "types"},
+  "distillation": {"distillation", "aggregation", "inner_loop", "types"},
   "training": {"training", "aggregation", "inner_loop", "types"},
   "evaluation.py": {"training", "types"},
 }

@@ -1,10 +1,24 @@
-"""Models taught by models."""
+"""Models taught by models, and data sets distilled from data sets."""
 
+from metajax.distillation.coresets import herding
+from metajax.distillation.datasets import (
+  SyntheticSet,
+  distribution_matching,
+  gradient_matching,
+  kernel_inducing,
+  synthetic_set,
+  unrolled,
+)
 from metajax.distillation.features import (
   attention_transfer,
   hint,
   relational_angle,
   relational_distance,
+)
+from metajax.distillation.kernels import (
+  kernel_ridge,
+  linear_kernel,
+  relu_tangent_kernel,
 )
 from metajax.distillation.losses import (
   knowledge_distillation,
@@ -23,19 +37,29 @@ from metajax.distillation.teaching import (
 )
 
 __all__ = [
+  "SyntheticSet",
   "alone",
   "attention_transfer",
+  "distribution_matching",
   "ensemble",
+  "gradient_matching",
+  "herding",
   "hint",
+  "kernel_inducing",
+  "kernel_ridge",
   "knowledge_distillation",
   "label_smoothing",
+  "linear_kernel",
   "logit_matching",
   "mutual_learning",
   "predict_all",
   "regression_distillation",
   "relational_angle",
   "relational_distance",
+  "relu_tangent_kernel",
   "softened_kl",
+  "synthetic_set",
   "taught",
   "taught_by_peers",
+  "unrolled",
 ]

@@ -5,9 +5,13 @@ from collections.abc import Callable
 
 from metajax.learners.aggregated import learned_average, learned_ensemble
 from metajax.learners.bootstrapped import bmg
+from metajax.learners.distilled_data import distill_data
+from metajax.learners.embedding import embedding
+from metajax.learners.heads import Head, logistic, nearest_mean, ridge
 from metajax.learners.maml import maml
 from metajax.learners.meta_gradients import gradient_of_mean, mean_of_gradients
 from metajax.learners.reptile import reptile
+from metajax.learners.taught import taught
 from metajax.types import MetaLearner
 
 # Every algorithm by name: what `--learner` reads and what the contract tests
@@ -21,12 +25,19 @@ REGISTRY: dict[str, Callable[..., MetaLearner]] = {
 }
 
 __all__ = [
+  "Head",
   "REGISTRY",
   "bmg",
+  "distill_data",
+  "embedding",
   "gradient_of_mean",
   "learned_average",
   "learned_ensemble",
+  "logistic",
   "maml",
   "mean_of_gradients",
+  "nearest_mean",
   "reptile",
+  "ridge",
+  "taught",
 ]

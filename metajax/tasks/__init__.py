@@ -1,7 +1,8 @@
 """Task families: pure functions from a key to an episode."""
 
+from metajax.tasks.class_batches import class_batches
 from metajax.tasks.few_shot import few_shot_episodes
 from metajax.tasks.omniglot import omniglot
 from metajax.tasks.sinusoid import sinusoid
 
-__all__ = ["few_shot_episodes", "omniglot", "sinusoid"]
+__all__ = ["class_batches", "few_shot_episodes", "omniglot", "sinusoid"]

@@ -1,0 +1,47 @@
+"""Real examples that stand for a whole data set."""
+
+import jax
+import jax.numpy as jnp
+
+from metajax.types import Array
+
+
+def herding(features: Array, num_chosen: int) -> Array:
+  """Chooses examples one by one, so that their mean stays at that of all.
+
+  ::
+
+    next = argmin_i |mean - (sum of the chosen + features_i) / (k + 1)|
+
+  among those not chosen yet.
+
+  Args:
+    features: `[n, ...]`, of one class.
+    num_chosen: how many, 1 to n.
+
+  Returns:
+    Indices `[num_chosen]`, in the order in which they were chosen.
+
+  Raises:
+    ValueError: if `num_chosen` is out of range.
+
+  References:
+    Welling, `Herding Dynamical Weights to Learn
+    <https://doi.org/10.1145/1553374.1553517>`_, 2009; in this form Rebuffi et
+    al., `iCaRL <https://arxiv.org/abs/1611.07725>`_, 2017, algorithm 4.
+  """
+  size = features.shape[0]
+  if not 1 <= num_chosen <= size:
+    raise ValueError(f"num_chosen={num_chosen}: must be 1 to {size}.")
+  features = features.reshape(size, -1)
+  mean = features.mean(0)
+
+  def choose(carry, count):
+    total, is_free = carry
+    means = (total + features) / (count + 1)
+    errors = jnp.square(mean - means).sum(-1)
+    best = jnp.argmin(jnp.where(is_free, errors, jnp.inf))
+    return (total + features[best], is_free.at[best].set(False)), best
+
+  start = jnp.zeros_like(mean), jnp.ones(size, bool)
+  return jax.lax.scan(choose, start, jnp.arange(num_chosen))[1]

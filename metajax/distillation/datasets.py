@@ -1,0 +1,276 @@
+"""Data distillation: what a small synthetic set owes to a large real one.
+
+An objective is a function `(synthetic, real, rng) -> scalar`, to be descended
+in the synthetic set; `learners.distill_data` makes a meta-learner of it, so
+that it is trained and evaluated like one. Real batches hold equally many
+examples of every class, the class changing fastest: example i is of class
+`i % classes` (`tasks.class_batches`).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax import inner_loop
+from metajax.distillation.kernels import Kernel, kernel_ridge
+from metajax.types import Array, Batch, Model, Params, PRNGKey
+
+
+class SyntheticSet(NamedTuple):
+  """A small training set, and the step size to train on it.
+
+  Attributes:
+    inputs: `[n, ...]`, n a multiple of the number of classes; example i starts
+      as one of class `i % classes`.
+    targets: `[n, classes]`, one-hot at first.
+    log_step_size: scalar, the logarithm of the step size of SGD.
+  """
+
+  inputs: Array
+  targets: Array
+  log_step_size: Array
+
+
+Objective = Callable[[SyntheticSet, Batch, PRNGKey], Array]
+
+
+def synthetic_set(
+  inputs: Array, num_classes: int, step_size: float = 0.1
+) -> SyntheticSet:
+  """Starts a synthetic set at real examples, or at noise.
+
+  Args:
+    inputs: `[n, ...]`; example i is taken to be of class `i % num_classes`.
+    num_classes: how many classes.
+    step_size: with which networks are trained on the set, positive.
+
+  Raises:
+    ValueError: if n is no multiple of `num_classes`, or the step size is not
+      positive.
+  """
+  if not len(inputs) or len(inputs) % num_classes:
+    raise ValueError(
+      f"inputs: {len(inputs)} examples, must be a multiple of {num_classes} "
+      "classes."
+    )
+  if not step_size > 0:
+    raise ValueError(f"step_size={step_size}: must be above 0.")
+  labels = jnp.arange(len(inputs)) % num_classes
+  return SyntheticSet(
+    jnp.asarray(inputs),
+    jax.nn.one_hot(labels, num_classes),
+    jnp.log(jnp.float32(step_size)),
+  )
+
+
+def fit_synthetic(
+  model: Model,
+  params: Params,
+  synthetic: SyntheticSet,
+  num_steps: int,
+  *,
+  memory: inner_loop.Memory = "default",
+) -> Params:
+  """Trains a network on a synthetic set, all of it in every step.
+
+  ::
+
+    num_steps of SGD(exp(log_step_size)) on
+      mean over examples of  -sum_c targets_c log softmax(model(inputs))_c
+  """
+
+  def loss(params: Params, step: Array) -> Array:
+    del step
+    logits = model.apply(params, synthetic.inputs)
+    return optax.softmax_cross_entropy(logits, synthetic.targets).mean()
+
+  optimizer = optax.sgd(jnp.exp(synthetic.log_step_size))
+  return inner_loop.minimize(
+    loss, params, optimizer, num_steps, memory=memory
+  ).params
+
+
+def unrolled(
+  model: Model, num_steps: int, *, memory: inner_loop.Memory = "nested"
+) -> Objective:
+  """Bilevel optimisation: how well does a network do that was trained on it?
+
+  ::
+
+    CE(model(theta_K(S), real inputs), real labels)
+    theta_0 random,  theta_K = K steps of SGD on S
+
+  whose gradient passes through all K steps.
+
+  Args:
+    model: predicts logits.
+    num_steps: K.
+    memory: see `inner_loop.minimize`.
+
+  References:
+    Wang et al., `Dataset Distillation <https://arxiv.org/abs/1811.10959>`_,
+    2018, section 3.
+  """
+  inner_loop.check_steps(num_steps=num_steps)
+
+  def objective(synthetic: SyntheticSet, real: Batch, rng: PRNGKey) -> Array:
+    start = model.init(rng, real.inputs)
+    params = fit_synthetic(model, start, synthetic, num_steps, memory=memory)
+    logits = model.apply(params, real.inputs)
+    return optax.softmax_cross_entropy_with_integer_labels(
+      logits, real.targets
+    ).mean()
+
+  return objective
+
+
+def gradient_matching(model: Model, max_steps: int) -> Objective:
+  """Dataset condensation (DC): both sets pull a network in one direction.
+
+  ::
+
+    sum_c D(grad CE(theta_k; S_c), grad CE(theta_k; real_c))
+    D = sum over layers and output units of  1 - cos
+
+  class by class, at a network that has been trained on S for k steps, k drawn
+  uniformly from 0 to `max_steps` (the paper walks through them in turn). Arrays
+  of one axis (biases, normalisation) do not count, as in the authors' code.
+
+  Args:
+    model: predicts logits.
+    max_steps: up to how far a network is trained on S.
+
+  References:
+    Zhao et al., `Dataset Condensation with Gradient Matching
+    <https://arxiv.org/abs/2006.05929>`_, 2021, equations 9 and 10.
+  """
+  inner_loop.check_steps(max_steps=max_steps)
+
+  def objective(synthetic: SyntheticSet, real: Batch, rng: PRNGKey) -> Array:
+    init_key, step_key = jax.random.split(rng)
+    num_classes = synthetic.targets.shape[-1]
+    stop = jax.random.randint(step_key, (), 0, max_steps + 1)
+    fixed = jax.lax.stop_gradient(synthetic)
+
+    def loss(params: Params, step: Array) -> Array:
+      logits = model.apply(params, fixed.inputs)
+      losses = optax.softmax_cross_entropy(logits, fixed.targets)
+      return (step < stop) * losses.mean()  # SGD then stands still.
+
+    params = inner_loop.minimize(
+      loss,
+      model.init(init_key, real.inputs),
+      optax.sgd(jnp.exp(fixed.log_step_size)),
+      max_steps,
+    ).params
+
+    def gradients(inputs: Array, targets: Array) -> Params:
+      def loss(params: Params) -> Array:
+        logits = model.apply(params, inputs)
+        return optax.softmax_cross_entropy(logits, targets).mean()
+
+      return jax.grad(loss)(params)
+
+    own = jax.vmap(gradients)(
+      _by_class(synthetic.inputs, num_classes),
+      _by_class(synthetic.targets, num_classes),
+    )
+    goal = jax.vmap(gradients)(
+      _by_class(real.inputs, num_classes),
+      _by_class(jax.nn.one_hot(real.targets, num_classes), num_classes),
+    )
+    return jax.vmap(gradient_distance)(own, jax.lax.stop_gradient(goal)).sum()
+
+  return objective
+
+
+def gradient_distance(grads: Params, other: Params) -> Array:
+  """Returns `sum over layers and output units of 1 - cos`, 0 at equality.
+
+  Args:
+    grads: a tree of arrays whose last axis is that of the output units; arrays
+      of fewer than two axes are left out.
+    other: a tree like it.
+  """
+
+  def distance(a: Array, b: Array) -> Array:
+    if a.ndim < 2:
+      return jnp.zeros(())
+    a, b = (x.reshape(-1, x.shape[-1]) for x in (a, b))
+    squares = jnp.square(a).sum(0) * jnp.square(b).sum(0)
+    # A unit that gets no gradient has no direction, and no distance.
+    known = squares > 0
+    norms = jnp.sqrt(jnp.where(known, squares, 1.0))
+    return jnp.where(known, 1 - (a * b).sum(0) / norms, 0.0).sum()
+
+  distances = jax.tree.leaves(jax.tree.map(distance, grads, other))
+  return jnp.stack(distances).sum()
+
+
+def distribution_matching(embedding: Model) -> Objective:
+  """Distribution matching (DM): equal mean features, whatever the network.
+
+  ::
+
+    sum_c |mean psi(S_c) - mean psi(real_c)|^2,  psi a random network
+
+  No network is trained, so neither targets nor step size get a gradient.
+
+  Args:
+    embedding: returns features `[n, d]`.
+
+  References:
+    Zhao and Bilen, `Dataset Condensation with Distribution Matching
+    <https://arxiv.org/abs/2110.04181>`_, 2023, equation 4.
+  """
+
+  def objective(synthetic: SyntheticSet, real: Batch, rng: PRNGKey) -> Array:
+    num_classes = synthetic.targets.shape[-1]
+    params = embedding.init(rng, real.inputs)
+
+    def means(inputs: Array) -> Array:
+      features = embedding.apply(params, inputs)
+      return _by_class(features, num_classes).mean(1)
+
+    return jnp.square(means(synthetic.inputs) - means(real.inputs)).sum()
+
+  return objective
+
+
+def kernel_inducing(kernel: Kernel, ridge: float = 1e-3) -> Objective:
+  """Kernel inducing points (KIP): regression on S predicts the real labels.
+
+  ::
+
+    1/2 mean over real examples of  |y - K(x, S) (K(S, S) + r I)^-1 y_S|^2
+
+  with targets less their mean over classes; r as in `kernel_ridge`.
+
+  Args:
+    kernel: `(inputs [n, ...], inputs [m, ...]) -> [n, m]`.
+    ridge: regularisation, see `kernel_ridge`.
+
+  References:
+    Nguyen et al., `Dataset Meta-Learning from Kernel Ridge-Regression
+    <https://arxiv.org/abs/2011.00050>`_, 2021, equation 7.
+  """
+
+  def objective(synthetic: SyntheticSet, real: Batch, rng: PRNGKey) -> Array:
+    del rng
+    num_classes = synthetic.targets.shape[-1]
+    centre = 1 / num_classes
+    predict = kernel_ridge(
+      kernel, synthetic.inputs, synthetic.targets - centre, ridge
+    )
+    goal = jax.nn.one_hot(real.targets, num_classes) - centre
+    return jnp.square(predict(real.inputs) - goal).sum(-1).mean() / 2
+
+  return objective
+
+
+def _by_class(x: Array, num_classes: int) -> Array:
+  """`[n, ...]`, the class changing fastest -> `[classes, n / classes, ...]`."""
+  return x.reshape(-1, num_classes, *x.shape[1:]).swapaxes(0, 1)

@@ -1,0 +1,40 @@
+"""Batches of a data set with equally many examples of every class."""
+
+import jax
+import jax.numpy as jnp
+
+from metajax.types import Array, Batch, Episode, PRNGKey, TaskFamily
+
+
+def class_batches(examples: Array, per_class: int) -> TaskFamily:
+  """Batches of ordinary classification, as the queries of tasks.
+
+  Args:
+    examples: `[classes, examples, ...]`.
+    per_class: examples of each class, drawn anew without replacement.
+
+  Returns:
+    A task family. Both support and query are one batch `[per_class * classes,
+    ...]`, the class changing fastest: example i is of class `i % classes`.
+
+  Raises:
+    ValueError: if there are not so many examples.
+  """
+  if not 1 <= per_class <= examples.shape[1]:
+    raise ValueError(
+      f"per_class={per_class}: must be 1 to {examples.shape[1]}, the examples "
+      "of a class."
+    )
+
+  def sample(examples: Array, rng: PRNGKey) -> Episode:
+    num_classes, num_examples = examples.shape[:2]
+    order = jax.vmap(lambda key: jax.random.permutation(key, num_examples))(
+      jax.random.split(rng, num_classes)
+    )[:, :per_class]
+    chosen = examples[jnp.arange(num_classes)[:, None], order]
+    inputs = chosen.swapaxes(0, 1).reshape(-1, *examples.shape[2:])
+    labels = jnp.arange(len(inputs), dtype=jnp.int32) % num_classes
+    batch = Batch(inputs, labels)
+    return Episode(batch, batch)
+
+  return jax.tree_util.Partial(sample, jnp.asarray(examples))
