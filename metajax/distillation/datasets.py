@@ -200,11 +200,12 @@ def gradient_distance(grads: Params, other: Params) -> Array:
     if a.ndim < 2:
       return jnp.zeros(())
     a, b = (x.reshape(-1, x.shape[-1]) for x in (a, b))
-    squares = jnp.square(a).sum(0) * jnp.square(b).sum(0)
+    squares = [jnp.square(x).sum(0) for x in (a, b)]
     # A unit that gets no gradient has no direction, and no distance.
-    known = squares > 0
-    norms = jnp.sqrt(jnp.where(known, squares, 1.0))
-    return jnp.where(known, 1 - (a * b).sum(0) / norms, 0.0).sum()
+    known = (squares[0] > 0) & (squares[1] > 0)
+    norms = [jnp.sqrt(jnp.where(known, x, 1.0)) for x in squares]
+    cosines = ((a / norms[0]) * (b / norms[1])).sum(0)
+    return jnp.where(known, 1 - cosines, 0.0).sum()
 
   distances = jax.tree.leaves(jax.tree.map(distance, grads, other))
   return jnp.stack(distances).sum()
@@ -246,12 +247,14 @@ def kernel_inducing(kernel: Kernel, ridge: float = 1e-3) -> Objective:
   ::
 
     1/2 mean over real examples of  |y - K(x, S) (K(S, S) + r I)^-1 y_S|^2
+    r = ridge mean(diag K(S, S))
 
-  with targets less their mean over classes; r as in `kernel_ridge`.
+  with targets less their mean over classes.
 
   Args:
     kernel: `(inputs [n, ...], inputs [m, ...]) -> [n, m]`.
-    ridge: regularisation, see `kernel_ridge`.
+    ridge: in units of the kernel's mean diagonal, positive. From noise, a large
+      one (0.1) is needed at first.
 
   References:
     Nguyen et al., `Dataset Meta-Learning from Kernel Ridge-Regression

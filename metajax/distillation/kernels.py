@@ -13,7 +13,8 @@ Kernel = Callable[[Array, Array], Array]
 def linear_kernel(x: Array, y: Array) -> Array:
   """Returns `<x, y> / d`, `[n, m]`, of inputs `[n, ...]` and `[m, ...]`."""
   x, y = (z.reshape(z.shape[0], -1) for z in (x, y))
-  return x @ y.T / x.shape[-1]
+  # Angles are read off this: with fewer digits they would be wrong.
+  return jnp.matmul(x, y.T, precision="highest") / x.shape[-1]
 
 
 def relu_tangent_kernel(num_layers: int = 2) -> Kernel:
@@ -25,7 +26,8 @@ def relu_tangent_kernel(num_layers: int = 2) -> Kernel:
     S_l = sqrt(S(x, x) S(y, y)) (sin a + (pi - a) cos a) / pi,
     T_l = S_l + T_{l-1} (pi - a) / pi,     a = angle by S_{l-1}
 
-  with weights of variance 2 / fan-in and no biases.
+  with no biases and weights of variance 2 / fan-in, 1 / fan-in in the first
+  layer.
 
   Args:
     num_layers: hidden layers.
@@ -50,8 +52,10 @@ def relu_tangent_kernel(num_layers: int = 2) -> Kernel:
     # with itself is constant, though, so that its gradient 0 is right.
     limit = 1 - 2 * jnp.finfo(scale.dtype).eps
     for _ in range(num_layers):
-      cosine = jnp.clip(covariance / scale, -limit, limit)
-      angle = jnp.arccos(cosine)
+      cosine = covariance / scale
+      angle = jnp.arccos(jnp.clip(cosine, -limit, limit))
+      angle = jnp.where(cosine > limit, 0.0, angle)
+      cosine = jnp.clip(cosine, -1, 1)
       rest = (jnp.pi - angle) / jnp.pi
       covariance = scale * (jnp.sin(angle) / jnp.pi + rest * cosine)
       tangent = covariance + tangent * rest

@@ -41,7 +41,8 @@ def embedding(
 
   Args:
     model: f, pure `init(rng, inputs)` and `apply(params, inputs) -> [n, d]`.
-    head: fits and predicts.
+    head: fits and predicts. With `heads.logistic`, whose fit cannot be
+      differentiated, there is no `meta_grad`, but all the rest.
     loss_fn: `(predictions, targets) -> scalar`, of the query.
     normalize: scale each feature vector to length 1, as Tian et al. do.
     metrics: more such functions to be reported by `meta_grad` beside "loss".
