@@ -2,6 +2,7 @@
 
 from metajax.distillation.coresets import herding
 from metajax.distillation.datasets import (
+  Objective,
   SyntheticSet,
   distribution_matching,
   gradient_matching,
@@ -31,12 +32,15 @@ from metajax.distillation.losses import (
 from metajax.distillation.teaching import (
   alone,
   ensemble,
+  hinted,
   predict_all,
+  side_by_side,
   taught,
   taught_by_peers,
 )
 
 __all__ = [
+  "Objective",
   "SyntheticSet",
   "alone",
   "attention_transfer",
@@ -45,6 +49,7 @@ __all__ = [
   "gradient_matching",
   "herding",
   "hint",
+  "hinted",
   "kernel_inducing",
   "kernel_ridge",
   "knowledge_distillation",
@@ -57,6 +62,7 @@ __all__ = [
   "relational_angle",
   "relational_distance",
   "relu_tangent_kernel",
+  "side_by_side",
   "softened_kl",
   "synthetic_set",
   "taught",

@@ -5,13 +5,14 @@ batch, which is a tree with "inputs", "labels" and perhaps "teacher" (the
 teacher's logits, computed before).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from metajax.aggregation import average_probabilities
+from metajax.distillation.features import hint
 from metajax.distillation.losses import (
   knowledge_distillation,
   label_smoothing,
@@ -84,6 +85,69 @@ def taught(
     }
 
   return loss_fn
+
+
+def hinted(
+  model: Model,
+  features: Callable[[Params, Array], Array],
+  *,
+  weight: float = 1.0,
+  temperature: float = 4.0,
+  alpha: float = 0.9,
+) -> Loss:
+  """A student of what a teacher says and of how it sees.
+
+  ::
+
+    knowledge_distillation + weight hint(features, batch["hint"], regressor)
+
+  with a linear regressor that is learned beside the student (FitNets; there
+  the hint comes first and the rest after it).
+
+  Args:
+    model: the student, predicts logits.
+    features: `(params, inputs) -> [n, d]`, the student's.
+    weight: of the hint.
+    temperature: see `knowledge_distillation`.
+    alpha: see `knowledge_distillation`.
+
+  Returns:
+    The loss of `{"student": params, "regressor": [d, d of the hint]}`.
+
+  References:
+    Romero et al., `FitNets: Hints for Thin Deep Nets
+    <https://arxiv.org/abs/1412.6550>`_, 2015, section 2.
+  """
+  told = taught(model, temperature=temperature, alpha=alpha)
+
+  def loss_fn(
+    params: Params, batch: Examples, rng: PRNGKey
+  ) -> tuple[Array, Metrics]:
+    loss, metrics = told(params["student"], batch, rng)
+    seen = features(params["student"], batch["inputs"])
+    distance = hint(seen, batch["hint"], lambda x: x @ params["regressor"])
+    return loss + weight * distance, {**metrics, "hint": distance}
+
+  return loss_fn
+
+
+def side_by_side(loss_fn: Loss, *, own: Sequence[str] = ()) -> Loss:
+  """Students stacked `[students, ...]` who learn alone, from the same batches.
+
+  Args:
+    loss_fn: of one of them.
+    own: names of what each has for itself, with a student axis after that of
+      the examples: `batch["teacher"]` is `[n, students, classes]`.
+  """
+
+  def stacked(
+    stack: Params, batch: Examples, rng: PRNGKey
+  ) -> tuple[Array, Metrics]:
+    axes = {name: 1 if name in own else None for name in batch}
+    losses, metrics = jax.vmap(loss_fn, (0, axes, None))(stack, batch, rng)
+    return losses.sum(), jax.tree.map(jnp.mean, metrics)
+
+  return stacked
 
 
 def taught_by_peers(model: Model, *, temperature: float = 1.0) -> Loss:

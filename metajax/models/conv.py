@@ -23,6 +23,7 @@ class Conv4(nn.Module):
   normalization: str
   strided: bool
   conv_lowering: ConvLowering
+  head_init: nn.initializers.Initializer
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
@@ -44,10 +45,7 @@ class Conv4(nn.Module):
     x = x.mean((1, 2)) if self.strided else x.reshape(x.shape[0], -1)
     if self.num_outputs is None:
       return x
-    # As in the MAML authors' code, for either network.
-    glorot = nn.initializers.glorot_uniform()
-    head_init = nn.initializers.normal(1.0) if self.strided else glorot
-    return nn.Dense(self.num_outputs, kernel_init=head_init)(x)
+    return nn.Dense(self.num_outputs, kernel_init=self.head_init)(x)
 
 
 def conv4(
@@ -58,6 +56,7 @@ def conv4(
   normalization: str = "batch",
   strided: bool = True,
   conv_lowering: ConvLowering = "auto",
+  head_init: nn.initializers.Initializer | None = None,
 ) -> nn.Module:
   """Blocks of a 3x3 convolution, a normalisation and a ReLU; a linear head.
 
@@ -72,6 +71,8 @@ def conv4(
       max-pooling, and the flattened features (its miniImageNet network, and
       that of prototypical networks).
     conv_lowering: "patches", "xla", or "auto" to choose by the backend.
+    head_init: of the head's weights. None is as in the MAML authors' code, for
+      either network: normal with variance 1 if `strided`, else Glorot's.
 
   Returns:
     A `flax.linen.Module`, whose `init(rng, x)` and `apply(params, x)` take
@@ -98,8 +99,17 @@ def conv4(
       f"filters={filters}: must be a multiple of {GROUPS} with "
       "normalization=group."
     )
+  if head_init is None:
+    glorot = nn.initializers.glorot_uniform()
+    head_init = nn.initializers.normal(1.0) if strided else glorot
   return Conv4(
-    num_outputs, filters, num_blocks, normalization, strided, conv_lowering
+    num_outputs,
+    filters,
+    num_blocks,
+    normalization,
+    strided,
+    conv_lowering,
+    head_init,
   )
 
 
