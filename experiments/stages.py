@@ -50,14 +50,19 @@ class Stages:
     return trained
 
   def meta_train(
-    self, name: str, learner: MetaLearner, tasks: TaskFamily
+    self,
+    name: str,
+    learner: MetaLearner,
+    tasks: TaskFamily,
+    *,
+    seed: int = 0,
   ) -> Params:
-    """Meta-trains as the flags say."""
+    """Meta-trains as the flags say, `seed` beyond their seed."""
     schedule = Schedule(
       FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
     )
-    trainer = training.trainer(learner, tasks)
-    trained = self.train(name, trainer, schedule, FLAGS.meta_batch)
+    trainer = training.trainer(learner, tasks, seed=seed)
+    trained = self.train(name, trainer, schedule, FLAGS.meta_batch, seed=seed)
     return trained.state.meta_params
 
   def total(self) -> Trained:

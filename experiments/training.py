@@ -41,14 +41,16 @@ def outer_optimizer(schedule: str) -> optax.GradientTransformation:
   return optax.adam(FLAGS.outer_lr)
 
 
-def trainer(learner: MetaLearner, tasks: TaskFamily) -> Trainer:
-  """Builds the trainer that the flags describe."""
+def trainer(
+  learner: MetaLearner, tasks: TaskFamily, *, seed: int = 0
+) -> Trainer:
+  """Builds the trainer that the flags describe, `seed` beyond their seed."""
   return meta_trainer(
     learner,
     outer_optimizer(FLAGS.outer_schedule),
     tasks,
     meta_batch=FLAGS.meta_batch,
-    rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+    rng=jax.random.fold_in(jax.random.key(FLAGS.seed + seed), 1),
     task_chunk=FLAGS.task_chunk or None,
   )
 

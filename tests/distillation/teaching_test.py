@@ -8,11 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-from metajax.distillation import knowledge_distillation, mutual_learning
+from metajax.distillation import (
+  hint,
+  knowledge_distillation,
+  mutual_learning,
+)
 from metajax.distillation.teaching import (
   alone,
   ensemble,
+  hinted,
   predict_all,
+  side_by_side,
   taught,
   taught_by_peers,
 )
@@ -78,6 +84,51 @@ def test_peers_lose_what_mutual_learning_says():
   logits = jax.vmap(MODEL.apply, (0, None))(STACK, INPUTS)
   expected = jax.jit(mutual_learning)(logits, LABELS).sum()
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_hint_is_added_to_what_is_told():
+  regressor = jnp.asarray(DRAW.normal(size=(4, 5)), jnp.float32)
+  goal = jnp.asarray(DRAW.normal(size=(60, 5)), jnp.float32)
+  # What the student sees are its inputs, times its first weights' mean.
+  params = {"student": _member(1), "regressor": regressor}
+
+  def features(params, inputs):
+    return inputs * jax.tree.leaves(params)[0].mean()
+
+  loss, metrics = hinted(MODEL, features, weight=0.3)(
+    params, BATCH | {"hint": goal}, RNG
+  )
+  told, _ = taught(MODEL)(_member(1), BATCH, RNG)
+  seen = features(_member(1), INPUTS) @ regressor
+  expected = hint(seen, goal)
+  np.testing.assert_allclose(metrics["hint"], expected, rtol=1e-5)
+  np.testing.assert_allclose(loss, told + 0.3 * expected, rtol=1e-5)
+
+
+def test_students_side_by_side_learn_as_each_would_alone():
+  """Each with a teacher of its own, or all with one."""
+  goals = jnp.stack([MODEL.apply(_member(m), INPUTS) for m in range(4)], 1)
+  goals = goals[:, ::-1]
+  loss_fn = taught(MODEL)
+  for teacher, own in ((goals, ["teacher"]), (BATCH["teacher"], [])):
+    batch = BATCH | {"teacher": teacher}
+    (loss, metrics), grads = jax.value_and_grad(
+      side_by_side(loss_fn, own=own), has_aux=True
+    )(STACK, batch, RNG)
+    total, accuracies = 0.0, []
+    for m in range(4):
+      one = batch | {"teacher": teacher[:, m] if own else teacher}
+      (alone_loss, alone_metrics), alone_grads = jax.value_and_grad(
+        loss_fn, has_aux=True
+      )(_member(m), one, RNG)
+      total += alone_loss
+      accuracies.append(alone_metrics["accuracy"])
+      for found, expected in zip(
+        *map(jax.tree.leaves, (grads, alone_grads)), strict=True
+      ):
+        np.testing.assert_allclose(found[m], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loss, total, rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], np.mean(accuracies))
 
 
 def test_student_learns_to_predict_as_the_teacher():

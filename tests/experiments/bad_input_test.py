@@ -315,6 +315,29 @@ def test_member_that_does_not_fit_is_named(
   _assert_refused(ended, f"--member_workdirs: {members[1]} {message}")
 
 
+def test_student_in_the_workdir_of_a_teacher_is_refused(run, tmp_path):
+  teachers = [tmp_path / name for name in ("first", "second")]
+  for folder in teachers:
+    _member(folder, filters=64)
+  before = (teachers[1] / "config.json").read_bytes()
+  folders = ",".join(map(str, teachers))
+  ended = run(
+    "distill_learners",
+    # The same folder by another name.
+    [f"--workdir={tmp_path}/first/../second", f"--teacher_workdirs={folders}"],
+  )
+  _assert_refused(
+    ended, r"--workdir=.* is a teacher's: give the student its own\."
+  )
+  assert os.listdir(teachers[1]) == ["config.json"]
+  assert (teachers[1] / "config.json").read_bytes() == before
+
+
+def test_more_synthetic_images_than_real_ones_are_refused(run, workdir):
+  ended = run("distill_dataset", [f"--workdir={workdir}", "--per_class=1000"])
+  _assert_refused(ended, "--per_class=1000: must be at most 120, .*")
+
+
 def test_one_member_is_refused(run, workdir):
   ended = run(
     "aggregate_omniglot", [f"--workdir={workdir}", "--member_workdirs=one"]

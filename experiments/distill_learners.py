@@ -1,0 +1,200 @@
+"""Meta-learners that teach one meta-learner, on few-shot Omniglot.
+
+  python -m experiments.distill_learners --data_dir=DIR
+
+meta-trains several MAML runs, and teaches one student, task by task, to predict
+as their ensemble does: how much of the ensemble's gain does it keep, at a
+fraction of the cost? And a slow learner teaches a fast one: a prototypical
+network, which takes no gradient step at all, learns alone, and from the first
+MAML run with all its steps. `--teacher_workdirs` takes finished runs of
+`experiments.maml_omniglot` for the ensemble.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+
+from experiments import training
+from experiments.flags import FLAGS, define_data_dir, refuse, run
+from experiments.runs import find_run, read_run
+from experiments.stages import Stages
+from metajax import aggregation
+from metajax.evaluation import Estimate, estimate
+from metajax.learners import (
+  embedding,
+  learned_ensemble,
+  maml,
+  nearest_mean,
+  taught,
+)
+from metajax.losses import accuracy, cross_entropy
+from metajax.models.conv import conv4
+from metajax.tasks import omniglot
+
+define_data_dir()
+flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
+flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
+flags.DEFINE_integer(
+  "eval_inner_steps", 3, "Inner steps at test, and of teachers.", lower_bound=0
+)
+flags.DEFINE_integer("teachers", 3, "Runs, a seed each.", lower_bound=2)
+flags.DEFINE_list(
+  "teacher_workdirs",
+  [],
+  "Folders of finished runs of experiments.maml_omniglot with this --ways, "
+  "--filters and batch normalisation, in place of --teachers.",
+)
+flags.register_validator(
+  "teacher_workdirs", lambda v: len(v) != 1, "needs two folders or more"
+)
+flags.DEFINE_float(
+  "alpha", 0.9, "How much the teacher counts, 0 to 1.", 0.0, 1.0
+)
+flags.DEFINE_float(
+  "temperature", 1.0, "By which logits are divided.", lower_bound=1e-3
+)
+FLAGS.set_default("steps", 3000)
+FLAGS.set_default("meta_batch", 8)
+FLAGS.set_default("outer_schedule", "cosine")
+FLAGS.set_default("inner_lr", 2.0)
+FLAGS.set_default("log_every", 500)
+FLAGS.set_default("checkpoint_every", 1000)
+
+SHOTS = 1
+
+
+def main() -> None:
+  refuse("learner")
+  if FLAGS.teacher_workdirs:
+    refuse("teachers")
+  found = [
+    find_run(
+      "--teacher_workdirs",
+      Path(folder),
+      model="conv4",
+      normalization="batch",
+      ways=FLAGS.ways,
+      filters=FLAGS.filters,
+    )
+    for folder in FLAGS.teacher_workdirs
+  ]
+  for teacher_run in found:
+    if (
+      FLAGS.workdir
+      and teacher_run.folder.resolve() == Path(FLAGS.workdir).resolve()
+    ):
+      raise ValueError(
+        f"--workdir={FLAGS.workdir} is a teacher's: give the student its own."
+      )
+  splits = omniglot(
+    FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
+  )
+  model = conv4(FLAGS.ways, filters=FLAGS.filters)
+  report = {"accuracy": accuracy}
+
+  def learner(eval_steps: int):
+    return maml(
+      model,
+      cross_entropy,
+      optax.sgd(FLAGS.inner_lr),
+      FLAGS.inner_steps,
+      num_eval_steps=eval_steps,
+      metrics=report,
+      memory=FLAGS.memory,
+    )
+
+  # Taught with its training's steps, asked with all.
+  slow, student = learner(FLAGS.eval_inner_steps), learner(FLAGS.inner_steps)
+  fast = embedding(
+    conv4(None, filters=FLAGS.filters),
+    nearest_mean(FLAGS.ways),
+    cross_entropy,
+    metrics=report,
+  )
+  image = jax.eval_shape(splits.train, jax.random.key(0)).support.inputs
+  teachers = [read_run(teacher_run, model, image) for teacher_run in found]
+  runs = Stages("distill_learners")
+  if not teachers:
+    teachers = [
+      runs.meta_train(f"teacher_{i}", slow, splits.train, seed=i)
+      for i in range(FLAGS.teachers)
+    ]
+  together = learned_ensemble(
+    slow,
+    aggregation.stack_models(teachers),
+    aggregation.average_probabilities,
+    cross_entropy,
+  )
+  equal = together.init(jax.random.key(0), jnp.zeros(0))
+  teach = {"alpha": FLAGS.alpha, "temperature": FLAGS.temperature}
+  # The student has a seed that no teacher has.
+  seed = len(teachers)
+  from_all = taught(student, together, equal, cross_entropy, **teach)
+  from_slow = taught(fast, slow, teachers[0], cross_entropy, **teach)
+  train = splits.train
+  rows = {
+    f"teacher_{i}": (slow, params) for i, params in enumerate(teachers)
+  } | {
+    "ensemble": (together, equal),
+    "student_alone": (
+      slow,
+      runs.meta_train("student_alone", slow, train, seed=seed),
+    ),
+    "student_taught": (
+      slow,
+      runs.meta_train("student_taught", from_all, train, seed=seed),
+    ),
+    "prototypical_alone": (
+      fast,
+      runs.meta_train("prototypical_alone", fast, train, seed=seed),
+    ),
+    "prototypical_taught": (
+      fast,
+      runs.meta_train("prototypical_taught", from_slow, train, seed=seed),
+    ),
+  }
+  values = {
+    name: training.task_scorer(
+      tested, splits.test, report, "test", FLAGS.eval_tasks
+    )(params)["accuracy"]
+    for name, (tested, params) in rows.items()
+  }
+  metrics: dict[str, Estimate] = {k: estimate(v) for k, v in values.items()}
+  for name, other in (
+    ("ensemble", "student_alone"),
+    ("student_taught", "student_alone"),
+    ("prototypical_taught", "prototypical_alone"),
+    ("prototypical_taught", "teacher_0"),
+  ):
+    metrics[f"{name}_minus_{other}"] = estimate(values[name] - values[other])
+  gain = metrics["ensemble_minus_student_alone"].mean
+  kept = metrics["student_taught_minus_student_alone"].mean / gain
+  print(f"\nof the ensemble's gain, the student keeps {kept:.2f}")
+  training.finish(
+    runs.workdir,
+    "distill_learners",
+    {
+      "ways": FLAGS.ways,
+      "shots": SHOTS,
+      "query_shots": SHOTS,
+      "filters": FLAGS.filters,
+      "normalization": "batch",
+      "transductive": True,
+      "inner_steps": FLAGS.inner_steps,
+      "eval_inner_steps": FLAGS.eval_inner_steps,
+      "inner_lr": FLAGS.inner_lr,
+      "teachers": len(teachers),
+      "alpha": FLAGS.alpha,
+      "temperature": FLAGS.temperature,
+      "kept_of_the_gain": kept,
+    },
+    metrics,
+    runs.total(),
+  )
+
+
+if __name__ == "__main__":
+  run(main)
