@@ -12,7 +12,6 @@ are runs of `experiments.maml_omniglot` instead, which keep no averages.
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from absl import flags
 
 from experiments import plots, training
 from experiments.flags import FLAGS, define_data_dir, refuse, run
-from experiments.runs import find_run, read_run
+from experiments.runs import define_runs, find_runs, read_run
 from experiments.stages import Stages
 from metajax import aggregation
 from metajax.evaluation import Estimate, estimate
@@ -40,27 +39,13 @@ from metajax.training.loop import Schedule
 from metajax.types import Array, MetaLearner, Params
 
 define_data_dir()
-flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
-flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
-flags.DEFINE_integer(
-  "eval_inner_steps", 3, "Inner steps at test.", lower_bound=0
-)
-flags.DEFINE_integer("members", 3, "Runs, a seed each.", lower_bound=2)
-flags.DEFINE_list(
-  "member_workdirs",
-  [],
-  "Folders of finished runs of experiments.maml_omniglot with this --ways, "
-  "--filters and batch normalisation, in place of --members.",
-)
+define_runs("member_workdirs", instead_of="members")
 flags.DEFINE_integer("snapshots", 5, "Snapshots of a run.", lower_bound=2)
 flags.DEFINE_float(
   "ema_decay", 0.99, "Decay of the moving average.", lower_bound=0.0
 )
 flags.DEFINE_integer(
   "weight_steps", 100, "Meta-steps of the learned weights.", lower_bound=1
-)
-flags.register_validator(
-  "member_workdirs", lambda v: len(v) != 1, "needs two folders or more"
 )
 FLAGS.set_default("steps", 4000)
 FLAGS.set_default("meta_batch", 8)
@@ -134,17 +119,7 @@ def main() -> None:
   refuse("outer_schedule")
   if FLAGS.member_workdirs:
     refuse("members", "snapshots", "ema_decay", "steps")
-  found_runs = [
-    find_run(
-      "--member_workdirs",
-      Path(folder),
-      model="conv4",
-      normalization="batch",
-      ways=FLAGS.ways,
-      filters=FLAGS.filters,
-    )
-    for folder in FLAGS.member_workdirs
-  ]
+  found_runs = find_runs("member_workdirs")
   splits = omniglot(
     FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
   )

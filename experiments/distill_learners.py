@@ -10,8 +10,6 @@ MAML run with all its steps. `--teacher_workdirs` takes finished runs of
 `experiments.maml_omniglot` for the ensemble.
 """
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,7 +17,7 @@ from absl import flags
 
 from experiments import training
 from experiments.flags import FLAGS, define_data_dir, refuse, run
-from experiments.runs import find_run, read_run
+from experiments.runs import define_runs, find_runs, read_run
 from experiments.stages import Stages
 from metajax import aggregation
 from metajax.evaluation import Estimate, estimate
@@ -35,21 +33,7 @@ from metajax.models.conv import conv4
 from metajax.tasks import omniglot
 
 define_data_dir()
-flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
-flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
-flags.DEFINE_integer(
-  "eval_inner_steps", 3, "Inner steps at test, and of teachers.", lower_bound=0
-)
-flags.DEFINE_integer("teachers", 3, "Runs, a seed each.", lower_bound=2)
-flags.DEFINE_list(
-  "teacher_workdirs",
-  [],
-  "Folders of finished runs of experiments.maml_omniglot with this --ways, "
-  "--filters and batch normalisation, in place of --teachers.",
-)
-flags.register_validator(
-  "teacher_workdirs", lambda v: len(v) != 1, "needs two folders or more"
-)
+define_runs("teacher_workdirs", instead_of="teachers")
 flags.DEFINE_float(
   "alpha", 0.9, "How much the teacher counts, 0 to 1.", 0.0, 1.0
 )
@@ -70,25 +54,7 @@ def main() -> None:
   refuse("learner")
   if FLAGS.teacher_workdirs:
     refuse("teachers")
-  found = [
-    find_run(
-      "--teacher_workdirs",
-      Path(folder),
-      model="conv4",
-      normalization="batch",
-      ways=FLAGS.ways,
-      filters=FLAGS.filters,
-    )
-    for folder in FLAGS.teacher_workdirs
-  ]
-  for teacher_run in found:
-    if (
-      FLAGS.workdir
-      and teacher_run.folder.resolve() == Path(FLAGS.workdir).resolve()
-    ):
-      raise ValueError(
-        f"--workdir={FLAGS.workdir} is a teacher's: give the student its own."
-      )
+  found = find_runs("teacher_workdirs")
   splits = omniglot(
     FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
   )

@@ -12,29 +12,21 @@ once, and differences are paired.
 """
 
 import functools
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 
 from experiments import plots, training
+from experiments.classifiers import TRAIN, Classifiers, load, size_and_time
 from experiments.flags import FLAGS, define_data_dir, refuse, run
-from experiments.stages import Stages
 from metajax import distillation
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import embedding, logistic, ridge
 from metajax.losses import accuracy, cross_entropy
-from metajax.models.conv import conv4
 from metajax.tasks import few_shot_episodes
-from metajax.tasks.omniglot import load_omniglot, split_characters
-from metajax.training import supervised_trainer
-from metajax.training.loop import Schedule
 from metajax.types import Array, Model, Params
 
 define_data_dir()
@@ -62,108 +54,7 @@ FLAGS.set_default("log_every", 250)
 FLAGS.set_default("eval_every", 500)
 FLAGS.set_default("checkpoint_every", 500)
 
-TRAIN = 15  # Drawings of a character, of its 20; the others are the test.
 QUERIES = 5
-
-
-class Data(NamedTuple):
-  """Images `[n, ...]` in uint8 with labels, and characters never seen."""
-
-  train: dict[str, Array]
-  test: dict[str, Array]
-  novel: Array  # [characters, 20, ...]
-
-
-class Pixels:
-  """A model of images in uint8, so that a data set stays small in memory."""
-
-  def __init__(self, model: Model):
-    self.model = model
-
-  def init(self, rng: Array, inputs: Array) -> Params:
-    return self.model.init(rng, _scaled(inputs))
-
-  def apply(self, params: Params, inputs: Array) -> Array:
-    return self.model.apply(params, _scaled(inputs))
-
-
-def _scaled(inputs: Array) -> Array:
-  return inputs.astype(jnp.float32) / 255
-
-
-def load() -> Data:
-  data = load_omniglot(FLAGS.data_dir)
-  known, _, novel = split_characters(data, "random", 0)
-
-  def part(drawings: slice) -> dict[str, Array]:
-    images = data.images[known, drawings]
-    labels = np.repeat(np.arange(len(known), dtype=np.int32), images.shape[1])
-    return {
-      "inputs": jnp.asarray(images.reshape(-1, *images.shape[2:])),
-      "labels": jnp.asarray(labels),
-    }
-
-  return Data(
-    part(slice(TRAIN)),
-    part(slice(TRAIN, None)),
-    jnp.asarray(data.images[novel]),
-  )
-
-
-class Students:
-  """Trains stacks of networks `[seeds, ...]` and asks them."""
-
-  def __init__(self, data: Data):
-    self.data, self.runs = data, Stages("distill_omniglot")
-    self.num_classes = int(data.train["labels"].max()) + 1
-
-  def model(self, filters: int) -> Model:
-    return Pixels(
-      conv4(
-        self.num_classes,
-        filters=filters,
-        normalization="group",
-        head_init=nn.initializers.glorot_uniform(),
-      )
-    )
-
-  def features(self, filters: int) -> Model:
-    """The model without its head; it reads the same parameters."""
-    return Pixels(conv4(None, filters=filters, normalization="group"))
-
-  def train(
-    self, name: str, init: Callable, loss: Callable, **teaching: Array
-  ) -> Params:
-    """Returns the trained stack; `teaching` is `[examples, ...]`."""
-    rate = optax.cosine_decay_schedule(FLAGS.outer_lr, FLAGS.steps)
-
-    def init_stack(rng: Array) -> Params:
-      image = self.data.train["inputs"][:1]
-      keys = jax.random.split(rng, FLAGS.num_seeds)
-      return jax.vmap(lambda key: init(key, image))(keys)
-
-    trainer = supervised_trainer(
-      init_stack,
-      loss,
-      optax.adam(rate),
-      self.data.train | teaching,
-      batch_size=FLAGS.batch_size,
-      rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
-    )
-    schedule = Schedule(
-      FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
-    )
-    trained = self.runs.train(name, trainer, schedule, FLAGS.batch_size)
-    return trained.state.meta_params
-
-  def answers(self, model: Model, stack: Params, part: dict) -> Array:
-    """Logits or features of all seeds, `[examples, seeds, ...]`."""
-
-    def all_seeds(inputs: Array) -> Array:
-      answers = jax.vmap(model.apply, (0, None))(stack, inputs)
-      return answers.swapaxes(0, 1)
-
-    return distillation.predict_all(all_seeds, part["inputs"])
 
 
 def main() -> None:
@@ -171,7 +62,7 @@ def main() -> None:
   if FLAGS.outer_schedule != "cosine":
     refuse("outer_schedule")
   data = load()
-  students = Students(data)
+  students = Classifiers(data)
   # Name -> (filters, stack).
   stacks = train_all(students)
   teacher = students.model(FLAGS.filters)
@@ -226,6 +117,7 @@ def main() -> None:
       "train_drawings": TRAIN,
       "normalization": "group",
       "seeds": FLAGS.num_seeds,
+      "meta_batch": None,
       "batch_size": FLAGS.batch_size,
       "temperature": FLAGS.temperature,
       "alpha": FLAGS.alpha,
@@ -243,7 +135,7 @@ def _width(name: str) -> str:
   return name[name.rindex("_") :]
 
 
-def train_all(students: Students) -> dict[str, tuple[int, Params]]:
+def train_all(students: Classifiers) -> dict[str, tuple[int, Params]]:
   """Trains the teacher and every student."""
   data = students.data.train
   tell = {"temperature": FLAGS.temperature, "alpha": FLAGS.alpha}
@@ -314,7 +206,7 @@ def train_all(students: Students) -> dict[str, tuple[int, Params]]:
   return stacks
 
 
-def scorers(students: Students) -> dict[str, Callable[..., np.ndarray]]:
+def scorers(students: Classifiers) -> dict[str, Callable[..., np.ndarray]]:
   """Few-shot task -> `(filters, stack) -> accuracies`, a mean over seeds."""
 
   @functools.cache
@@ -346,32 +238,7 @@ def scorers(students: Students) -> dict[str, Callable[..., np.ndarray]]:
   }
 
 
-def size_and_time(
-  model: Model, features: Model, stack: Params
-) -> dict[str, float]:
-  """Numbers of parameters, and milliseconds for 256 images, of one network."""
-  images = jnp.zeros((256, 28, 28, 1), jnp.uint8)
-  params = jax.tree.map(lambda x: x[0], stack)
-  apply = jax.jit(model.apply)
-  seconds = []
-  for _ in range(12):
-    start = time.perf_counter()
-    apply(params, images).block_until_ready()
-    seconds.append(time.perf_counter() - start)
-  shapes = jax.eval_shape(features.init, jax.random.key(0), images)
-  count = functools.partial(_count)
-  return {
-    "parameters": count(params),
-    "parameters_without_head": count(shapes),
-    "milliseconds_of_256": 1e3 * float(np.median(seconds[2:])),
-  }
-
-
-def _count(tree: Any) -> int:
-  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
-
-
-def draw(students: Students, metrics, sizes) -> None:
+def draw(students: Classifiers, metrics, sizes) -> None:
   """Accuracy against the number of parameters, by kind of student."""
   lines = {
     kind: {

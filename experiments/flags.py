@@ -116,8 +116,11 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
     presets: flag values by preset name; explicit flags win over them.
   """
   script = sys.argv[0]  # By which absl knows the main module.
-  for flag in FLAGS.get_flags_for_module(__name__):
-    FLAGS.register_key_flag_for_module(script, flag)
+  # What experiments share is the script's own, too.
+  for module, shared in FLAGS.flags_by_module_dict().items():
+    if module.startswith("experiments."):
+      for flag in shared:
+        FLAGS.register_key_flag_for_module(script, flag)
   if presets:
     flags.DEFINE_enum(
       "preset",

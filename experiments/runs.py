@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 
+from experiments.flags import FLAGS
 from experiments.training import outer_optimizer
 from metajax.training import TrainState, checkpoint
 from metajax.types import Array, Model, Params
@@ -22,40 +24,69 @@ class Run(NamedTuple):
   flags: Mapping[str, Any]
 
 
-def find_run(flag: str, folder: Path, **wanted: Any) -> Run:
-  """Finds a run that another script is to build on.
+def define_runs(name: str, instead_of: str) -> None:
+  """Adds the flags of scripts that build on runs of conv4.
 
   Args:
-    flag: the flag that names the folder, for messages.
-    folder: the workdir of the run.
-    **wanted: values that the run's own flags must have.
+    name: the flag of their workdirs.
+    instead_of: the flag that says how many to train where none is given.
+  """
+  flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
+  flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
+  flags.DEFINE_integer(
+    "eval_inner_steps", 3, "Inner steps at test.", lower_bound=0
+  )
+  flags.DEFINE_integer(instead_of, 3, "Runs, a seed each.", lower_bound=2)
+  flags.DEFINE_list(
+    name,
+    [],
+    f"Folders of runs of experiments.{EXPERIMENT} with this --ways, --filters "
+    f"and batch normalisation, in place of --{instead_of}.",
+  )
+  flags.register_validator(
+    name, lambda folders: len(folders) != 1, "needs two folders or more"
+  )
+
+
+def find_runs(name: str) -> list[Run]:
+  """Finds the runs that a flag of `define_runs` names.
 
   Raises:
-    ValueError: if there is no such run there.
+    ValueError: if one is no such run, or is that of this very workdir.
   """
+  return [_find_run(f"--{name}", Path(f)) for f in FLAGS[name].value]
+
+
+def _find_run(flag: str, folder: Path) -> Run:
   try:
-    flags = json.loads((folder / "config.json").read_text())["flags"]
+    own = json.loads((folder / "config.json").read_text())["flags"]
   except (OSError, ValueError, KeyError, TypeError):
-    flags = {}
-  if flags.get("experiment") != EXPERIMENT:
+    own = {}
+  if own.get("experiment") != EXPERIMENT:
     raise ValueError(
       f"{flag}: {folder} is no run of experiments.{EXPERIMENT}: train one by "
       f"python -m experiments.{EXPERIMENT} --workdir={folder}"
     )
+  wanted = {name: FLAGS[name].value for name in ("ways", "filters")}
+  wanted |= {"model": "conv4", "normalization": "batch"}
   for name, value in wanted.items():
-    if flags[name] != value:
+    if own[name] != value:
       raise ValueError(
-        f"{flag}: {folder} is a run with --{name}={flags[name]}, not {value}: "
+        f"{flag}: {folder} is a run with --{name}={own[name]}, not {value}: "
         "give another run, or other flags."
       )
-  return Run(folder, flags)
+  if FLAGS.workdir and folder.resolve() == Path(FLAGS.workdir).resolve():
+    raise ValueError(
+      f"--workdir={FLAGS.workdir} is that of a run in {flag}: choose another."
+    )
+  return Run(folder, own)
 
 
 def read_run(run: Run, model: Model, inputs: Array) -> Params:
   """Reads the newest checkpoint of a run.
 
   Args:
-    run: from `find_run`.
+    run: from `find_runs`.
     model: the network that was trained.
     inputs: its inputs, or their shape and dtype.
 

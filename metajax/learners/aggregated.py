@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.aggregation import check_stack, weighted_average
-from metajax.learners.meta_gradients import gradient_of_mean
+from metajax.learners.meta_gradients import gradient_of_mean, query_loss
 from metajax.types import (
   Array,
   Batch,
@@ -114,7 +114,6 @@ def learned_ensemble(
     ValueError: see `check_stack`.
   """
   size = check_stack(members)
-  report = dict(metrics or {})
 
   def init(rng: PRNGKey, inputs: Array) -> Params:
     del rng, inputs
@@ -138,17 +137,7 @@ def learned_ensemble(
     )
     return pool(predictions, task_params["weights"])
 
-  def meta_loss(
-    meta_params: Params, episode: Episode, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
-    task_params = adapt(meta_params, episode.support, rng)
-    predictions = predict(task_params, episode.query.inputs)
-    loss = loss_fn(predictions, episode.query.targets)
-    extra = {
-      k: f(predictions, episode.query.targets) for k, f in report.items()
-    }
-    return loss, {"loss": loss, **extra}
-
+  meta_loss = query_loss(adapt, predict, loss_fn, metrics)
   return MetaLearner(init, adapt, predict, gradient_of_mean(meta_loss))
 
 

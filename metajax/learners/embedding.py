@@ -5,14 +5,12 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from metajax.learners.heads import Head
-from metajax.learners.meta_gradients import gradient_of_mean
+from metajax.learners.meta_gradients import gradient_of_mean, query_loss
 from metajax.types import (
   Array,
   Batch,
-  Episode,
   LossFn,
   MetaLearner,
-  Metrics,
   Model,
   Params,
   PRNGKey,
@@ -50,7 +48,6 @@ def embedding(
   Returns:
     A `MetaLearner` whose meta-parameters are the embedding's.
   """
-  report = dict(metrics or {})
 
   def embed(params: Params, inputs: Array) -> Array:
     features = model.apply(params, inputs)
@@ -71,15 +68,5 @@ def embedding(
     features = embed(task_params["embedding"], inputs)
     return head.predict(task_params["head"], features)
 
-  def meta_loss(
-    meta_params: Params, episode: Episode, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
-    task_params = adapt(meta_params, episode.support, rng)
-    predictions = predict(task_params, episode.query.inputs)
-    loss = loss_fn(predictions, episode.query.targets)
-    extra = {
-      k: f(predictions, episode.query.targets) for k, f in report.items()
-    }
-    return loss, {"loss": loss, **extra}
-
+  meta_loss = query_loss(adapt, predict, loss_fn, metrics)
   return MetaLearner(model.init, adapt, predict, gradient_of_mean(meta_loss))

@@ -6,14 +6,11 @@ import optax
 
 from metajax import inner_loop
 from metajax.learners.full_batch import full_batch
-from metajax.learners.meta_gradients import gradient_of_mean
+from metajax.learners.meta_gradients import gradient_of_mean, query_loss
 from metajax.types import (
-  Array,
   Batch,
-  Episode,
   LossFn,
   MetaLearner,
-  Metrics,
   Model,
   Params,
   PRNGKey,
@@ -68,8 +65,6 @@ def maml(
   """
   num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
   inner_loop.check_steps(num_steps=num_steps, num_eval_steps=num_eval_steps)
-  report = dict(metrics or {})
-
   fit = full_batch(
     model, loss_fn, inner_optimizer, first_order=first_order, memory=memory
   )
@@ -78,18 +73,11 @@ def maml(
     del rng
     return fit(meta_params, support, num_eval_steps)
 
-  def meta_loss(
-    meta_params: Params, episode: Episode, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
+  def train(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng
-    phi = fit(meta_params, episode.support, num_steps)
-    predictions = model.apply(phi, episode.query.inputs)
-    loss = loss_fn(predictions, episode.query.targets)
-    extra = {
-      k: f(predictions, episode.query.targets) for k, f in report.items()
-    }
-    return loss, {"loss": loss, **extra}
+    return fit(meta_params, support, num_steps)
 
+  meta_loss = query_loss(train, model.apply, loss_fn, metrics)
   return MetaLearner(
     model.init, adapt, model.apply, gradient_of_mean(meta_loss)
   )

@@ -1,18 +1,61 @@
 """The two ways to make a chunk's meta-gradient from a function of one task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from metajax.types import Array, Episode, Metrics, Params, PRNGKey
+from metajax.types import (
+  Array,
+  Batch,
+  Episode,
+  LossFn,
+  Metrics,
+  Params,
+  PRNGKey,
+)
 
 MetaGrad = Callable[[Params, Episode, PRNGKey], tuple[Params, Metrics]]
+MetaLoss = Callable[[Params, Episode, PRNGKey], tuple[Array, Metrics]]
 
 
-def gradient_of_mean(
-  meta_loss: Callable[[Params, Episode, PRNGKey], tuple[Array, Metrics]],
-) -> MetaGrad:
+def query_loss(
+  adapt: Callable[[Params, Batch, PRNGKey], Params],
+  predict: Callable[[Params, Array], Array],
+  loss_fn: LossFn,
+  metrics: Mapping[str, LossFn] | None = None,
+) -> MetaLoss:
+  """Builds the usual meta-loss of one task, that of the query after adaptation.
+
+  ::
+
+    L(predict(adapt(theta, support, rng), query inputs), query targets)
+
+  Args:
+    adapt: as in `MetaLearner`, as it is to be differentiated.
+    predict: as in `MetaLearner`.
+    loss_fn: L, `(predictions, targets) -> scalar`.
+    metrics: more such functions, reported beside "loss".
+
+  Returns:
+    `meta_loss(meta_params, episode, rng) -> (scalar, metrics)`.
+  """
+  report = dict(metrics or {})
+
+  def meta_loss(
+    meta_params: Params, episode: Episode, rng: PRNGKey
+  ) -> tuple[Array, Metrics]:
+    task_params = adapt(meta_params, episode.support, rng)
+    predictions = predict(task_params, episode.query.inputs)
+    targets = episode.query.targets
+    loss = loss_fn(predictions, targets)
+    extra = {name: f(predictions, targets) for name, f in report.items()}
+    return loss, {"loss": loss, **extra}
+
+  return meta_loss
+
+
+def gradient_of_mean(meta_loss: MetaLoss) -> MetaGrad:
   """Builds `meta_grad` from the meta-loss of one task.
 
   ::

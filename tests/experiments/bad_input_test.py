@@ -327,7 +327,8 @@ def test_student_in_the_workdir_of_a_teacher_is_refused(run, tmp_path):
     [f"--workdir={tmp_path}/first/../second", f"--teacher_workdirs={folders}"],
   )
   _assert_refused(
-    ended, r"--workdir=.* is a teacher's: give the student its own\."
+    ended,
+    r"--workdir=.* is that of a run in --teacher_workdirs: choose another\.",
   )
   assert os.listdir(teachers[1]) == ["config.json"]
   assert (teachers[1] / "config.json").read_bytes() == before
