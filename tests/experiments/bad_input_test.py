@@ -125,7 +125,7 @@ FLOATS = ["inner_lr", "outer_lr"]
 CHOICES = {
   "learner": "<bmg|fomaml|maml|reptile>",
   "outer_schedule": "<constant|cosine>",
-  "memory": "<default|remat>",
+  "memory": "<default|remat|nested>",
 }
 ONLY_CHOICES = {
   SINUSOID: {"preset": "<paper>"},
