@@ -2,12 +2,9 @@
 
 from metajax.distillation.coresets import herding
 from metajax.distillation.datasets import (
-  Objective,
-  SyntheticSet,
   distribution_matching,
   gradient_matching,
   kernel_inducing,
-  synthetic_set,
   unrolled,
 )
 from metajax.distillation.features import (
@@ -28,6 +25,11 @@ from metajax.distillation.losses import (
   mutual_learning,
   regression_distillation,
   softened_kl,
+)
+from metajax.distillation.synthetic import (
+  Objective,
+  SyntheticSet,
+  synthetic_set,
 )
 from metajax.distillation.teaching import (
   alone,

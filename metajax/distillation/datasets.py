@@ -7,90 +7,18 @@ examples of every class, the class changing fastest: example i is of class
 `i % classes` (`tasks.class_batches`).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from metajax import inner_loop
 from metajax.distillation.kernels import Kernel, kernel_ridge
+from metajax.distillation.synthetic import (
+  Objective,
+  SyntheticSet,
+  fit_synthetic,
+)
 from metajax.types import Array, Batch, Model, Params, PRNGKey
-
-
-class SyntheticSet(NamedTuple):
-  """A small training set, and the step size to train on it.
-
-  Attributes:
-    inputs: `[n, ...]`, n a multiple of the number of classes; example i starts
-      as one of class `i % classes`.
-    targets: `[n, classes]`, one-hot at first.
-    log_step_size: scalar, the logarithm of the step size of SGD.
-  """
-
-  inputs: Array
-  targets: Array
-  log_step_size: Array
-
-
-Objective = Callable[[SyntheticSet, Batch, PRNGKey], Array]
-
-
-def synthetic_set(
-  inputs: Array, num_classes: int, step_size: float = 0.1
-) -> SyntheticSet:
-  """Starts a synthetic set at real examples, or at noise.
-
-  Args:
-    inputs: `[n, ...]`; example i is taken to be of class `i % num_classes`.
-    num_classes: how many classes.
-    step_size: with which networks are trained on the set, positive.
-
-  Raises:
-    ValueError: if n is no multiple of `num_classes`, or the step size is not
-      positive.
-  """
-  if not len(inputs) or len(inputs) % num_classes:
-    raise ValueError(
-      f"inputs: {len(inputs)} examples, must be a multiple of {num_classes} "
-      "classes."
-    )
-  if not step_size > 0:
-    raise ValueError(f"step_size={step_size}: must be above 0.")
-  labels = jnp.arange(len(inputs)) % num_classes
-  return SyntheticSet(
-    jnp.asarray(inputs),
-    jax.nn.one_hot(labels, num_classes),
-    jnp.log(jnp.float32(step_size)),
-  )
-
-
-def fit_synthetic(
-  model: Model,
-  params: Params,
-  synthetic: SyntheticSet,
-  num_steps: int,
-  *,
-  memory: inner_loop.Memory = "default",
-) -> Params:
-  """Trains a network on a synthetic set, all of it in every step.
-
-  ::
-
-    num_steps of SGD(exp(log_step_size)) on
-      mean over examples of  -sum_c targets_c log softmax(model(inputs))_c
-  """
-
-  def loss(params: Params, step: Array) -> Array:
-    del step
-    logits = model.apply(params, synthetic.inputs)
-    return optax.softmax_cross_entropy(logits, synthetic.targets).mean()
-
-  optimizer = optax.sgd(jnp.exp(synthetic.log_step_size))
-  return inner_loop.minimize(
-    loss, params, optimizer, num_steps, memory=memory
-  ).params
 
 
 def unrolled(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 
-from metajax.distillation.datasets import (
+from metajax.distillation.synthetic import (
   Objective,
   SyntheticSet,
   fit_synthetic,
