@@ -1,0 +1,75 @@
+"""Runs side by side: what is read, drawn and told of them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _run(folder, rate, values):
+  """A run of 10 steps of 4 tasks a line; every second line has a value."""
+  folder.mkdir()
+  (folder / "config.json").write_text(json.dumps({"flags": {"meta_batch": 4}}))
+  lines = []
+  for number, value in enumerate(values, 1):
+    line = {"step": 10 * number, "loss": 1.0, "tasks_per_second": rate}
+    if value is not None:
+      line["validation/accuracy"] = value
+    lines.append(json.dumps(line))
+  (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _compare(*arguments):
+  return subprocess.run(
+    [sys.executable, "scripts/compare_runs.py", *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_time_is_that_of_the_meta_steps(tmp_path):
+  # 40 tasks a line: 2 s at 20 tasks a second, 5 s at 8.
+  _run(tmp_path / "quick", 20, [None, 0.5, None, 0.7])
+  _run(tmp_path / "slow", 8, [None, 0.6, None, 0.9])
+  out = tmp_path / "out.png"
+  ended = _compare(
+    f"--runs={tmp_path / 'quick'},{tmp_path / 'slow'}", f"--out={out}"
+  )
+  assert ended.returncode == 0, ended.stderr
+  rows = [line.split() for line in ended.stdout.splitlines()[1:5]]
+  assert rows == [
+    ["quick", "40", "8.0", "0.7000"],
+    ["40", "8.0", "0.7000"],
+    ["slow", "40", "20.0", "0.9000"],
+    # When the quick one has ended, after 8 s: the value at 10 s is nearest.
+    ["20", "10.0", "0.6000"],
+  ]
+  with Image.open(out) as image:
+    assert image.size == (990, 396)
+
+
+@pytest.mark.parametrize(
+  "folder, metric, message",
+  [
+    ("none", "validation/accuracy", "error: --runs: .*none is no workdir"),
+    ("run", "accuracy", "error: --metric=accuracy: .*run has none recorded"),
+  ],
+)
+def test_what_is_missing_is_named(folder, metric, message, tmp_path):
+  _run(tmp_path / "run", 20, [0.5])
+  out = tmp_path / "out.png"
+  ended = _compare(
+    f"--runs={tmp_path / folder}", f"--metric={metric}", f"--out={out}"
+  )
+  assert ended.returncode != 0
+  assert len(ended.stderr.splitlines()) == 1
+  assert re.match(message, ended.stderr)
+  assert not out.exists()
