@@ -50,6 +50,7 @@ def _scaled(inputs: Array) -> Array:
 def load() -> Data:
   data = load_omniglot(FLAGS.data_dir)
   known, _, novel = split_characters(data, "random", 0)
+  known = known[: FLAGS.classes]
 
   def part(drawings: slice) -> dict[str, Array]:
     images = data.images[known, drawings]

@@ -30,6 +30,14 @@ from metajax.tasks import few_shot_episodes
 from metajax.types import Array, Model, Params
 
 define_data_dir()
+flags.DEFINE_integer(
+  "classes",
+  200,
+  "Training characters to tell apart, of 1100. With all of them the smallest "
+  "students cannot even fit the training images within the default --steps.",
+  lower_bound=2,
+  upper_bound=1100,
+)
 flags.DEFINE_integer("filters", 64, "Channels of the teacher.", lower_bound=8)
 flags.DEFINE_multi_integer(
   "student_filters", [32, 16], "Channels of the students.", lower_bound=8
@@ -47,14 +55,14 @@ flags.DEFINE_float(
 flags.DEFINE_multi_integer(
   "ways", [5, 20], "Classes of the few-shot tasks.", lower_bound=2
 )
-FLAGS.set_default("steps", 1500)
+FLAGS.set_default("steps", 1000)
 FLAGS.set_default("outer_lr", 3e-3)
 FLAGS.set_default("outer_schedule", "cosine")
 FLAGS.set_default("log_every", 250)
 FLAGS.set_default("eval_every", 500)
 FLAGS.set_default("checkpoint_every", 500)
 
-QUERIES = 5
+QUERIES = 2
 
 
 def main() -> None:
