@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from absl import app, flags
 
 matplotlib.use("Agg")
@@ -34,12 +35,17 @@ def read(folder: Path, metric: str) -> list[tuple[int, float, float]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
   except (OSError, ValueError, KeyError) as error:
     raise ValueError(f"--runs: {folder} is no workdir ({error}).") from error
-  points, seconds, before = [], 0.0, 0
-  for line in map(json.loads, lines):
-    tasks = (line["step"] - before) * config["meta_batch"]
-    seconds, before = seconds + tasks / line["tasks_per_second"], line["step"]
-    if metric in line:
-      points.append((line["step"], seconds, float(line[metric])))
+  # Only lines that are due by --log_every have a rate: that since the last one.
+  records = [json.loads(line) for line in lines]
+  rated = [r for r in records if "tasks_per_second" in r]
+  steps = np.array([0] + [r["step"] for r in rated])
+  rates = np.array([r["tasks_per_second"] for r in rated])
+  seconds = np.cumsum(np.diff(steps) * config["meta_batch"] / rates)
+  points = [
+    (r["step"], np.interp(r["step"], steps, [0, *seconds]), float(r[metric]))
+    for r in records
+    if metric in r
+  ]
   if not points:
     raise ValueError(f"--metric={metric}: {folder} has none recorded.")
   return points

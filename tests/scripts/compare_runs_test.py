@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _run(folder, rate, values):
-  """A run of 10 steps of 4 tasks a line; every second line has a value."""
+  """A run of 10 steps of 4 tasks a line, and a validation in between."""
   folder.mkdir()
   (folder / "config.json").write_text(json.dumps({"flags": {"meta_batch": 4}}))
   lines = []
@@ -21,6 +21,7 @@ def _run(folder, rate, values):
     line = {"step": 10 * number, "loss": 1.0, "tasks_per_second": rate}
     if value is not None:
       line["validation/accuracy"] = value
+    lines.append(json.dumps({"step": 10 * number - 5, "validation/other": 1}))
     lines.append(json.dumps(line))
   (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -54,6 +55,17 @@ def test_time_is_that_of_the_meta_steps(tmp_path):
   ]
   with Image.open(out) as image:
     assert image.size == (990, 396)
+
+
+def test_between_two_lines_time_goes_on_evenly(tmp_path):
+  _run(tmp_path / "run", 8, [None, None])
+  ended = _compare(
+    f"--runs={tmp_path / 'run'}",
+    "--metric=validation/other",
+    f"--out={tmp_path / 'out.png'}",
+  )
+  # 5 s a line: half of the second of them.
+  assert ended.stdout.splitlines()[1].split() == ["run", "15", "7.5", "1.0000"]
 
 
 @pytest.mark.parametrize(
