@@ -136,9 +136,13 @@ def main() -> None:
     ("prototypical_taught", "teacher_0"),
   ):
     metrics[f"{name}_minus_{other}"] = estimate(values[name] - values[other])
-  gain = metrics["ensemble_minus_student_alone"].mean
-  kept = metrics["student_taught_minus_student_alone"].mean / gain
-  print(f"\nof the ensemble's gain, the student keeps {kept:.2f}")
+  gain = metrics["ensemble_minus_student_alone"]
+  kept = None
+  if gain.mean > gain.ci95:  # Else there is nothing to keep.
+    kept = metrics["student_taught_minus_student_alone"].mean / gain.mean
+    print(f"\nof the ensemble's gain, the student keeps {kept:.2f}")
+  else:
+    print("\nthe ensemble is no better than the student alone")
   training.finish(
     runs.workdir,
     "distill_learners",
