@@ -110,17 +110,18 @@ def test_students_side_by_side_learn_as_each_would_alone():
   goals = jnp.stack([MODEL.apply(_member(m), INPUTS) for m in range(4)], 1)
   goals = goals[:, ::-1]
   loss_fn = taught(MODEL)
+  learn_alone = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
   for teacher, own in ((goals, ["teacher"]), (BATCH["teacher"], [])):
     batch = BATCH | {"teacher": teacher}
-    (loss, metrics), grads = jax.value_and_grad(
-      side_by_side(loss_fn, own=own), has_aux=True
+    (loss, metrics), grads = jax.jit(
+      jax.value_and_grad(side_by_side(loss_fn, own=own), has_aux=True)
     )(STACK, batch, RNG)
     total, accuracies = 0.0, []
     for m in range(4):
       one = batch | {"teacher": teacher[:, m] if own else teacher}
-      (alone_loss, alone_metrics), alone_grads = jax.value_and_grad(
-        loss_fn, has_aux=True
-      )(_member(m), one, RNG)
+      (alone_loss, alone_metrics), alone_grads = learn_alone(
+        _member(m), one, RNG
+      )
       total += alone_loss
       accuracies.append(alone_metrics["accuracy"])
       for found, expected in zip(

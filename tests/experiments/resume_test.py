@@ -27,7 +27,7 @@ from metajax.models.mlp import MLP
 from metajax.training import TrainState, checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, CHECKPOINT_EVERY, LOG_EVERY, EVAL_EVERY = 400, 20, 10, 200
+STEPS, CHECKPOINT_EVERY, LOG_EVERY, EVAL_EVERY = 320, 20, 10, 160
 FLAGS = {
   "steps": STEPS,
   "checkpoint_every": CHECKPOINT_EVERY,
@@ -46,7 +46,7 @@ KILLS = [
   ("new", MOMENTS.randrange(60, 120), 0.0),
   ("new", MOMENTS.randrange(120, 180), MOMENTS.uniform(0.0, 0.2)),
 ]
-STOPS = {signal.SIGTERM: 240, signal.SIGINT: 300}
+STOPS = {signal.SIGTERM: 220, signal.SIGINT: 260}
 TIMEOUT = 300
 
 
