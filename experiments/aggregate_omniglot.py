@@ -81,11 +81,12 @@ class Members(Stages):
     """Returns a run's last parameters, and its averages by name."""
     optimizer = aggregation.averaging(optax.adam(FLAGS.outer_lr), self.averages)
     trainer = self.trainer(self.learner, optimizer, seed=FLAGS.seed + index)
-    schedule = Schedule(
-      FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
-    )
     trained = self.train(
-      f"member_{index}", trainer, schedule, FLAGS.meta_batch, seed=index
+      f"member_{index}",
+      trainer,
+      training.schedule(),
+      FLAGS.meta_batch,
+      seed=index,
     )
     states = trained.state.opt_state.averages
     averages = {k: a.value(states[k]) for k, a in self.averages.items()}

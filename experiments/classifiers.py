@@ -8,15 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from experiments import training
 from experiments.flags import FLAGS
 from experiments.stages import Stages
 from metajax import distillation
 from metajax.models.conv import conv4
 from metajax.tasks.omniglot import load_omniglot, split_characters
 from metajax.training import supervised_trainer
-from metajax.training.loop import Schedule
 from metajax.types import Array, Model, Params
 
 TRAIN = 15  # Drawings of a character, of its 20; the others are the test.
@@ -92,7 +91,6 @@ class Classifiers:
     self, name: str, init: Callable, loss: Callable, **teaching: Array
   ) -> Params:
     """Returns the trained stack; `teaching` is `[examples, ...]`."""
-    rate = optax.cosine_decay_schedule(FLAGS.outer_lr, FLAGS.steps)
 
     def init_stack(rng: Array) -> Params:
       image = self.data.train["inputs"][:1]
@@ -102,15 +100,14 @@ class Classifiers:
     trainer = supervised_trainer(
       init_stack,
       loss,
-      optax.adam(rate),
+      training.outer_optimizer(FLAGS.outer_schedule),
       self.data.train | teaching,
       batch_size=FLAGS.batch_size,
       rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
     )
-    schedule = Schedule(
-      FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
+    trained = self.runs.train(
+      name, trainer, training.schedule(), FLAGS.batch_size
     )
-    trained = self.runs.train(name, trainer, schedule, FLAGS.batch_size)
     return trained.state.meta_params
 
   def answers(self, model: Model, stack: Params, part: dict) -> Array:

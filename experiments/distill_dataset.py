@@ -39,7 +39,6 @@ from metajax.models.mlp import MLP
 from metajax.tasks import class_batches
 from metajax.tasks.omniglot import load_omniglot
 from metajax.training import meta_trainer
-from metajax.training.loop import Schedule
 from metajax.types import Batch, Episode, MetaLearner, TaskFamily
 
 define_data_dir()
@@ -206,20 +205,18 @@ def main() -> None:
 def train(
   runs: Stages, name: str, learner: MetaLearner, tasks: TaskFamily
 ) -> SyntheticSet:
-  rate = optax.cosine_decay_schedule(FLAGS.outer_lr, FLAGS.steps)
+  adam = training.outer_optimizer(FLAGS.outer_schedule)
   trainer = meta_trainer(
     learner,
     # Gradients through many steps are large now and then.
-    optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+    optax.chain(optax.clip_by_global_norm(1.0), adam),
     tasks,
     meta_batch=FLAGS.meta_batch,
     rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
     task_chunk=FLAGS.task_chunk or None,
   )
-  schedule = Schedule(
-    FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
-  )
-  return runs.train(name, trainer, schedule, FLAGS.meta_batch).state.meta_params
+  trained = runs.train(name, trainer, training.schedule(), FLAGS.meta_batch)
+  return trained.state.meta_params
 
 
 def kernel_score(synthetic: SyntheticSet, test: Batch) -> Estimate:

@@ -100,28 +100,19 @@ def main() -> None:
   seed = len(teachers)
   from_all = taught(student, together, equal, cross_entropy, **teach)
   from_slow = taught(fast, slow, teachers[0], cross_entropy, **teach)
-  train = splits.train
   rows = {
     f"teacher_{i}": (slow, params) for i, params in enumerate(teachers)
-  } | {
-    "ensemble": (together, equal),
-    "student_alone": (
-      slow,
-      runs.meta_train("student_alone", slow, train, seed=seed),
-    ),
-    "student_taught": (
-      slow,
-      runs.meta_train("student_taught", from_all, train, seed=seed),
-    ),
-    "prototypical_alone": (
-      fast,
-      runs.meta_train("prototypical_alone", fast, train, seed=seed),
-    ),
-    "prototypical_taught": (
-      fast,
-      runs.meta_train("prototypical_taught", from_slow, train, seed=seed),
-    ),
-  }
+  } | {"ensemble": (together, equal)}
+  for name, (trained, tested) in {
+    "student_alone": (slow, slow),
+    "student_taught": (from_all, slow),
+    "prototypical_alone": (fast, fast),
+    "prototypical_taught": (from_slow, fast),
+  }.items():
+    rows[name] = (
+      tested,
+      runs.meta_train(name, trained, splits.train, seed=seed),
+    )
   values = {
     name: training.task_scorer(
       tested, splits.test, report, "test", FLAGS.eval_tasks

@@ -67,8 +67,6 @@ QUERIES = 2
 
 def main() -> None:
   refuse("learner", "inner_steps", "inner_lr", "memory", "meta_batch")
-  if FLAGS.outer_schedule != "cosine":
-    refuse("outer_schedule")
   data = load()
   students = Classifiers(data)
   # Name -> (filters, stack).

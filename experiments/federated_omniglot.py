@@ -25,7 +25,6 @@ from metajax.models.conv import conv4
 from metajax.tasks.omniglot import load_omniglot
 from metajax.training import Clients, federated_trainer
 from metajax.training.logging import read_jsonl
-from metajax.training.loop import Schedule
 from metajax.types import Batch, Params
 
 define_data_dir()
@@ -82,9 +81,6 @@ def main() -> None:
     )
     return predicted == batch.targets
 
-  schedule = Schedule(
-    FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
-  )
   metrics, curves, rounds = {}, {}, {}
   for name, (server, epochs, size, rate, proximal) in methods.items():
     trainer = federated_trainer(
@@ -103,7 +99,7 @@ def main() -> None:
     trained = runs.train(
       name,
       trainer,
-      schedule,
+      training.schedule(),
       FLAGS.meta_batch,
       validate=lambda state: {
         "accuracy": float(correct(state.meta_params, validation).mean())

@@ -70,10 +70,10 @@ def _find_run(flag: str, folder: Path) -> Run:
   wanted = {name: FLAGS[name].value for name in ("ways", "filters")}
   wanted |= {"model": "conv4", "normalization": "batch"}
   for name, value in wanted.items():
-    if own[name] != value:
+    if own.get(name) != value:
       raise ValueError(
-        f"{flag}: {folder} is a run with --{name}={own[name]}, not {value}: "
-        "give another run, or other flags."
+        f"{flag}: {folder} is a run with --{name}={own.get(name)}, not "
+        f"{value}: give another run, or other flags."
       )
   if FLAGS.workdir and folder.resolve() == Path(FLAGS.workdir).resolve():
     raise ValueError(

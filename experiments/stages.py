@@ -58,9 +58,7 @@ class Stages:
     seed: int = 0,
   ) -> Params:
     """Meta-trains as the flags say, `seed` beyond their seed."""
-    schedule = Schedule(
-      FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
-    )
+    schedule = training.schedule()
     trainer = training.trainer(learner, tasks, seed=seed)
     trained = self.train(name, trainer, schedule, FLAGS.meta_batch, seed=seed)
     return trained.state.meta_params

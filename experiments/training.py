@@ -41,6 +41,13 @@ def outer_optimizer(schedule: str) -> optax.GradientTransformation:
   return optax.adam(FLAGS.outer_lr)
 
 
+def schedule() -> Schedule:
+  """How long to train, and what to do how often, by the flags."""
+  return Schedule(
+    FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
+  )
+
+
 def trainer(
   learner: MetaLearner, tasks: TaskFamily, *, seed: int = 0
 ) -> Trainer:
@@ -61,13 +68,10 @@ def train(
   validate: Callable[[Params], dict[str, float]],
 ) -> Trained:
   """Meta-trains by the flags, from the newest checkpoint in the workdir."""
-  schedule = Schedule(
-    FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
-  )
   return fit(
     trainer,
     jax.random.fold_in(jax.random.key(FLAGS.seed), 0),
-    schedule,
+    schedule(),
     workdir,
     tasks_per_step=FLAGS.meta_batch,
     validate=lambda state: validate(state.meta_params),

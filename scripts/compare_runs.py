@@ -54,6 +54,11 @@ def read(folder: Path, metric: str) -> list[tuple[int, float, float]]:
 def main(argv: list[str]) -> None:
   del argv
   folders = [Path(name) for name in FLAGS.runs]
+  if len({folder.name for folder in folders}) < len(folders):
+    sys.exit(
+      "error: --runs: two of the folders have the same name, by which runs are "
+      "told apart: rename one."
+    )
   try:
     runs = {folder.name: read(folder, FLAGS.metric) for folder in folders}
   except ValueError as error:

@@ -21,7 +21,7 @@ TIMEOUT = 300
 
 # Reads commands, a line of JSON each, and answers each with its exit code.
 SERVER = """
-import json, os, runpy, sys
+import json, os, runpy, sys, traceback
 import PIL.Image
 import experiments.plots, experiments.training
 import metajax.learners, metajax.models.conv, metajax.tasks.omniglot
@@ -33,8 +33,16 @@ for line in sys.stdin:
       os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
     os.environ.update(command["environment"])
     sys.argv = [None, *command["arguments"]]
-    runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
-    os._exit(0)  # The loop above is the parent's.
+    code = 0
+    try:
+      runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as leaving:
+      code = leaving.code
+    except BaseException:
+      traceback.print_exc()
+      code = 1
+    sys.stdout.flush()
+    os._exit(code)  # To take the interpreter down would last 0.5 s.
   print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 

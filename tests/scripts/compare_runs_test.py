@@ -72,6 +72,7 @@ def test_between_two_lines_time_goes_on_evenly(tmp_path):
   "folder, metric, message",
   [
     ("none", "validation/accuracy", "error: --runs: .*none is no workdir"),
+    ("run,run", "validation/accuracy", "error: --runs: two .* the same name"),
     ("run", "accuracy", "error: --metric=accuracy: .*run has none recorded"),
   ],
 )
