@@ -16,6 +16,9 @@ from metajax.training.loop import Interrupted
 
 FLAGS = flags.FLAGS
 
+# Not later: gymnax, which some scripts import, begins to compute at once.
+use_cpu_cores()
+
 Presets = Mapping[str, Mapping[str, Any]]
 
 flags.DEFINE_string(
@@ -148,7 +151,6 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
     del argv
     # orbax tells at INFO of every file it writes.
     logging.set_verbosity(logging.WARNING)
-    use_cpu_cores()
     try:
       main()
     except Interrupted as stop:

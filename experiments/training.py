@@ -16,7 +16,7 @@ from metajax.evaluation import Estimate, estimate, evaluator
 from metajax.results import open_workdir, write_results
 from metajax.training import Trainer, meta_trainer, task_mesh
 from metajax.training.loop import Schedule, Trained, fit
-from metajax.types import LossFn, MetaLearner, Params, TaskFamily
+from metajax.types import LossFn, MetaLearner, Params, PRNGKey, TaskFamily
 
 # Flags that say where a run is, not what it is.
 NOT_CONFIG = ("workdir", "data_dir", "debug", "preset")
@@ -34,10 +34,13 @@ def start(experiment: str) -> Path:
   return workdir
 
 
-def outer_optimizer(schedule: str) -> optax.GradientTransformation:
+def outer_optimizer(
+  schedule: str, updates_per_step: int = 1
+) -> optax.GradientTransformation:
   """Adam, with the step size that the flags describe."""
   if schedule == "cosine":
-    return optax.adam(optax.cosine_decay_schedule(FLAGS.outer_lr, FLAGS.steps))
+    updates = FLAGS.steps * updates_per_step
+    return optax.adam(optax.cosine_decay_schedule(FLAGS.outer_lr, updates))
   return optax.adam(FLAGS.outer_lr)
 
 
@@ -100,14 +103,19 @@ def task_scorer(
   **options: Any,
 ) -> Callable[[Params], dict[str, np.ndarray]]:
   """Returns `meta_params -> {metric: values}`, a value for each fixed task."""
-  # A purpose of its own for each key: training tasks are drawn from 1, whatever
-  # the seeds.
-  purpose = {"validation": 2, "test": 3}[split]
-  rng = jax.random.fold_in(jax.random.key(FLAGS.eval_seed), purpose)
+  rng = evaluation_key(split)
   mesh = task_mesh(num_tasks)
   return evaluator(
     learner, tasks, metrics, rng, num_tasks=num_tasks, mesh=mesh, **options
   )
+
+
+def evaluation_key(split: str) -> PRNGKey:
+  """The key of the fixed tasks of "validation" or "test"."""
+  # A purpose of its own for each key: training tasks are drawn from 1, whatever
+  # the seeds.
+  purpose = {"validation": 2, "test": 3}[split]
+  return jax.random.fold_in(jax.random.key(FLAGS.eval_seed), purpose)
 
 
 def finish(

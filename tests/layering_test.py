@@ -27,6 +27,8 @@ ALLOWED = {
   "aggregation": {"aggregation", "types"},
   "distillation": {"distillation", "aggregation", "inner_loop", "types"},
   "training": {"training", "aggregation", "inner_loop", "types"},
+  "players": {"players", "tasks", "types"},
+  "replay": {"replay", "models", "tasks", "training", "types"},
   "evaluation.py": {"training", "types"},
 }
 

@@ -1,0 +1,128 @@
+"""Bandits by recurrent experience replay, and by players that need no training.
+
+  python -m experiments.rer_bandits --pulls=100 --arms=5
+
+is a row of the RL^2 paper's table (Duan et al. 2016, section 3.1): total reward
+in `--pulls` pulls of Bernoulli arms whose probabilities are uniform, mean over
+1000 new bandits. The recurrent player ("rer") learns in its hidden state alone;
+the others are told the prior, and their parameters are searched on validation
+bandits.
+"""
+
+import functools
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import plots, replaying, training
+from experiments.flags import FLAGS, run
+from metajax import players
+from metajax.evaluation import Estimate, estimate
+from metajax.tasks.bandits import bandits
+
+flags.DEFINE_integer("pulls", 100, "Pulls of a bandit.", lower_bound=1)
+flags.DEFINE_integer("arms", 5, "Arms of a bandit.", lower_bound=2)
+FLAGS.set_default("steps", 6000)
+FLAGS.set_default("log_every", 200)
+FLAGS.set_default("eval_every", 500)
+
+# Total rewards in the paper's table, by (pulls, arms).
+COLUMNS = "random gittins ts ots ucb1 eps_greedy greedy rl2".split()
+PUBLISHED = {
+  (10, 5): (5.0, 6.6, 5.7, 6.5, 6.7, 6.6, 6.6, 6.7),
+  (10, 10): (5.0, 6.6, 5.5, 6.2, 6.7, 6.6, 6.6, 6.7),
+  (10, 50): (5.1, 6.5, 5.2, 5.5, 6.6, 6.5, 6.5, 6.8),
+  (100, 5): (49.9, 78.3, 74.7, 77.9, 78.0, 75.4, 74.8, 78.7),
+  (100, 10): (49.9, 82.8, 76.7, 81.4, 82.4, 77.4, 77.1, 83.5),
+  (100, 50): (49.8, 85.2, 64.5, 67.7, 84.3, 78.3, 78.0, 84.9),
+  (500, 5): (249.8, 405.8, 402.0, 406.7, 405.8, 388.2, 380.6, 401.6),
+  (500, 10): (249.0, 437.8, 429.5, 438.9, 437.1, 408.0, 395.0, 432.5),
+  (500, 50): (249.6, 463.7, 427.2, 437.6, 457.6, 413.6, 402.8, 438.9),
+}
+POINTS = 25  # Of the curves of regret.
+
+
+def main() -> None:
+  replaying.refuse_what_has_no_use()
+  arms, pulls = FLAGS.arms, FLAGS.pulls
+  tasks = bandits(arms, pulls)
+  network = replaying.q_network(tasks)
+  workdir, trained = replaying.train("rer_bandits", network, tasks)
+  test = replaying.scorer(tasks, "test")
+  params = trained.state.meta_params
+  play = jax.jit(lambda p: test(replaying.greedy(network, p, tasks)))
+  rewards = {"rer": np.asarray(play(params))}
+  chosen = {}
+  for name, (make, grid) in references(arms, pulls).items():
+    best, rewards[name] = replaying.search(make, grid, tasks)
+    if len(grid) > 1:
+      chosen[name] = best
+  metrics = {name: estimate(r.sum(-1)) for name, r in rewards.items()}
+  for name in ("ts", "gittins"):
+    difference = rewards["rer"].sum(-1) - rewards[name].sum(-1)
+    metrics[f"rer_minus_{name}"] = estimate(difference)
+  published = dict(zip(COLUMNS, PUBLISHED.get((pulls, arms), ()), strict=False))
+  best_arm = arms / (arms + 1)  # The mean of the largest probability.
+  plots.curves(
+    workdir / "regret.png",
+    {name: regret(r, best_arm) for name, r in rewards.items()},
+    "pulls",
+    "regret: reward of the best arm minus reward",
+  )
+  plots.learning_curve(
+    workdir,
+    {"greedy_reward": "boldness least", "validation/reward": "validation"},
+    "total reward of a bandit",
+  )
+  training.finish(
+    workdir,
+    "rer_bandits",
+    {
+      "pulls": pulls,
+      "arms": arms,
+      **replaying.protocol(),
+      "parameters_of_players": chosen,
+      "published": published,
+    },
+    metrics,
+    trained,
+  )
+  if published:
+    print("\npublished: " + "  ".join(f"{k} {v}" for k, v in published.items()))
+
+
+def references(arms: int, pulls: int):
+  """Name -> (player of its parameter, values to choose from by name)."""
+  one = {"": ()}
+  discounts = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
+  return {
+    "random": (lambda _: players.random_player(arms), one),
+    "gittins": (
+      functools.partial(players.gittins, arms),
+      {f"discount {d}": players.gittins_indices(pulls, d) for d in discounts},
+    ),
+    "ts": (lambda _: players.thompson(arms), one),
+    "ots": (lambda _: players.thompson(arms, optimistic=True), one),
+    "ucb1": (
+      functools.partial(players.ucb1, arms),
+      {f"scale {c}": c for c in (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)},
+    ),
+    "eps_greedy": (
+      functools.partial(players.epsilon_greedy, arms),
+      {f"epsilon {e}": e for e in (0.01, 0.02, 0.05, 0.1, 0.2)},
+    ),
+    "greedy": (lambda _: players.greedy(arms), one),
+  }
+
+
+def regret(rewards: np.ndarray, best: float) -> dict[float, Estimate]:
+  """By the number of pulls, against the best arm's expected reward."""
+  pulls = rewards.shape[1]
+  places = np.unique(np.linspace(1, pulls, min(POINTS, pulls), dtype=int))
+  totals = rewards.cumsum(axis=1)
+  return {int(t): estimate(t * best - totals[:, t - 1]) for t in places}
+
+
+if __name__ == "__main__":
+  run(main)

@@ -1,0 +1,143 @@
+"""Recurrent networks, whose state is what they have learned of a task."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from metajax.types import Array, Params, PRNGKey
+
+Cell = Literal["gru", "lstm"]
+Head = Literal["dueling", "linear", "actor_critic"]
+
+
+class Recurrent(NamedTuple):
+  """A network that reads a sequence; pure functions, for any leading axes.
+
+  Attributes:
+    init: `(rng, inputs) -> params`, the inputs `[..., features]`.
+    start: `() -> state`, without leading axes, of one who has read nothing.
+    read: `(params, state, inputs) -> (hidden, state)`, one input.
+    head: `(params, hidden) -> outputs`.
+  """
+
+  init: Callable[[PRNGKey, Array], Params]
+  start: Callable[[], Any]
+  read: Callable[[Params, Any, Array], tuple[Array, Any]]
+  head: Callable[[Params, Array], Any]
+
+
+class _Network(nn.Module):
+  cell: Cell
+  units: int
+  kind: Head
+  num_outputs: int
+
+  def setup(self) -> None:
+    self.encoder = nn.Dense(self.units)
+    cells = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
+    self.core = cells[self.cell](self.units)
+    self.output = nn.Dense(self.num_outputs)
+    if self.kind != "linear":
+      self.value = nn.Dense(1)
+    if self.kind == "dueling":
+      self.hidden_output = nn.Dense(self.units)
+      self.hidden_value = nn.Dense(self.units)
+
+  def read(self, state: Any, inputs: Array) -> tuple[Array, Any]:
+    state, hidden = self.core(state, nn.relu(self.encoder(inputs)))
+    return hidden, state
+
+  def head(self, hidden: Array) -> Any:
+    if self.kind == "linear":
+      return self.output(hidden)
+    if self.kind == "actor_critic":
+      return self.output(hidden), self.value(hidden)[..., 0]
+    advantages = self.output(nn.relu(self.hidden_output(hidden)))
+    value = self.value(nn.relu(self.hidden_value(hidden)))
+    return value + advantages - advantages.mean(-1, keepdims=True)
+
+  def __call__(self, state: Any, inputs: Array) -> Any:
+    hidden, _ = self.read(state, inputs)
+    return self.head(hidden)
+
+
+def recurrent(
+  num_outputs: int,
+  *,
+  units: int = 64,
+  cell: Cell = "gru",
+  head: Head = "linear",
+) -> Recurrent:
+  """Builds a recurrent network: a dense layer, a cell, a head.
+
+  Args:
+    num_outputs: classes or actions.
+    units: of every layer.
+    cell: "gru" (Cho et al. 2014) or "lstm".
+    head: "linear"; "dueling", values of actions as the value of the state plus
+      advantages, whose mean is zero (Wang et al. 2016); or "actor_critic",
+      a pair of logits and the value.
+
+  Raises:
+    ValueError: if cell or head is none of these.
+  """
+  for name, given, allowed in (("cell", cell, Cell), ("head", head, Head)):
+    if given not in get_args(allowed):
+      raise ValueError(f"{name}={given!r}: must be one of {get_args(allowed)}.")
+  network = _Network(cell, units, head, num_outputs)
+
+  def start() -> Any:
+    zeros = jnp.zeros(units)
+    return zeros if cell == "gru" else (zeros, zeros)
+
+  def init(rng: PRNGKey, inputs: Array) -> Params:
+    return network.init(rng, _spread(start(), inputs), inputs)
+
+  def read(params: Params, state: Any, inputs: Array) -> tuple[Array, Any]:
+    return network.apply(params, state, inputs, method="read")
+
+  def apply_head(params: Params, hidden: Array) -> Any:
+    return network.apply(params, hidden, method="head")
+
+  return Recurrent(init, start, read, apply_head)
+
+
+def unroll(
+  network: Recurrent, params: Params, state: Any, inputs: Array, first: Array
+) -> tuple[Array, Any]:
+  """Reads sequences from a state.
+
+  Args:
+    network: from `recurrent`.
+    params: its parameters.
+    state: before the first inputs, `[batch, ...]`.
+    inputs: `[time, batch, features]`.
+    first: `[time, batch]`, whether these inputs are the first of a task; they
+      are read from the state of one who knows nothing, whatever came before.
+
+  Returns:
+    The hidden vectors `[time, batch, units]`, for `network.head`, and the last
+    state.
+  """
+
+  def one(state: Any, step: tuple[Array, Array]) -> tuple[Any, Array]:
+    inputs, first = step
+    state = jax.tree.map(
+      lambda fresh, old: jnp.where(first[:, None], fresh, old),
+      network.start(),
+      state,
+    )
+    hidden, state = network.read(params, state, inputs)
+    return state, hidden
+
+  state, hidden = jax.lax.scan(one, state, (inputs, first))
+  return hidden, state
+
+
+def _spread(state: Any, inputs: Array) -> Any:
+  """Gives an initial state the leading axes of the inputs."""
+  axes = inputs.shape[:-1]
+  return jax.tree.map(lambda x: jnp.broadcast_to(x, (*axes, *x.shape)), state)

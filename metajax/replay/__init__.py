@@ -1,0 +1,39 @@
+"""Recurrent experience replay: a recurrent state learns, replay teaches it.
+
+Needs the extra `rl`.
+"""
+
+from metajax.replay.learning import Objective, replay_loss
+from metajax.replay.players import epsilon_ladder, q_player
+from metajax.replay.sequences import Sequence, cut
+from metajax.replay.trainer import (
+  Replay,
+  ReplayState,
+  replay_trainer,
+  updates_per_step,
+)
+from metajax.replay.values import (
+  importance_weights,
+  n_step_double_q,
+  sequence_priority,
+  signed_hyperbolic,
+  signed_parabolic,
+)
+
+__all__ = [
+  "Objective",
+  "Replay",
+  "ReplayState",
+  "Sequence",
+  "cut",
+  "epsilon_ladder",
+  "importance_weights",
+  "n_step_double_q",
+  "q_player",
+  "replay_loss",
+  "replay_trainer",
+  "sequence_priority",
+  "signed_hyperbolic",
+  "signed_parabolic",
+  "updates_per_step",
+]

@@ -1,0 +1,124 @@
+"""The loss of recurrent replay: burn-in, and double Q-learning on the rest."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax.models.recurrent import Recurrent, unroll
+from metajax.replay.sequences import Sequence, encode
+from metajax.replay.values import n_step_double_q, sequence_priority
+from metajax.types import Array, Metrics, Params
+
+
+class Objective(NamedTuple):
+  """What is learned from a sequence.
+
+  Attributes:
+    num_actions: of the tasks.
+    num_steps: actions of a trial, after which a task is worth nothing more.
+    burn_in: actions at the beginning of a sequence that only warm up the state,
+      unless the trial begins there.
+    n: rewards before the bootstrap.
+    discount: a step.
+    eps: of the rescaling of values; None: no rescaling.
+    eta: share of the largest error in a priority.
+    zero_state: begin at the state of one who knows nothing, in place of the
+      stored one (the ablation of Kapturowski et al. 2019, section 3).
+  """
+
+  num_actions: int
+  num_steps: int
+  burn_in: int = 0
+  n: int = 5
+  discount: float = 0.99
+  eps: float | None = 1e-3
+  eta: float = 0.9
+  zero_state: bool = False
+
+
+def q_values(
+  network: Recurrent,
+  params: Params,
+  sequences: Sequence,
+  objective: Objective,
+) -> Array:
+  """Unrolls over sequences `[batch, ...]`; returns `[batch, L + 1, actions]`.
+
+  Burn-in gives no gradient: behind it the state is a constant, except for
+  sequences that begin with their trial, for which it is no burn-in.
+  """
+  inputs = encode(sequences.steps, objective.num_actions).swapaxes(0, 1)
+  first = sequences.steps.first.swapaxes(0, 1)
+  state = sequences.state
+  if objective.zero_state:
+    state = jax.tree.map(
+      lambda zero, old: jnp.broadcast_to(zero, old.shape),
+      network.start(),
+      state,
+    )
+  b = objective.burn_in
+  before, state = unroll(network, params, state, inputs[:b], first[:b])
+  state = jax.tree.map(
+    lambda x: jnp.where(
+      sequences.start[:, None] == 0, x, jax.lax.stop_gradient(x)
+    ),
+    state,
+  )
+  after, _ = unroll(network, params, state, inputs[b:], first[b:])
+  hidden = jnp.concatenate([before, after])
+  return network.head(params, hidden).swapaxes(0, 1)
+
+
+def replay_loss(
+  network: Recurrent,
+  params: Params,
+  target_params: Params,
+  sequences: Sequence,
+  weights: Array,
+  objective: Objective,
+) -> tuple[Array, tuple[Array, Metrics]]:
+  """Computes the loss of a batch of sequences.
+
+  ::
+
+    L = sum_i w_i sum_t m_it (y_it - Q(s_it, a_it))^2 / 2  /  sum_it m_it
+
+  with targets y of `n_step_double_q`, importance weights w, and m zero in
+  burn-in.
+
+  Args:
+    network: its head gives the values of actions.
+    params: the online network's.
+    target_params: the target network's.
+    sequences: `[batch, ...]`.
+    weights: `[batch]`.
+    objective: what is learned.
+
+  Returns:
+    The loss; the priorities `[batch]`, and metrics.
+  """
+  online = q_values(network, params, sequences, objective)
+  target = q_values(network, target_params, sequences, objective)
+  actions = sequences.steps.action[:, 1:]
+  rewards = sequences.steps.reward[:, 1:]
+  place = jnp.arange(actions.shape[1])
+  done = sequences.start[:, None] + place + 1
+  discounts = jnp.where(done < objective.num_steps, objective.discount, 0.0)
+  targets = jax.vmap(
+    lambda r, d, q, q_target: n_step_double_q(
+      r, d, q, q_target, objective.n, eps=objective.eps
+    )
+  )(rewards, discounts, online, target)
+  chosen = jnp.take_along_axis(online[:, :-1], actions[..., None], -1)[..., 0]
+  counts = (place >= objective.burn_in) | (sequences.start[:, None] == 0)
+  counts = counts.astype(jnp.float32)
+  errors = targets - chosen
+  squares = 0.5 * jnp.square(errors) * counts * weights[:, None]
+  loss = squares.sum() / counts.sum()
+  priorities = sequence_priority(errors, counts, objective.eta)
+  metrics = {
+    "loss": loss,
+    "q": (chosen * counts).sum() / counts.sum(),
+  }
+  return loss, (jax.lax.stop_gradient(priorities), metrics)

@@ -1,0 +1,72 @@
+"""Bernoulli bandits (Duan et al. 2016, section 3.1), a gymnax environment."""
+
+# The methods are those of gymnax, described there.
+# ruff: noqa: D102, ANN201
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from metajax.tasks.trials import Trials, trials
+from metajax.types import Array, PRNGKey
+
+
+@struct.dataclass
+class BanditParams(environment.EnvParams):
+  """One bandit.
+
+  Attributes:
+    probabilities: `[arms]`, of a reward of 1.
+    max_steps_in_episode: pulls until it is over.
+  """
+
+  probabilities: Array = struct.field(default_factory=lambda: jnp.full(2, 0.5))
+  max_steps_in_episode: int = 100
+
+
+class BernoulliArms(environment.Environment):
+  """Arms that pay 1 with probabilities of their own; nothing to observe."""
+
+  def __init__(self, num_arms: int):
+    self.num_arms = num_arms
+
+  @property
+  def default_params(self) -> BanditParams:
+    return BanditParams(probabilities=jnp.full(self.num_arms, 0.5))
+
+  def step_env(self, key, state, action, params):
+    reward = jax.random.bernoulli(key, params.probabilities[action])
+    state = environment.EnvState(time=state.time + 1)
+    return jnp.zeros(1), state, reward.astype(jnp.float32), jnp.array(False), {}
+
+  def reset_env(self, key, params):
+    return jnp.zeros(1), environment.EnvState(time=jnp.int32(0))
+
+  @property
+  def num_actions(self) -> int:
+    return self.num_arms
+
+  def action_space(self, params=None):
+    return spaces.Discrete(self.num_arms)
+
+  def observation_space(self, params):
+    return spaces.Box(0.0, 0.0, (1,), jnp.float32)
+
+
+def bandits(num_arms: int, num_pulls: int) -> Trials:
+  """Returns bandits whose arms' probabilities are uniform in `[0, 1]`.
+
+  Raises:
+    ValueError: if there are fewer than 2 arms, or no pulls.
+  """
+  if num_arms < 2:
+    raise ValueError(f"num_arms={num_arms}: must be 2 or more.")
+
+  def sample_params(rng: PRNGKey) -> BanditParams:
+    return BanditParams(
+      probabilities=jax.random.uniform(rng, (num_arms,)),
+      max_steps_in_episode=num_pulls,
+    )
+
+  return trials(BernoulliArms(num_arms), num_pulls, sample_params=sample_params)

@@ -1,0 +1,122 @@
+"""Random tabular MDPs (Duan et al. 2016, section 3.2), a gymnax environment."""
+
+# The methods are those of gymnax, described there.
+# ruff: noqa: D102, ANN201
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from metajax.tasks.trials import Trials, trials
+from metajax.types import Array, PRNGKey
+
+
+@struct.dataclass
+class MDPParams(environment.EnvParams):
+  """One MDP.
+
+  Attributes:
+    transitions: `[states, actions, states]`, probabilities of the next state.
+    means: `[states, actions]` of the rewards, which are normal with variance 1.
+    max_steps_in_episode: the horizon.
+  """
+
+  transitions: Array = struct.field(
+    default_factory=lambda: jnp.full((10, 5, 10), 0.1)
+  )
+  means: Array = struct.field(default_factory=lambda: jnp.ones((10, 5)))
+  max_steps_in_episode: int = 10
+
+
+@struct.dataclass
+class MDPState(environment.EnvState):
+  """Where one is: `place`, a number."""
+
+  place: Array
+
+
+class TabularMDP(environment.Environment):
+  """Episodes of an MDP, each of which begins in state 0."""
+
+  def __init__(self, num_states: int, num_actions: int):
+    self.num_states = num_states
+    self._num_actions = num_actions
+
+  @property
+  def default_params(self) -> MDPParams:
+    shape = (self.num_states, self.num_actions)
+    return MDPParams(
+      transitions=jnp.full((*shape, self.num_states), 1 / self.num_states),
+      means=jnp.ones(shape),
+    )
+
+  def step_env(self, key, state, action, params):
+    reward_key, next_key = jax.random.split(key)
+    reward = params.means[state.place, action] + jax.random.normal(reward_key)
+    place = jax.random.categorical(
+      next_key, jnp.log(params.transitions[state.place, action])
+    )
+    state = MDPState(time=state.time + 1, place=place.astype(jnp.int32))
+    return self._observe(state), state, reward, jnp.array(False), {}
+
+  def reset_env(self, key, params):
+    state = MDPState(time=jnp.int32(0), place=jnp.int32(0))
+    return self._observe(state), state
+
+  def _observe(self, state: MDPState) -> Array:
+    return jax.nn.one_hot(state.place, self.num_states)
+
+  @property
+  def num_actions(self) -> int:
+    return self._num_actions
+
+  def action_space(self, params=None):
+    return spaces.Discrete(self.num_actions)
+
+  def observation_space(self, params):
+    return spaces.Box(0.0, 1.0, (self.num_states,), jnp.float32)
+
+
+def tabular_mdps(
+  num_episodes: int,
+  *,
+  num_states: int = 10,
+  num_actions: int = 5,
+  horizon: int = 10,
+) -> Trials:
+  """Returns MDPs with flat Dirichlet transitions and mean rewards N(1, 1).
+
+  Args:
+    num_episodes: episodes of a trial.
+    num_states: including the first, 0.
+    num_actions: in every state.
+    horizon: steps of an episode.
+
+  Raises:
+    ValueError: if a number is not positive.
+  """
+  for name, value in {
+    "num_episodes": num_episodes,
+    "num_states": num_states,
+    "num_actions": num_actions,
+    "horizon": horizon,
+  }.items():
+    if value < 1:
+      raise ValueError(f"{name}={value}: must be 1 or more.")
+
+  def sample_params(rng: PRNGKey) -> MDPParams:
+    transition_key, mean_key = jax.random.split(rng)
+    shape = (num_states, num_actions)
+    return MDPParams(
+      transitions=jax.random.dirichlet(
+        transition_key, jnp.ones(num_states), shape
+      ),
+      means=1.0 + jax.random.normal(mean_key, shape),
+      max_steps_in_episode=horizon,
+    )
+
+  environment = TabularMDP(num_states, num_actions)
+  return trials(
+    environment, num_episodes * horizon, sample_params=sample_params
+  )
