@@ -76,6 +76,17 @@ def updates_per_step(replay: Replay, num_steps: int) -> int:
   )
 
 
+def _without_empty(sample: Any) -> Any:
+  """Puts a sampled sequence in the place of those that are none.
+
+  The sums of flashbax's tree are float32 and drift, so that a draw in thousands
+  falls behind the last sequence, on one of probability 0.
+  """
+  exists = sample.probabilities > 0
+  place = jnp.where(exists, jnp.arange(exists.size), exists.argmax())
+  return jax.tree.map(lambda x: x[place], sample)
+
+
 def replay_trainer(
   network: Recurrent,
   tasks: Trials,
@@ -113,6 +124,8 @@ def replay_trainer(
   """
   mesh = task_mesh(replay.actors) if mesh is None else mesh
   starts = sequence_starts(tasks.num_steps, replay.length, replay.period)
+  if objective.n < 1:
+    raise ValueError(f"n={objective.n}: must be 1 or more.")
   if not 0 <= objective.burn_in < replay.length:
     raise ValueError(
       f"burn_in={objective.burn_in}: must be from 0 to {replay.length - 1}, "
@@ -121,10 +134,10 @@ def replay_trainer(
   shares = {}
   for name in ("actors", "batch", "capacity"):
     shares[name], rest = divmod(getattr(replay, name), mesh.size)
-    if rest:
+    if rest or shares[name] < 1:
       raise ValueError(
-        f"{name}={getattr(replay, name)}: must be a multiple of {mesh.size} "
-        "devices."
+        f"{name}={getattr(replay, name)}: must be a positive multiple of "
+        f"{mesh.size} devices."
       )
   new = shares["actors"] * len(starts)  # Sequences of a step, on a device.
   if shares["capacity"] < max(new, shares["batch"]):
@@ -152,7 +165,7 @@ def replay_trainer(
     params, state, _ = carry
     rng = jax.random.fold_in(rng, index)
     device_rng = jax.random.fold_in(rng, jax.lax.axis_index(TASKS))
-    sample = buffer.sample(state.buffer, device_rng)
+    sample = _without_empty(buffer.sample(state.buffer, device_rng))
     stored = state.buffer
     count = jnp.where(stored.is_full, shares["capacity"], stored.current_index)
     weights = importance_weights(

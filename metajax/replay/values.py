@@ -16,9 +16,8 @@ from metajax.types import Array
 
 def signed_hyperbolic(x: Array, eps: float = 1e-3) -> Array:
   """Makes large values small: `h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x`."""
-  size = jnp.abs(x)
-  # sqrt(1 + size) - 1, without the difference of two like numbers.
-  return jnp.sign(x) * size / (jnp.sqrt(size + 1) + 1) + eps * x
+  # sqrt(1 + |x|) - 1, without the difference of two like numbers.
+  return x / (jnp.sqrt(jnp.abs(x) + 1) + 1) + eps * x
 
 
 def signed_parabolic(x: Array, eps: float = 1e-3) -> Array:
@@ -27,9 +26,9 @@ def signed_parabolic(x: Array, eps: float = 1e-3) -> Array:
   With `z = sqrt(|y| + 1) - 1` of the result y, `|x| = z + eps z (z + 2)`, whose
   positive root is taken in the form that subtracts nothing.
   """
-  size, b = jnp.abs(x), 1 + 2 * eps
-  z = 2 * size / (b + jnp.sqrt(b**2 + 4 * eps * size))
-  return jnp.sign(x) * z * (z + 2)
+  b = 1 + 2 * eps
+  z = 2 * x / (b + jnp.sqrt(b**2 + 4 * eps * jnp.abs(x)))  # With x's sign.
+  return z * (jnp.abs(z) + 2)
 
 
 def n_step_double_q(

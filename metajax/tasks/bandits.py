@@ -62,6 +62,8 @@ def bandits(num_arms: int, num_pulls: int) -> Trials:
   """
   if num_arms < 2:
     raise ValueError(f"num_arms={num_arms}: must be 2 or more.")
+  if num_pulls < 1:
+    raise ValueError(f"num_pulls={num_pulls}: must be 1 or more.")
 
   def sample_params(rng: PRNGKey) -> BanditParams:
     return BanditParams(

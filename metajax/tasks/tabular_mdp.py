@@ -108,10 +108,10 @@ def tabular_mdps(
   def sample_params(rng: PRNGKey) -> MDPParams:
     transition_key, mean_key = jax.random.split(rng)
     shape = (num_states, num_actions)
+    # Exponentials divided by their sum are a flat Dirichlet sample.
+    weights = jax.random.exponential(transition_key, (*shape, num_states))
     return MDPParams(
-      transitions=jax.random.dirichlet(
-        transition_key, jnp.ones(num_states), shape
-      ),
+      transitions=weights / weights.sum(-1, keepdims=True),
       means=1.0 + jax.random.normal(mean_key, shape),
       max_steps_in_episode=horizon,
     )

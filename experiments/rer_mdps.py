@@ -1,0 +1,130 @@
+"""Tabular MDPs by recurrent experience replay, and by players that plan.
+
+  python -m experiments.rer_mdps --episodes=10
+
+is a row of the RL^2 paper's table (Duan et al. 2016, section 3.2): total reward
+in `--episodes` episodes of a random MDP (10 states, 5 actions, horizon 10),
+mean over 1000 new MDPs. The recurrent player ("rer") learns in its hidden state
+alone; the others are told the prior, and their parameters are searched on
+validation MDPs.
+"""
+
+import functools
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import plots, replaying, training
+from experiments.flags import FLAGS, run
+from metajax import players
+from metajax.evaluation import Estimate, estimate
+from metajax.tasks.tabular_mdp import tabular_mdps
+
+flags.DEFINE_integer("episodes", 10, "Episodes of an MDP.", lower_bound=1)
+FLAGS.set_default("steps", 6000)
+FLAGS.set_default("log_every", 200)
+FLAGS.set_default("eval_every", 500)
+
+SIZES = players.Sizes()
+# Total rewards in the paper's table, by episodes.
+COLUMNS = "random psrl opsrl ucrl2 beb eps_greedy greedy rl2".split()
+PUBLISHED = {
+  10: (100.1, 138.1, 144.1, 146.6, 150.2, 132.8, 134.8, 156.2),
+  25: (250.2, 408.8, 425.2, 424.1, 427.8, 377.3, 368.8, 445.7),
+  50: (499.7, 904.4, 930.7, 918.9, 917.8, 823.3, 769.3, 936.1),
+  75: (749.9, 1417.1, 1449.2, 1427.6, 1422.6, 1293.9, 1172.9, 1428.8),
+  100: (999.4, 1939.5, 1973.9, 1942.1, 1935.1, 1778.2, 1578.5, 1913.7),
+}
+
+
+def main() -> None:
+  replaying.refuse_what_has_no_use()
+  episodes = FLAGS.episodes
+  tasks = tabular_mdps(episodes)
+  network = replaying.q_network(tasks)
+  workdir, trained = replaying.train("rer_mdps", network, tasks)
+  test = replaying.scorer(tasks, "test")
+  params = trained.state.meta_params
+  play = jax.jit(lambda p: test(replaying.greedy(network, p, tasks)))
+  rewards = {"rer": np.asarray(play(params))}
+  chosen = {}
+  for name, (make, grid) in references().items():
+    best, rewards[name] = replaying.search(make, grid, tasks)
+    if len(grid) > 1:
+      chosen[name] = best
+  metrics = {name: estimate(r.sum(-1)) for name, r in rewards.items()}
+  difference = rewards["rer"].sum(-1) - rewards["psrl"].sum(-1)
+  metrics["rer_minus_psrl"] = estimate(difference)
+  metrics["optimum_of_an_episode"] = estimate(optima(tasks))
+  published = dict(zip(COLUMNS, PUBLISHED.get(episodes, ()), strict=False))
+  plots.curves(
+    workdir / "episodes.png",
+    {name: by_episode(r, episodes) for name, r in rewards.items()},
+    "episode of the task",
+    "reward of the episode",
+  )
+  plots.learning_curve(
+    workdir,
+    {"greedy_reward": "boldness least", "validation/reward": "validation"},
+    "total reward of an MDP",
+  )
+  training.finish(
+    workdir,
+    "rer_mdps",
+    {
+      "episodes": episodes,
+      **SIZES._asdict(),
+      **replaying.protocol(),
+      "parameters_of_players": chosen,
+      "published": published,
+    },
+    metrics,
+    trained,
+  )
+  if published:
+    print("\npublished: " + "  ".join(f"{k} {v}" for k, v in published.items()))
+
+
+def references():
+  """Name -> (player of its parameter, values to choose from by name)."""
+  one = {"": ()}
+  return {
+    "random": (lambda _: players.random_player(SIZES.actions), one),
+    "psrl": (lambda _: players.posterior_sampling(SIZES), one),
+    "opsrl": (lambda _: players.posterior_sampling(SIZES, 5), one),
+    "ucrl2": (
+      functools.partial(players.ucrl2, SIZES),
+      {f"scale {c}": c for c in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)},
+    ),
+    "beb": (
+      functools.partial(players.mdp_bonus, SIZES),
+      {f"scale {c}": c for c in (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)},
+    ),
+    "eps_greedy": (
+      functools.partial(players.mdp_epsilon_greedy, SIZES),
+      {f"epsilon {e}": e for e in (0.01, 0.03, 0.1, 0.2, 0.3)},
+    ),
+    "greedy": (lambda _: players.mdp_epsilon_greedy(SIZES, 0.0), one),
+  }
+
+
+def optima(tasks) -> np.ndarray:
+  """The most that can be expected of an episode, of the test MDPs."""
+
+  def one(key: jax.Array) -> jax.Array:
+    task_key, _ = jax.random.split(key)  # As in `trials.play`.
+    (params, *_), _ = tasks.reset(task_key)
+    return players.optimal_value(params, SIZES)
+
+  keys = jax.random.split(training.evaluation_key("test"), FLAGS.eval_tasks)
+  return np.asarray(jax.jit(jax.vmap(one))(keys))
+
+
+def by_episode(rewards: np.ndarray, episodes: int) -> dict[float, Estimate]:
+  totals = rewards.reshape(len(rewards), episodes, -1).sum(-1)
+  return {i + 1: estimate(totals[:, i]) for i in range(episodes)}
+
+
+if __name__ == "__main__":
+  run(main)
