@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
 import optax
 from absl import flags
 
-from experiments import training
+from experiments import plots, training
 from experiments.flags import FLAGS, refuse
+from metajax.evaluation import Estimate
 from metajax.models.recurrent import Cell, Recurrent, recurrent
 from metajax.replay import (
   Objective,
@@ -78,18 +79,16 @@ flags.DEFINE_integer(
 FLAGS.set_default("meta_batch", 64)
 FLAGS.set_default("outer_schedule", "cosine")
 FLAGS.set_default("eval_tasks", 1000)
+FLAGS.set_default("steps", 6000)
+FLAGS.set_default("log_every", 200)
+FLAGS.set_default("eval_every", 500)
 
 MAX_NORM = 10.0  # Of a gradient.
 
 
-def refuse_what_has_no_use() -> None:
-  refuse("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
-
-
-def q_network(tasks: Trials) -> Recurrent:
-  return recurrent(
-    tasks.num_actions, units=FLAGS.units, cell=FLAGS.cell, head="dueling"
-  )
+# A player of its parameter, and values to choose it from, by name.
+Reference = tuple[Callable[[Any], Player], Mapping[str, Any]]
+NO_CHOICE = {"": ()}
 
 
 def train(
@@ -142,6 +141,50 @@ def train(
   )
 
 
+class Played(NamedTuple):
+  """What came of a training, and of all players on the same test tasks.
+
+  Attributes:
+    workdir: the run's folder.
+    trained: the recurrent player's training.
+    rewards: `[tasks, steps]` by the player's name; "rer" is the recurrent one.
+    chosen: what was searched for the other players.
+  """
+
+  workdir: Path
+  trained: Trained
+  rewards: dict[str, np.ndarray]
+  chosen: dict[str, str]
+
+
+def play_all(
+  experiment: str, tasks: Trials, references: Mapping[str, Reference]
+) -> Played:
+  """Trains a recurrent player, and lets it and the others play test tasks."""
+  refuse("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
+  network = recurrent(
+    tasks.num_actions, units=FLAGS.units, cell=FLAGS.cell, head="dueling"
+  )
+  workdir, trained = train(experiment, network, tasks)
+  plots.learning_curve(
+    workdir,
+    {
+      "reward": "all actors, exploring",
+      "validation/reward": "validation, not exploring",
+    },
+    "total reward of a task",
+  )
+  test = scorer(tasks, "test")
+  play = jax.jit(lambda params: test(greedy(network, params, tasks)))
+  rewards = {"rer": np.asarray(play(trained.state.meta_params))}
+  chosen = {}
+  for name, (make, grid) in references.items():
+    best, rewards[name] = search(make, grid, tasks)
+    if len(grid) > 1:
+      chosen[name] = best
+  return Played(workdir, trained, rewards, chosen)
+
+
 def greedy(network: Recurrent, params: Params, tasks: Trials) -> Player:
   return q_player(network, params, tasks.num_actions, 0.0)
 
@@ -180,8 +223,31 @@ def search(
   return best, np.asarray(rewards["test"](grid[best]))
 
 
-def protocol() -> Mapping[str, Any]:
-  """What all of these experiments say of themselves."""
+def finish(
+  experiment: str,
+  played: Played,
+  protocol: Mapping[str, Any],
+  metrics: Mapping[str, Estimate],
+  published: Mapping[str, float],
+) -> None:
+  """Writes the results, and prints the published ones below."""
+  training.finish(
+    played.workdir,
+    experiment,
+    {
+      **protocol,
+      **_protocol(),
+      "parameters_of_players": played.chosen,
+      "published": published,
+    },
+    metrics,
+    played.trained,
+  )
+  if published:
+    print("\npublished: " + "  ".join(f"{k} {v}" for k, v in published.items()))
+
+
+def _protocol() -> Mapping[str, Any]:
   names = (
     "units cell sequence period burn_in zero_state n_step discount rescale "
     "capacity replay_batch replay_ratio epsilon priority_exponent "

@@ -11,11 +11,10 @@ bandits.
 
 import functools
 
-import jax
 import numpy as np
 from absl import flags
 
-from experiments import plots, replaying, training
+from experiments import plots, replaying
 from experiments.flags import FLAGS, run
 from metajax import players
 from metajax.evaluation import Estimate, estimate
@@ -23,9 +22,6 @@ from metajax.tasks.bandits import bandits
 
 flags.DEFINE_integer("pulls", 100, "Pulls of a bandit.", lower_bound=1)
 flags.DEFINE_integer("arms", 5, "Arms of a bandit.", lower_bound=2)
-FLAGS.set_default("steps", 6000)
-FLAGS.set_default("log_every", 200)
-FLAGS.set_default("eval_every", 500)
 
 # Total rewards in the paper's table, by (pulls, arms).
 COLUMNS = "random gittins ts ots ucb1 eps_greedy greedy rl2".split()
@@ -44,57 +40,33 @@ POINTS = 25  # Of the curves of regret.
 
 
 def main() -> None:
-  replaying.refuse_what_has_no_use()
   arms, pulls = FLAGS.arms, FLAGS.pulls
-  tasks = bandits(arms, pulls)
-  network = replaying.q_network(tasks)
-  workdir, trained = replaying.train("rer_bandits", network, tasks)
-  test = replaying.scorer(tasks, "test")
-  params = trained.state.meta_params
-  play = jax.jit(lambda p: test(replaying.greedy(network, p, tasks)))
-  rewards = {"rer": np.asarray(play(params))}
-  chosen = {}
-  for name, (make, grid) in references(arms, pulls).items():
-    best, rewards[name] = replaying.search(make, grid, tasks)
-    if len(grid) > 1:
-      chosen[name] = best
+  played = replaying.play_all(
+    "rer_bandits", bandits(arms, pulls), references(arms, pulls)
+  )
+  rewards = played.rewards
   metrics = {name: estimate(r.sum(-1)) for name, r in rewards.items()}
   for name in ("ts", "gittins"):
     difference = rewards["rer"].sum(-1) - rewards[name].sum(-1)
     metrics[f"rer_minus_{name}"] = estimate(difference)
-  published = dict(zip(COLUMNS, PUBLISHED.get((pulls, arms), ()), strict=False))
   best_arm = arms / (arms + 1)  # The mean of the largest probability.
   plots.curves(
-    workdir / "regret.png",
+    played.workdir / "regret.png",
     {name: regret(r, best_arm) for name, r in rewards.items()},
     "pulls",
     "regret: reward of the best arm minus reward",
   )
-  plots.learning_curve(
-    workdir,
-    {"greedy_reward": "boldness least", "validation/reward": "validation"},
-    "total reward of a bandit",
-  )
-  training.finish(
-    workdir,
+  replaying.finish(
     "rer_bandits",
-    {
-      "pulls": pulls,
-      "arms": arms,
-      **replaying.protocol(),
-      "parameters_of_players": chosen,
-      "published": published,
-    },
+    played,
+    {"pulls": pulls, "arms": arms},
     metrics,
-    trained,
+    dict(zip(COLUMNS, PUBLISHED.get((pulls, arms), ()), strict=False)),
   )
-  if published:
-    print("\npublished: " + "  ".join(f"{k} {v}" for k, v in published.items()))
 
 
-def references(arms: int, pulls: int):
-  """Name -> (player of its parameter, values to choose from by name)."""
-  one = {"": ()}
+def references(arms: int, pulls: int) -> dict[str, replaying.Reference]:
+  one = replaying.NO_CHOICE
   discounts = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
   return {
     "random": (lambda _: players.random_player(arms), one),

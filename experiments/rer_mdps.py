@@ -20,11 +20,9 @@ from experiments.flags import FLAGS, run
 from metajax import players
 from metajax.evaluation import Estimate, estimate
 from metajax.tasks.tabular_mdp import tabular_mdps
+from metajax.tasks.trials import Trials
 
 flags.DEFINE_integer("episodes", 10, "Episodes of an MDP.", lower_bound=1)
-FLAGS.set_default("steps", 6000)
-FLAGS.set_default("log_every", 200)
-FLAGS.set_default("eval_every", 500)
 
 SIZES = players.Sizes()
 # Total rewards in the paper's table, by episodes.
@@ -39,56 +37,31 @@ PUBLISHED = {
 
 
 def main() -> None:
-  replaying.refuse_what_has_no_use()
   episodes = FLAGS.episodes
   tasks = tabular_mdps(episodes)
-  network = replaying.q_network(tasks)
-  workdir, trained = replaying.train("rer_mdps", network, tasks)
-  test = replaying.scorer(tasks, "test")
-  params = trained.state.meta_params
-  play = jax.jit(lambda p: test(replaying.greedy(network, p, tasks)))
-  rewards = {"rer": np.asarray(play(params))}
-  chosen = {}
-  for name, (make, grid) in references().items():
-    best, rewards[name] = replaying.search(make, grid, tasks)
-    if len(grid) > 1:
-      chosen[name] = best
+  played = replaying.play_all("rer_mdps", tasks, references())
+  rewards = played.rewards
   metrics = {name: estimate(r.sum(-1)) for name, r in rewards.items()}
   difference = rewards["rer"].sum(-1) - rewards["psrl"].sum(-1)
   metrics["rer_minus_psrl"] = estimate(difference)
   metrics["optimum_of_an_episode"] = estimate(optima(tasks))
-  published = dict(zip(COLUMNS, PUBLISHED.get(episodes, ()), strict=False))
   plots.curves(
-    workdir / "episodes.png",
+    played.workdir / "episodes.png",
     {name: by_episode(r, episodes) for name, r in rewards.items()},
     "episode of the task",
     "reward of the episode",
   )
-  plots.learning_curve(
-    workdir,
-    {"greedy_reward": "boldness least", "validation/reward": "validation"},
-    "total reward of an MDP",
-  )
-  training.finish(
-    workdir,
+  replaying.finish(
     "rer_mdps",
-    {
-      "episodes": episodes,
-      **SIZES._asdict(),
-      **replaying.protocol(),
-      "parameters_of_players": chosen,
-      "published": published,
-    },
+    played,
+    {"episodes": episodes, **SIZES._asdict()},
     metrics,
-    trained,
+    dict(zip(COLUMNS, PUBLISHED.get(episodes, ()), strict=False)),
   )
-  if published:
-    print("\npublished: " + "  ".join(f"{k} {v}" for k, v in published.items()))
 
 
-def references():
-  """Name -> (player of its parameter, values to choose from by name)."""
-  one = {"": ()}
+def references() -> dict[str, replaying.Reference]:
+  one = replaying.NO_CHOICE
   return {
     "random": (lambda _: players.random_player(SIZES.actions), one),
     "psrl": (lambda _: players.posterior_sampling(SIZES), one),
@@ -109,7 +82,7 @@ def references():
   }
 
 
-def optima(tasks) -> np.ndarray:
+def optima(tasks: Trials) -> np.ndarray:
   """The most that can be expected of an episode, of the test MDPs."""
 
   def one(key: jax.Array) -> jax.Array:
