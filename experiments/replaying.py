@@ -27,7 +27,7 @@ from metajax.types import Params
 flags.DEFINE_integer("units", 64, "Units of every layer.", lower_bound=1)
 flags.DEFINE_enum("cell", "gru", get_args(Cell), "Recurrent cell.")
 flags.DEFINE_integer(
-  "sequence",
+  "length",
   0,
   "Actions of a stored sequence; 0: all of a trial.",
   lower_bound=0,
@@ -55,9 +55,7 @@ flags.DEFINE_bool("rescale", True, "Learn rescaled values, h(Q).")
 flags.DEFINE_integer(
   "capacity", 4096, "Sequences that are kept.", lower_bound=1
 )
-flags.DEFINE_integer(
-  "replay_batch", 64, "Sequences of an update.", lower_bound=1
-)
+flags.DEFINE_integer("batch", 64, "Sequences of an update.", lower_bound=1)
 flags.DEFINE_float(
   "replay_ratio",
   1.0,
@@ -95,7 +93,7 @@ def train(
   experiment: str, network: Recurrent, tasks: Trials
 ) -> tuple[Path, Trained]:
   """Trains by the flags; tells of the reward on validation tasks."""
-  length = FLAGS.sequence or tasks.num_steps
+  length = FLAGS.length or tasks.num_steps
   objective = Objective(
     tasks.num_actions,
     tasks.num_steps,
@@ -110,7 +108,7 @@ def train(
     length=length,
     period=FLAGS.period or max(1, length // 2),
     capacity=FLAGS.capacity,
-    batch=FLAGS.replay_batch,
+    batch=FLAGS.batch,
     ratio=FLAGS.replay_ratio,
     epsilon=FLAGS.epsilon,
     priority_exponent=FLAGS.priority_exponent,
@@ -249,8 +247,8 @@ def finish(
 
 def _protocol() -> Mapping[str, Any]:
   names = (
-    "units cell sequence period burn_in zero_state n_step discount rescale "
-    "capacity replay_batch replay_ratio epsilon priority_exponent "
+    "units cell length period burn_in zero_state n_step discount rescale "
+    "capacity batch replay_ratio epsilon priority_exponent "
     "importance_exponent target_period"
   )
   return {name: FLAGS[name].value for name in names.split()}
