@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import plots, training
+from experiments import needs_rl, plots, training  # noqa: F401
 from experiments.flags import FLAGS, refuse
 from metajax.evaluation import Estimate
 from metajax.models.recurrent import Cell, Recurrent, recurrent
