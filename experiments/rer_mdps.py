@@ -72,7 +72,7 @@ def references() -> dict[str, replaying.Reference]:
     ),
     "beb": (
       functools.partial(players.mdp_bonus, SIZES),
-      {f"scale {c}": c for c in (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)},
+      {f"scale {c}": c for c in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)},
     ),
     "eps_greedy": (
       functools.partial(players.mdp_epsilon_greedy, SIZES),
