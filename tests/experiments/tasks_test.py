@@ -16,7 +16,7 @@ from experiments.flags import FLAGS
 from metajax.tasks import sinusoid
 from metajax.types import MetaLearner
 
-FLAGS(["test", "--meta_batch=4", "--task_chunk=4"])
+FLAGS(["test", "--meta_batch=4", "--task_chunk=1"])
 seen = []
 
 def meta_grad(params, episodes, rng):
