@@ -22,6 +22,7 @@ ALLOWED = {
     "aggregation",
     "distillation",
     "inner_loop",
+    "models",
     "types",
   },
   "aggregation": {"aggregation", "types"},

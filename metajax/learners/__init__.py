@@ -10,6 +10,7 @@ from metajax.learners.embedding import embedding
 from metajax.learners.heads import Head, logistic, nearest_mean, ridge
 from metajax.learners.maml import maml
 from metajax.learners.meta_gradients import gradient_of_mean, mean_of_gradients
+from metajax.learners.recurrent import recurrent, sequence_learner
 from metajax.learners.reptile import reptile
 from metajax.learners.taught import taught
 from metajax.types import MetaLearner
@@ -22,6 +23,7 @@ REGISTRY: dict[str, Callable[..., MetaLearner]] = {
   "fomaml": functools.partial(maml, first_order=True),
   "reptile": reptile,
   "bmg": bmg,
+  "recurrent": recurrent,
 }
 
 __all__ = [
@@ -37,7 +39,9 @@ __all__ = [
   "maml",
   "mean_of_gradients",
   "nearest_mean",
+  "recurrent",
   "reptile",
   "ridge",
+  "sequence_learner",
   "taught",
 ]

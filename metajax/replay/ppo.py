@@ -1,0 +1,275 @@
+"""RL^2 without replay: the recurrent player trained on policy, by PPO."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from metajax.models.recurrent import Recurrent, unroll
+from metajax.replay.sequences import encode
+from metajax.tasks.trials import Player, Step, Trials, first_step, play
+from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.step import (
+  Trainer,
+  TrainState,
+  mean_over_steps,
+  next_state,
+)
+from metajax.types import Array, Metrics, Params, PRNGKey
+
+
+class PPO(NamedTuple):
+  """How a policy is improved.
+
+  Attributes:
+    actors: tasks played in a step, on all devices together.
+    epochs: how often a step's trials are learned from.
+    minibatches: updates of an epoch, each with its share of the trials.
+    discount: a step.
+    gae: lambda of generalised advantage estimation, 0 to 1.
+    clip: how far the probability of an action may move, as a ratio less 1.
+    entropy: weight of the policy's entropy.
+    value: weight of the value's squared error.
+  """
+
+  actors: int = 64
+  epochs: int = 4
+  minibatches: int = 4
+  discount: float = 0.99
+  gae: float = 0.3
+  clip: float = 0.2
+  entropy: float = 0.01
+  value: float = 0.5
+
+
+class Rollout(NamedTuple):
+  """Trials and what the policy that played them thought, `[trials, ...]`.
+
+  Attributes:
+    steps: `[trials, T + 1, ...]`.
+    log_probs: `[trials, T]`, of the actions taken.
+    advantages: `[trials, T]`.
+    returns: `[trials, T]`, what the value is to become.
+  """
+
+  steps: Step
+  log_probs: Array
+  advantages: Array
+  returns: Array
+
+
+def policy_player(
+  network: Recurrent, params: Params, num_actions: int, *, greedy: bool = False
+) -> Player:
+  """Draws actions from the policy, or takes the most probable one.
+
+  Its memory is the network's state, fed with what each action brought.
+  """
+
+  def act(memory: Any, step: Step, rng: PRNGKey) -> tuple[Array, Any]:
+    hidden, memory = network.read(params, memory, encode(step, num_actions))
+    logits, _ = network.head(params, hidden)
+    if greedy:
+      return logits.argmax(), memory
+    return jax.random.categorical(rng, logits), memory
+
+  return Player(network.start, act)
+
+
+def generalized_advantages(
+  rewards: Array, values: Array, discount: float, gae: float
+) -> Array:
+  """Computes advantages of one trial (Schulman et al. 2016, equation 16).
+
+  ::
+
+    A_t = sum_k (discount gae)^k (r_{t+k} + discount V_{t+k+1} - V_{t+k})
+
+  Args:
+    rewards: `[T]`, what the action at t brought.
+    values: `[T + 1]`, of the observations; the last 0 if the task is over.
+    discount: a step.
+    gae: lambda.
+  """
+  errors = rewards + discount * values[1:] - values[:-1]
+
+  def one(advantage: Array, error: Array) -> tuple[Array, Array]:
+    advantage = error + discount * gae * advantage
+    return advantage, advantage
+
+  _, advantages = jax.lax.scan(one, jnp.float32(0), errors, reverse=True)
+  return advantages
+
+
+def policy_and_values(
+  network: Recurrent, params: Params, steps: Step, num_actions: int
+) -> tuple[Array, Array]:
+  """Reads trials; returns log-probabilities and values.
+
+  Args:
+    network: with an "actor_critic" head.
+    params: its parameters.
+    steps: `[trials, T + 1, ...]`.
+    num_actions: of the tasks.
+
+  Returns:
+    `[trials, T, actions]` for the steps before an action, and `[trials, T + 1]`
+    with 0 where the task is over.
+  """
+  inputs = encode(steps, num_actions).swapaxes(0, 1)
+  start = jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (inputs.shape[1], *x.shape)), network.start()
+  )
+  hidden, _ = unroll(network, params, start, inputs, steps.first.swapaxes(0, 1))
+  logits, values = network.head(params, hidden.swapaxes(0, 1))
+  return jax.nn.log_softmax(logits[:, :-1]), values.at[:, -1].set(0.0)
+
+
+def ppo_loss(
+  network: Recurrent,
+  params: Params,
+  rollout: Rollout,
+  num_actions: int,
+  ppo: PPO,
+) -> tuple[Array, Metrics]:
+  """Computes PPO's loss (Schulman et al. 2017, equations 7 and 9).
+
+  ::
+
+    L = mean( -min(rho A, clip(rho, 1 - c, 1 + c) A)
+              + value (V - R)^2 / 2 - entropy H )
+
+  with rho the ratio of the new to the old probability of an action, and the
+  advantages A of the rollout scaled to mean 0 and standard deviation 1.
+  """
+  log_policy, values = policy_and_values(
+    network, params, rollout.steps, num_actions
+  )
+  chosen = _of_actions(log_policy, rollout.steps)
+  ratio = jnp.exp(chosen - rollout.log_probs)
+  advantages = rollout.advantages
+  advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+  clipped = jnp.clip(ratio, 1 - ppo.clip, 1 + ppo.clip)
+  policy = -jnp.minimum(ratio * advantages, clipped * advantages).mean()
+  error = 0.5 * jnp.square(values[:, :-1] - rollout.returns).mean()
+  entropy = -(jnp.exp(log_policy) * log_policy).sum(-1).mean()
+  loss = policy + ppo.value * error - ppo.entropy * entropy
+  return loss, {"loss": loss, "value_error": error, "entropy": entropy}
+
+
+def ppo_trainer(
+  network: Recurrent,
+  tasks: Trials,
+  optimizer: optax.GradientTransformation,
+  ppo: PPO,
+  *,
+  rng: PRNGKey,
+  mesh: Mesh | None = None,
+) -> Trainer:
+  """Builds a trainer of RL^2: on policy, on whole trials.
+
+  A step lets every actor play one new task from beginning to end, learns from
+  these trials for some epochs, and forgets them. Actors are split over the
+  devices, gradients are averaged.
+
+  Args:
+    network: with an "actor_critic" head.
+    tasks: what is played.
+    optimizer: any optax optimizer.
+    ppo: how the policy is improved.
+    rng: the key of all tasks, actions and minibatches.
+    mesh: a mesh with the axis "tasks"; None: `task_mesh(actors)`.
+
+  Returns:
+    A `Trainer`, whose metrics are "loss", "value_error", "entropy" and
+    "reward" (the mean total of a trial), means over the step's updates.
+
+  Raises:
+    ValueError: if devices and minibatches do not divide the actors.
+
+  References:
+    Duan et al., `RL^2: Fast Reinforcement Learning via Slow Reinforcement
+    Learning <https://arxiv.org/abs/1611.02779>`_, 2016 (by TRPO).
+    Schulman et al., `Proximal Policy Optimization Algorithms
+    <https://arxiv.org/abs/1707.06347>`_, 2017.
+  """
+  mesh = task_mesh(ppo.actors) if mesh is None else mesh
+  if ppo.epochs < 1 or ppo.minibatches < 1:
+    raise ValueError(
+      f"epochs={ppo.epochs}, minibatches={ppo.minibatches}: must be 1 or more."
+    )
+  share, rest = divmod(ppo.actors, mesh.size)
+  if rest or share < 1 or share % ppo.minibatches:
+    raise ValueError(
+      f"actors={ppo.actors}: must be a positive multiple of "
+      f"{mesh.size * ppo.minibatches}: {mesh.size} devices with "
+      f"{ppo.minibatches} minibatches each."
+    )
+
+  def gather(params: Params, rng: PRNGKey, first: Array) -> Rollout:
+    player = policy_player(network, params, tasks.num_actions)
+    steps = jax.vmap(
+      lambda actor: play(player, tasks, jax.random.fold_in(rng, actor)).steps
+    )(first + jnp.arange(share))
+    log_policy, values = policy_and_values(
+      network, params, steps, tasks.num_actions
+    )
+    advantages = jax.vmap(
+      lambda r, v: generalized_advantages(r, v, ppo.discount, ppo.gae)
+    )(steps.reward[:, 1:], values)
+    log_probs = _of_actions(log_policy, steps)
+    return Rollout(steps, log_probs, advantages, advantages + values[:, :-1])
+
+  def device_step(
+    state: TrainState, rng: PRNGKey
+  ) -> tuple[TrainState, Metrics]:
+    rng = jax.random.fold_in(rng, state.step)
+    act_key, learn_key = jax.random.split(rng)
+    device = jax.lax.axis_index(TASKS)
+    rollout = gather(state.meta_params, act_key, device * share)
+    learn_key = jax.random.fold_in(learn_key, device)
+    orders = jax.vmap(lambda key: jax.random.permutation(key, share))(
+      jax.random.split(learn_key, ppo.epochs)
+    )
+
+    def update(inner: TrainState, chosen: Array) -> tuple[TrainState, Metrics]:
+      part = jax.tree.map(lambda x: x[chosen], rollout)
+      grads, metrics = jax.grad(
+        lambda p: ppo_loss(network, p, part, tasks.num_actions, ppo),
+        has_aux=True,
+      )(inner.meta_params)
+      grads, metrics = jax.lax.pmean((grads, metrics), TASKS)
+      return next_state(optimizer, inner, grads), metrics
+
+    inner, metrics = jax.lax.scan(
+      update, state, orders.reshape(ppo.epochs * ppo.minibatches, -1)
+    )
+    metrics = {k: v.mean() for k, v in metrics.items()}
+    reward = rollout.steps.reward.sum(-1).mean()
+    metrics["reward"] = jax.lax.pmean(reward, TASKS)
+    return inner._replace(step=state.step + 1), metrics
+
+  step = jax.shard_map(
+    device_step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
+  )
+  replicated = NamedSharding(mesh, P())
+
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def init(rng: PRNGKey) -> TrainState:
+    _, observation = tasks.reset(rng)
+    features = encode(first_step(observation), tasks.num_actions)
+    params = network.init(rng, features)
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+  rng = jax.device_put(rng, replicated)
+  return Trainer(init, mean_over_steps(step, rng))
+
+
+def _of_actions(log_policy: Array, steps: Step) -> Array:
+  """The log-probabilities of the actions that were taken, `[trials, T]`."""
+  actions = steps.action[:, 1:, None]
+  return jnp.take_along_axis(log_policy, actions, -1)[..., 0]
