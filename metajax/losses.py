@@ -29,6 +29,26 @@ def accuracy(logits: Array, labels: Array) -> Array:
   return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
+def accuracy_by_presentation(logits: Array, labels: Array) -> Array:
+  """Accuracy at the first, second, ... example of a class in a sequence.
+
+  Args:
+    logits: `[n, classes]`, predictions in the sequence's order.
+    labels: `[n]` integers.
+
+  Returns:
+    `[n]`: at k - 1 the fraction of classes whose k-th example was told right;
+    NaN where no class has so many (Santoro et al. 2016, figure 2).
+  """
+  chex.assert_rank([logits, labels], [2, 1])
+  chex.assert_equal_shape_prefix([logits, labels], 1)
+  same = labels[:, None] == labels[None, :]
+  earlier = jnp.tril(same, -1).sum(-1)
+  at = earlier[None, :] == jnp.arange(len(labels))[:, None]
+  right = jnp.argmax(logits, axis=-1) == labels
+  return (at & right).sum(-1) / at.sum(-1)
+
+
 def mean_squared_error(predictions: Array, targets: Array) -> Array:
   """Mean of `(predictions - targets)^2` over examples and outputs `[n, d]`."""
   chex.assert_equal_shape([predictions, targets])

@@ -3,8 +3,10 @@
 Needs the extra `rl`.
 """
 
+from metajax.replay.episodes import EpisodeReplay, episode_replay_trainer
 from metajax.replay.learning import Objective, replay_loss
 from metajax.replay.players import epsilon_ladder, q_player
+from metajax.replay.ppo import PPO, policy_player, ppo_trainer
 from metajax.replay.sequences import Sequence, cut
 from metajax.replay.trainer import (
   Replay,
@@ -21,6 +23,11 @@ from metajax.replay.values import (
 )
 
 __all__ = [
+  "EpisodeReplay",
+  "PPO",
+  "episode_replay_trainer",
+  "policy_player",
+  "ppo_trainer",
   "Objective",
   "Replay",
   "ReplayState",

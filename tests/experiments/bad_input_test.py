@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
+from metajax.learners import REGISTRY
+
 ROOT = Path(__file__).resolve().parents[2]
 SINUSOID, OMNIGLOT = "maml_sinusoid", "maml_omniglot"
 TIMEOUT = 300
@@ -131,7 +133,7 @@ ONLY = {
 }
 FLOATS = ["inner_lr", "outer_lr"]
 CHOICES = {
-  "learner": "<bmg|fomaml|maml|reptile>",
+  "learner": f"<{'|'.join(sorted(REGISTRY))}>",
   "outer_schedule": "<constant|cosine>",
   "memory": "<default|remat|nested>",
 }
