@@ -147,16 +147,29 @@ def finish(
     steps=steps,
     seed=FLAGS.seed,
   )
+  show(
+    workdir,
+    metrics,
+    note=f"{steps} meta-steps in {trained.wall_seconds:.1f} s, of which "
+    f"{trained.compile_seconds:.1f} s compiling\n\n",
+  )
+
+
+def show(
+  workdir: Path,
+  metrics: Mapping[str, Estimate],
+  of: str = "tasks",
+  *,
+  note: str = "",
+) -> None:
+  """Prints the table and the files of the run."""
   width = max(map(len, metrics))
-  print(f"\n{'metric':{width}}      mean +- 95% interval   tasks")
+  print(f"\n{'metric':{width}}      mean +- 95% interval {of:>7}")
   for name, value in metrics.items():
     print(
       f"{name:{width}}  {value.mean:8.4f} +- {value.ci95:.4f}"
       f"{value.num_tasks:15d}"
     )
-  print(
-    f"\n{steps} meta-steps in {trained.wall_seconds:.1f} s, of which "
-    f"{trained.compile_seconds:.1f} s compiling\n"
-  )
+  print(f"\n{note}", end="")
   for path in sorted(workdir.glob("*.png")) + [workdir / "results.json"]:
     print(path)

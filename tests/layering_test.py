@@ -30,6 +30,7 @@ ALLOWED = {
   "training": {"training", "aggregation", "inner_loop", "types"},
   "players": {"players", "tasks", "types"},
   "replay": {"replay", "models", "tasks", "training", "types"},
+  "continual": {"continual", "aggregation", "types"},
   "evaluation.py": {"training", "types"},
 }
 

@@ -1,0 +1,35 @@
+"""Continual learning: tasks come one after the other, each example once.
+
+Meta-Experience Replay and what it is compared with.
+"""
+
+from metajax.continual.learners import (
+  ContinualLearner,
+  elastic_weights,
+  meta_experience_replay,
+  online,
+  replayed,
+)
+from metajax.continual.reservoir import Reservoir, add, draw, reservoir
+from metajax.continual.streams import (
+  Stream,
+  accuracies_over_stream,
+  permuted,
+  rotated,
+)
+
+__all__ = [
+  "ContinualLearner",
+  "Reservoir",
+  "Stream",
+  "accuracies_over_stream",
+  "add",
+  "draw",
+  "elastic_weights",
+  "meta_experience_replay",
+  "online",
+  "permuted",
+  "replayed",
+  "reservoir",
+  "rotated",
+]

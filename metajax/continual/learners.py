@@ -1,0 +1,253 @@
+"""Learners of a stream: Meta-Experience Replay, and others to compare with."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from metajax.aggregation import fisher_diagonal
+from metajax.continual.reservoir import Reservoir, add, draw, reservoir
+from metajax.types import Array, Batch, Params, PRNGKey
+
+# `(params, example) -> scalar`; the example has no leading axis.
+ExampleLoss = Callable[[Params, Batch], Array]
+
+
+class Learned(NamedTuple):
+  """What a learner keeps.
+
+  Attributes:
+    params: of the network.
+    memory: whatever else.
+  """
+
+  params: Params
+  memory: Any
+
+
+class ContinualLearner(NamedTuple):
+  """An algorithm that sees each example of a stream once, one at a time.
+
+  Attributes:
+    init: `(params, example) -> Learned`; of the example the shapes are used.
+    observe: `(learned, example, rng) -> Learned`.
+    end_task: `(learned, examples [n, ...]) -> Learned`, after the last example
+      of a task, given all of it; only some learners need it.
+  """
+
+  init: Callable[[Params, Batch], Learned]
+  observe: Callable[[Learned, Batch, PRNGKey], Learned]
+  end_task: Callable[[Learned, Batch], Learned]
+
+
+def online(loss_fn: ExampleLoss, step_size: ArrayLike) -> ContinualLearner:
+  """Online SGD: a step for each example, and nothing against forgetting."""
+
+  def observe(learned: Learned, example: Batch, rng: PRNGKey) -> Learned:
+    del rng
+    params = _sgd(loss_fn, learned.params, example, step_size)
+    return Learned(params, ())
+
+  return ContinualLearner(lambda params, _: Learned(params, ()), observe, _keep)
+
+
+def replayed(
+  loss_fn: ExampleLoss,
+  step_size: ArrayLike,
+  *,
+  capacity: int,
+  batch: int,
+  batches: int = 1,
+) -> ContinualLearner:
+  """Experience replay: each example is learned with a draw of earlier ones.
+
+  For every example come `batches` steps of SGD on the mean loss of the example
+  and of `batch - 1` others from a reservoir.
+
+  Raises:
+    ValueError: if a number is not positive.
+  """
+  _check(batch=batch, batches=batches)
+
+  def mean_loss(params: Params, examples: Batch) -> Array:
+    return jax.vmap(loss_fn, (None, 0))(params, examples).mean()
+
+  def observe(learned: Learned, example: Batch, rng: PRNGKey) -> Learned:
+    add_key, draw_key = jax.random.split(rng)
+
+    def one(params: Params, key: PRNGKey) -> tuple[Params, None]:
+      drawn = _draw_with(learned.memory, example, batch, key)
+      return _sgd(mean_loss, params, drawn, step_size), None
+
+    params, _ = jax.lax.scan(
+      one, learned.params, jax.random.split(draw_key, batches)
+    )
+    return Learned(params, add(learned.memory, example, add_key))
+
+  return ContinualLearner(_with_reservoir(capacity), observe, _keep)
+
+
+def meta_experience_replay(
+  loss_fn: ExampleLoss,
+  step_size: ArrayLike,
+  within: ArrayLike,
+  across: ArrayLike = 1.0,
+  *,
+  capacity: int,
+  batch: int,
+  batches: int = 1,
+) -> ContinualLearner:
+  """Meta-Experience Replay (MER): replay, and Reptile over what is replayed.
+
+  ::
+
+    theta_A = theta
+    repeat `batches` times:
+      phi = theta;  for each of a batch in turn: phi <- phi - step_size grad L
+      theta <- theta + within (phi - theta)
+    theta <- theta_A + across (theta - theta_A)
+
+  A batch is `batch - 1` draws from a reservoir, and the new example last. As
+  Reptile does, this favours parameters at which the gradients of examples
+  agree: more transfer, less interference. With `within = across = 1` it is
+  replay by single examples.
+
+  Args:
+    loss_fn: of one example.
+    step_size: alpha, of SGD.
+    within: beta, of the step after a batch.
+    across: gamma, of the step after all batches.
+    capacity: examples that are kept.
+    batch: k.
+    batches: s.
+
+  Raises:
+    ValueError: if a number is not positive.
+
+  References:
+    Riemer et al., `Learning to Learn without Forgetting by Maximizing Transfer
+    and Minimizing Interference <https://arxiv.org/abs/1810.11910>`_, 2019,
+    algorithm 1. Here draws are with replacement, and while nothing is kept the
+    new example is all of a batch.
+  """
+  _check(batch=batch, batches=batches)
+
+  def one_example(params: Params, example: Batch) -> tuple[Params, None]:
+    return _sgd(loss_fn, params, example, step_size), None
+
+  def observe(learned: Learned, example: Batch, rng: PRNGKey) -> Learned:
+    add_key, draw_key = jax.random.split(rng)
+
+    def one_batch(params: Params, key: PRNGKey) -> tuple[Params, None]:
+      drawn = _draw_with(learned.memory, example, batch, key)
+      new, _ = jax.lax.scan(one_example, params, drawn)
+      return _towards(params, new, within), None
+
+    params, _ = jax.lax.scan(
+      one_batch, learned.params, jax.random.split(draw_key, batches)
+    )
+    return Learned(
+      _towards(learned.params, params, across),
+      add(learned.memory, example, add_key),
+    )
+
+  return ContinualLearner(_with_reservoir(capacity), observe, _keep)
+
+
+def elastic_weights(
+  loss_fn: ExampleLoss, step_size: ArrayLike, strength: ArrayLike
+) -> ContinualLearner:
+  """Elastic weight consolidation (EWC): SGD, held back where it would hurt.
+
+  ::
+
+    theta <- theta - step_size grad [ L(theta; example)
+                + strength / 2 sum_k sum_j F_kj (theta_j - theta_kj)^2 ]
+
+  over earlier tasks k, with their last parameters and the diagonals F_k of
+  their empirical Fisher information. The sum over k is kept as two trees.
+
+  Args:
+    loss_fn: a negative log-likelihood of one example.
+    step_size: of SGD.
+    strength: lambda.
+
+  References:
+    Kirkpatrick et al., `Overcoming Catastrophic Forgetting in Neural Networks
+    <https://arxiv.org/abs/1612.00796>`_, 2017, equation 3.
+  """
+
+  def init(params: Params, example: Batch) -> Learned:
+    del example
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    return Learned(params, (nothing, nothing))
+
+  def observe(learned: Learned, example: Batch, rng: PRNGKey) -> Learned:
+    del rng
+    precision, pull = learned.memory  # sum_k F_k, and sum_k F_k theta_k
+    grads = jax.tree.map(
+      lambda g, f, b, x: g + strength * (f * x - b),
+      jax.grad(loss_fn)(learned.params, example),
+      precision,
+      pull,
+      learned.params,
+    )
+    return Learned(_descend(learned.params, grads, step_size), learned.memory)
+
+  def end_task(learned: Learned, examples: Batch) -> Learned:
+    fisher = fisher_diagonal(
+      lambda p, x, y: -loss_fn(p, Batch(x, y)), learned.params, examples
+    )
+    precision, pull = learned.memory
+    pull = jax.tree.map(lambda b, f, x: b + f * x, pull, fisher, learned.params)
+    return Learned(learned.params, (optax.tree.add(precision, fisher), pull))
+
+  return ContinualLearner(init, observe, end_task)
+
+
+def _check(**numbers: int) -> None:
+  for name, value in numbers.items():
+    if value < 1:
+      raise ValueError(f"{name}={value}: must be 1 or more.")
+
+
+def _keep(learned: Learned, examples: Batch) -> Learned:
+  del examples
+  return learned
+
+
+def _with_reservoir(capacity: int) -> Callable[[Params, Batch], Learned]:
+  return lambda params, example: Learned(params, reservoir(example, capacity))
+
+
+def _draw_with(
+  memory: Reservoir, example: Batch, number: int, rng: PRNGKey
+) -> Batch:
+  """Draws all but one of `number`; the example is the last."""
+  return jax.tree.map(
+    lambda drawn, new: jnp.append(
+      jnp.where(memory.seen > 0, drawn, new), new[None], axis=0
+    ),
+    draw(memory, number - 1, rng),
+    example,
+  )
+
+
+def _sgd(
+  loss_fn: Callable[[Params, Batch], Array],
+  params: Params,
+  examples: Batch,
+  step_size: ArrayLike,
+) -> Params:
+  return _descend(params, jax.grad(loss_fn)(params, examples), step_size)
+
+
+def _descend(params: Params, grads: Params, step_size: ArrayLike) -> Params:
+  return jax.tree.map(lambda x, g: x - step_size * g, params, grads)
+
+
+def _towards(old: Params, new: Params, share: ArrayLike) -> Params:
+  return jax.tree.map(lambda x, y: x + share * (y - x), old, new)
