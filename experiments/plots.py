@@ -77,6 +77,40 @@ def curves(
   save(figure, path)
 
 
+def learning(
+  path: Path,
+  lines: Mapping[str, Mapping[float, float]],
+  levels: Mapping[str, float],
+  xlabel: str,
+  ylabel: str,
+) -> None:
+  """Draws scores of what learns, and of what does not as horizontal lines.
+
+  Args:
+    path: the PNG file.
+    lines: by the name in the legend, scores by their place on the axis.
+    levels: scores by the name beside their line.
+    xlabel: what passes.
+    ylabel: the score.
+  """
+  figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+  for name, line in lines.items():
+    axes.plot(list(line), list(line.values()), marker=".", label=name)
+  for name, level in levels.items():
+    axes.axhline(level, color="grey", lw=0.8, ls=":")
+    axes.annotate(
+      name,
+      (1.0, level),
+      xycoords=("axes fraction", "data"),
+      fontsize=7,
+      va="center",
+    )
+  axes.set(xlabel=xlabel, ylabel=ylabel)
+  axes.grid(alpha=0.3)
+  axes.legend()
+  save(figure, path)
+
+
 def image_episodes(
   path: Path,
   learner: MetaLearner,

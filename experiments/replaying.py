@@ -1,17 +1,14 @@
-"""What experiments of recurrent experience replay share: flags and training."""
+"""Recurrent experience replay, as the flags describe it."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable
+from typing import NamedTuple, get_args
 
 import jax
-import numpy as np
 import optax
 from absl import flags
 
-from experiments import needs_rl, plots, training  # noqa: F401
-from experiments.flags import FLAGS, refuse
-from metajax.evaluation import Estimate
+from experiments import needs_rl, training  # noqa: F401
+from experiments.flags import FLAGS
 from metajax.models.recurrent import Cell, Recurrent, recurrent
 from metajax.replay import (
   Objective,
@@ -20,8 +17,8 @@ from metajax.replay import (
   replay_trainer,
   updates_per_step,
 )
-from metajax.tasks.trials import Player, Trials, play
-from metajax.training.loop import Trained
+from metajax.tasks.trials import Player, Trials
+from metajax.training import Trainer
 from metajax.types import Params
 
 flags.DEFINE_integer("units", 64, "Units of every layer.", lower_bound=1)
@@ -50,7 +47,7 @@ flags.DEFINE_bool(
 flags.DEFINE_integer(
   "n_step", 5, "Rewards before the bootstrap.", lower_bound=1
 )
-flags.DEFINE_float("discount", 1.0, "Of a reward one step later.", 0.0, 1.0)
+flags.DEFINE_float("discount", 0.97, "Of a reward one step later.", 0.0, 1.0)
 flags.DEFINE_bool("rescale", True, "Learn rescaled values, h(Q).")
 flags.DEFINE_integer(
   "capacity", 4096, "Sequences that are kept.", lower_bound=1
@@ -58,7 +55,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("batch", 64, "Sequences of an update.", lower_bound=1)
 flags.DEFINE_float(
   "replay_ratio",
-  1.0,
+  2.0,
   "How often a sequence is learned from, on average.",
   lower_bound=1e-3,
 )
@@ -66,35 +63,72 @@ flags.DEFINE_float(
   "epsilon", 0.4, "Exploration of the boldest actor.", 0.0, 1.0
 )
 flags.DEFINE_float(
-  "priority_exponent", 0.9, "0: sequences are drawn uniformly.", 0.0, 1.0
+  "priority_exponent", 0.0, "0: sequences are drawn uniformly.", 0.0, 1.0
 )
 flags.DEFINE_float(
-  "importance_exponent", 0.6, "0: nothing makes up for priorities.", 0.0, 1.0
+  "importance_exponent", 0.0, "0: nothing makes up for priorities.", 0.0, 1.0
 )
 flags.DEFINE_integer(
   "target_period", 100, "Updates between copies to the target network.", 1
 )
 FLAGS.set_default("meta_batch", 64)
+FLAGS.set_default("outer_lr", 3e-3)
 FLAGS.set_default("outer_schedule", "cosine")
 FLAGS.set_default("eval_tasks", 1000)
 FLAGS.set_default("steps", 6000)
 FLAGS.set_default("log_every", 200)
-FLAGS.set_default("eval_every", 500)
+FLAGS.set_default("eval_every", 100)
 
 MAX_NORM = 10.0  # Of a gradient.
 
 
-# A player of its parameter, and values to choose it from, by name.
-Reference = tuple[Callable[[Any], Player], Mapping[str, Any]]
-NO_CHOICE = {"": ()}
+class Trainee(NamedTuple):
+  """A player that is trained.
+
+  Attributes:
+    trainer: trains its parameters.
+    player: `(params) -> player` that does not explore.
+  """
+
+  trainer: Trainer
+  player: Callable[[Params], Player]
 
 
-def train(
-  experiment: str, network: Recurrent, tasks: Trials
-) -> tuple[Path, Trained]:
-  """Trains by the flags; tells of the reward on validation tasks."""
-  length = FLAGS.length or tasks.num_steps
-  objective = Objective(
+def trainee(tasks: Trials) -> Trainee:
+  """Builds a recurrent player and its trainer by the flags."""
+  return build(tasks, network(tasks), objective(tasks), replay(tasks))
+
+
+def build(
+  tasks: Trials, network: Recurrent, objective: Objective, replay: Replay
+) -> Trainee:
+  """Builds a recurrent player and its trainer, the rest by the flags."""
+  updates = updates_per_step(replay, tasks.num_steps)
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(MAX_NORM),
+    training.outer_optimizer(FLAGS.outer_schedule, updates),
+  )
+  trainer = replay_trainer(
+    network,
+    tasks,
+    optimizer,
+    objective,
+    replay,
+    rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+  )
+  return Trainee(
+    trainer, lambda params: q_player(network, params, tasks.num_actions, 0.0)
+  )
+
+
+def network(tasks: Trials) -> Recurrent:
+  return recurrent(
+    tasks.num_actions, units=FLAGS.units, cell=FLAGS.cell, head="dueling"
+  )
+
+
+def objective(tasks: Trials) -> Objective:
+  return Objective(
     tasks.num_actions,
     tasks.num_steps,
     burn_in=FLAGS.burn_in,
@@ -103,7 +137,11 @@ def train(
     eps=1e-3 if FLAGS.rescale else None,
     zero_state=FLAGS.zero_state,
   )
-  replay = Replay(
+
+
+def replay(tasks: Trials) -> Replay:
+  length = FLAGS.length or tasks.num_steps
+  return Replay(
     actors=FLAGS.meta_batch,
     length=length,
     period=FLAGS.period or max(1, length // 2),
@@ -115,137 +153,10 @@ def train(
     importance_exponent=FLAGS.importance_exponent,
     target_period=FLAGS.target_period,
   )
-  updates = updates_per_step(replay, tasks.num_steps)
-  trainer = replay_trainer(
-    network,
-    tasks,
-    optax.chain(
-      optax.clip_by_global_norm(MAX_NORM),
-      training.outer_optimizer(FLAGS.outer_schedule, updates),
-    ),
-    objective,
-    replay,
-    rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
-  )
-  validation = scorer(tasks, "validation")
-
-  @jax.jit
-  def validate(params: Params) -> jax.Array:
-    return validation(greedy(network, params, tasks)).sum(-1).mean()
-
-  workdir = training.start(experiment)
-  return workdir, training.train(
-    trainer, workdir, lambda params: {"reward": float(validate(params))}
-  )
 
 
-class Played(NamedTuple):
-  """What came of a training, and of all players on the same test tasks.
-
-  Attributes:
-    workdir: the run's folder.
-    trained: the recurrent player's training.
-    rewards: `[tasks, steps]` by the player's name; "rer" is the recurrent one.
-    chosen: what was searched for the other players.
-  """
-
-  workdir: Path
-  trained: Trained
-  rewards: dict[str, np.ndarray]
-  chosen: dict[str, str]
-
-
-def play_all(
-  experiment: str, tasks: Trials, references: Mapping[str, Reference]
-) -> Played:
-  """Trains a recurrent player, and lets it and the others play test tasks."""
-  refuse("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
-  network = recurrent(
-    tasks.num_actions, units=FLAGS.units, cell=FLAGS.cell, head="dueling"
-  )
-  workdir, trained = train(experiment, network, tasks)
-  plots.learning_curve(
-    workdir,
-    {
-      "reward": "all actors, exploring",
-      "validation/reward": "validation, not exploring",
-    },
-    "total reward of a task",
-  )
-  test = scorer(tasks, "test")
-  play = jax.jit(lambda params: test(greedy(network, params, tasks)))
-  rewards = {"rer": np.asarray(play(trained.state.meta_params))}
-  chosen = {}
-  for name, (make, grid) in references.items():
-    best, rewards[name] = search(make, grid, tasks)
-    if len(grid) > 1:
-      chosen[name] = best
-  return Played(workdir, trained, rewards, chosen)
-
-
-def greedy(network: Recurrent, params: Params, tasks: Trials) -> Player:
-  return q_player(network, params, tasks.num_actions, 0.0)
-
-
-def scorer(tasks: Trials, split: str) -> Callable[[Player], jax.Array]:
-  """Returns `player -> rewards [tasks, steps]`, always of the same tasks."""
-  rng = training.evaluation_key(split)
-  keys = jax.random.split(rng, FLAGS.eval_tasks)
-  return lambda player: jax.vmap(lambda key: play(player, tasks, key).rewards)(
-    keys
-  )
-
-
-def search(
-  make: Callable[[Any], Player], grid: Mapping[str, Any], tasks: Trials
-) -> tuple[str, np.ndarray]:
-  """Chooses on validation tasks what `make` is given.
-
-  Args:
-    make: a player of the chosen value.
-    grid: values to choose from, by name.
-    tasks: what is played.
-
-  Returns:
-    The name of the best value, and its rewards `[tasks, steps]` at test.
-  """
-  rewards = {
-    split: jax.jit(lambda value, s=split: scorer(tasks, s)(make(value)))
-    for split in ("validation", "test")
-  }
-  totals = {
-    name: float(rewards["validation"](value).sum(-1).mean())
-    for name, value in grid.items()
-  }
-  best = max(totals, key=lambda name: totals[name])
-  return best, np.asarray(rewards["test"](grid[best]))
-
-
-def finish(
-  experiment: str,
-  played: Played,
-  protocol: Mapping[str, Any],
-  metrics: Mapping[str, Estimate],
-  published: Mapping[str, float],
-) -> None:
-  """Writes the results, and prints the published ones below."""
-  training.finish(
-    played.workdir,
-    experiment,
-    {
-      **protocol,
-      **_protocol(),
-      "parameters_of_players": played.chosen,
-      "published": published,
-    },
-    metrics,
-    played.trained,
-  )
-  if published:
-    print("\npublished: " + "  ".join(f"{k} {v}" for k, v in published.items()))
-
-
-def _protocol() -> Mapping[str, Any]:
+def protocol() -> dict[str, object]:
+  """What the flags above say, for `results.json`."""
   names = (
     "units cell length period burn_in zero_state n_step discount rescale "
     "capacity batch replay_ratio epsilon priority_exponent "

@@ -14,7 +14,7 @@ import functools
 import numpy as np
 from absl import flags
 
-from experiments import plots, replaying
+from experiments import contests, plots
 from experiments.flags import FLAGS, run
 from metajax import players
 from metajax.evaluation import Estimate, estimate
@@ -41,32 +41,27 @@ POINTS = 25  # Of the curves of regret.
 
 def main() -> None:
   arms, pulls = FLAGS.arms, FLAGS.pulls
-  played = replaying.play_all(
-    "rer_bandits", bandits(arms, pulls), references(arms, pulls)
+  played = contests.play_all(
+    "rer_bandits", bandits(arms, pulls), references(arms, pulls), "ts"
   )
-  rewards = played.rewards
-  metrics = {name: estimate(r.sum(-1)) for name, r in rewards.items()}
-  for name in ("ts", "gittins"):
-    difference = rewards["rer"].sum(-1) - rewards[name].sum(-1)
-    metrics[f"rer_minus_{name}"] = estimate(difference)
   best_arm = arms / (arms + 1)  # The mean of the largest probability.
   plots.curves(
     played.workdir / "regret.png",
-    {name: regret(r, best_arm) for name, r in rewards.items()},
+    {name: regret(r, best_arm) for name, r in played.rewards.items()},
     "pulls",
     "regret: reward of the best arm minus reward",
   )
-  replaying.finish(
+  contests.finish(
     "rer_bandits",
     played,
     {"pulls": pulls, "arms": arms},
-    metrics,
+    contests.totals(played, "ts", "gittins"),
     dict(zip(COLUMNS, PUBLISHED.get((pulls, arms), ()), strict=False)),
   )
 
 
-def references(arms: int, pulls: int) -> dict[str, replaying.Reference]:
-  one = replaying.NO_CHOICE
+def references(arms: int, pulls: int) -> dict[str, contests.Reference]:
+  one = contests.NO_CHOICE
   discounts = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
   return {
     "random": (lambda _: players.random_player(arms), one),

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import plots, replaying, training
+from experiments import contests, plots, training
 from experiments.flags import FLAGS, run
 from metajax import players
 from metajax.evaluation import Estimate, estimate
@@ -39,19 +39,16 @@ PUBLISHED = {
 def main() -> None:
   episodes = FLAGS.episodes
   tasks = tabular_mdps(episodes)
-  played = replaying.play_all("rer_mdps", tasks, references())
-  rewards = played.rewards
-  metrics = {name: estimate(r.sum(-1)) for name, r in rewards.items()}
-  difference = rewards["rer"].sum(-1) - rewards["psrl"].sum(-1)
-  metrics["rer_minus_psrl"] = estimate(difference)
+  played = contests.play_all("rer_mdps", tasks, references(), "psrl")
+  metrics = contests.totals(played, "psrl")
   metrics["optimum_of_an_episode"] = estimate(optima(tasks))
   plots.curves(
     played.workdir / "episodes.png",
-    {name: by_episode(r, episodes) for name, r in rewards.items()},
+    {name: by_episode(r, episodes) for name, r in played.rewards.items()},
     "episode of the task",
     "reward of the episode",
   )
-  replaying.finish(
+  contests.finish(
     "rer_mdps",
     played,
     {"episodes": episodes, **SIZES._asdict()},
@@ -60,8 +57,8 @@ def main() -> None:
   )
 
 
-def references() -> dict[str, replaying.Reference]:
-  one = replaying.NO_CHOICE
+def references() -> dict[str, contests.Reference]:
+  one = contests.NO_CHOICE
   return {
     "random": (lambda _: players.random_player(SIZES.actions), one),
     "psrl": (lambda _: players.posterior_sampling(SIZES), one),

@@ -35,13 +35,14 @@ def start(experiment: str) -> Path:
 
 
 def outer_optimizer(
-  schedule: str, updates_per_step: int = 1
+  schedule: str, updates_per_step: int = 1, step_size: float | None = None
 ) -> optax.GradientTransformation:
-  """Adam, with the step size that the flags describe."""
+  """Adam, with the given step size, or --outer_lr, at its beginning."""
+  step_size = FLAGS.outer_lr if step_size is None else step_size
   if schedule == "cosine":
     updates = FLAGS.steps * updates_per_step
-    return optax.adam(optax.cosine_decay_schedule(FLAGS.outer_lr, updates))
-  return optax.adam(FLAGS.outer_lr)
+    return optax.adam(optax.cosine_decay_schedule(step_size, updates))
+  return optax.adam(step_size)
 
 
 def schedule() -> Schedule:

@@ -1,0 +1,62 @@
+"""RL^2 without replay: a recurrent player trained by PPO, by flags."""
+
+import jax
+import optax
+from absl import flags
+
+from experiments import needs_rl, training  # noqa: F401
+from experiments.flags import FLAGS
+from experiments.replaying import MAX_NORM, Trainee
+from metajax.models.recurrent import recurrent
+from metajax.replay import PPO, policy_player, ppo_trainer
+from metajax.tasks.trials import Trials
+
+flags.DEFINE_bool(
+  "ppo", True, "Train a player by PPO, too, on as many tasks as the other."
+)
+flags.DEFINE_float("ppo_lr", 3e-3, "Step size of PPO's Adam.", 0.0)
+flags.DEFINE_integer("ppo_epochs", 4, "Times it learns from a trial.", 1)
+flags.DEFINE_integer("ppo_minibatches", 4, "Updates in that time.", 1)
+flags.DEFINE_float("ppo_discount", 0.9, "Of a reward one step later.", 0.0, 1.0)
+flags.DEFINE_float("ppo_gae", 0.3, "Lambda of PPO's advantages.", 0.0, 1.0)
+flags.DEFINE_float("ppo_entropy", 0.01, "Weight of the policy's entropy.", 0.0)
+
+
+def trainee(tasks: Trials) -> Trainee:
+  """Builds a recurrent player and its trainer by the flags."""
+  ppo = PPO(
+    actors=FLAGS.meta_batch,
+    epochs=FLAGS.ppo_epochs,
+    minibatches=FLAGS.ppo_minibatches,
+    discount=FLAGS.ppo_discount,
+    gae=FLAGS.ppo_gae,
+    entropy=FLAGS.ppo_entropy,
+  )
+  network = recurrent(
+    tasks.num_actions, units=FLAGS.units, cell=FLAGS.cell, head="actor_critic"
+  )
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(MAX_NORM),
+    training.outer_optimizer(
+      FLAGS.outer_schedule, ppo.epochs * ppo.minibatches, FLAGS.ppo_lr
+    ),
+  )
+  trainer = ppo_trainer(
+    network,
+    tasks,
+    optimizer,
+    ppo,
+    rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+  )
+
+  def player(params):
+    return policy_player(network, params, tasks.num_actions, greedy=True)
+
+  return Trainee(trainer, player)
+
+
+def protocol() -> dict[str, object]:
+  """What the flags above say, for `results.json`."""
+  names = "ppo ppo_lr ppo_epochs ppo_minibatches ppo_discount ppo_gae "
+  names += "ppo_entropy"
+  return {name: FLAGS[name].value for name in names.split()}
