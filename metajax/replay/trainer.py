@@ -76,6 +76,18 @@ def updates_per_step(replay: Replay, num_steps: int) -> int:
   )
 
 
+def make_buffer(replay: Replay, num_devices: int = 1) -> Any:
+  """Makes a device's share of the buffer, a flashbax one of whole sequences."""
+  return flashbax.make_prioritised_item_buffer(
+    max_length=replay.capacity // num_devices,
+    min_length=replay.batch // num_devices,
+    sample_batch_size=replay.batch // num_devices,
+    add_batches=True,
+    priority_exponent=replay.priority_exponent,
+    device=jax.default_backend(),
+  )
+
+
 def _without_empty(sample: Any) -> Any:
   """Puts a sampled sequence in the place of those that are none.
 
@@ -146,14 +158,7 @@ def replay_trainer(
       f"{new * mesh.size} sequences of one step, and a batch."
     )
   num_updates = updates_per_step(replay, tasks.num_steps)
-  buffer = flashbax.make_prioritised_item_buffer(
-    max_length=shares["capacity"],
-    min_length=shares["batch"],
-    sample_batch_size=shares["batch"],
-    add_batches=True,
-    priority_exponent=replay.priority_exponent,
-    device=jax.default_backend(),
-  )
+  buffer = make_buffer(replay, mesh.size)
   epsilons = epsilon_ladder(replay.actors, replay.epsilon, replay.alpha)
 
   def act(params: Params, rng: PRNGKey, actor: Array) -> tuple[Sequence, Array]:

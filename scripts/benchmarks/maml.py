@@ -1,0 +1,121 @@
+"""One meta-step, whole: sampling, gradient, Adam."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+from metajax.learners import REGISTRY
+from metajax.losses import cross_entropy
+from metajax.models.conv import conv4
+from metajax.models.mlp import MLP
+from metajax.tasks.few_shot import few_shot_episodes
+from metajax.training import choose_task_chunk, meta_trainer, task_mesh
+from metajax.training.chunking import compile_one_task
+from scripts.benchmarks.measuring import (
+  machine,
+  matmul_peak,
+  seconds_per_step,
+)
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_enum("learner", "maml", sorted(REGISTRY), "Algorithm.")
+flags.DEFINE_enum("model", "conv4", ["conv4", "mlp"], "Network.")
+flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
+flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
+flags.DEFINE_integer(
+  "query_shots", 15, "Query images per class.", lower_bound=1
+)
+flags.DEFINE_integer("tasks", 32, "Tasks per meta-step.", lower_bound=1)
+flags.DEFINE_integer("inner_steps", 1, "Inner steps.", lower_bound=0)
+flags.DEFINE_integer(
+  "task_chunk", 0, "Tasks treated at once; 0: chosen.", lower_bound=0
+)
+
+
+def measure() -> dict:
+  """Times the meta-step that the flags describe."""
+  images = np.random.default_rng(0).integers(
+    0, 256, (200, 20, 28, 28, 1), dtype=np.uint8
+  )
+  tasks = few_shot_episodes(
+    jnp.asarray(images), FLAGS.ways, FLAGS.shots, FLAGS.query_shots
+  )
+  if FLAGS.model == "conv4":
+    model = conv4(FLAGS.ways)
+  else:
+    model = MLP(FLAGS.ways, (256, 128, 64, 64), normalization="batch")
+
+  def learner_of(inner_steps):
+    return REGISTRY[FLAGS.learner](
+      model, cross_entropy, optax.sgd(0.4), inner_steps
+    )
+
+  learner = learner_of(FLAGS.inner_steps)
+  mesh = task_mesh(FLAGS.tasks)
+  task_chunk = FLAGS.task_chunk or choose_task_chunk(
+    learner, tasks, FLAGS.tasks // mesh.size
+  )
+  trainer = meta_trainer(
+    learner,
+    optax.adam(1e-3),
+    tasks,
+    meta_batch=FLAGS.tasks,
+    task_chunk=task_chunk,
+    mesh=mesh,
+    rng=jax.random.key(1),
+  )
+  state = trainer.init(jax.random.key(2))
+  start = time.perf_counter()
+  train, executable = trainer.compile(state)
+  compile_seconds = time.perf_counter() - start
+
+  def call(steps):
+    nonlocal state
+    state, metrics = train(state, steps)
+    return metrics
+
+  peak = matmul_peak()
+  seconds = seconds_per_step(call)
+  median = float(np.median(seconds))
+  flops = flops_per_task(learner_of, tasks, FLAGS.inner_steps) * FLAGS.tasks
+  # Several devices share the work; a CPU's devices share its cores.
+  devices = 1 if jax.default_backend() == "cpu" else mesh.size
+  return {
+    "learner": FLAGS.learner,
+    "model": FLAGS.model,
+    "ways": FLAGS.ways,
+    "shots": FLAGS.shots,
+    "query_shots": FLAGS.query_shots,
+    "tasks": FLAGS.tasks,
+    "inner_steps": FLAGS.inner_steps,
+    "seconds_per_meta_step": median,
+    "seconds_min": float(seconds.min()),
+    "seconds_max": float(seconds.max()),
+    "tasks_per_second": FLAGS.tasks / median,
+    "compile_seconds": compile_seconds,
+    "gflops_per_meta_step": flops / 1e9,
+    "matmul_peak_gflops": peak / 1e9,
+    "fraction_of_peak": flops / median / (peak * devices),
+    "peak_temp_bytes": executable.memory_analysis().temp_size_in_bytes,
+    "task_chunk": task_chunk,
+    **machine(mesh.size),
+  }
+
+
+def flops_per_task(learner_of, tasks, inner_steps: int) -> float:
+  """Returns the operations of one task's meta-gradient, as XLA counts them.
+
+  XLA counts the body of a loop once, however often it runs. The first inner
+  step stands outside the loop, so one and two steps are counted in full, and
+  their difference is what every further step adds.
+  """
+  if inner_steps > 2:
+    one, two = (flops_per_task(learner_of, tasks, n) for n in (1, 2))
+    return two + (inner_steps - 2) * (two - one)
+  compiled = compile_one_task(learner_of(inner_steps), tasks)
+  return compiled.cost_analysis()["flops"]

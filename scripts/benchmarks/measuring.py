@@ -1,0 +1,49 @@
+"""Seconds, and what a machine can do."""
+
+import time
+
+import jax
+import numpy as np
+from absl import flags
+
+from metajax.results import environment
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_integer("repeats", 7, "Timed calls.", lower_bound=1)
+flags.DEFINE_float(
+  "seconds", 2.0, "About how long a timed call lasts.", lower_bound=0.0
+)
+
+
+def timed(fn) -> float:
+  """Returns the seconds of a call, until what it returns is there."""
+  start = time.perf_counter()
+  jax.block_until_ready(fn())
+  return time.perf_counter() - start
+
+
+def matmul_peak(size: int = 2048, repeats: int = 7) -> float:
+  """Returns the best measured rate of a float32 matrix product, in FLOP/s."""
+  a, b = jax.random.normal(jax.random.key(0), (2, size, size))
+  product = jax.jit(lambda a, b: a @ b)
+  seconds = [timed(lambda: product(a, b)) for _ in range(repeats + 1)][1:]
+  return 2 * size**3 / min(seconds)
+
+
+def seconds_per_step(call) -> np.ndarray:
+  """Times `call(steps)`, after one call to warm up; `[repeats]`."""
+  call(1)
+  steps = max(1, round(FLAGS.seconds / timed(lambda: call(1))))
+  return np.array(
+    [timed(lambda: call(steps)) / steps for _ in range(FLAGS.repeats)]
+  )
+
+
+def machine(devices: int) -> dict:
+  """Says what was measured, for the JSON line."""
+  return {
+    "device": f"{jax.devices()[0].device_kind} x{devices}",
+    "host": environment()["host"],
+    "jax": jax.__version__,
+  }
