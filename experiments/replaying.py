@@ -72,7 +72,7 @@ flags.DEFINE_integer(
   "target_period", 100, "Updates between copies to the target network.", 1
 )
 FLAGS.set_default("meta_batch", 64)
-FLAGS.set_default("outer_lr", 3e-3)
+FLAGS.set_default("outer_lr", 6e-3)
 FLAGS.set_default("outer_schedule", "cosine")
 FLAGS.set_default("eval_tasks", 1000)
 FLAGS.set_default("steps", 6000)
