@@ -9,11 +9,13 @@ import numpy as np
 
 from experiments import on_policy, plots, replaying, training
 from experiments.flags import FLAGS, refuse
+from experiments.replaying import Trainee
 from experiments.stages import Stages
 from metajax.evaluation import Estimate, estimate
 from metajax.tasks.trials import Player, Trials, play
-from metajax.training.logging import read_jsonl
+from metajax.training import TrainState
 from metajax.training.loop import Trained
+from metajax.types import Params
 
 # A player of its parameter, and values to choose it from, by name.
 Reference = tuple[Callable[[Any], Player], Mapping[str, Any]]
@@ -26,6 +28,7 @@ class Played(NamedTuple):
   Attributes:
     workdir: the run's folder.
     trained: the last state, and the seconds of all trainings.
+    players: those that were trained, by name.
     rewards: `[tasks, steps]` by the player's name; "rer" is trained by replay,
       "rl2_ppo" on policy.
     about: for `results.json`: what was searched for the players, the seconds
@@ -35,6 +38,7 @@ class Played(NamedTuple):
 
   workdir: Path
   trained: Trained
+  players: dict[str, Player]
   rewards: dict[str, np.ndarray]
   about: dict[str, Any]
 
@@ -58,30 +62,17 @@ def play_all(
   if FLAGS.ppo:
     trainees["rl2_ppo"] = on_policy.trainee(tasks)
   stages = Stages(experiment)
-  validation, test = (scorer(tasks, s) for s in ("validation", "test"))
-  rewards, seconds = {}, {}
+  rewards, seconds, players = {}, {}, {}
   for name, trainee in trainees.items():
-    score = jax.jit(lambda p, t=trainee: validation(t.player(p)).sum(-1).mean())
-    trained = stages.train(
-      name,
-      trainee.trainer,
-      training.schedule(),
-      FLAGS.meta_batch,
-      validate=lambda state, f=score: {"reward": float(f(state.meta_params))},
-    )
+    trained, rewards[name] = train(stages, name, trainee, tasks)
     seconds[name] = trained.wall_seconds
-    final = jax.jit(lambda params, t=trainee: test(t.player(params)))
-    rewards[name] = np.asarray(final(trained.state.meta_params))
+    players[name] = trainee.player(trained.state.meta_params)
   chosen, levels = {}, {}
   for name, (make, grid) in references.items():
     best, levels[name], rewards[name] = search(make, grid, tasks)
     if len(grid) > 1:
       chosen[name] = best
-  per_step = FLAGS.meta_batch * tasks.num_steps  # Of the environment.
-  history = {
-    name: {s * per_step: r for s, r in _validated(stages.workdir / name)}
-    for name in trainees
-  }
+  history = {name: progress(stages, name, tasks) for name in trainees}
   plots.learning(
     stages.workdir / "learning.png",
     history,
@@ -89,23 +80,55 @@ def play_all(
     "environment steps",
     "reward of a task, validation",
   )
-  reached = {
-    name: next((s for s, r in points.items() if r >= levels[rival]), None)
-    for name, points in history.items()
-  }
   about = {
     "parameters_of_players": chosen,
     "training_seconds": seconds,
-    f"environment_steps_to_{rival}": reached,
+    f"environment_steps_to_{rival}": {
+      name: reached(points, levels[rival]) for name, points in history.items()
+    },
   }
-  return Played(stages.workdir, stages.total(), rewards, about)
+  return Played(stages.workdir, stages.total(), players, rewards, about)
 
 
-def _validated(folder: Path) -> list[tuple[int, float]]:
-  """Reads (step, reward) of the validations of a training."""
-  name = "validation/reward"
-  lines = read_jsonl(folder / "metrics.jsonl")
-  return [(x["step"], float(x[name])) for x in lines if name in x]
+def train(
+  stages: Stages,
+  name: str,
+  trainee: Trainee,
+  tasks: Trials,
+  validate: Callable[[TrainState], dict[str, float]] = lambda _: {},
+) -> tuple[Trained, np.ndarray]:
+  """Trains a player; returns its rewards `[tasks, steps]` of test tasks, too.
+
+  Logs its reward on validation tasks, and what `validate` says.
+  """
+
+  def rewards(params: Params, split: str) -> jax.Array:
+    return scorer(tasks, split)(trainee.player(params))
+
+  score = jax.jit(lambda params: rewards(params, "validation").sum(-1).mean())
+  trained = stages.train(
+    name,
+    trainee.trainer,
+    training.schedule(),
+    FLAGS.meta_batch,
+    validate=lambda state: (
+      {"reward": float(score(state.meta_params))} | validate(state)
+    ),
+  )
+  test = jax.jit(lambda params: rewards(params, "test"))
+  return trained, np.asarray(test(trained.state.meta_params))
+
+
+def progress(stages: Stages, name: str, tasks: Trials) -> dict[int, float]:
+  """Returns the validation rewards of a training by environment steps."""
+  per_step = FLAGS.meta_batch * tasks.num_steps
+  rewards = stages.history(name, "validation/reward")
+  return {step * per_step: reward for step, reward in rewards.items()}
+
+
+def reached(rewards: Mapping[int, float], level: float) -> int | None:
+  """Returns after how many environment steps a reward is first as high."""
+  return next((s for s, reward in rewards.items() if reward >= level), None)
 
 
 def scorer(tasks: Trials, split: str) -> Callable[[Player], jax.Array]:

@@ -10,6 +10,7 @@ from experiments.replaying import MAX_NORM, Trainee
 from metajax.models.recurrent import recurrent
 from metajax.replay import PPO, policy_player, ppo_trainer
 from metajax.tasks.trials import Trials
+from metajax.training import task_mesh
 
 flags.DEFINE_bool(
   "ppo", True, "Train a player by PPO, too, on as many tasks as the other."
@@ -24,6 +25,13 @@ flags.DEFINE_float("ppo_entropy", 0.01, "Weight of the policy's entropy.", 0.0)
 
 def trainee(tasks: Trials) -> Trainee:
   """Builds a recurrent player and its trainer by the flags."""
+  devices = task_mesh(FLAGS.meta_batch).size
+  if FLAGS.meta_batch % (devices * FLAGS.ppo_minibatches):
+    raise ValueError(
+      f"--meta_batch={FLAGS.meta_batch}: must be a multiple of "
+      f"{devices * FLAGS.ppo_minibatches}, --ppo_minibatches="
+      f"{FLAGS.ppo_minibatches} on each of {devices} devices; or give --noppo."
+    )
   ppo = PPO(
     actors=FLAGS.meta_batch,
     epochs=FLAGS.ppo_epochs,

@@ -8,6 +8,7 @@ import jax
 from experiments import training
 from experiments.flags import FLAGS
 from metajax.training import Trainer, TrainState
+from metajax.training.logging import read_jsonl
 from metajax.training.loop import Schedule, Trained, fit
 from metajax.types import MetaLearner, Params, TaskFamily
 
@@ -62,6 +63,11 @@ class Stages:
     trainer = training.trainer(learner, tasks, seed=seed)
     trained = self.train(name, trainer, schedule, FLAGS.meta_batch, seed=seed)
     return trained.state.meta_params
+
+  def history(self, name: str, metric: str) -> dict[int, float]:
+    """Returns what a stage has logged of a metric, by meta-step."""
+    lines = read_jsonl(self.workdir / name / "metrics.jsonl")
+    return {x["step"]: float(x[metric]) for x in lines if metric in x}
 
   def total(self) -> Trained:
     """The last state, and the seconds of all stages together."""

@@ -3,6 +3,7 @@
 Needs the extra `rl`.
 """
 
+from metajax.replay.diagnostics import Discrepancy, q_discrepancy
 from metajax.replay.episodes import EpisodeReplay, episode_replay_trainer
 from metajax.replay.learning import Objective, replay_loss
 from metajax.replay.players import epsilon_ladder, q_player
@@ -23,19 +24,21 @@ from metajax.replay.values import (
 )
 
 __all__ = [
+  "Discrepancy",
   "EpisodeReplay",
-  "PPO",
-  "episode_replay_trainer",
-  "policy_player",
-  "ppo_trainer",
   "Objective",
+  "PPO",
   "Replay",
   "ReplayState",
   "Sequence",
   "cut",
+  "episode_replay_trainer",
   "epsilon_ladder",
   "importance_weights",
   "n_step_double_q",
+  "policy_player",
+  "ppo_trainer",
+  "q_discrepancy",
   "q_player",
   "replay_loss",
   "replay_trainer",
