@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.losses import accuracy, cross_entropy, mean_squared_error
+from metajax.losses import (
+  accuracy,
+  accuracy_by_presentation,
+  cross_entropy,
+  mean_squared_error,
+)
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 3, (6, 4))
@@ -57,6 +62,36 @@ def test_accuracy_counts_rows_that_peak_at_their_label():
   assert accuracy(logits, jnp.array([0, 1, 0, 1])) == 0.0
 
 
+def test_accuracy_by_presentation_of_a_sequence_made_by_hand():
+  labels = jnp.array([0, 1, 0, 2, 0, 1])
+  answers = jnp.array([0, 0, 1, 2, 0, 1])
+  # First examples are at 0, 1, 3: right, wrong, right. Second ones at 2 and 5:
+  # wrong, right. Class 0 alone has a third one, at 4, and no class a fourth.
+  np.testing.assert_allclose(
+    accuracy_by_presentation(jax.nn.one_hot(answers, 3), labels),
+    [2 / 3, 1 / 2, 1, np.nan, np.nan, np.nan],
+    rtol=1e-6,
+  )
+
+
+def test_accuracy_by_presentation_equals_a_count():
+  rng = np.random.default_rng(1)
+  by_presentation = jax.jit(accuracy_by_presentation)
+  for _ in range(20):
+    logits, labels = rng.normal(size=(12, 4)), rng.integers(0, 4, 12)
+    right, total, seen = [0] * 12, [0] * 12, dict.fromkeys(range(4), 0)
+    for row, label in zip(logits, labels, strict=True):
+      place = seen[label]
+      seen[label] += 1
+      total[place] += 1
+      right[place] += max(row) == row[label]
+    expected = [
+      r / t if t else np.nan for r, t in zip(right, total, strict=True)
+    ]
+    found = by_presentation(jnp.asarray(logits), jnp.asarray(labels))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_mean_squared_error_is_a_mean_over_examples_and_outputs():
   predictions = jnp.array([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]])
   targets = jnp.array([[0.0, 2.0], [3.0, 1.0], [2.0, 0.0]])
@@ -81,6 +116,8 @@ def test_mean_squared_error_is_a_mean_over_examples_and_outputs():
     (cross_entropy, (5,), (5,)),
     (accuracy, (5, 3), (5, 1)),
     (accuracy, (5,), (5,)),
+    (accuracy_by_presentation, (5, 3), (5, 1)),
+    (accuracy_by_presentation, (5,), (5,)),
   ],
 )
 def test_shapes_that_would_broadcast_are_refused(loss_fn, predictions, targets):
@@ -88,7 +125,9 @@ def test_shapes_that_would_broadcast_are_refused(loss_fn, predictions, targets):
     loss_fn(jnp.zeros(predictions), jnp.zeros(targets, jnp.int32))
 
 
-@pytest.mark.parametrize("loss_fn", [cross_entropy, accuracy])
+@pytest.mark.parametrize(
+  "loss_fn", [cross_entropy, accuracy, accuracy_by_presentation]
+)
 def test_one_label_for_many_rows_is_refused(loss_fn):
   with pytest.raises((AssertionError, ValueError)):
     loss_fn(jnp.zeros((5, 3)), jnp.zeros(1, jnp.int32))
