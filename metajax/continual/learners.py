@@ -68,9 +68,9 @@ def replayed(
   and of `batch - 1` others from a reservoir.
 
   Raises:
-    ValueError: if a number is not positive.
+    ValueError: if `capacity`, `batch` or `batches` is not positive.
   """
-  _check(batch=batch, batches=batches)
+  _check(capacity=capacity, batch=batch, batches=batches)
 
   def mean_loss(params: Params, examples: Batch) -> Array:
     return jax.vmap(loss_fn, (None, 0))(params, examples).mean()
@@ -125,7 +125,7 @@ def meta_experience_replay(
     batches: s.
 
   Raises:
-    ValueError: if a number is not positive.
+    ValueError: if `capacity`, `batch` or `batches` is not positive.
 
   References:
     Riemer et al., `Learning to Learn without Forgetting by Maximizing Transfer
@@ -133,7 +133,7 @@ def meta_experience_replay(
     algorithm 1. Here draws are with replacement, and while nothing is kept the
     new example is all of a batch.
   """
-  _check(batch=batch, batches=batches)
+  _check(capacity=capacity, batch=batch, batches=batches)
 
   def one_example(params: Params, example: Batch) -> tuple[Params, None]:
     return _sgd(loss_fn, params, example, step_size), None
