@@ -6,16 +6,28 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import flags
 
 from experiments import on_policy, plots, replaying, training
 from experiments.flags import FLAGS, refuse
 from experiments.replaying import Trainee
 from experiments.stages import Stages
 from metajax.evaluation import Estimate, estimate
-from metajax.tasks.trials import Player, Trials, play
+from metajax.tasks.trials import (
+  Player,
+  Trials,
+  play,
+  with_last_observation,
+)
 from metajax.training import TrainState
 from metajax.training.loop import Trained
 from metajax.types import Params
+
+flags.DEFINE_bool(
+  "last_observation",
+  False,
+  "Show trained players the observation before, too.",
+)
 
 # A player of its parameter, and values to choose it from, by name.
 Reference = tuple[Callable[[Any], Player], Mapping[str, Any]]
@@ -58,13 +70,14 @@ def play_all(
     rival: the one of them whose score the trained players are to reach.
   """
   refuse("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
-  trainees = {"rer": replaying.trainee(tasks)}
+  seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
+  trainees = {"rer": replaying.trainee(seen)}
   if FLAGS.ppo:
-    trainees["rl2_ppo"] = on_policy.trainee(tasks)
+    trainees["rl2_ppo"] = on_policy.trainee(seen)
   stages = Stages(experiment)
   rewards, seconds, players = {}, {}, {}
   for name, trainee in trainees.items():
-    trained, rewards[name] = train(stages, name, trainee, tasks)
+    trained, rewards[name] = train(stages, name, trainee, seen)
     seconds[name] = trained.wall_seconds
     players[name] = trainee.player(trained.state.meta_params)
   chosen, levels = {}, {}
@@ -189,6 +202,7 @@ def finish(
       **protocol,
       **replaying.protocol(),
       **on_policy.protocol(),
+      "last_observation": FLAGS.last_observation,
       **played.about,
       "published": published,
     },

@@ -116,6 +116,30 @@ def trials(
   return Trials(reset, step, num_actions, num_steps)
 
 
+def with_last_observation(tasks: Trials) -> Trials:
+  """Shows a player the observation before, too: the whole of a transition.
+
+  Observations become `[2 observation]`, flat, the second half being zero at the
+  first step of a task. A player with a memory learns nothing new by it, but is
+  spared to remember where it was when it did what it is now paid for.
+  """
+
+  def reset(rng: PRNGKey) -> tuple[Any, Array]:
+    task, observation = tasks.reset(rng)
+    flat = jnp.ravel(observation)
+    return (task, flat), jnp.concatenate([flat, jnp.zeros_like(flat)])
+
+  def step(
+    task_and_last: Any, action: Array, rng: PRNGKey
+  ) -> tuple[Any, Array, Array, Array]:
+    task, last = task_and_last
+    task, observation, reward, ended = tasks.step(task, action, rng)
+    flat = jnp.ravel(observation)
+    return (task, flat), jnp.concatenate([flat, last]), reward, ended
+
+  return tasks._replace(reset=reset, step=step)
+
+
 class Trial(NamedTuple):
   """A task as it was played, `T = num_steps`.
 
