@@ -71,7 +71,7 @@ def variants() -> dict[str, Variant]:
 def main() -> None:
   refuse(
     *"learner task_chunk inner_steps inner_lr memory capacity".split(),
-    "zero_state",
+    *("zero_state", "last_observation"),
   )
   tasks = bandits(FLAGS.arms, FLAGS.pulls)
   starts = sequence_starts(tasks.num_steps, FLAGS.length, FLAGS.period)

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from experiments import contests, needs_rl, plots, training  # noqa: F401
-from experiments.flags import FLAGS, run
+from experiments.flags import FLAGS, refuse, run
 from metajax import players
 from metajax.evaluation import Estimate, estimate
 from metajax.tasks.trials import Player, Step, Trials, play, trials
@@ -42,6 +42,7 @@ def main() -> None:
   # It computes as it is imported, which must not be before the flags' module.
   import gymnax
 
+  refuse("last_observation")
   environment, params = gymnax.make(FLAGS.environment)
   # Players read the time, which is best of the size of all else.
   params = params.replace(normalize_time=True)

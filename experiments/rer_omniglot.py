@@ -154,7 +154,7 @@ def plans(tasks: TaskFamily) -> dict[str, Plan]:
     learner,
     training.outer_optimizer(FLAGS.outer_schedule),
     tasks,
-    EpisodeReplay(new, FLAGS.meta_batch, max(new, FLAGS.capacity)),
+    EpisodeReplay(new, FLAGS.meta_batch, max(FLAGS.meta_batch, FLAGS.capacity)),
     rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
   )
   return {

@@ -74,8 +74,8 @@ def episode_replay_trainer(
     of the optimizer's state and the buffer.
 
   Raises:
-    ValueError: if devices do not divide the numbers, or the buffer is less than
-      a step's tasks.
+    ValueError: if devices do not divide the numbers, or the buffer holds fewer
+      tasks than are drawn or learned from in a step.
   """
   mesh = task_mesh(replay.new) if mesh is None else mesh
   shares = {}
@@ -85,10 +85,10 @@ def episode_replay_trainer(
       raise ValueError(
         f"{name}={value}: must be a positive multiple of {mesh.size} devices."
       )
-  if replay.capacity < replay.new:
+  if replay.capacity < max(replay.new, replay.batch):
     raise ValueError(
       f"capacity={replay.capacity}: must hold the {replay.new} new tasks of a "
-      "step."
+      f"step, and the {replay.batch} that it learns from."
     )
   buffer = flashbax.make_item_buffer(
     max_length=shares["capacity"],

@@ -101,7 +101,8 @@ def generalized_advantages(
     advantage = error + discount * gae * advantage
     return advantage, advantage
 
-  _, advantages = jax.lax.scan(one, jnp.float32(0), errors, reverse=True)
+  nothing = jnp.zeros_like(errors[0])
+  _, advantages = jax.lax.scan(one, nothing, errors, reverse=True)
   return advantages
 
 

@@ -10,7 +10,13 @@ import pytest
 
 from metajax.players import random_player
 from metajax.tasks.bandits import bandits
-from metajax.tasks.trials import Player, Step, play, trials
+from metajax.tasks.trials import (
+  Player,
+  Step,
+  play,
+  trials,
+  with_last_observation,
+)
 
 NUM_STEPS = 14
 NUM_TRIALS = 32
@@ -252,3 +258,18 @@ def test_vmap_over_keys_is_a_loop():
 def test_a_trial_without_steps_is_named(num_steps):
   with pytest.raises(ValueError, match=f"^num_steps={num_steps}: must be"):
     trials(Walk(), num_steps)
+
+
+def test_last_observation_is_that_of_the_step_before():
+  """And nothing else of the task changes."""
+  tasks = trials(Walk(), NUM_STEPS)
+  player = random_player(tasks.num_actions)
+  key = jax.random.key(4)
+  plain = play(player, tasks, key).steps
+  both = play(player, with_last_observation(tasks), key).steps
+  now, last = np.split(np.asarray(both.observation), 2, axis=-1)
+  np.testing.assert_array_equal(now, plain.observation)
+  np.testing.assert_array_equal(last[0], 0)
+  np.testing.assert_array_equal(last[1:], plain.observation[:-1])
+  for name in ("action", "reward", "ended", "first"):
+    np.testing.assert_array_equal(getattr(both, name), getattr(plain, name))

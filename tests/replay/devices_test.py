@@ -1,0 +1,141 @@
+"""Trainers on two devices: with tasks all alike they must do what one does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metajax
+from metajax.learners import maml
+from metajax.losses import mean_squared_error
+from metajax.models.mlp import MLP
+from metajax.models.recurrent import recurrent
+from metajax.replay import (
+  PPO,
+  EpisodeReplay,
+  Objective,
+  Replay,
+  episode_replay_trainer,
+  ppo_trainer,
+  replay_trainer,
+)
+from metajax.tasks.trials import Trials
+from metajax.training import task_mesh
+from metajax.types import Batch, Episode
+
+STEPS = 4
+# One task: each action brings the same reward and observation, so that it does
+# not matter which trials a device has drawn or what it samples.
+SAME = Trials(
+  lambda rng: (jnp.float32(0), jnp.ones(1)),
+  lambda task, action, rng: (
+    task + 1,
+    jnp.full(1, task),
+    jnp.float32(1),
+    jnp.bool_(False),
+  ),
+  1,
+  STEPS,
+)
+
+
+def _trainers(mesh):
+  rng = jax.random.key(1)
+  one = Batch(jnp.array([[0.5], [1.0]]), jnp.array([[1.0], [-1.0]]))
+  return {
+    "replay": replay_trainer(
+      recurrent(1, units=3, head="dueling"),
+      SAME,
+      optax.sgd(0.1),
+      Objective(1, STEPS, n=2),
+      Replay(
+        actors=4,
+        length=STEPS,
+        period=STEPS,
+        capacity=8,
+        batch=4,
+        priority_exponent=0.0,
+        importance_exponent=0.0,
+      ),
+      rng=rng,
+      mesh=mesh,
+    ),
+    "ppo": ppo_trainer(
+      recurrent(1, units=3, head="actor_critic"),
+      SAME,
+      optax.sgd(0.1),
+      PPO(actors=4, epochs=2, minibatches=1),
+      rng=rng,
+      mesh=mesh,
+    ),
+    "episodes": episode_replay_trainer(
+      maml(MLP(1, (3,)), mean_squared_error, optax.sgd(0.1), 1),
+      optax.sgd(0.1),
+      lambda rng: Episode(one, one),
+      EpisodeReplay(new=2, batch=4, capacity=4),
+      rng=rng,
+      mesh=mesh,
+    ),
+  }
+
+
+def _main(path):
+  """What the subprocess does, with 2 devices; writes its arrays to a file."""
+  arrays = {}
+  for devices in (1, 2):
+    mesh = task_mesh(2, jax.devices()[:devices])
+    for name, trainer in _trainers(mesh).items():
+      state = trainer.init(jax.random.key(2))
+      train, _ = trainer.compile(state)
+      before = jax.device_get(state.meta_params)
+      state, metrics = train(state, 2)
+      for leaf in jax.tree.leaves(state.meta_params):
+        shards = [np.asarray(s.data) for s in leaf.addressable_shards]
+        assert len(shards) == devices
+        for shard in shards:
+          np.testing.assert_array_equal(shard, shards[0])
+      moved = jax.tree.map(np.subtract, state.meta_params, before)
+      for i, leaf in enumerate(jax.tree.leaves(moved)):
+        arrays[f"{name}/{devices}/{i}"] = leaf
+      for key, value in metrics.items():
+        arrays[f"{name}/{devices}/{key}"] = value
+  np.savez(path, **arrays)
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+  path = tmp_path_factory.mktemp("devices") / "arrays.npz"
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "PYTHONPATH": str(Path(metajax.__file__).parents[1]),
+  }
+  subprocess.run(
+    [sys.executable, __file__, str(path)], env=environment, check=True
+  )
+  with np.load(path) as found:
+    return dict(found)
+
+
+@pytest.mark.parametrize("name", ["replay", "ppo", "episodes"])
+def test_two_devices_average_what_one_does(name, arrays):
+  """A sum of gradients, or a device's own, would be another step."""
+  one = {k: v for k, v in arrays.items() if k.startswith(f"{name}/1/")}
+  assert len(one) > 4
+  moved = max(np.abs(v).max() for k, v in one.items() if k[-1].isdigit())
+  assert moved > 1e-3
+  for key, expected in one.items():
+    np.testing.assert_allclose(
+      arrays[key.replace("/1/", "/2/", 1)], expected, rtol=1e-4, atol=1e-5
+    )
+
+
+if __name__ == "__main__":
+  _main(sys.argv[1])
