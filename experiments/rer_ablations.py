@@ -33,6 +33,9 @@ from metajax.training import TrainState
 flags.DEFINE_integer("pulls", 100, "Pulls of a bandit.", lower_bound=2)
 flags.DEFINE_integer("arms", 5, "Arms of a bandit.", lower_bound=2)
 flags.DEFINE_integer("kept", 200, "Steps whose sequences are kept.", 2)
+flags.DEFINE_list(
+  "rows", [], "Of those in the table, beside base; all if empty."
+)
 FLAGS.set_default("steps", 1500)
 FLAGS.set_default("length", 40)
 FLAGS.set_default("period", 20)
@@ -78,11 +81,6 @@ def main() -> None:
   replay = replaying.replay(tasks)._replace(
     capacity=FLAGS.kept * FLAGS.meta_batch * len(starts)
   )
-  stages = Stages("rer_ablations")
-  _, level, of_rival = contests.search(
-    lambda _: players.thompson(FLAGS.arms), contests.NO_CHOICE, tasks
-  )
-  totals, curves, discrepancies = {"ts": of_rival.sum(-1)}, {}, {}
   network = replaying.network(tasks)
   trainees = {}
   for name, variant in variants().items():
@@ -92,7 +90,17 @@ def main() -> None:
     trainees[name] = trainee, Discrepant(tasks, network, objective)
   if FLAGS.ppo:
     trainees["rl2_ppo"] = on_policy.trainee(tasks), lambda _: {}
-  for name, (trainee, discrepant) in trainees.items():
+  rows = list(dict.fromkeys(["base", *(FLAGS.rows or trainees)]))
+  for name in rows:
+    if name not in trainees:
+      raise ValueError(f"--rows={name}: must be of {', '.join(trainees)}.")
+  stages = Stages("rer_ablations")
+  _, level, of_rival = contests.search(
+    lambda _: players.thompson(FLAGS.arms), contests.NO_CHOICE, tasks
+  )
+  totals, curves, discrepancies = {"ts": of_rival.sum(-1)}, {}, {}
+  for name in rows:
+    trainee, discrepant = trainees[name]
     _, rewards = contests.train(stages, name, trainee, tasks, discrepant)
     totals[name] = rewards.sum(-1)
     curves[name] = contests.progress(stages, name, tasks)
