@@ -5,11 +5,15 @@ from collections.abc import Callable
 
 from metajax.learners.aggregated import learned_average, learned_ensemble
 from metajax.learners.bootstrapped import bmg
+from metajax.learners.cavia import cavia
 from metajax.learners.distilled_data import distill_data
 from metajax.learners.embedding import embedding
 from metajax.learners.heads import Head, logistic, nearest_mean, ridge
+from metajax.learners.implicit import imaml
 from metajax.learners.maml import maml
 from metajax.learners.meta_gradients import gradient_of_mean, mean_of_gradients
+from metajax.learners.meta_sgd import meta_sgd
+from metajax.learners.partition import all_but_last_layer, last_layer
 from metajax.learners.recurrent import recurrent, sequence_learner
 from metajax.learners.reptile import reptile
 from metajax.learners.taught import taught
@@ -21,6 +25,11 @@ from metajax.types import MetaLearner
 REGISTRY: dict[str, Callable[..., MetaLearner]] = {
   "maml": maml,
   "fomaml": functools.partial(maml, first_order=True),
+  "anil": functools.partial(maml, mask=last_layer),
+  "boil": functools.partial(maml, mask=all_but_last_layer),
+  "meta_sgd": meta_sgd,
+  "cavia": cavia,
+  "imaml": imaml,
   "reptile": reptile,
   "bmg": bmg,
   "recurrent": recurrent,
@@ -29,15 +38,20 @@ REGISTRY: dict[str, Callable[..., MetaLearner]] = {
 __all__ = [
   "Head",
   "REGISTRY",
+  "all_but_last_layer",
   "bmg",
+  "cavia",
   "distill_data",
   "embedding",
   "gradient_of_mean",
+  "imaml",
+  "last_layer",
   "learned_average",
   "learned_ensemble",
   "logistic",
   "maml",
   "mean_of_gradients",
+  "meta_sgd",
   "nearest_mean",
   "recurrent",
   "reptile",

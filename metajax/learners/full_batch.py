@@ -5,6 +5,7 @@ from collections.abc import Callable
 import optax
 
 from metajax import inner_loop
+from metajax.learners.partition import Mask, merge, split
 from metajax.types import Array, Batch, LossFn, Model, Params
 
 
@@ -13,6 +14,7 @@ def full_batch(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
   *,
+  mask: Mask | None = None,
   first_order: bool = False,
   memory: inner_loop.Memory = "default",
 ) -> Callable[[Params, Batch, int], Params]:
@@ -26,22 +28,27 @@ def full_batch(
     model: pure `init(rng, inputs)` and `apply(params, inputs)`.
     loss_fn: `(predictions, targets) -> scalar`.
     optimizer: any optax optimizer; its state starts anew with every call.
+    mask: which parameters adapt, see `partition.split`; the others stay.
     first_order: see `inner_loop.minimize`.
     memory: see `inner_loop.minimize`.
   """
 
   def fit(params: Params, batch: Batch, num_steps: int) -> Params:
-    def loss(params: Params, step: Array) -> Array:
-      del step  # The same examples in every step.
-      return loss_fn(model.apply(params, batch.inputs), batch.targets)
+    fast, slow = split(params, mask)
 
-    return inner_loop.minimize(
+    def loss(fast: Params, step: Array) -> Array:
+      del step  # The same examples in every step.
+      predictions = model.apply(merge(fast, slow), batch.inputs)
+      return loss_fn(predictions, batch.targets)
+
+    adapted = inner_loop.minimize(
       loss,
-      params,
+      fast,
       optimizer,
       num_steps,
       first_order=first_order,
       memory=memory,
     ).params
+    return merge(adapted, slow)
 
   return fit

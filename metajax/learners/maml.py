@@ -7,6 +7,7 @@ import optax
 from metajax import inner_loop
 from metajax.learners.full_batch import full_batch
 from metajax.learners.meta_gradients import gradient_of_mean, query_loss
+from metajax.learners.partition import Mask
 from metajax.types import (
   Batch,
   LossFn,
@@ -24,11 +25,12 @@ def maml(
   num_steps: int,
   first_order: bool = False,
   *,
+  mask: Mask | None = None,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "default",
 ) -> MetaLearner:
-  """Model-agnostic meta-learning (MAML), and its first-order form (FOMAML).
+  """Model-agnostic meta-learning (MAML), first-order (FOMAML), ANIL and BOIL.
 
   The meta-parameters theta are an initialisation; the meta-gradient is that of
   the query loss after the inner loop, through the inner loop::
@@ -37,7 +39,10 @@ def maml(
     g = d/dtheta  mean over tasks of  L(phi(theta); query)
 
   With `first_order`, d phi / d theta is taken to be the identity and g is the
-  query gradient at the adapted parameters.
+  query gradient at the adapted parameters. With a `mask`, phi differs from
+  theta only where it says so, and g is of all of theta: `last_layer` makes it
+  ANIL (almost no inner loop), `all_but_last_layer` BOIL (body only in the inner
+  loop).
 
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`.
@@ -47,6 +52,8 @@ def maml(
     inner_optimizer: any optax optimizer; adam needs `eps_root > 0`.
     num_steps: inner steps in training.
     first_order: FOMAML instead of MAML.
+    mask: which parameters adapt, a tree of booleans like them or a function
+      `(params) -> tree`; None: all.
     num_eval_steps: inner steps of `adapt`; as in training if None.
     metrics: more `(predictions, targets) -> scalar` functions to be reported
       by `meta_grad`, on the query after adaptation, beside "loss".
@@ -56,17 +63,26 @@ def maml(
     A `MetaLearner`, whose task parameters are a tree like its meta-parameters.
 
   Raises:
-    ValueError: for a negative number of steps.
+    ValueError: for a negative number of steps; in use, if nothing adapts.
 
   References:
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
     Networks <https://arxiv.org/abs/1703.03400>`_, 2017, algorithm 2 and
     section 5.2.
+    Raghu et al., `Rapid Learning or Feature Reuse?
+    <https://arxiv.org/abs/1909.09157>`_, 2020, section 4.1: ANIL.
+    Oh et al., `BOIL: Towards Representation Change for Few-shot Learning
+    <https://arxiv.org/abs/2008.08882>`_, 2021, section 3.
   """
   num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
   inner_loop.check_steps(num_steps=num_steps, num_eval_steps=num_eval_steps)
   fit = full_batch(
-    model, loss_fn, inner_optimizer, first_order=first_order, memory=memory
+    model,
+    loss_fn,
+    inner_optimizer,
+    mask=mask,
+    first_order=first_order,
+    memory=memory,
   )
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:

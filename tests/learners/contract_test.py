@@ -32,7 +32,7 @@ from metajax.types import (
 )
 
 # Learners whose meta_grad is the gradient of the very "loss" it reports.
-EXACT = ["maml", "recurrent"]
+EXACT = ["maml", "anil", "boil", "meta_sgd", "cavia", "recurrent"]
 
 RNG = jax.random.key(0)
 OPTIMIZER = optax.adam(0.01)

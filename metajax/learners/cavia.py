@@ -1,0 +1,113 @@
+"""CAVIA: a few context parameters adapt, the network does not."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import optax
+
+from metajax import inner_loop
+from metajax.learners.meta_gradients import gradient_of_mean, query_loss
+from metajax.types import (
+  Array,
+  Batch,
+  LossFn,
+  MetaLearner,
+  Model,
+  Params,
+  PRNGKey,
+)
+
+
+def cavia(
+  model: Model,
+  loss_fn: LossFn,
+  inner_optimizer: optax.GradientTransformation,
+  num_steps: int,
+  first_order: bool = False,
+  *,
+  num_context: int = 5,
+  num_eval_steps: int | None = None,
+  metrics: Mapping[str, LossFn] | None = None,
+  memory: inner_loop.Memory = "default",
+) -> MetaLearner:
+  """Fast context adaptation via meta-learning (CAVIA).
+
+  ::
+
+    c(theta) = num_steps of inner_optimizer, from 0, on
+               L(f_theta([inputs, c]); support)
+    g = d/dtheta  mean over tasks of  L(f_theta([inputs, c(theta)]); query)
+
+  The context c is appended to every input as further features; to images as
+  further channels, the same everywhere. (The paper does so for vectors; its
+  convolutional network is modulated in the middle instead.) A task is as much
+  as `num_context` numbers, whatever the size of the network.
+
+  Args:
+    model: pure `init(rng, inputs)` and `apply(params, inputs)`, of inputs with
+      `num_context` more features than the data.
+    loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
+    inner_optimizer: any optax optimizer; the paper's is SGD of step size 1.
+    num_steps: inner steps in training.
+    first_order: take no gradient through the inner loop.
+    num_context: size of c.
+    num_eval_steps: inner steps of `adapt`; as in training if None.
+    metrics: more `(predictions, targets) -> scalar` functions to be reported
+      by `meta_grad`, on the query after adaptation, beside "loss".
+    memory: see `inner_loop.minimize`.
+
+  Returns:
+    A `MetaLearner` whose meta-parameters are theta, and whose task parameters
+    are theta and c.
+
+  Raises:
+    ValueError: for a negative number of steps, or no context.
+
+  References:
+    Zintgraf et al., `Fast Context Adaptation via Meta-Learning
+    <https://arxiv.org/abs/1810.03642>`_, 2019, equations 5 to 7.
+  """
+  num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
+  inner_loop.check_steps(num_steps=num_steps, num_eval_steps=num_eval_steps)
+  if num_context < 1:
+    raise ValueError(f"num_context={num_context}: must be 1 or more.")
+
+  def widen(inputs: Array, context: Array) -> Array:
+    shape = (*inputs.shape[:-1], num_context)
+    context = jnp.broadcast_to(context.astype(inputs.dtype), shape)
+    return jnp.concatenate([inputs, context], axis=-1)
+
+  def init(rng: PRNGKey, inputs: Array) -> Params:
+    return model.init(rng, widen(inputs, jnp.zeros(num_context)))
+
+  def predict(task_params: Params, inputs: Array) -> Array:
+    inputs = widen(inputs, task_params["context"])
+    return model.apply(task_params["params"], inputs)
+
+  def fit(meta_params: Params, support: Batch, num_steps: int) -> Params:
+    def loss(context: Array, step: Array) -> Array:
+      del step  # The same examples in every step.
+      task_params = {"params": meta_params, "context": context}
+      return loss_fn(predict(task_params, support.inputs), support.targets)
+
+    start = jnp.zeros(num_context, support.inputs.dtype)
+    context = inner_loop.minimize(
+      loss,
+      start,
+      inner_optimizer,
+      num_steps,
+      first_order=first_order,
+      memory=memory,
+    ).params
+    return {"params": meta_params, "context": context}
+
+  def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
+    del rng
+    return fit(meta_params, support, num_eval_steps)
+
+  def train(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
+    del rng
+    return fit(meta_params, support, num_steps)
+
+  meta_loss = query_loss(train, predict, loss_fn, metrics)
+  return MetaLearner(init, adapt, predict, gradient_of_mean(meta_loss))

@@ -1,0 +1,73 @@
+"""Which parameters adapt to a task, and which stay as they are."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from metajax.types import Params
+
+# A tree of booleans like the parameters, or a function that makes it of them.
+Mask = Any | Callable[[Params], Any]
+
+_DENSE = re.compile(r"Dense_(\d+)")
+
+
+def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
+  """Splits parameters into those that adapt and those that do not.
+
+  Args:
+    params: a tree of arrays.
+    mask: a tree of booleans like it, or a function `(params) -> tree`, as optax
+      takes them; None: all adapt.
+
+  Returns:
+    Two trees with None in the places of the other's arrays.
+
+  Raises:
+    ValueError: if nothing adapts.
+  """
+  if mask is None:
+    return params, jax.tree.map(lambda _: None, params)
+  mask = mask(params) if callable(mask) else mask
+  if not any(jax.tree.leaves(mask)):
+    raise ValueError("mask: is False everywhere, so that nothing adapts.")
+  fast = jax.tree.map(lambda x, adapts: x if adapts else None, params, mask)
+  slow = jax.tree.map(lambda x, adapts: None if adapts else x, params, mask)
+  return fast, slow
+
+
+def merge(fast: Params, slow: Params) -> Params:
+  """Puts together what `split` has split."""
+  return jax.tree.map(
+    lambda x, y: y if x is None else x, fast, slow, is_leaf=lambda x: x is None
+  )
+
+
+def last_layer(params: Params) -> Params:
+  """Masks the last of a flax model's layers `Dense_0`, `Dense_1`, ...
+
+  Raises:
+    ValueError: if no layer is called so; then give a mask of your own.
+  """
+  names = {str(getattr(key, "key", "")) for p in _paths(params) for key in p}
+  numbers = [int(m[1]) for name in names if (m := _DENSE.fullmatch(name))]
+  if not numbers:
+    raise ValueError(
+      "mask: there is no layer Dense_0, Dense_1, ...; give a mask of your own."
+    )
+  last = f"Dense_{max(numbers)}"
+  return jax.tree.map_with_path(
+    lambda path, _: any(getattr(key, "key", None) == last for key in path),
+    params,
+  )
+
+
+def all_but_last_layer(params: Params) -> Params:
+  """Masks what `last_layer` does not."""
+  return jax.tree.map(lambda is_last: not is_last, last_layer(params))
+
+
+def _paths(params: Params) -> list[tuple]:
+  return [path for path, _ in jax.tree.leaves_with_path(params)]
