@@ -23,6 +23,16 @@ from metajax.tasks.tabular_mdp import tabular_mdps
 from metajax.tasks.trials import Trials
 
 flags.DEFINE_integer("episodes", 10, "Episodes of an MDP.", lower_bound=1)
+# There is more to remember than of a bandit, and rewards are noisy: the sooner
+# the bootstrap, the less of the noise is in a target.
+FLAGS.set_default("units", 128)
+FLAGS.set_default("n_step", 1)
+FLAGS.set_default("discount", 0.8)
+FLAGS.set_default("rescale", False)
+FLAGS.set_default("replay_ratio", 4.0)
+FLAGS.set_default("outer_lr", 2e-3)
+FLAGS.set_default("steps", 4000)
+FLAGS.set_default("ppo_discount", 0.8)
 
 SIZES = players.Sizes()
 # Total rewards in the paper's table, by episodes.

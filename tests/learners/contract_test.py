@@ -251,6 +251,8 @@ def test_tasks_adapt_under_vmap_as_alone(case):
   np.testing.assert_allclose(together, np.stack(alone), rtol=1e-4, atol=1e-5)
 
 
+# As all the ways of the inner loop, it knows nothing of the loss.
+@only(settings=["regression"])
 def test_remat_changes_no_gradient(case):
   remat = jax.jit(case.build(memory="remat").meta_grad)
   chex.assert_trees_all_close(
@@ -273,6 +275,7 @@ def test_checkpoints_restore_every_bit(case, tmp_path):
   assert restored.notes == {"best": 0.5}
 
 
+@only(settings=["classification"])
 def test_bfloat16_gradients_point_where_float32_gradients_do(case):
   half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), case.params)
   whole = jax.tree.map(lambda p: p.astype(jnp.float32), half)
