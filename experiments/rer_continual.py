@@ -15,6 +15,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -112,10 +113,10 @@ def main() -> None:
   chosen: dict[str, dict[str, float]] = {}
   curves: dict[str, dict[float, Estimate]] = {}
   for name, method in methods().items():
-    tried = play(method, method.values, trial)
-    best = method.values[tried[:, :, -1].mean((1, 2)).argmax()]
-    chosen[name] = dict(zip(method.names, best, strict=True))
-    accuracies = 100 * play(method, [best], final)[0]
+    best, accuracies = once(
+      workdir / f"{name}.npz", lambda m=method: choose(m, trial, final)
+    )
+    chosen[name] = dict(zip(method.names, method.values[best], strict=True))
     last, own = accuracies[:, -1], accuracies.diagonal(axis1=1, axis2=2)
     retained[name] = last.mean(-1)
     metrics[f"{name}_ra"] = estimate(retained[name])
@@ -159,6 +160,29 @@ def main() -> None:
     seed=FLAGS.seed,
   )
   training.show(workdir, metrics, "streams")
+
+
+def choose(
+  method: Method, trial: continual.Stream, final: continual.Stream
+) -> tuple[int, np.ndarray]:
+  """Returns which values retain most at trial, and their final percentages."""
+  retained = play(method, method.values, trial)[:, :, -1].mean((1, 2))
+  best = int(retained.argmax())
+  return best, 100 * play(method, [method.values[best]], final)[0]
+
+
+def once(
+  path: Path, compute: Callable[[], tuple[int, np.ndarray]]
+) -> tuple[int, np.ndarray]:
+  """Reads what an interrupted run had computed, or computes and writes it."""
+  if not path.exists():
+    best, accuracies = compute()
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+      np.savez(file, best=best, accuracies=accuracies)
+    temporary.replace(path)
+  with np.load(path) as found:
+    return int(found["best"]), found["accuracies"]
 
 
 def load() -> tuple[Batch, Batch, Batch]:
