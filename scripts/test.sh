@@ -19,5 +19,6 @@ export JAX_DISABLE_MOST_OPTIMIZATIONS=${JAX_DISABLE_MOST_OPTIMIZATIONS-1}
 export JAX_PLATFORMS=${JAX_PLATFORMS-cpu} NPROC=${NPROC:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
-pytest -n 2 "$@" || status=$?
+# What a file sets up and compiles is done once, by the worker that has the file.
+pytest -n 2 --dist loadfile "$@" || status=$?
 exit "$status"

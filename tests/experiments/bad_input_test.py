@@ -398,12 +398,3 @@ def test_workdir_of_another_experiment_is_refused(run, tmp_path):
   ended = run(SINUSOID, [f"--workdir={tmp_path}"])
   _assert_refused(ended, rf"--workdir={tmp_path} holds a run with .*")
   assert os.listdir(tmp_path) == ["config.json"]
-
-
-def test_sequences_that_do_not_fit_are_named(run, workdir):
-  ended = run(
-    "rer_bandits", [f"--workdir={workdir}", "--pulls=9", "--length=10"]
-  )
-  _assert_refused(
-    ended, "length=10: must be from 1 to 9, the steps of a trial."
-  )

@@ -34,6 +34,9 @@ from metajax.types import (
 # Learners whose meta_grad is the gradient of the very "loss" it reports.
 EXACT = ["maml", "anil", "boil", "meta_sgd", "cavia", "recurrent"]
 
+# Sizes that suffice here, by learner.
+SMALL = {"recurrent": {"units": 16}}
+
 RNG = jax.random.key(0)
 OPTIMIZER = optax.adam(0.01)
 WAYS = 3
@@ -118,6 +121,7 @@ def case(request) -> Case:
     optax.sgd(setting.inner_rate),
     2,
     metrics={setting.metric: setting.score},
+    **SMALL.get(name, {}),
   )
   learner = build()
   episodes = _episodes(setting_name, CHUNK, seed=1)
