@@ -7,10 +7,15 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import optax
+from jax.ad_checkpoint import checkpoint_name
 
+from metajax import mixed_mode
 from metajax.types import Array, Params
 
-Memory = Literal["default", "remat", "nested"]
+Memory = Literal["default", "remat", "mixed", "nested"]
+
+
+GRADIENTS = "inner_gradients"  # Their name, for policies of `jax.checkpoint`.
 
 
 class InnerLoop(NamedTuple):
@@ -59,7 +64,10 @@ def minimize(
       `loss_fn` and `optimizer` close over gets no gradient.
     memory: `"default"` keeps every step's activations for the backward pass;
       `"remat"` keeps the parameters and optimizer state between steps only,
-      and computes each step again when its turn comes; `"nested"` keeps them
+      and computes each step again when its turn comes; `"mixed"` keeps the
+      inner gradients, too, which are not computed again, and differentiates
+      them forward over reverse (`mixed_mode.value_and_grad`), which stores
+      least of a deep model; `"nested"` keeps parameters and optimizer state
       between blocks of `sqrt(num_steps)` steps, and within the block whose turn
       it is, so that memory grows as `2 sqrt(num_steps)` states, for one more
       computation of each step.
@@ -79,9 +87,13 @@ def minimize(
     raise ValueError(f"memory={memory!r}: must be one of {get_args(Memory)}.")
   optimizer = optax.with_extra_args_support(optimizer)
 
+  mixed = memory == "mixed"
+  value_and_grad = mixed_mode.value_and_grad if mixed else jax.value_and_grad
+
   def step(carry, k):
     phi, state = carry
-    loss, grads = jax.value_and_grad(loss_fn)(phi, k)
+    loss, grads = value_and_grad(loss_fn)(phi, k)
+    grads = checkpoint_name(grads, GRADIENTS)
     updates, state = optimizer.update(grads, state, phi, value=loss)
     return (optax.apply_updates(phi, updates), state), loss
 
@@ -89,8 +101,10 @@ def minimize(
   if memory != "default":
     # XLA would merge the two computations of a step; scan already keeps it
     # from that, and is faster without the barriers.
-    first_step = jax.checkpoint(step)
-    later_step = jax.checkpoint(step, prevent_cse=False)
+    keep = jax.checkpoint_policies.save_only_these_names(GRADIENTS)
+    policy = keep if mixed else None
+    first_step = jax.checkpoint(step, policy=policy)
+    later_step = jax.checkpoint(step, policy=policy, prevent_cse=False)
 
   start = jax.tree.map(jax.lax.stop_gradient, params) if first_order else params
   carry, losses = (start, optimizer.init(start)), []

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Folder or file -> what of metajax it may import.
 ALLOWED = {
   "types.py": set(),
-  "inner_loop.py": {"types"},
+  "mixed_mode.py": {"types"},
+  "inner_loop.py": {"mixed_mode", "types"},
   "losses.py": {"types"},
   "tasks": {"tasks", "types"},
   "models": {"models", "types"},

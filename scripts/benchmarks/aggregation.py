@@ -1,5 +1,7 @@
 """The average of many models, against a plain copy of the same array."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ flags.DEFINE_integer(
 )
 
 
-def measure() -> dict:
+def measure() -> Iterator[dict]:
   """Times the average of a stack of models against a copy of the stack."""
   shape = FLAGS.members, FLAGS.parameters
   stack = jnp.ones(shape)
@@ -49,7 +51,7 @@ def measure() -> dict:
     "average": (stack.nbytes + stack[0].nbytes) / medians["average"],
     "copy": 2 * stack.nbytes / medians["copy"],
   }
-  return {
+  yield {
     "members": FLAGS.members,
     "parameters": FLAGS.parameters,
     "seconds_average": medians["average"],

@@ -1,6 +1,7 @@
 """One meta-step, whole: sampling, gradient, Adam."""
 
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ flags.DEFINE_integer(
 )
 
 
-def measure() -> dict:
+def measure() -> Iterator[dict]:
   """Times the meta-step that the flags describe."""
   images = np.random.default_rng(0).integers(
     0, 256, (200, 20, 28, 28, 1), dtype=np.uint8
@@ -85,7 +86,7 @@ def measure() -> dict:
   flops = flops_per_task(learner_of, tasks, FLAGS.inner_steps) * FLAGS.tasks
   # Several devices share the work; a CPU's devices share its cores.
   devices = 1 if jax.default_backend() == "cpu" else mesh.size
-  return {
+  yield {
     "learner": FLAGS.learner,
     "model": FLAGS.model,
     "ways": FLAGS.ways,

@@ -1,6 +1,7 @@
 """A step of recurrent experience replay, and what the buffer takes of it."""
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ flags.DEFINE_integer("actors", 64, "Tasks played at once (suite replay).", 1)
 flags.DEFINE_float("replay_ratio", 2.0, "Of the suite replay.", 1e-3)
 
 
-def measure() -> dict:
+def measure() -> Iterator[dict]:
   """Times acting and learning, whole, and then the buffer's part alone."""
   # Needs the extra rl, as other suites do not, and computes at once, which
   # must not be before the devices are chosen.
@@ -99,7 +100,7 @@ def measure() -> dict:
   stored = state.opt_state.buffer
   alone = seconds_per_step(functools.partial(buffer_steps, stored))
   median, buffer_median = float(np.median(step)), float(np.median(alone))
-  return {
+  yield {
     "pulls": FLAGS.pulls,
     "arms": FLAGS.arms,
     "units": FLAGS.units,

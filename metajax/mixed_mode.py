@@ -1,0 +1,83 @@
+"""Gradients whose own backward pass is one forward-over-reverse product."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax.types import Array, Params
+
+
+def value_and_grad(
+  loss_fn: Callable[..., Array],
+) -> Callable[..., tuple[Array, Params]]:
+  """As `jax.value_and_grad`, but differentiated again by mixed-mode.
+
+  The gradient g(p, c) of L with respect to its first argument p, where c is all
+  that `loss_fn` closes over, is pulled back along a cotangent u by one
+  Jacobian-vector product of the gradient in both::
+
+    u' dg/dp, u' dg/dc  =  d/de  grad_(p, c) L(p + e u, c)   at e = 0
+
+  since the matrix of second derivatives is symmetric. Reverse-over-reverse,
+  JAX's own way, keeps the whole backward pass of the inner gradient until the
+  outer one comes; here p, c and nothing else are kept.
+
+  Args:
+    loss_fn: `(params, *rest) -> scalar`. It may close over anything, traced
+      values and meta-parameters among them, which get their gradients; `rest`
+      gets none.
+
+  Returns:
+    `(params, *rest) -> (loss, grads)`, to be differentiated in reverse mode
+    only, and once.
+
+  References:
+    Kemaev et al., `Scalable Meta-Learning via Mixed-Mode Differentiation
+    <https://arxiv.org/abs/2505.00793>`_, 2025, section 3.
+  """
+
+  def run(params: Params, *rest: Any) -> tuple[Array, Params]:
+    # What is closed over must become an argument of the rule below.
+    traced = jax.make_jaxpr(loss_fn)(params, *rest)
+    inexact = [
+      jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in traced.consts
+    ]
+    both = list(zip(traced.consts, inexact, strict=True))
+    smooth = [c for c, is_smooth in both if is_smooth]
+    others = [c for c, is_smooth in both if not is_smooth]
+
+    def loss(params: Params, smooth: list, others: list, rest: tuple) -> Array:
+      queues = {True: iter(smooth), False: iter(others)}
+      consts = [next(queues[is_smooth]) for is_smooth in inexact]
+      inputs = jax.tree.leaves((params, *rest))
+      (value,) = jax.core.eval_jaxpr(traced.jaxpr, consts, *inputs)
+      return value
+
+    @jax.custom_vjp
+    def gradient(*arguments: Any) -> tuple[Array, Params]:
+      return jax.value_and_grad(loss)(*arguments)
+
+    def forward(*arguments: Any) -> tuple[Any, tuple]:
+      return gradient(*arguments), arguments
+
+    def backward(arguments: tuple, cotangents: tuple) -> tuple:
+      params, smooth, *unchanged = arguments
+      of_loss, along = cotangents
+      slopes, products = jax.jvp(
+        lambda p: jax.grad(loss, (0, 1))(p, smooth, *unchanged),
+        (params,),
+        (along,),
+      )
+      total = jax.tree.map(
+        lambda slope, product: of_loss.astype(slope.dtype) * slope + product,
+        slopes,
+        products,
+      )
+      return *total, None, None
+
+    gradient.defvjp(forward, backward)
+    return gradient(params, smooth, others, rest)
+
+  return run

@@ -1,0 +1,145 @@
+"""Memory and time of a meta-gradient by the inner loop's ways to keep less."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from jax.flatten_util import ravel_pytree
+
+from metajax import inner_loop
+from metajax.losses import cross_entropy
+from metajax.models.conv import conv4
+from metajax.models.mlp import MLP
+from metajax.models.transformer import Transformer
+from metajax.types import Array, Model
+from scripts.benchmarks.measuring import machine, timed
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_multi_enum(
+  "inner_loop_of",
+  ["mlp", "conv4", "transformer"],
+  ["mlp", "conv4", "transformer"],
+  "Models (suite inner_loop).",
+)
+flags.DEFINE_multi_integer("blocks", [8], "Of the transformer.", 1)
+flags.DEFINE_multi_integer(
+  "transformer_steps", [4], "Its inner steps (suite inner_loop).", 1
+)
+flags.DEFINE_multi_integer(
+  "mlp_steps", [10, 100, 1000], "The MLP's inner steps.", 1
+)
+flags.DEFINE_integer("sequence", 256, "Tokens the transformer reads.", 2)
+flags.DEFINE_integer("width", 64, "Of the transformer.", 4)
+
+VOCABULARY = 256
+# What the inner loop keeps, and whether each block of the model is rematted.
+TRANSFORMER_WAYS = {
+  "remat": ("remat", False),
+  "remat, blocks": ("remat", True),
+  "mixed": ("mixed", False),
+  "mixed, blocks": ("mixed", True),
+}
+WAYS = {m: (m, False) for m in ("default", "remat", "mixed", "nested")}
+
+
+class Problem(NamedTuple):
+  """A model by whether its blocks are rematted, and a batch."""
+
+  model: dict[bool, Model]
+  inputs: Array
+  targets: Array
+  optimizer: optax.GradientTransformation
+
+
+def measure() -> Iterator[dict]:
+  models = FLAGS.inner_loop_of
+  if "mlp" in models:
+    for steps in FLAGS.mlp_steps:
+      yield from _compare("mlp", 2, steps, _mlp(), WAYS)
+  if "conv4" in models:
+    yield from _compare("conv4", 4, 5, _conv(), WAYS)
+  if "transformer" in models:
+    for blocks in FLAGS.blocks:
+      problem = _transformer(blocks)
+      for steps in FLAGS.transformer_steps:
+        yield from _compare(
+          "transformer", blocks, steps, problem, TRANSFORMER_WAYS
+        )
+
+
+def _compare(
+  name: str, blocks: int, steps: int, problem: Problem, ways: dict
+) -> Iterator[dict]:
+  """The first of the ways is what the others' gradients are compared with."""
+  plain = None
+  for way, (memory, remat) in ways.items():
+    compiled, arguments = _compile(problem, steps, memory, remat)
+    grads, _ = ravel_pytree(compiled(*arguments))
+    plain = grads if plain is None else plain
+    error = jnp.linalg.norm(grads - plain) / jnp.linalg.norm(plain)
+    seconds = [
+      timed(lambda c=compiled, a=arguments: c(*a)) for _ in range(FLAGS.repeats)
+    ]
+    yield {
+      "model": name,
+      "blocks": blocks,
+      "inner_steps": steps,
+      "memory": way,
+      "seconds": float(np.median(seconds)),
+      "peak_temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+      "gradient_error": float(error),
+      **machine(1),
+    }
+
+
+def _compile(
+  problem: Problem, steps: int, memory: inner_loop.Memory, remat: bool
+) -> tuple[Any, tuple]:
+  """Compiles the gradient of a loss after the inner loop, in where it began."""
+  model = problem.model[remat]
+
+  def loss(params, inputs, targets):
+    logits = model.apply(params, inputs)
+    return cross_entropy(logits.reshape(targets.size, -1), targets.ravel())
+
+  def outer(params, inputs, targets):
+    adapted = inner_loop.minimize(
+      lambda phi, step: loss(phi, inputs, targets),
+      params,
+      problem.optimizer,
+      steps,
+      memory=memory,
+    ).params
+    return loss(adapted, inputs, targets)
+
+  params = jax.jit(model.init)(jax.random.key(0), problem.inputs)
+  arguments = params, problem.inputs, problem.targets
+  return jax.jit(jax.grad(outer)).lower(*arguments).compile(), arguments
+
+
+def _mlp() -> Problem:
+  inputs = jax.random.normal(jax.random.key(1), (64, 32))
+  targets = jnp.arange(64) % 5
+  return Problem({False: MLP(5, (64, 64))}, inputs, targets, optax.sgd(0.01))
+
+
+def _conv() -> Problem:
+  images = jax.random.uniform(jax.random.key(1), (25, 28, 28, 1))
+  return Problem({False: conv4(5)}, images, jnp.arange(25) % 5, optax.sgd(0.01))
+
+
+def _transformer(blocks: int) -> Problem:
+  shape = 4, FLAGS.sequence + 1
+  tokens = jax.random.randint(jax.random.key(1), shape, 0, VOCABULARY)
+  models: dict[bool, Model] = {
+    remat: Transformer(VOCABULARY, FLAGS.width, blocks, remat=remat)
+    for remat in (False, True)
+  }
+  # Without eps_root Adam has no derivative where a gradient is zero.
+  adam = optax.adam(1e-3, eps_root=1e-8)
+  return Problem(models, tokens[:, :-1], tokens[:, 1:], adam)
