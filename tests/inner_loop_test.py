@@ -152,7 +152,7 @@ def _outer_loss(params, loss_fn, num_steps, **arguments):
 # 11 steps: one, three blocks of three, and one that is left.
 @pytest.mark.parametrize(
   "memory, num_steps",
-  [("remat", 9), ("nested", 1), ("nested", 2)] + [("nested", 11)],
+  [("remat", 9), ("mixed", 9), ("nested", 1), ("nested", 2)] + [("nested", 11)],
 )
 def test_memory_changes_neither_value_nor_gradient(memory, num_steps, float64):
   loss_fn, params = _problem()

@@ -135,7 +135,7 @@ FLOATS = ["inner_lr", "outer_lr"]
 CHOICES = {
   "learner": f"<{'|'.join(sorted(REGISTRY))}>",
   "outer_schedule": "<constant|cosine>",
-  "memory": "<default|remat|nested>",
+  "memory": "<default|remat|mixed|nested>",
 }
 ONLY_CHOICES = {
   SINUSOID: {"preset": "<paper>"},
