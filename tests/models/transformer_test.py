@@ -42,8 +42,8 @@ def test_a_token_matters_to_itself_and_to_what_follows(place):
 
 
 def test_order_matters():
-  """Or the last of the same tokens in another order would be predicted alike."""
-  tokens = np.array([[1, 2, 3, 4], [2, 1, 3, 4]])
+  """Of the same tokens, the last alike, another prediction."""
+  tokens = np.array([[1, 2, 3, 4, 5, 6], [2, 1, 3, 4, 5, 6]])
   first, second = _of(tokens)[:, -1]
   assert np.abs(first - second).max() > 1e-4
 
