@@ -79,7 +79,8 @@ flags.DEFINE_enum(
   "default",
   get_args(Memory),
   "What the inner loop keeps for its backward pass: everything, the parameters "
-  "between steps, or those between blocks of steps.",
+  "between steps (mixed: and the inner gradients, differentiated so that deep "
+  "models take least), or those between blocks of steps.",
 )
 flags.DEFINE_integer(
   "eval_tasks", 600, "Tasks of the test evaluation.", lower_bound=2
