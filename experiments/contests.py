@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import on_policy, plots, replaying, training
+from experiments import on_policy, replaying, training, trial_plots
 from experiments.flags import FLAGS, refuse
 from experiments.replaying import Trainee
 from experiments.stages import Stages
@@ -86,7 +86,7 @@ def play_all(
     if len(grid) > 1:
       chosen[name] = best
   history = {name: progress(stages, name, tasks) for name in trainees}
-  plots.learning(
+  trial_plots.learning(
     stages.workdir / "learning.png",
     history,
     {name: levels[name] for name in levels if name != "random"},

@@ -18,7 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import contests, on_policy, plots, replaying, training
+from experiments import (
+  contests,
+  on_policy,
+  replaying,
+  training,
+  trial_plots,
+)
 from experiments.flags import FLAGS, refuse, run
 from experiments.stages import Stages
 from metajax import players
@@ -108,7 +114,7 @@ def main() -> None:
       logged = stages.history(name, f"validation/discrepancy_{place}")
       if logged:
         discrepancies[f"{name}_{place}"] = float(np.mean(list(logged.values())))
-  plots.learning(
+  trial_plots.learning(
     stages.workdir / "ablations.png",
     curves,
     {"ts": level},

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import contests, needs_rl, plots, training  # noqa: F401
+from experiments import contests, plots, training, trial_plots
 from experiments.flags import FLAGS, refuse, run
 from metajax import players
 from metajax.evaluation import Estimate, estimate
@@ -73,7 +73,7 @@ def main() -> None:
   )
   if FLAGS.environment == "MetaMaze-misc":
     trained = played.players["rer"]
-    plots.walks(
+    trial_plots.walks(
       played.workdir / "maze.png",
       np.asarray(environment.occupied_map),
       walks(tasks, trained),
@@ -97,7 +97,7 @@ def by_time(rewards: np.ndarray) -> dict[float, Estimate]:
   }
 
 
-def walks(tasks: Trials, player: Player) -> dict[str, list[plots.Walk]]:
+def walks(tasks: Trials, player: Player) -> dict[str, list[trial_plots.Walk]]:
   """Plays test mazes; returns the first and the last search of the goal.
 
   By the number of the task: where the player was at each step, and the goal.
@@ -121,7 +121,10 @@ def walks(tasks: Trials, player: Player) -> dict[str, list[plots.Walk]]:
   steps = jax.jit(jax.vmap(lambda key: play(*shown, key).steps))(keys)
   places, goals = np.split(np.asarray(steps.observation[..., :4], int), 2, -1)
   found = np.asarray(steps.reward) > 0
-  parts: dict[str, list[plots.Walk]] = {"first search": [], "last search": []}
+  parts: dict[str, list[trial_plots.Walk]] = {
+    "first search": [],
+    "last search": [],
+  }
   for place, goal, reached in zip(places, goals, found, strict=True):
     # The place after a reward is where the next search begins.
     ends = [0, *np.flatnonzero(reached), len(reached)]
@@ -129,7 +132,7 @@ def walks(tasks: Trials, player: Player) -> dict[str, list[plots.Walk]]:
     # The last one that came to its end.
     last = searches[-2] if len(searches) > 1 else searches[-1]
     for name, (a, b) in zip(parts, (searches[0], last), strict=True):
-      parts[name].append(plots.Walk(place[a:b], goal[0]))
+      parts[name].append(trial_plots.Walk(place[a:b], goal[0]))
   return parts
 
 

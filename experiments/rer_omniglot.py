@@ -81,8 +81,8 @@ def main() -> None:
   validation = scorer(splits.validation, "validation", 200)
   test = scorer(splits.test, "test", FLAGS.eval_tasks)
   runs = Stages("rer_omniglot")
-  values = {}
-  for name, plan in plans(splits.train).items():
+  values, all_plans = {}, plans(splits.train)
+  for name, plan in all_plans.items():
     trained = runs.train(
       name,
       plan.trainer,
@@ -127,7 +127,7 @@ def main() -> None:
       "transductive": False,
       "replays": FLAGS.replays,
       "capacity": FLAGS.capacity,
-      "tasks": {k: p.tasks for k, p in plans(splits.train).items()},
+      "tasks": {k: p.tasks for k, p in all_plans.items()},
       "published": PUBLISHED,
     },
     metrics,

@@ -8,7 +8,7 @@ import optax
 from jax.scipy.sparse.linalg import cg
 
 from metajax import inner_loop
-from metajax.learners.meta_gradients import mean_of_gradients
+from metajax.learners.meta_gradients import mean_of_gradients, query_loss
 from metajax.types import (
   Array,
   Batch,
@@ -81,7 +81,8 @@ def imaml(
   )
   if not strength > 0:
     raise ValueError(f"strength={strength}: must be above 0.")
-  report = dict(metrics or {})
+  # Of parameters that are adapted already.
+  query = query_loss(lambda phi, *_: phi, model.apply, loss_fn, metrics)
 
   def loss_of(params: Params, batch: Batch) -> Array:
     return loss_fn(model.apply(params, batch.inputs), batch.targets)
@@ -104,17 +105,9 @@ def imaml(
   def estimate(
     meta_params: Params, episode: Episode, rng: PRNGKey
   ) -> tuple[Params, Metrics]:
-    del rng
-    support, query = episode
+    support = episode.support
     phi = fit(meta_params, support, num_steps)
-
-    def outer(params: Params) -> tuple[Array, Metrics]:
-      predictions = model.apply(params, query.inputs)
-      loss = loss_fn(predictions, query.targets)
-      extra = {k: f(predictions, query.targets) for k, f in report.items()}
-      return loss, {"loss": loss, **extra}
-
-    grads, scores = jax.grad(outer, has_aux=True)(phi)
+    grads, scores = jax.grad(query, has_aux=True)(phi, episode, rng)
 
     def system(x: Params) -> Params:
       slope = jax.grad(lambda params: loss_of(params, support))
