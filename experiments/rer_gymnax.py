@@ -132,7 +132,10 @@ def walks(tasks: Trials, player: Player) -> dict[str, list[trial_plots.Walk]]:
     # The last one that came to its end.
     last = searches[-2] if len(searches) > 1 else searches[-1]
     for name, (a, b) in zip(parts, (searches[0], last), strict=True):
-      parts[name].append(trial_plots.Walk(place[a:b], goal[0]))
+      # Who has reached the goal is seen elsewhere at once.
+      end = goal[:1] if b < len(reached) else goal[:0]
+      way = np.concatenate([place[a:b], end])
+      parts[name].append(trial_plots.Walk(way, goal[0]))
   return parts
 
 

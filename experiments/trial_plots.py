@@ -75,6 +75,6 @@ def walks(
       axes.plot(x, y, color="tab:blue", lw=1.5, alpha=0.7)
       axes.plot(x[0], y[0], "o", color="tab:blue")
       axes.plot(*walk.goal[::-1], "*", color="tab:red", markersize=12)
-      axes.set_title(f"{name}: {len(x)} steps", fontsize=8)
+      axes.set_title(f"{name}: {len(x) - 1} steps", fontsize=8)
       axes.set(xticks=[], yticks=[])
   plots.save(figure, path)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,13 @@ class InnerLoop(NamedTuple):
   Attributes:
     params: the adapted parameters, a tree like the initial ones.
     losses: `[num_steps]`, the loss before each step.
+    observed: what `observe` has returned after each step, with a leading axis
+      of size `num_steps`; None without it, or without a step.
   """
 
   params: Params
   losses: Array
+  observed: Any = None
 
 
 def minimize(
@@ -38,6 +41,7 @@ def minimize(
   *,
   first_order: bool = False,
   memory: Memory = "default",
+  observe: Callable[[Params, Array], Any] | None = None,
 ) -> InnerLoop:
   """Takes `num_steps` optimizer steps on a loss, differentiably.
 
@@ -58,10 +62,11 @@ def minimize(
     optimizer: any optax optimizer. It may close over meta-parameters (learned
       step sizes) and it receives the loss as the extra argument `value`.
     num_steps: how many steps, at least 0.
-    first_order: treat the displacement `phi_K - phi_0` as a constant, so that
-      d phi_K / d params is the identity (Finn et al. 2017, section 5.2). The
-      loop is then not differentiated at all and stores nothing; whatever
-      `loss_fn` and `optimizer` close over gets no gradient.
+    first_order: treat the inner gradients as constants, so that
+      d phi_K / d params is the identity (Finn et al. 2017, section 5.2) for any
+      optimizer that reads gradients only. The loss is then not differentiated
+      again and nothing is stored of it; what `optimizer` closes over still gets
+      its gradient, what `loss_fn` closes over gets none.
     memory: `"default"` keeps every step's activations for the backward pass;
       `"remat"` keeps the parameters and optimizer state between steps only,
       and computes each step again when its turn comes; `"mixed"` keeps the
@@ -71,9 +76,12 @@ def minimize(
       between blocks of `sqrt(num_steps)` steps, and within the block whose turn
       it is, so that memory grows as `2 sqrt(num_steps)` states, for one more
       computation of each step.
+    observe: `(params, step) -> tree of arrays`, called with `phi_{k+1}` and k
+      after each step; differentiated like all the rest.
 
   Returns:
-    An `InnerLoop`: the adapted parameters, and the loss before each step.
+    An `InnerLoop`: the adapted parameters, the loss before each step, and what
+    was observed.
 
   Raises:
     ValueError: if `num_steps` is negative or `memory` is unknown.
@@ -92,10 +100,14 @@ def minimize(
 
   def step(carry, k):
     phi, state = carry
-    loss, grads = value_and_grad(loss_fn)(phi, k)
+    at = jax.lax.stop_gradient(phi) if first_order else phi
+    loss, grads = value_and_grad(loss_fn)(at, k)
+    if first_order:
+      loss, grads = jax.lax.stop_gradient((loss, grads))
     grads = checkpoint_name(grads, GRADIENTS)
     updates, state = optimizer.update(grads, state, phi, value=loss)
-    return (optax.apply_updates(phi, updates), state), loss
+    phi = optax.apply_updates(phi, updates)
+    return (phi, state), (loss, observe(phi, k) if observe else None)
 
   first_step = later_step = step
   if memory != "default":
@@ -106,14 +118,13 @@ def minimize(
     first_step = jax.checkpoint(step, policy=policy)
     later_step = jax.checkpoint(step, policy=policy, prevent_cse=False)
 
-  start = jax.tree.map(jax.lax.stop_gradient, params) if first_order else params
-  carry, losses = (start, optimizer.init(start)), []
+  carry, outputs = (params, optimizer.init(params)), []
   if num_steps > 0:
     # The first step stands outside the scan: under vmap over tasks its
     # parameters are still shared, so the tasks' matrix products merge into
     # one; a scan's carry is batched from its first iteration on.
-    carry, loss = first_step(carry, jnp.int32(0))
-    losses.append(loss[None])
+    carry, output = first_step(carry, jnp.int32(0))
+    outputs.append(jax.tree.map(lambda x: x[None], output))
   later = jnp.arange(1, num_steps, dtype=jnp.int32)
   if memory == "nested" and num_steps > 1:
     length = math.isqrt(num_steps - 1)
@@ -127,15 +138,17 @@ def minimize(
       carry,
       later[:whole].reshape(-1, length),
     )
-    losses.append(blocks.reshape(-1))
+    outputs.append(
+      jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), blocks)
+    )
     later = later[whole:]
   if later.size:
     carry, rest = jax.lax.scan(later_step, carry, later)
-    losses.append(rest)
-  adapted = carry[0]
-  if first_order:
-    adapted = _straight_through(params, adapted)
-  return InnerLoop(adapted, jnp.concatenate(losses) if losses else jnp.zeros(0))
+    outputs.append(rest)
+  if not outputs:
+    return InnerLoop(carry[0], jnp.zeros(0))
+  losses, observed = jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
+  return InnerLoop(carry[0], losses, observed)
 
 
 def check_steps(**numbers: int) -> None:
@@ -143,12 +156,3 @@ def check_steps(**numbers: int) -> None:
   for name, steps in numbers.items():
     if steps < 0:
       raise ValueError(f"{name}={steps}: must be 0 or more.")
-
-
-def _straight_through(params: Params, adapted: Params) -> Params:
-  """Returns `adapted` exactly, with the identity as gradient to `params`."""
-  return jax.tree.map(
-    lambda p, a: jax.lax.stop_gradient(a) + (p - jax.lax.stop_gradient(p)),
-    params,
-    adapted,
-  )

@@ -93,9 +93,17 @@ class MetaLearner(NamedTuple):
     meta_grad: `(meta_params, episodes, rng) -> (grads, metrics)`, slow
       learning: the estimate of the meta-gradient, averaged over a chunk of
       tasks (episodes with a leading task axis), and scalar metrics, likewise.
+    schedule: `(step) -> MetaLearner` for a learner that changes in training, by
+      the meta-step, an int32 scalar; the other functions are what it becomes in
+      the end. None: it is the same at every step.
   """
 
   init: Callable[[PRNGKey, Array], Params]
   adapt: Callable[[Params, Batch, PRNGKey], Params]
   predict: Callable[[Params, Array], Array]
   meta_grad: Callable[[Params, Episode, PRNGKey], tuple[Params, Metrics]]
+  schedule: Callable[[Array], "MetaLearner"] | None = None
+
+  def at_step(self, step: Array) -> "MetaLearner":
+    """Returns the learner as it is at a meta-step of the training."""
+    return self if self.schedule is None else self.schedule(step)

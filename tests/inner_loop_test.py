@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import get_args
 
 import chex
 import jax
@@ -143,7 +144,7 @@ def test_jit_and_vmap_change_nothing(first_order, memory, float64):
 
 def _outer_loss(params, loss_fn, num_steps, **arguments):
   optimizer = OPTIMIZERS["momentum"]
-  phi, losses = inner_loop.minimize(
+  phi, losses, _ = inner_loop.minimize(
     loss_fn, params, optimizer, num_steps, **arguments
   )
   return loss_fn(phi, 0) + losses.mean()
@@ -314,20 +315,69 @@ def test_first_order_is_exact_in_value_and_the_identity_in_derivative(memory):
       np.testing.assert_array_equal(block, expected)
 
 
-def test_first_order_treats_the_displacement_as_a_constant():
-  # x_1 = (1 - rate) x_0 on x^2 / 2: its derivative by the rate is -x_0, and
-  # none where the loop is not differentiated.
+def test_first_order_treats_the_inner_gradients_as_constants():
+  # Two steps on x^2 / 2 end at (1 - rate)^2 x_0, whose derivative by the rate
+  # is -2 (1 - rate) x_0; that of x_0 - rate (g_0 + g_1) is -(g_0 + g_1).
   def adapted(rate, first_order):
     return inner_loop.minimize(
       lambda x, step: x**2 / 2,
       jnp.float32(3.0),
       optax.sgd(rate),
-      1,
+      2,
       first_order=first_order,
     ).params
 
-  assert jax.grad(adapted)(0.25, False) == -3.0
-  assert jax.grad(adapted)(0.25, True) == 0.0
+  assert jax.grad(adapted)(0.25, False) == -2 * 0.75 * 3.0
+  assert jax.grad(adapted)(0.25, True) == -(3.0 + 0.75 * 3.0)
+
+
+def test_first_order_takes_no_gradient_of_what_the_loss_closes_over():
+  def adapted(weight):
+    return inner_loop.minimize(
+      lambda x, step: weight * x**2 / 2,
+      jnp.float32(3.0),
+      optax.sgd(0.25),
+      2,
+      first_order=True,
+    ).params
+
+  assert jax.grad(adapted)(1.0) == 0.0
+
+
+@pytest.mark.parametrize("memory", get_args(inner_loop.Memory))
+@pytest.mark.parametrize("num_steps", [1, 2, 6])
+def test_what_is_observed_is_that_of_shorter_loops(num_steps, memory, float64):
+  """After each step, with its derivative, in all ways of the memory."""
+  loss_fn, params = _problem()
+
+  def observed(params):
+    loop = inner_loop.minimize(
+      loss_fn,
+      params,
+      OPTIMIZERS["momentum"],
+      num_steps,
+      memory=memory,
+      observe=lambda phi, k: {"loss": loss_fn(phi, k), "step": k},
+    )
+    return loop.observed
+
+  def shorter(params, k):
+    phi = inner_loop.minimize(
+      loss_fn, params, OPTIMIZERS["momentum"], k + 1
+    ).params
+    return loss_fn(phi, jnp.int32(k))
+
+  found = jax.jit(observed)(params)
+  np.testing.assert_array_equal(found["step"], np.arange(num_steps))
+  jacobian = jax.jit(jax.jacrev(lambda p: observed(p)["loss"]))(params)
+  for k in {0, num_steps - 1}:
+    value, slope = jax.jit(jax.value_and_grad(shorter), static_argnums=1)(
+      params, k
+    )
+    np.testing.assert_allclose(found["loss"][k], value, rtol=1e-12)
+    chex.assert_trees_all_close(
+      jax.tree.map(lambda x, k=k: x[k], jacobian), slope, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_derivatives_of_second_order(float64):

@@ -11,6 +11,7 @@ from metajax.learners.embedding import embedding
 from metajax.learners.heads import Head, logistic, nearest_mean, ridge
 from metajax.learners.implicit import imaml
 from metajax.learners.maml import maml
+from metajax.learners.maml_plus_plus import maml_plus_plus
 from metajax.learners.meta_gradients import gradient_of_mean, mean_of_gradients
 from metajax.learners.meta_sgd import meta_sgd
 from metajax.learners.partition import all_but_last_layer, last_layer
@@ -27,6 +28,7 @@ REGISTRY: dict[str, Callable[..., MetaLearner]] = {
   "fomaml": functools.partial(maml, first_order=True),
   "anil": functools.partial(maml, mask=last_layer),
   "boil": functools.partial(maml, mask=all_but_last_layer),
+  "maml_plus_plus": maml_plus_plus,
   "meta_sgd": meta_sgd,
   "cavia": cavia,
   "imaml": imaml,
@@ -50,6 +52,7 @@ __all__ = [
   "learned_ensemble",
   "logistic",
   "maml",
+  "maml_plus_plus",
   "mean_of_gradients",
   "meta_sgd",
   "nearest_mean",

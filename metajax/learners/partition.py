@@ -12,6 +12,7 @@ from metajax.types import Params
 Mask = Any | Callable[[Params], Any]
 
 _DENSE = re.compile(r"Dense_(\d+)")
+_NORM = re.compile(r"(Batch|Layer|Group)Norm_\d+")
 
 
 def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
@@ -67,6 +68,16 @@ def last_layer(params: Params) -> Params:
 def all_but_last_layer(params: Params) -> Params:
   """Masks what `last_layer` does not."""
   return jax.tree.map(lambda is_last: not is_last, last_layer(params))
+
+
+def normalization(params: Params) -> Params:
+  """Masks the normalisations of a flax model: `BatchNorm_0`, ..."""
+  return jax.tree.map_with_path(
+    lambda path, _: any(
+      _NORM.fullmatch(str(getattr(key, "key", ""))) for key in path
+    ),
+    params,
+  )
 
 
 def _paths(params: Params) -> list[tuple]:

@@ -112,8 +112,9 @@ def episode_replay_trainer(
       jax.random.fold_in(step_key, device)
     )
     episodes = buffer.sample(stored, sample_key).experience
+    learns = learner.at_step(state.step).meta_grad
     grads, metrics = jax.lax.pmean(
-      learner.meta_grad(state.meta_params, episodes, learn_key), TASKS
+      learns(state.meta_params, episodes, learn_key), TASKS
     )
     state = next_state(
       optimizer, state._replace(opt_state=optimizer_state), grads

@@ -70,7 +70,7 @@ def meta_trainer(
   """Builds a trainer whose whole loop runs inside one compiled function.
 
   A meta-step draws `meta_batch` tasks on the devices, splits them over the
-  mesh, lets `learner.meta_grad` treat `task_chunk` of them at a time and
+  mesh, lets the learner's `meta_grad` treat `task_chunk` of them at a time and
   averages::
 
     g = 1/B sum_{chunks c} |c| meta_grad(theta, episodes_c)
@@ -114,23 +114,24 @@ def meta_trainer(
   tasks = as_partial(tasks)
   replicated = NamedSharding(mesh, P())
 
-  def chunk_grad(meta_params, tasks, step_key, chunk):
+  def chunk_grad(meta_params, tasks, step, rng, chunk):
     """The meta-gradient and metrics of one chunk; `chunk` counts globally."""
+    step_key = jax.random.fold_in(rng, step)
     index = chunk * task_chunk + jnp.arange(task_chunk)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, index)
     episodes: Episode = jax.vmap(tasks)(keys)
-    return learner.meta_grad(
+    return learner.at_step(step).meta_grad(
       meta_params, episodes, jax.random.fold_in(step_key, meta_batch + chunk)
     )
 
-  def device_grad(meta_params, tasks, step_key):
+  def device_grad(meta_params, tasks, step, rng):
     first = jax.lax.axis_index(TASKS) * num_chunks
-    narrow = chunk_grad(meta_params, tasks, step_key, first)
+    narrow = chunk_grad(meta_params, tasks, step, rng, first)
     # Sums of many chunks in bfloat16 would lose the small ones.
     total = jax.tree.map(_widen, narrow)
 
     def add(total, chunk):
-      new = chunk_grad(meta_params, tasks, step_key, chunk)
+      new = chunk_grad(meta_params, tasks, step, rng, chunk)
       return jax.tree.map(jnp.add, total, new), None
 
     if num_chunks > 1:
@@ -146,8 +147,7 @@ def meta_trainer(
   )
 
   def meta_step(state, tasks, rng):
-    step_key = jax.random.fold_in(rng, state.step)
-    grads, metrics = sharded_grad(state.meta_params, tasks, step_key)
+    grads, metrics = sharded_grad(state.meta_params, tasks, state.step, rng)
     return next_state(optimizer, state, grads), metrics
 
   @functools.partial(jax.jit, out_shardings=replicated)

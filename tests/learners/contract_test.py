@@ -32,7 +32,15 @@ from metajax.types import (
 )
 
 # Learners whose meta_grad is the gradient of the very "loss" it reports.
-EXACT = ["maml", "anil", "boil", "meta_sgd", "cavia", "recurrent"]
+EXACT = [
+  "maml",
+  "maml_plus_plus",
+  "anil",
+  "boil",
+  "meta_sgd",
+  "cavia",
+  "recurrent",
+]
 
 # What a learner is given here beside the rest.
 OPTIONS = {

@@ -1,0 +1,239 @@
+"""MAML++: what makes MAML train faster and better, each part a switch."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax import inner_loop
+from metajax.learners.meta_gradients import MetaGrad, gradient_of_mean
+from metajax.learners.partition import merge, normalization, split
+from metajax.types import (
+  Array,
+  Batch,
+  Episode,
+  LossFn,
+  MetaLearner,
+  Metrics,
+  Model,
+  Params,
+  PRNGKey,
+)
+
+# Times 1 / num_steps, the least weight of a step that is not the last.
+LEAST_IMPORTANCE = 0.03
+
+
+def maml_plus_plus(
+  model: Model,
+  loss_fn: LossFn,
+  inner_optimizer: optax.GradientTransformation,
+  num_steps: int,
+  *,
+  learned_rates: bool = True,
+  step_normalization: bool = True,
+  multi_step_loss: int = 0,
+  first_order_until: int = 0,
+  num_eval_steps: int | None = None,
+  metrics: Mapping[str, LossFn] | None = None,
+  memory: inner_loop.Memory = "default",
+) -> MetaLearner:
+  """MAML++ (Antoniou et al. 2019); with all switches off it is MAML.
+
+  ::
+
+    phi_{k+1} = phi_k + r_k * u(grad L(phi_k, n_k; support)),  phi_0 = theta
+    g = d/d(theta, r, n)  mean over tasks of  sum_k w_k L(phi_k, n_{k-1}; query)
+
+  where u is the inner optimizer, k runs to K = num_steps, and
+
+  - `learned_rates`: r_k is a number for each array of parameters and each step,
+    1 at first (the paper's LSLR; its step size is that of u times r);
+  - `step_normalization`: n_k, scale and bias of normalisation layers, which
+    are then learned for each step, but do not adapt to a task (BNWB; statistics
+    are those of the batch, as in the authors' code);
+  - `multi_step_loss`: for so many meta-steps, w is equal weights which go
+    linearly to (almost) the last step alone, and is that step alone from then
+    on (MSL; see `importance`);
+  - `first_order_until`: for so many meta-steps, grad L is treated as a constant
+    (DA).
+
+  The paper's cosine schedule is the outer optimizer's. Its contextual batch
+  normalisation is what `models.normalization` does.
+
+  Args:
+    model: pure `init(rng, inputs)` and `apply(params, inputs)`; normalisation
+      layers are known by flax's names for them.
+    loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
+    inner_optimizer: any optax optimizer; the paper's is SGD.
+    num_steps: K, inner steps in training, at least 1; the paper takes 5.
+    learned_rates: see above.
+    step_normalization: see above.
+    multi_step_loss: meta-steps, see above; the paper's is 1/15 of the training
+      in the authors' code; 0: never.
+    first_order_until: meta-steps, see above; the paper's is 1/3 of the
+      training; 0: never.
+    num_eval_steps: inner steps of `adapt`; as in training if None.
+    metrics: more `(predictions, targets) -> scalar` functions to be reported
+      by `meta_grad`, on the query after adaptation, beside "loss".
+    memory: see `inner_loop.minimize`.
+
+  Returns:
+    A `MetaLearner` with a schedule. Its meta-parameters are `{"params": theta,
+    "rates": r}`, in which n and r have a leading axis of size K; its task
+    parameters are the model's.
+
+  Raises:
+    ValueError: for fewer than one step in training, a negative number, or more
+      steps of `adapt` than were trained where steps have parameters of their
+      own.
+
+  References:
+    Antoniou et al., `How to train your MAML
+    <https://arxiv.org/abs/1810.09502>`_, 2019, section 4.
+  """
+  num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
+  inner_loop.check_steps(
+    num_eval_steps=num_eval_steps,
+    multi_step_loss=multi_step_loss,
+    first_order_until=first_order_until,
+  )
+  if num_steps < 1:
+    raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
+  if num_eval_steps > num_steps and (learned_rates or step_normalization):
+    raise ValueError(
+      f"num_eval_steps={num_eval_steps}: must be at most num_steps={num_steps},"
+      " since each step has parameters of its own."
+    )
+  report = {"loss": loss_fn, **(metrics or {})}
+
+  def adapts(params: Params) -> Params:
+    fixed = normalization(params)
+    return jax.tree.map(lambda x: not (x and step_normalization), fixed)
+
+  def init(rng: PRNGKey, inputs: Array) -> Params:
+    fast, slow = split(model.init(rng, inputs), adapts)
+    stacked = jax.tree.map(lambda x: jnp.stack([x] * num_steps), slow)
+    if not learned_rates:
+      return {"params": merge(fast, stacked)}
+    rates = jax.tree.map(lambda x: jnp.ones(num_steps, x.dtype), fast)
+    return {"params": merge(fast, stacked), "rates": rates}
+
+  def run(
+    meta_params: Params,
+    support: Batch,
+    steps: int,
+    *,
+    first_order: bool = False,
+    observe: Callable[[Params], Metrics] | None = None,
+  ) -> tuple[inner_loop.InnerLoop, Params]:
+    """Returns what the inner loop does, and what belongs to its steps."""
+    fast, slow = split(meta_params["params"], adapts)
+
+    def loss(fast: Params, step: Array) -> Array:
+      params = _at(fast, slow, step)
+      return loss_fn(model.apply(params, support.inputs), support.targets)
+
+    optimizer = inner_optimizer
+    if learned_rates:
+      optimizer = optax.chain(optimizer, _scale_by(meta_params["rates"]))
+    loop = inner_loop.minimize(
+      loss,
+      fast,
+      optimizer,
+      steps,
+      first_order=first_order,
+      memory=memory,
+      observe=observe and (lambda fast, k: observe(_at(fast, slow, k))),
+    )
+    return loop, slow
+
+  def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
+    del rng
+    loop, slow = run(meta_params, support, num_eval_steps)
+    return _at(loop.params, slow, max(num_eval_steps - 1, 0))
+
+  def meta_grad_at(step: Array, several: bool, first_order: bool) -> MetaGrad:
+    def meta_loss(
+      meta_params: Params, episode: Episode, rng: PRNGKey
+    ) -> tuple[Array, Metrics]:
+      del rng
+
+      def scores(params: Params) -> Metrics:
+        predictions = model.apply(params, episode.query.inputs)
+        return {
+          name: f(predictions, episode.query.targets)
+          for name, f in report.items()
+        }
+
+      loop, slow = run(
+        meta_params,
+        episode.support,
+        num_steps,
+        first_order=first_order,
+        observe=scores if several else None,
+      )
+      if not several:
+        last = scores(_at(loop.params, slow, num_steps - 1))
+        return last["loss"], last
+      weights = importance(num_steps, step / multi_step_loss)
+      last = jax.tree.map(lambda x: x[-1], loop.observed)
+      return weights.astype(last["loss"].dtype) @ loop.observed["loss"], last
+
+    return gradient_of_mean(meta_loss)
+
+  def schedule(step: Array) -> MetaLearner:
+    starts = sorted({0, multi_step_loss, first_order_until})
+    stages = [
+      meta_grad_at(step, s < multi_step_loss, s < first_order_until)
+      for s in starts
+    ]
+    stage = jnp.sum(step >= jnp.array(starts)) - 1
+
+    def meta_grad(*arguments):
+      return jax.lax.switch(stage, stages, *arguments)
+
+    return MetaLearner(init, adapt, model.apply, meta_grad)
+
+  in_the_end = meta_grad_at(jnp.int32(0), False, False)
+  return MetaLearner(init, adapt, model.apply, in_the_end, schedule)
+
+
+def importance(num_steps: int, done: Array | float) -> Array:
+  """How much the query loss after each inner step counts in training.
+
+  ::
+
+    w_k = max((1 - done) / K, 0.03 / K)  for k < K,    w_K = 1 - the others
+
+  Args:
+    num_steps: K.
+    done: the part of the annealing that is done, from 0 (equal weights) to 1.
+
+  Returns:
+    w, `[num_steps]`, of sum 1.
+
+  References:
+    Antoniou et al. 2019, section 4, and the authors' code for the numbers.
+  """
+  least = LEAST_IMPORTANCE / num_steps
+  other = jnp.maximum((1 - done) / num_steps, least)
+  weights = jnp.full(num_steps, other)
+  return weights.at[-1].set(1 - (num_steps - 1) * other)
+
+
+def _at(fast: Params, slow: Params, step: Array | int) -> Params:
+  """The model's parameters with what belongs to a step."""
+  return merge(fast, jax.tree.map(lambda x: x[step], slow))
+
+
+def _scale_by(rates: Params) -> optax.GradientTransformation:
+  """Scales each array's update by its rate for the step, `[num_steps]`."""
+
+  def update(updates, step, params=None):
+    del params
+    scaled = jax.tree.map(lambda r, u: r[step] * u, rates, updates)
+    return scaled, step + 1
+
+  return optax.GradientTransformation(lambda _: jnp.int32(0), update)
