@@ -6,6 +6,7 @@ from collections.abc import Callable
 from metajax.learners.aggregated import learned_average, learned_ensemble
 from metajax.learners.bootstrapped import bmg
 from metajax.learners.cavia import cavia
+from metajax.learners.closed_form import prototypical, ridge_regression
 from metajax.learners.distilled_data import distill_data
 from metajax.learners.embedding import embedding
 from metajax.learners.heads import Head, logistic, nearest_mean, ridge
@@ -34,10 +35,16 @@ REGISTRY: dict[str, Callable[..., MetaLearner]] = {
   "imaml": imaml,
   "reptile": reptile,
   "bmg": bmg,
+  "prototypical": prototypical,
+  "ridge": ridge_regression,
   "recurrent": recurrent,
 }
+# Those whose model only encodes inputs, which are best told `num_outputs`.
+ENCODED = ("prototypical", "ridge", "recurrent")
+
 
 __all__ = [
+  "ENCODED",
   "Head",
   "REGISTRY",
   "all_but_last_layer",
@@ -56,9 +63,11 @@ __all__ = [
   "mean_of_gradients",
   "meta_sgd",
   "nearest_mean",
+  "prototypical",
   "recurrent",
   "reptile",
   "ridge",
+  "ridge_regression",
   "sequence_learner",
   "taught",
 ]

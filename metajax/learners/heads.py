@@ -1,7 +1,7 @@
 """Classifiers fitted to the features of one task, in closed form or nearly."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,16 +55,18 @@ def nearest_mean(ways: int) -> Head:
 
 
 def ridge(ways: int, strength: float = 1.0) -> Head:
-  """Ridge regression to one-hot labels, with an offset that is not penalised.
+  """Ridge regression with an offset that is not penalised.
 
   ::
 
     min_W,b  |F W + b - Y|^2 + strength |W|^2
 
   solved in the smaller of the spaces of features and of examples (Woodbury).
+  Y are the labels as one-hot vectors; labels that are numbers, `[n, ways]`, are
+  taken as they are.
 
   Args:
-    ways: number of classes.
+    ways: number of classes, or of numbers to be predicted.
     strength: of the penalty, positive.
 
   Raises:
@@ -75,27 +77,35 @@ def ridge(ways: int, strength: float = 1.0) -> Head:
     <https://arxiv.org/abs/1805.08136>`_, 2019, equations 6 and 7.
   """
   _check_strength(strength)
+  return Head(
+    lambda features, labels: ridge_fit(features, labels, ways, strength),
+    ridge_predict,
+  )
 
-  def fit(features: Array, labels: Array) -> Params:
-    # No solver is there for less.
-    dtype = jnp.promote_types(features.dtype, jnp.float32)
-    features = features.astype(dtype)
-    targets = jax.nn.one_hot(labels, ways, dtype=dtype)
-    offset, centre = targets.mean(0), features.mean(0)
-    x, y = features - centre, targets - offset
-    n, d = x.shape
-    if n < d:
-      dual = jnp.linalg.solve(x @ x.T + strength * jnp.eye(n, dtype=x.dtype), y)
-      weights = x.T @ dual
-    else:
-      gram = x.T @ x + strength * jnp.eye(d, dtype=x.dtype)
-      weights = jnp.linalg.solve(gram, x.T @ y)
-    return {"weights": weights, "offset": offset - centre @ weights}
 
-  def predict(params: Params, features: Array) -> Array:
-    return features @ params["weights"] + params["offset"]
+def ridge_fit(
+  features: Array, labels: Array, ways: int, strength: Array | float
+) -> Params:
+  """Solves `ridge`, whose strength may here be learned."""
+  # No solver is there for less.
+  dtype = jnp.promote_types(features.dtype, jnp.float32)
+  features = features.astype(dtype)
+  targets = as_vectors(labels, ways, dtype)
+  offset, centre = targets.mean(0), features.mean(0)
+  x, y = features - centre, targets - offset
+  n, d = x.shape
+  if n < d:
+    dual = jnp.linalg.solve(x @ x.T + strength * jnp.eye(n, dtype=x.dtype), y)
+    weights = x.T @ dual
+  else:
+    gram = x.T @ x + strength * jnp.eye(d, dtype=x.dtype)
+    weights = jnp.linalg.solve(gram, x.T @ y)
+  return {"weights": weights, "offset": offset - centre @ weights}
 
-  return Head(fit, predict)
+
+def ridge_predict(params: Params, features: Array) -> Array:
+  """Predicts by what `ridge_fit` has found."""
+  return features @ params["weights"] + params["offset"]
 
 
 def logistic(ways: int, strength: float = 1.0, num_steps: int = 50) -> Head:
@@ -149,6 +159,16 @@ def logistic(ways: int, strength: float = 1.0, num_steps: int = 50) -> Head:
     return features @ params["weights"] + params["offset"]
 
   return Head(fit, predict)
+
+
+def as_vectors(targets: Array, num_outputs: int, dtype: Any) -> Array:
+  """Returns labels as vectors, `[n, num_outputs]`.
+
+  Classes `[n]` become one-hot, numbers `[n, num_outputs]` stay what they are.
+  """
+  if jnp.issubdtype(targets.dtype, jnp.integer):
+    return jax.nn.one_hot(targets, num_outputs, dtype=dtype)
+  return targets.reshape(len(targets), -1).astype(dtype)
 
 
 def _check_strength(strength: float) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import inner_loop
+from metajax.learners.heads import as_vectors
 from metajax.learners.meta_gradients import gradient_of_mean
 from metajax.models.recurrent import Cell, Recurrent
 from metajax.models.recurrent import recurrent as recurrent_network
@@ -215,16 +216,6 @@ def recurrent(
     return loss, {"loss": loss, **scores}
 
   return MetaLearner(learner.init, adapt, predict, gradient_of_mean(meta_loss))
-
-
-def as_vectors(targets: Array, num_outputs: int, dtype: Any) -> Array:
-  """Returns labels as a network reads them, `[n, num_outputs]`.
-
-  Classes `[n]` become one-hot, numbers `[n, num_outputs]` stay what they are.
-  """
-  if jnp.issubdtype(targets.dtype, jnp.integer):
-    return jax.nn.one_hot(targets, num_outputs, dtype=dtype)
-  return targets.reshape(len(targets), -1).astype(dtype)
 
 
 def _cast(state: Any, dtype: Any) -> Any:

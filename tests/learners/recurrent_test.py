@@ -9,7 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from metajax.learners import recurrent as recurrent_learner
-from metajax.learners.recurrent import as_vectors, sequence_learner
+from metajax.learners.heads import as_vectors
+from metajax.learners.recurrent import sequence_learner
 from metajax.losses import cross_entropy, mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import recurrent as recurrent_network

@@ -1,0 +1,152 @@
+"""Learners of the registry that adapt in closed form, without an inner loop."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax import inner_loop
+from metajax.learners.embedding import embedding
+from metajax.learners.heads import (
+  Head,
+  nearest_mean,
+  ridge_fit,
+  ridge_predict,
+)
+from metajax.learners.meta_gradients import gradient_of_mean, query_loss
+from metajax.types import (
+  Array,
+  Batch,
+  LossFn,
+  MetaLearner,
+  Model,
+  Params,
+  PRNGKey,
+)
+
+
+def prototypical(
+  model: Model,
+  loss_fn: LossFn,
+  inner_optimizer: optax.GradientTransformation | None = None,
+  num_steps: int = 0,
+  *,
+  num_outputs: int | None = None,
+  num_eval_steps: int | None = None,
+  metrics: Mapping[str, LossFn] | None = None,
+  memory: inner_loop.Memory = "default",
+) -> MetaLearner:
+  """Prototypical networks: classes are the means of their embedded examples.
+
+  ::
+
+    m_c = mean of f(x) over the support's examples of class c
+    logits_c(x) = -|f(x) - m_c|^2
+
+  Args:
+    model: the embedding f, pure `init(rng, inputs)` and `apply(params, inputs)
+      -> [n, d]`.
+    loss_fn: `(predictions, targets) -> scalar`, of the query.
+    inner_optimizer: not used: there is no inner loop.
+    num_steps: likewise.
+    num_outputs: number of classes; as many as f has outputs if None.
+    num_eval_steps: not used.
+    metrics: more such functions to be reported by `meta_grad` beside "loss".
+    memory: not used.
+
+  Returns:
+    A `MetaLearner`, for classification.
+
+  References:
+    Snell et al., `Prototypical Networks for Few-shot Learning
+    <https://arxiv.org/abs/1703.05175>`_, 2017, equations 1 and 2.
+  """
+  del inner_optimizer, memory
+  _check(num_steps, num_eval_steps)
+
+  def fit(features: Array, labels: Array) -> Params:
+    return nearest_mean(num_outputs or features.shape[-1]).fit(features, labels)
+
+  head = Head(fit, lambda means, x: nearest_mean(len(means)).predict(means, x))
+  return embedding(model, head, loss_fn, metrics=metrics)
+
+
+def ridge_regression(
+  model: Model,
+  loss_fn: LossFn,
+  inner_optimizer: optax.GradientTransformation | None = None,
+  num_steps: int = 0,
+  *,
+  num_outputs: int | None = None,
+  num_eval_steps: int | None = None,
+  metrics: Mapping[str, LossFn] | None = None,
+  memory: inner_loop.Memory = "default",
+) -> MetaLearner:
+  """Ridge regression on a learned embedding (the R2-D2 of Bertinetto et al.).
+
+  ::
+
+    W, b = argmin  |f(X) W + b - Y|^2 + exp(log_strength) |W|^2
+    prediction(x) = exp(log_scale) (f(x) W + b)
+
+  The embedding, the strength of the penalty and the scale of the predictions,
+  which are to be logits, are learned together, from logarithms of 0. (The
+  paper's offset of all logits makes no difference to a softmax.) Numbers can be
+  predicted as well as classes.
+
+  Args:
+    model: the embedding f, pure `init(rng, inputs)` and `apply(params, inputs)
+      -> [n, d]`.
+    loss_fn: `(predictions, targets) -> scalar`, of the query.
+    inner_optimizer: not used: there is no inner loop.
+    num_steps: likewise.
+    num_outputs: classes, or numbers to be predicted; as many as f has outputs
+      if None.
+    num_eval_steps: not used.
+    metrics: more such functions to be reported by `meta_grad` beside "loss".
+    memory: not used.
+
+  Returns:
+    A `MetaLearner` whose meta-parameters are `{"embedding", "log_strength",
+    "log_scale"}`.
+
+  References:
+    Bertinetto et al., `Meta-learning with differentiable closed-form solvers
+    <https://arxiv.org/abs/1805.08136>`_, 2019, section 3.2.
+  """
+  del inner_optimizer, memory
+  _check(num_steps, num_eval_steps)
+
+  def init(rng: PRNGKey, inputs: Array) -> Params:
+    params = model.init(rng, inputs)
+    dtype = jax.eval_shape(model.apply, params, inputs).dtype
+    return {
+      "embedding": params,
+      "log_strength": jnp.zeros((), dtype),
+      "log_scale": jnp.zeros((), dtype),
+    }
+
+  def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
+    del rng
+    features = model.apply(meta_params["embedding"], support.inputs)
+    outputs = num_outputs or features.shape[-1]
+    strength = jnp.exp(meta_params["log_strength"])
+    head = ridge_fit(features, support.targets, outputs, strength)
+    return {**meta_params, "head": head}
+
+  def predict(task_params: Params, inputs: Array) -> Array:
+    features = model.apply(task_params["embedding"], inputs)
+    scores = ridge_predict(task_params["head"], features)
+    return jnp.exp(task_params["log_scale"]) * scores
+
+  meta_loss = query_loss(adapt, predict, loss_fn, metrics)
+  return MetaLearner(init, adapt, predict, gradient_of_mean(meta_loss))
+
+
+def _check(num_steps: int, num_eval_steps: int | None) -> None:
+  """Refuses what the other learners of the registry refuse."""
+  inner_loop.check_steps(
+    num_steps=num_steps,
+    num_eval_steps=num_steps if num_eval_steps is None else num_eval_steps,
+  )
