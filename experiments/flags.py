@@ -60,19 +60,19 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
   "inner_lr",
   0.01,
-  "Step size of the inner SGD, on the mean loss of the support set.",
+  "Step size of the inner optimizer, on the mean loss of the support set.",
   lower_bound=0.0,
 )
 flags.DEFINE_float(
-  "outer_lr", 1e-3, "Step size of the outer Adam.", lower_bound=0.0
+  "outer_lr", 1e-3, "Step size of the outer optimizer.", lower_bound=0.0
 )
 for _name in ("inner_lr", "outer_lr"):
   flags.register_validator(_name, math.isfinite, "must be a finite number")
 flags.DEFINE_enum(
   "outer_schedule",
   "constant",
-  ["constant", "cosine"],
-  "Outer step size over the run: constant, or a cosine down to zero.",
+  ["constant", "cosine", "linear"],
+  "Outer step size over the run: constant, or a cosine or line down to zero.",
 )
 flags.DEFINE_enum(
   "memory",

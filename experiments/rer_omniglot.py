@@ -11,7 +11,7 @@ tasks, which are kept and replayed ("replayed"), and on that tenth once
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from metajax.learners import recurrent, sequence_learner
 from metajax.losses import accuracy, accuracy_by_presentation, cross_entropy
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
+from metajax.models.recurrent import Cell
 from metajax.replay import EpisodeReplay, episode_replay_trainer
 from metajax.tasks import omniglot
 from metajax.training import Trainer
@@ -43,13 +44,14 @@ flags.DEFINE_enum(
   "pixels, as in the paper.",
 )
 flags.DEFINE_integer("filters", 32, "Channels of conv4.", lower_bound=1)
-flags.DEFINE_enum("cell", "lstm", ["lstm", "gru"], "Recurrent cell.")
-flags.DEFINE_integer("units", 200, "Of the recurrent network.", lower_bound=1)
+flags.DEFINE_enum("cell", "delta", get_args(Cell), "Recurrent cell.")
+flags.DEFINE_integer("units", 128, "Of the recurrent network.", lower_bound=1)
 flags.DEFINE_integer(
   "replays", 10, "How often a replayed task is learned from.", lower_bound=1
 )
 flags.DEFINE_integer("capacity", 512, "Tasks that are kept.", lower_bound=1)
-FLAGS.set_default("steps", 4000)
+FLAGS.set_default("steps", 2000)
+FLAGS.set_default("outer_lr", 2e-3)
 FLAGS.set_default("meta_batch", 20)
 FLAGS.set_default("outer_schedule", "cosine")
 FLAGS.set_default("log_every", 200)

@@ -35,14 +35,21 @@ def start(experiment: str) -> Path:
 
 
 def outer_optimizer(
-  schedule: str, updates_per_step: int = 1, step_size: float | None = None
+  schedule: str,
+  updates_per_step: int = 1,
+  step_size: float | None = None,
+  *,
+  rule: str = "adam",
 ) -> optax.GradientTransformation:
-  """Adam, with the given step size, or --outer_lr, at its beginning."""
+  """Adam or SGD, with the given step size, or --outer_lr, at its beginning."""
   step_size = FLAGS.outer_lr if step_size is None else step_size
+  updates = FLAGS.steps * updates_per_step
+  rate: optax.ScalarOrSchedule = step_size
   if schedule == "cosine":
-    updates = FLAGS.steps * updates_per_step
-    return optax.adam(optax.cosine_decay_schedule(step_size, updates))
-  return optax.adam(step_size)
+    rate = optax.cosine_decay_schedule(step_size, updates)
+  elif schedule == "linear":
+    rate = optax.linear_schedule(step_size, 0.0, updates)
+  return {"adam": optax.adam, "sgd": optax.sgd}[rule](rate)
 
 
 def schedule() -> Schedule:
@@ -53,12 +60,16 @@ def schedule() -> Schedule:
 
 
 def trainer(
-  learner: MetaLearner, tasks: TaskFamily, *, seed: int = 0
+  learner: MetaLearner,
+  tasks: TaskFamily,
+  *,
+  seed: int = 0,
+  rule: str = "adam",
 ) -> Trainer:
   """Builds the trainer that the flags describe, `seed` beyond their seed."""
   return meta_trainer(
     learner,
-    outer_optimizer(FLAGS.outer_schedule),
+    outer_optimizer(FLAGS.outer_schedule, rule=rule),
     tasks,
     meta_batch=FLAGS.meta_batch,
     rng=jax.random.fold_in(jax.random.key(FLAGS.seed + seed), 1),

@@ -171,7 +171,8 @@ def recurrent(
     num_steps: likewise.
     num_outputs: classes, or numbers to be predicted; None: the encoder's.
     units: of the recurrent network.
-    cell: "lstm" or "gru".
+    cell: see `models.recurrent`; "delta" learns by far the soonest to bind
+      labels to examples.
     num_eval_steps: not used.
     metrics: more such functions to be reported by `meta_grad` beside "loss",
       on the query alone.

@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from metajax.models.fast_weights import DeltaCell
 from metajax.types import Array, Params, PRNGKey
 
-Cell = Literal["gru", "lstm"]
+Cell = Literal["gru", "lstm", "delta"]
 Head = Literal["dueling", "linear", "actor_critic"]
 
 
@@ -37,7 +38,11 @@ class _Network(nn.Module):
 
   def setup(self) -> None:
     self.encoder = nn.Dense(self.units)
-    cells = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}
+    cells = {
+      "gru": nn.GRUCell,
+      "lstm": nn.OptimizedLSTMCell,
+      "delta": DeltaCell,
+    }
     self.core = cells[self.cell](self.units)
     self.output = nn.Dense(self.num_outputs)
     if self.kind != "linear":
@@ -76,7 +81,8 @@ def recurrent(
   Args:
     num_outputs: classes or actions.
     units: of every layer.
-    cell: "gru" (Cho et al. 2014) or "lstm".
+    cell: "gru" (Cho et al. 2014), "lstm", or "delta", whose state is a matrix
+      for each 32 units (see `models.fast_weights`).
     head: "linear"; "dueling", values of actions as the value of the state plus
       advantages, whose mean is zero (Wang et al. 2016); or "actor_critic",
       a pair of logits and the value.
@@ -90,6 +96,8 @@ def recurrent(
   network = _Network(cell, units, head, num_outputs)
 
   def start() -> Any:
+    if cell == "delta":
+      return DeltaCell.start(units)
     zeros = jnp.zeros(units)
     return zeros if cell == "gru" else (zeros, zeros)
 
@@ -125,16 +133,21 @@ def unroll(
 
   def one(state: Any, step: tuple[Array, Array]) -> tuple[Any, Array]:
     inputs, first = step
-    state = jax.tree.map(
-      lambda fresh, old: jnp.where(first[:, None], fresh, old),
-      network.start(),
-      state,
-    )
+    state = choose(first, _spread(network.start(), first[:, None]), state)
     hidden, state = network.read(params, state, inputs)
     return state, hidden
 
   state, hidden = jax.lax.scan(one, state, (inputs, first))
   return hidden, state
+
+
+def choose(which: Array, one: Any, other: Any) -> Any:
+  """Takes states `[batch, ...]` of one where `which`, `[batch]`, else other."""
+  return jax.tree.map(
+    lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y),
+    one,
+    other,
+  )
 
 
 def _spread(state: Any, inputs: Array) -> Any:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.models.recurrent import Recurrent, unroll
+from metajax.models.recurrent import Recurrent, choose, unroll
 from metajax.replay.sequences import Sequence, encode
 from metajax.replay.values import n_step_double_q, sequence_priority
 from metajax.types import Array, Metrics, Params
@@ -59,12 +59,7 @@ def q_values(
     )
   b = objective.burn_in
   before, state = unroll(network, params, state, inputs[:b], first[:b])
-  state = jax.tree.map(
-    lambda x: jnp.where(
-      sequences.start[:, None] == 0, x, jax.lax.stop_gradient(x)
-    ),
-    state,
-  )
+  state = choose(sequences.start == 0, state, jax.lax.stop_gradient(state))
   after, _ = unroll(network, params, state, inputs[b:], first[b:])
   hidden = jnp.concatenate([before, after])
   return network.head(params, hidden).swapaxes(0, 1)

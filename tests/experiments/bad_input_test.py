@@ -134,7 +134,7 @@ ONLY = {
 FLOATS = ["inner_lr", "outer_lr"]
 CHOICES = {
   "learner": f"<{'|'.join(sorted(REGISTRY))}>",
-  "outer_schedule": "<constant|cosine>",
+  "outer_schedule": "<constant|cosine|linear>",
   "memory": "<default|remat|mixed|nested>",
 }
 ONLY_CHOICES = {

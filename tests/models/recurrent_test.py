@@ -1,23 +1,26 @@
 """Recurrent networks against their equations, and unrolled over sequences."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.models.recurrent import recurrent, unroll
+from metajax.models.fast_weights import DeltaCell
+from metajax.models.recurrent import Cell, recurrent, unroll
 
 FEATURES, UNITS, OUTPUTS = 3, 5, 4
-CELLS = ("gru", "lstm")
+CELLS = get_args(Cell)
 
 
 def _normal(seed, *shape):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def _network(cell="gru", head="linear"):
+def _network(cell="gru", head="linear", units=UNITS):
   """Returns a network and parameters all of which matter: biases too."""
-  network = recurrent(OUTPUTS, units=UNITS, cell=cell, head=head)
+  network = recurrent(OUTPUTS, units=units, cell=cell, head=head)
   like = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(FEATURES))
   leaves, structure = jax.tree.flatten(like)
   leaves = [_normal(i, *leaf.shape) for i, leaf in enumerate(leaves)]
@@ -33,11 +36,37 @@ def _sigmoid(x):
   return 1 / (1 + np.exp(-x))
 
 
+def _delta(weights, state, x):
+  """A step of the delta rule, head by head and example by example."""
+  matrices, before = (s.astype(np.float64) for s in state)
+  new, found = (
+    matrices.copy(),
+    np.zeros((*x.shape[:-1], *matrices.shape[-3:-1])),
+  )
+  keys, queries, values = (
+    _dense(weights[name], y).reshape(found.shape)
+    for name, y in (("key", before), ("query", x), ("value", x))
+  )
+  keys, queries = (
+    y / np.linalg.norm(y, axis=-1, keepdims=True).clip(1e-12)
+    for y in (z * _sigmoid(z) for z in (keys, queries))
+  )
+  rates = _sigmoid(_dense(weights["rate"], x))
+  for i in np.ndindex(found.shape[:-1]):
+    error = values[i] - matrices[i] @ keys[i]
+    new[i] += rates[i] * np.outer(error, keys[i])
+    found[i] = new[i] @ queries[i]
+  both = np.concatenate([found.reshape(*x.shape[:-1], -1), x], axis=-1)
+  return np.maximum(_dense(weights["output"], both), 0), (new, x)
+
+
 def _read(cell, params, state, inputs):
   """One step in float64 (Cho et al. 2014; Hochreiter, Schmidhuber 1997)."""
   params = params["params"]
   x = np.maximum(_dense(params["encoder"], inputs), 0)
   weights = params["core"]
+  if cell == "delta":
+    return _delta(weights, state, x)
 
   def both(gate, h):
     return _dense(weights[f"i{gate}"], x) + _dense(weights[f"h{gate}"], h)
@@ -59,6 +88,8 @@ def _read(cell, params, state, inputs):
 
 def _state(cell, *axes, seed=7):
   state = _normal(seed, *axes, UNITS)
+  if cell == "delta":
+    return _normal(seed + 1, *axes, 1, UNITS, UNITS), state
   return state if cell == "gru" else (state, _normal(seed + 1, *axes, UNITS))
 
 
@@ -82,13 +113,53 @@ def test_one_step_is_the_cells_equations(cell):
 def test_one_who_has_read_nothing_is_in_state_zero(cell):
   network, params = _network(cell)
   start = network.start()
-  assert jax.tree.map(jnp.shape, start) == jax.tree.map(
-    lambda _: (UNITS,), _state(cell)
-  )
+  assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, _state(cell))
   zero = jax.tree.map(np.zeros_like, _state(cell))
   inputs = _normal(0, FEATURES)
   found = jax.jit(network.read)(params, start, inputs)
   _assert_close(found, _read(cell, params, zero, inputs))
+
+
+def test_heads_of_the_delta_rule_are_apart():
+  network, params = _network("delta", units=70)
+  weights, _ = network.start()
+  assert weights.shape == (2, 35, 35)
+  state = 0.1 * _normal(1, 6, 2, 35, 35), _normal(2, 6, 70)
+  inputs = _normal(0, 6, FEATURES)
+  # Of usual size, that float32 suffices.
+  params = jax.tree.map(lambda x: x / 8, params)
+  found = jax.jit(network.read)(params, state, inputs)
+  _assert_close(found, _read("delta", params, state, inputs))
+
+
+def test_delta_rule_binds_what_comes_to_what_came_before():
+  """With rate 1, reading a key again finds its last value, exactly."""
+  cell = DeltaCell(UNITS)
+  keys = np.eye(UNITS, dtype=np.float32)
+  identity, nothing = {"kernel": jnp.eye(UNITS)}, jnp.zeros((UNITS, 1))
+  params = {
+    "params": {
+      "key": identity,
+      "query": identity,
+      "value": identity,
+      "rate": {"kernel": nothing, "bias": jnp.full(1, 50.0)},
+      "output": {
+        "kernel": jnp.eye(2 * UNITS)[:, :UNITS],
+        "bias": jnp.zeros(UNITS),
+      },
+    }
+  }
+  state = DeltaCell.start(UNITS)
+  # After e0 comes e1, then something of both after e2, then e3 after e0.
+  for i in (0, 1, 2):
+    state, found = cell.apply(params, state, keys[i])
+  np.testing.assert_allclose(found, 0, atol=1e-5)
+  _, found = cell.apply(params, state, keys[0])
+  np.testing.assert_allclose(found, keys[1], atol=1e-5)
+  for i in (0, 3):
+    state, _ = cell.apply(params, state, keys[i])
+  _, found = cell.apply(params, state, keys[0])
+  np.testing.assert_allclose(found, keys[3], atol=1e-5)
 
 
 def test_linear_head_is_a_dense_layer():
@@ -214,7 +285,8 @@ def test_nothing_from_before_a_task_is_remembered(sequences):
   other_hidden, other_last = run(other, other_inputs, began)
   np.testing.assert_array_equal(hidden[4:], other_hidden[4:])
   jax.tree.map(np.testing.assert_array_equal, last, other_last)
-  assert np.all(np.abs(hidden[:4] - other_hidden[:4]).max(axis=-1) > 1e-4)
+  # In every sequence; not at every step, where a ReLU may be 0.
+  assert np.all(np.abs(hidden[:4] - other_hidden[:4]).max(axis=(0, 2)) > 1e-4)
 
 
 def test_unrolling_goes_on_from_the_last_state(sequences):
@@ -229,7 +301,10 @@ def test_unrolling_goes_on_from_the_last_state(sequences):
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ({"cell": "rnn"}, r"^cell='rnn': must be one of \('gru', 'lstm'\)"),
+    (
+      {"cell": "rnn"},
+      r"^cell='rnn': must be one of \('gru', .*'delta'\)",
+    ),
     (
       {"head": "softmax"},
       r"^head='softmax': .* \('dueling', 'linear', 'actor_critic'\)",

@@ -1,0 +1,171 @@
+"""The meta-learner that the flags describe, with the options of each."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+from absl import flags
+
+from experiments.flags import FLAGS
+from metajax.learners import ENCODED, REGISTRY
+from metajax.types import LossFn, MetaLearner, Model
+
+flags.DEFINE_enum(
+  "inner_optimizer",
+  "sgd",
+  ["sgd", "adam"],
+  "Of the inner loop. adam: with b1=0, as Reptile's authors have it.",
+)
+flags.DEFINE_enum(
+  "outer_optimizer",
+  "adam",
+  ["adam", "sgd"],
+  "Of the meta-parameters. sgd: Reptile's, with --outer_lr=1.",
+)
+flags.DEFINE_integer(
+  "inner_batch",
+  0,
+  "reptile: examples of an inner step; 0: all of the task's.",
+  lower_bound=0,
+)
+flags.DEFINE_bool(
+  "learned_rates",
+  True,
+  "maml_plus_plus: learn a step size for each array of parameters and step.",
+)
+flags.DEFINE_bool(
+  "step_normalization",
+  True,
+  "maml_plus_plus: learn scale and bias of normalisations for each step.",
+)
+flags.DEFINE_float(
+  "multi_step_part",
+  1 / 15,
+  "maml_plus_plus: the part of the training, from its beginning, in which the "
+  "loss after every inner step counts.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
+flags.DEFINE_float(
+  "first_order_part",
+  1 / 3,
+  "maml_plus_plus: the part of the training, from its beginning, that is first "
+  "order.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
+flags.DEFINE_float(
+  "proximal_strength",
+  2.0,
+  "imaml: of the pull to the initialisation in the inner loss.",
+  lower_bound=1e-6,
+)
+flags.DEFINE_integer(
+  "cg_steps",
+  5,
+  "imaml: steps of conjugate gradients.",
+  lower_bound=0,
+)
+flags.DEFINE_integer(
+  "num_context",
+  5,
+  "cavia: numbers that adapt.",
+  lower_bound=1,
+)
+
+# The flags that are a learner's own.
+OWN = {
+  "reptile": ("inner_batch",),
+  "maml_plus_plus": (
+    "learned_rates",
+    "step_normalization",
+    "multi_step_part",
+    "first_order_part",
+  ),
+  "imaml": ("proximal_strength", "cg_steps"),
+  "cavia": ("num_context",),
+}
+
+
+def build(
+  name: str,
+  network: Callable[[int | None], Model],
+  loss_fn: LossFn,
+  num_outputs: int,
+  eval_steps: int,
+  metrics: Mapping[str, LossFn] | None = None,
+) -> MetaLearner:
+  """Builds a learner of the registry with the options that the flags give it.
+
+  Args:
+    name: its name.
+    network: `(num_outputs) -> Model`; of None, one that encodes.
+    loss_fn: see `metajax.learners.maml`.
+    num_outputs: classes, or numbers to be predicted.
+    eval_steps: inner steps at test.
+    metrics: see `metajax.learners.maml`.
+  """
+  options = dict(own(name))
+  if name in ENCODED:
+    options["num_outputs"] = num_outputs
+  return REGISTRY[name](
+    network(None if name in ENCODED else num_outputs),
+    loss_fn,
+    inner_optimizer(),
+    FLAGS.inner_steps,
+    num_eval_steps=eval_steps,
+    metrics=metrics,
+    memory=FLAGS.memory,
+    **options,
+  )
+
+
+def inner_optimizer() -> optax.GradientTransformation:
+  if FLAGS.inner_optimizer == "adam":
+    # The root keeps the second derivative finite where a gradient is zero.
+    return optax.adam(FLAGS.inner_lr, b1=0.0, eps_root=1e-12)
+  return optax.sgd(FLAGS.inner_lr)
+
+
+def own(name: str) -> dict[str, Any]:
+  """Returns a learner's own options.
+
+  Raises:
+    ValueError: if a flag of another learner is given.
+  """
+  for other, names in OWN.items():
+    for flag in names:
+      if other != name and FLAGS[flag].present:
+        raise ValueError(
+          f"--{flag} is for --learner={other}, not {name}: leave it out."
+        )
+  match name:
+    case "reptile":
+      return {"inner_batch": FLAGS.inner_batch or None}
+    case "maml_plus_plus":
+      return {
+        "learned_rates": FLAGS.learned_rates,
+        "step_normalization": FLAGS.step_normalization,
+        "multi_step_loss": round(FLAGS.multi_step_part * FLAGS.steps),
+        "first_order_until": round(FLAGS.first_order_part * FLAGS.steps),
+      }
+    case "imaml":
+      return {
+        "strength": FLAGS.proximal_strength,
+        "cg_steps": FLAGS.cg_steps,
+      }
+    case "cavia":
+      return {"num_context": FLAGS.num_context}
+  return {}
+
+
+def protocol(name: str) -> dict[str, Any]:
+  """What `results.json` says of the learner."""
+  return {
+    "learner": name,
+    "inner_optimizer": FLAGS.inner_optimizer,
+    "inner_steps": FLAGS.inner_steps,
+    "inner_lr": FLAGS.inner_lr,
+    "outer_optimizer": FLAGS.outer_optimizer,
+    **own(name),
+  }
