@@ -14,12 +14,10 @@ over 600 curves is often that of one which diverged: after 5 steps 13 curves in
 """
 
 import jax
-import optax
 from absl import flags
 
-from experiments import plots, training
+from experiments import meta_learners, plots, training
 from experiments.flags import FLAGS, run
-from metajax.learners import REGISTRY
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
@@ -52,14 +50,20 @@ PRESETS = {"paper": {"shots": 10, "outer_schedule": "constant"}}
 
 
 def main() -> None:
+  name = FLAGS.learner
+  if name == "prototypical":
+    raise ValueError(
+      f"--learner={name} tells classes apart, and has no numbers to say: "
+      "choose another."
+    )
+
   def learner(eval_steps: int):
-    return REGISTRY[FLAGS.learner](
-      MLP(num_outputs=1, hidden=(40, 40)),
+    return meta_learners.build(
+      name,
+      lambda num_outputs: MLP(num_outputs, (40, 40)),
       mean_squared_error,
-      optax.sgd(FLAGS.inner_lr),
-      FLAGS.inner_steps,
-      num_eval_steps=eval_steps,
-      memory=FLAGS.memory,
+      1,
+      eval_steps,
     )
 
   def scores(shots: int, eval_steps: int, split: str, num_tasks: int):
@@ -72,9 +76,12 @@ def main() -> None:
       task_chunk=100,
     )
 
+  possible = meta_learners.possible_steps(name, FLAGS.eval_inner_steps)
   validation = scores(FLAGS.eval_shots[0], FLAGS.inner_steps, "validation", 600)
   trainer = training.trainer(
-    learner(FLAGS.inner_steps), sinusoid(FLAGS.shots, FLAGS.query_shots)
+    learner(FLAGS.inner_steps),
+    sinusoid(FLAGS.shots, FLAGS.query_shots),
+    rule=FLAGS.outer_optimizer,
   )
   workdir = training.start("maml_sinusoid")
   trained = training.train(
@@ -86,7 +93,7 @@ def main() -> None:
       shots, steps, "test", FLAGS.eval_tasks
     )(params)["mse"]
     for shots in FLAGS.eval_shots
-    for steps in FLAGS.eval_inner_steps
+    for steps in possible
   }
   plots.learning_curve(
     workdir,
@@ -96,7 +103,7 @@ def main() -> None:
   )
   plots.sinusoid_fits(
     workdir / "adaptation.png",
-    {steps: learner(steps) for steps in FLAGS.eval_inner_steps},
+    {steps: learner(steps) for steps in possible},
     params,
     sinusoid(FLAGS.eval_shots[0], EVAL_QUERY_SHOTS),
     jax.random.key(FLAGS.eval_seed),
@@ -105,12 +112,10 @@ def main() -> None:
     workdir,
     "maml_sinusoid",
     {
-      "learner": FLAGS.learner,
+      **meta_learners.protocol(name),
       "shots": FLAGS.shots,
       "query_shots": FLAGS.query_shots,
       "eval_query_shots": EVAL_QUERY_SHOTS,
-      "inner_steps": FLAGS.inner_steps,
-      "inner_lr": FLAGS.inner_lr,
       "inner_loss": "mean squared error",
       "normalization": "none",
       "transductive": False,

@@ -1,6 +1,7 @@
 """The meta-learner that the flags describe, with the options of each."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optax
@@ -73,6 +74,9 @@ flags.DEFINE_integer(
   lower_bound=1,
 )
 
+for _name in ("multi_step_part", "first_order_part", "proximal_strength"):
+  flags.register_validator(_name, math.isfinite, "must be a finite number")
+
 # The flags that are a learner's own.
 OWN = {
   "reptile": ("inner_batch",),
@@ -104,8 +108,17 @@ def build(
     num_outputs: classes, or numbers to be predicted.
     eval_steps: inner steps at test.
     metrics: see `metajax.learners.maml`.
+
+  Raises:
+    ValueError: for a flag that does not go with the learner.
   """
-  options = dict(own(name))
+  if eval_steps not in possible_steps(name, [eval_steps]):
+    raise ValueError(
+      f"--eval_inner_steps={eval_steps}: must be at most --inner_steps="
+      f"{FLAGS.inner_steps}, since each step of {name} has parameters of its "
+      "own."
+    )
+  options = own(name)
   if name in ENCODED:
     options["num_outputs"] = num_outputs
   return REGISTRY[name](
@@ -157,6 +170,17 @@ def own(name: str) -> dict[str, Any]:
     case "cavia":
       return {"num_context": FLAGS.num_context}
   return {}
+
+
+def possible_steps(name: str, wanted: Iterable[int]) -> list[int]:
+  """Sorts numbers of inner steps, and leaves out those that a learner has not.
+
+  MAML++ has parameters for each step that it was trained with, and no more.
+  """
+  own_steps = FLAGS.learned_rates or FLAGS.step_normalization
+  if name == "maml_plus_plus" and own_steps:
+    wanted = [k for k in wanted if k <= FLAGS.inner_steps]
+  return sorted(set(wanted))
 
 
 def protocol(name: str) -> dict[str, Any]:

@@ -126,16 +126,28 @@ INTEGERS = {
   "checkpoint_every": 1,
   "shots": 1,
   "eval_inner_steps": 0,
+  "inner_batch": 0,
+  "cg_steps": 0,
+  "num_context": 1,
 }
 ONLY = {
   SINUSOID: {"query_shots": 1, "eval_shots": 1},
   OMNIGLOT: {"query_shots": 0, "ways": 2, "filters": 1, "validation_tasks": 2},
 }
-FLOATS = ["inner_lr", "outer_lr"]
+# What the message says of -0.1.
+FLOATS = {
+  "inner_lr": AT_LEAST[0],
+  "outer_lr": AT_LEAST[0],
+  "multi_step_part": r"is not a number in the range \[0.0, 1.0\]",
+  "first_order_part": r"is not a number in the range \[0.0, 1.0\]",
+  "proximal_strength": "is not number >= 1e-06",
+}
 CHOICES = {
   "learner": f"<{'|'.join(sorted(REGISTRY))}>",
   "outer_schedule": "<constant|cosine|linear>",
   "memory": "<default|remat|mixed|nested>",
+  "inner_optimizer": "<sgd|adam>",
+  "outer_optimizer": "<adam|sgd>",
 }
 ONLY_CHOICES = {
   SINUSOID: {"preset": "<paper>"},
@@ -143,10 +155,12 @@ ONLY_CHOICES = {
     "split": "<random|official>",
     "model": "<conv4|mlp>",
     "normalization": "<batch|group|layer|none>",
-    "preset": "<5w1s|5w5s|20w1s|20w5s|5w1s_mlp|5w5s_mlp>",
+    "preset": "<5w1s|5w5s|20w1s|20w5s|5w1s_mlp|5w5s_mlp|reptile|"
+    "maml_plus_plus>",
   },
 }
-BOOLEANS = {SINUSOID: ["debug"], OMNIGLOT: ["debug", "first_order"]}
+SWITCHES = ["debug", "learned_rates", "step_normalization"]
+BOOLEANS = {SINUSOID: SWITCHES, OMNIGLOT: [*SWITCHES, "first_order"]}
 
 
 def _bad_flags():
@@ -158,8 +172,8 @@ def _bad_flags():
         message = r"-1 is not an integer in the range \[0, 2147483647\]"
       yield experiment, flag, str(least - 1), message
       yield experiment, flag, "1.5", r"invalid literal for int\(\) .*'1.5'"
-    for flag in FLOATS:
-      yield experiment, flag, "-0.1", f"-0.1 {AT_LEAST[0]}"
+    for flag, bound in FLOATS.items():
+      yield experiment, flag, "-0.1", f"-0.1 {bound}"
       yield experiment, flag, "fast", "could not convert .* to float: 'fast'"
     for flag, choices in (CHOICES | ONLY_CHOICES[experiment]).items():
       choices = re.escape(choices)
@@ -222,6 +236,8 @@ def test_seed_beyond_32_bits_is_named(flag, run, workdir):
 @pytest.mark.parametrize("flag", FLOATS)
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_step_size_that_is_no_number_is_named(flag, value, run, workdir):
+  if value == "inf" and "range" in FLOATS[flag]:
+    pytest.skip("is out of its range, see above")
   ended = run(SINUSOID, [f"--workdir={workdir}", f"--{flag}={value}"])
   _assert_refused(ended, rf"flag --{flag}={value}: must be a finite number\..*")
 
@@ -281,6 +297,36 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
 def test_sinusoid_has_no_first_order_but_a_learner(run, workdir):
   ended = run(SINUSOID, [f"--workdir={workdir}", "--first_order"])
   _assert_refused(ended, "Unknown command line flag 'first_order'.*")
+
+
+@pytest.mark.parametrize(
+  "flag, value, owner",
+  [
+    ("inner_batch", 2, "reptile"),
+    ("learned_rates", "false", "maml_plus_plus"),
+    ("cg_steps", 2, "imaml"),
+    ("num_context", 2, "cavia"),
+  ],
+)
+def test_options_of_another_learner_are_refused(
+  flag, value, owner, run, workdir
+):
+  ended = run(SINUSOID, [f"--workdir={workdir}", f"--{flag}={value}"])
+  _assert_refused(
+    ended, f"--{flag} is for --learner={owner}, not maml: leave it out."
+  )
+
+
+def test_learner_of_classes_is_refused_where_there_are_none(run, workdir):
+  ended = run(SINUSOID, [f"--workdir={workdir}", "--learner=prototypical"])
+  _assert_refused(ended, "--learner=prototypical tells classes apart, .*")
+
+
+def test_steps_without_parameters_of_their_own_are_refused(run, workdir):
+  ended = run(OMNIGLOT, [f"--workdir={workdir}", "--learner=maml_plus_plus"])
+  _assert_refused(
+    ended, "--eval_inner_steps=3: must be at most --inner_steps=1, since .*"
+  )
 
 
 @pytest.mark.parametrize("chunk", [3, 8])
