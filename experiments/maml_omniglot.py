@@ -23,6 +23,13 @@ from metajax.tasks import omniglot
 
 define_data_dir()
 flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
+flags.DEFINE_integer(
+  "train_ways",
+  0,
+  "Classes per task in training, for learners that take any number "
+  "(prototypical and ridge); 0: as many as at test.",
+  lower_bound=0,
+)
 flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
 flags.DEFINE_integer(
   "query_shots",
@@ -124,30 +131,40 @@ def main() -> None:
       )
     return MLP(num_outputs, (256, 128, 64, 64), FLAGS.normalization)
 
-  def learner(eval_steps: int):
+  def learner(eval_steps: int, ways: int):
     return meta_learners.build(
       name,
       network,
       cross_entropy,
-      FLAGS.ways,
+      ways,
       eval_steps,
       {"accuracy": accuracy},
     )
 
-  steps = FLAGS.eval_inner_steps
-  trained_learner = learner(steps)
+  def tasks(ways: int):
+    return omniglot(
+      FLAGS.data_dir,
+      ways=ways,
+      shots=FLAGS.shots,
+      query_shots=query_shots,
+      split=FLAGS.split,
+    )
+
+  steps, ways = FLAGS.eval_inner_steps, FLAGS.ways
+  train_ways = FLAGS.train_ways or ways
+  if train_ways != ways and name not in meta_learners.ANY_WAYS:
+    raise ValueError(
+      f"--train_ways={train_ways}: must be --ways={ways} for --learner={name}, "
+      "whose network has an output for each class."
+    )
   query_shots = FLAGS.query_shots or FLAGS.shots
-  splits = omniglot(
-    FLAGS.data_dir,
-    ways=FLAGS.ways,
-    shots=FLAGS.shots,
-    query_shots=query_shots,
-    split=FLAGS.split,
-  )
+  trained_learner = learner(steps, train_ways)
+  splits = tasks(ways)
+  train_tasks = splits.train if train_ways == ways else tasks(train_ways).train
 
   def scorer(steps: int, split: str, num_tasks: int, transductive: bool = True):
     score = training.scorer(
-      learner(steps),
+      learner(steps, ways),
       getattr(splits, split),
       {"accuracy": accuracy},
       split,
@@ -158,7 +175,7 @@ def main() -> None:
 
   validation = scorer(steps, "validation", FLAGS.validation_tasks)
   trainer = training.trainer(
-    trained_learner, splits.train, rule=FLAGS.outer_optimizer
+    trained_learner, train_tasks, rule=FLAGS.outer_optimizer
   )
   workdir = training.start("maml_omniglot")
   trained = training.train(
@@ -168,40 +185,44 @@ def main() -> None:
   params = trained.state.meta_params
   curve = {
     k: scorer(k, "test", FLAGS.eval_tasks)(params)
-    for k in meta_learners.possible_steps(name, {0, 1, 3, 5, 10, steps})
+    for k in {steps, *meta_learners.possible_steps(name, (0, 1, 3, 5, 10))}
   }
   alone = scorer(steps, "test", FLAGS.eval_tasks, transductive=False)(params)
   metrics = {
     "accuracy_transductive": curve[steps],
     "accuracy_inductive": alone,
-    "accuracy_before_adaptation": curve[0],
-    **{f"accuracy_after_{k}_steps": v for k, v in curve.items() if k},
   }
+  if len(curve) > 1:
+    metrics["accuracy_before_adaptation"] = curve[0]
+    metrics |= {
+      f"accuracy_after_{k}_steps": curve[k] for k in sorted(curve) if k
+    }
+    plots.curves(
+      workdir / "adaptation.png",
+      {"test": curve},
+      "inner steps",
+      "test accuracy",
+    )
   plots.learning_curve(
     workdir,
     {"accuracy": "training", "validation/accuracy": "validation"},
     "query accuracy",
   )
-  plots.curves(
-    workdir / "adaptation.png",
-    {"test": curve},
-    "inner steps",
-    "test accuracy",
-  )
   plots.image_episodes(
     workdir / "episodes.png",
-    trained_learner,
+    learner(steps, ways),
     params,
     splits.test,
     jax.random.key(FLAGS.eval_seed),
-    FLAGS.ways,
+    ways,
   )
   training.finish(
     workdir,
     "maml_omniglot",
     {
       **meta_learners.protocol(name),
-      "ways": FLAGS.ways,
+      "ways": ways,
+      "train_ways": train_ways,
       "shots": FLAGS.shots,
       "query_shots": query_shots,
       "split": FLAGS.split,

@@ -77,6 +77,8 @@ flags.DEFINE_integer(
 for _name in ("multi_step_part", "first_order_part", "proximal_strength"):
   flags.register_validator(_name, math.isfinite, "must be a finite number")
 
+# Learners that tell any number of classes apart with the same meta-parameters.
+ANY_WAYS = ("prototypical", "ridge")
 # The flags that are a learner's own.
 OWN = {
   "reptile": ("inner_batch",),
@@ -112,7 +114,7 @@ def build(
   Raises:
     ValueError: for a flag that does not go with the learner.
   """
-  if eval_steps not in possible_steps(name, [eval_steps]):
+  if not _has_step(name, eval_steps):
     raise ValueError(
       f"--eval_inner_steps={eval_steps}: must be at most --inner_steps="
       f"{FLAGS.inner_steps}, since each step of {name} has parameters of its "
@@ -175,12 +177,18 @@ def own(name: str) -> dict[str, Any]:
 def possible_steps(name: str, wanted: Iterable[int]) -> list[int]:
   """Sorts numbers of inner steps, and leaves out those that a learner has not.
 
-  MAML++ has parameters for each step that it was trained with, and no more.
+  MAML++ has parameters for each step that it was trained with, and no more;
+  where there is no inner loop, there are no steps.
   """
+  if name in ENCODED:
+    return []
+  return sorted(k for k in set(wanted) if _has_step(name, k))
+
+
+def _has_step(name: str, steps: int) -> bool:
   own_steps = FLAGS.learned_rates or FLAGS.step_normalization
-  if name == "maml_plus_plus" and own_steps:
-    wanted = [k for k in wanted if k <= FLAGS.inner_steps]
-  return sorted(set(wanted))
+  bounded = name == "maml_plus_plus" and own_steps
+  return not bounded or steps <= FLAGS.inner_steps
 
 
 def protocol(name: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from jax.typing import ArrayLike
 
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.types import (
+  Array,
+  Batch,
   LossFn,
   MetaLearner,
   Params,
@@ -129,16 +131,14 @@ def evaluator(
   def score_task(meta_params, tasks, key):
     task_key, adapt_key = jax.random.split(key)
     support, query = tasks(task_key)
-    task_params = learner.adapt(meta_params, support, adapt_key)
-    if transductive:
-      predictions = learner.predict(task_params, query.inputs)
-    else:
-
-      def predict_alone(x):
-        company = jnp.concatenate([support.inputs, x[None]])
-        return learner.predict(task_params, company)[-1]
-
-      predictions = jax.lax.map(predict_alone, query.inputs)
+    predictions = solve(
+      learner,
+      meta_params,
+      support,
+      query.inputs,
+      adapt_key,
+      transductive=transductive,
+    )
     return {k: f(predictions, query.targets) for k, f in metrics.items()}
 
   def score_shard(meta_params, tasks, keys):
@@ -167,3 +167,37 @@ def evaluator(
     return {k: np.asarray(v)[:num_tasks] for k, v in values.items()}
 
   return scores
+
+
+def solve(
+  learner: MetaLearner,
+  meta_params: Params,
+  support: Batch,
+  inputs: Array,
+  rng: PRNGKey,
+  *,
+  transductive: bool = True,
+) -> Array:
+  """Adapts to a task's support and predicts inputs `[n, ...]`, see `evaluate`.
+
+  Args:
+    learner: the meta-learner.
+    meta_params: its meta-parameters.
+    support: of one task.
+    inputs: of its queries.
+    rng: the key of the adaptation.
+    transductive: whether all inputs are predicted together, or each in the
+      company of the support's.
+
+  Returns:
+    The predictions `[n, ...]`.
+  """
+  task_params = learner.adapt(meta_params, support, rng)
+  if transductive:
+    return learner.predict(task_params, inputs)
+
+  def predict_alone(x: Array) -> Array:
+    company = jnp.concatenate([support.inputs, x[None]])
+    return learner.predict(task_params, company)[-1]
+
+  return jax.lax.map(predict_alone, inputs)

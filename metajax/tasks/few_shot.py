@@ -1,6 +1,7 @@
 """Few-shot classification of images that lie on the device."""
 
 import functools
+from collections.abc import Sequence
 
 import chex
 import jax
@@ -41,7 +42,7 @@ def few_shot_episodes(
     Vinyals et al., `Matching Networks for One Shot Learning
     <https://arxiv.org/abs/1606.04080>`_, 2016, section 2.2.
   """
-  _check(images, ways, shots, query_shots, num_rotations)
+  check_images(images, ways, shots, query_shots, num_rotations)
   sample = functools.partial(
     _sample_episode,
     ways=ways,
@@ -61,10 +62,36 @@ def _sample_episode(
   query_shots: int,
   num_rotations: int,
 ) -> Episode:
-  class_key, example_key, support_key, query_key = jax.random.split(rng, 4)
-  num_classes, num_examples = images.shape[:2]
-  drawn = sample_distinct(class_key, num_classes * num_rotations, ways)
+  class_key, *keys = jax.random.split(rng, 4)
+  drawn = sample_distinct(class_key, len(images) * num_rotations, ways)
   classes, turns = drawn // num_rotations, drawn % num_rotations
+  return episode_of(
+    images, classes, turns, keys, shots, query_shots, num_rotations
+  )
+
+
+def episode_of(
+  images: Array,
+  classes: Array,
+  turns: Array,
+  keys: Sequence[PRNGKey],
+  shots: int,
+  query_shots: int,
+  num_rotations: int,
+) -> Episode:
+  """Draws the examples of an episode whose classes are drawn.
+
+  Args:
+    images: see `few_shot_episodes`.
+    classes: int32 `[ways]`, all different unless the turns are.
+    turns: int32 `[ways]`, by how many times 90 degrees each is turned.
+    keys: three, of the examples, of the support's order and of the query's.
+    shots: support examples per class.
+    query_shots: query examples per class.
+    num_rotations: turns are below it.
+  """
+  example_key, support_key, query_key = keys
+  ways, num_examples = len(classes), images.shape[1]
   examples = jax.vmap(lambda key: jax.random.permutation(key, num_examples))(
     jax.random.split(example_key, ways)
   )[:, : shots + query_shots]
@@ -109,9 +136,10 @@ def _rotate(num_rotations: int, images: Array, turns: Array) -> Array:
   return jax.lax.select_n(turns, *turned)
 
 
-def _check(
+def check_images(
   images: Array, ways: int, shots: int, query_shots: int, num_rotations: int
 ) -> None:
+  """Raises a `ValueError` if no episode can be drawn from the images."""
   if images.ndim != 5 or images.dtype != jnp.uint8:
     raise ValueError(
       f"images: {images.dtype} {images.shape} given, must be uint8 [classes, "

@@ -204,16 +204,23 @@ def _decode(
             f"{path}: {character} has {len(members)} drawings, must be "
             f"{DRAWINGS}; {fix}"
           )
-        images.append([_drawing(archive, m, size, path, fix) for m in members])
+        images.append(
+          [read_drawing(archive, m, size, path, fix) for m in members]
+        )
   except (zipfile.BadZipFile, EOFError) as error:
     raise ValueError(f"{path}: damaged ({error}); {fix}") from error
   alphabets = [character.split("/")[-2] for character in drawings]
   return np.asarray(images)[..., None], np.asarray(alphabets)
 
 
-def _drawing(
+def read_drawing(
   archive: zipfile.ZipFile, member: str, size: int, path: Path, fix: str
 ) -> np.ndarray:
+  """Decodes one drawing of an archive: uint8 `[size, size]`, ink 255.
+
+  Raises:
+    ValueError: if it is no image; the message ends with the `fix`.
+  """
   # Only decoding needs pillow; sampling and the benchmark do without.
   from PIL import Image, UnidentifiedImageError
 

@@ -132,7 +132,13 @@ INTEGERS = {
 }
 ONLY = {
   SINUSOID: {"query_shots": 1, "eval_shots": 1},
-  OMNIGLOT: {"query_shots": 0, "ways": 2, "filters": 1, "validation_tasks": 2},
+  OMNIGLOT: {
+    "query_shots": 0,
+    "ways": 2,
+    "train_ways": 0,
+    "filters": 1,
+    "validation_tasks": 2,
+  },
 }
 # What the message says of -0.1.
 FLOATS = {
@@ -326,6 +332,13 @@ def test_steps_without_parameters_of_their_own_are_refused(run, workdir):
   ended = run(OMNIGLOT, [f"--workdir={workdir}", "--learner=maml_plus_plus"])
   _assert_refused(
     ended, "--eval_inner_steps=3: must be at most --inner_steps=1, since .*"
+  )
+
+
+def test_network_of_so_many_classes_is_not_trained_on_others(run, workdir):
+  ended = run(OMNIGLOT, [f"--workdir={workdir}", "--train_ways=20"])
+  _assert_refused(
+    ended, "--train_ways=20: must be --ways=5 for --learner=maml, whose .*"
   )
 
 

@@ -1,0 +1,92 @@
+"""Few-shot tasks in which all characters are of one alphabet."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.tasks.few_shot import check_images, episode_of
+from metajax.types import Array, Episode, PRNGKey, TaskFamily
+
+
+def alphabet_episodes(
+  images: Array,
+  alphabets: Sequence[str],
+  ways: int,
+  shots: int,
+  query_shots: int,
+  num_rotations: int = 1,
+) -> TaskFamily:
+  """N-way K-shot tasks whose classes are drawn within one alphabet.
+
+  They are harder than tasks of any characters (`few_shot_episodes`), since an
+  alphabet has a style. All characters of a task are turned alike: a turned
+  alphabet is another alphabet. Each alphabet of at least `ways` characters is
+  as likely as the others; those of fewer are left out.
+
+  Args:
+    images: see `few_shot_episodes`.
+    alphabets: the alphabet of each class.
+    ways: see `few_shot_episodes`, also for what follows.
+    shots: support examples per class.
+    query_shots: query examples per class.
+    num_rotations: 1, 2 or 4.
+
+  Returns:
+    A task family like that of `few_shot_episodes`.
+
+  Raises:
+    ValueError: if the images do not suffice, naming the argument.
+
+  References:
+    Lake et al., `The Omniglot challenge: a 3-year progress report
+    <https://arxiv.org/abs/1902.03477>`_, 2019.
+  """
+  check_images(images, ways, shots, query_shots, num_rotations)
+  names, numbers = np.unique(np.asarray(alphabets), return_inverse=True)
+  members = [np.flatnonzero(numbers == i) for i in range(len(names))]
+  large = [m for m in members if len(m) >= ways]
+  if not large:
+    raise ValueError(
+      f"ways={ways}: must be at most {max(map(len, members))}, the number of "
+      "characters of the largest alphabet."
+    )
+  # In rows of one length; what is beyond an alphabet's size is never drawn.
+  table = np.zeros((len(large), max(map(len, large))), np.int32)
+  for row, classes in zip(table, large, strict=True):
+    row[: len(classes)] = classes
+  sizes = jnp.array([len(classes) for classes in large])
+  sample = functools.partial(
+    _sample_episode,
+    ways=ways,
+    shots=shots,
+    query_shots=query_shots,
+    num_rotations=num_rotations,
+  )
+  return jax.tree_util.Partial(sample, images, jnp.asarray(table), sizes)
+
+
+def _sample_episode(
+  images: Array,
+  table: Array,
+  sizes: Array,
+  rng: PRNGKey,
+  *,
+  ways: int,
+  shots: int,
+  query_shots: int,
+  num_rotations: int,
+) -> Episode:
+  alphabet_key, turn_key, class_key, *keys = jax.random.split(rng, 6)
+  alphabet = jax.random.randint(alphabet_key, (), 0, len(table))
+  turn = jax.random.randint(turn_key, (), 0, num_rotations)
+  # The first in a random order of the alphabet's characters.
+  order = jax.random.uniform(class_key, table.shape[1:])
+  order = jnp.where(jnp.arange(len(order)) < sizes[alphabet], order, jnp.inf)
+  classes = table[alphabet, jnp.argsort(order)[:ways]]
+  turns = jnp.full(ways, turn)
+  return episode_of(
+    images, classes, turns, keys, shots, query_shots, num_rotations
+  )
