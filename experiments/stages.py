@@ -57,10 +57,11 @@ class Stages:
     tasks: TaskFamily,
     *,
     seed: int = 0,
+    rule: str = "adam",
   ) -> Params:
     """Meta-trains as the flags say, `seed` beyond their seed."""
     schedule = training.schedule()
-    trainer = training.trainer(learner, tasks, seed=seed)
+    trainer = training.trainer(learner, tasks, seed=seed, rule=rule)
     trained = self.train(name, trainer, schedule, FLAGS.meta_batch, seed=seed)
     return trained.state.meta_params
 

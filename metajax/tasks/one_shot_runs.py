@@ -4,6 +4,7 @@ import os
 import zipfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from metajax.tasks.omniglot import read_drawing

@@ -1,0 +1,152 @@
+"""The Omniglot challenge: one-shot classification within an alphabet.
+
+  python -m experiments.omniglot_challenge --data_dir=DIR
+
+trains a learner on tasks within the 30 background alphabets, or on minimal sets
+of 5 of them (`--sets=background,small1,small2`), and reports its error in the
+400 trials that Lake et al. (2015; 2019) have published for 20 characters at a
+time. Nothing is chosen, so that the trials are looked at once.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from scipy import stats
+
+from experiments import meta_learners, training
+from experiments.flags import FLAGS, define_data_dir, refuse, run
+from experiments.stages import Stages
+from metajax.evaluation import Estimate, estimate, solve
+from metajax.losses import accuracy, cross_entropy
+from metajax.models.conv import conv4
+from metajax.models.normalization import NORMALIZATIONS
+from metajax.tasks.alphabets import alphabet_episodes
+from metajax.tasks.omniglot import OmniglotImages, load_omniglot
+from metajax.tasks.one_shot_runs import MINIMAL, WAYS, load_one_shot_runs
+from metajax.types import Array, Episode, MetaLearner, Params, TaskFamily
+
+define_data_dir()
+SETS = ("background", *MINIMAL)
+flags.DEFINE_list(
+  "sets",
+  ["background"],
+  f"Alphabets to learn to learn from: {', '.join(SETS)}.",
+)
+flags.register_validator(
+  "sets",
+  lambda names: names and set(names) <= set(SETS),
+  f"must be of {', '.join(SETS)}",
+)
+flags.DEFINE_integer(
+  "query_shots", 5, "Query images per class in training.", lower_bound=1
+)
+flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
+flags.DEFINE_enum(
+  "normalization",
+  "batch",
+  sorted(NORMALIZATIONS),
+  "Normalisation in every layer; batch: by the statistics of the images given.",
+)
+FLAGS.set_default("learner", "prototypical")
+FLAGS.set_default("steps", 1000)
+FLAGS.set_default("meta_batch", 4)
+FLAGS.set_default("outer_schedule", "cosine")
+FLAGS.set_default("inner_steps", 5)
+FLAGS.set_default("inner_lr", 2.0)
+
+# Errors in percent, by the alphabets that were learned from (30; 5 at a time).
+PUBLISHED = {
+  "modified Hausdorff distance, in the authors' code": {"none": 38.8},
+  "deep convolutional network": {"background": 13.5, "minimal": 23},
+  "Bayesian program learning": {"minimal": 4},
+}
+
+
+def main() -> None:
+  refuse("eval_tasks", "eval_every", "eval_seed")
+  learner = meta_learners.build(
+    FLAGS.learner,
+    lambda num_outputs: conv4(
+      num_outputs, filters=FLAGS.filters, normalization=FLAGS.normalization
+    ),
+    cross_entropy,
+    WAYS,
+    FLAGS.inner_steps,
+    {"accuracy": accuracy},
+  )
+  trials = load_one_shot_runs(FLAGS.data_dir)
+  data = load_omniglot(FLAGS.data_dir)
+  stages = Stages("omniglot_challenge")
+  metrics: dict[str, Estimate] = {}
+  intervals = {}
+  for name in dict.fromkeys(FLAGS.sets):
+    params = stages.meta_train(
+      name, learner, training_tasks(data, name), rule=FLAGS.outer_optimizer
+    )
+    for transductive in (False, True):
+      wrong = np.asarray(errors(learner, params, trials, transductive)).ravel()
+      key = f"{name}_error" + "_transductive" * transductive
+      metrics[key] = estimate(wrong)
+      interval = stats.binomtest(int(wrong.sum()), wrong.size).proportion_ci()
+      intervals[key] = [interval.low, interval.high]
+  training.finish(
+    stages.workdir,
+    "omniglot_challenge",
+    {
+      **meta_learners.protocol(FLAGS.learner),
+      "ways": WAYS,
+      "shots": 1,
+      "query_shots": FLAGS.query_shots,
+      "rotations": 4,
+      "filters": FLAGS.filters,
+      "normalization": FLAGS.normalization,
+      "trials": len(trials.query.targets) * WAYS,
+      "binomial_intervals": intervals,
+      "published": PUBLISHED,
+    },
+    metrics,
+    stages.total(),
+  )
+
+
+def training_tasks(data: OmniglotImages, name: str) -> TaskFamily:
+  """Tasks within the alphabets of a set, each alphabet turned as a whole."""
+  chosen = data.is_background
+  if name in MINIMAL:
+    chosen = chosen & np.isin(data.alphabets, MINIMAL[name])
+  return alphabet_episodes(
+    jnp.asarray(data.images[chosen]),
+    data.alphabets[chosen],
+    WAYS,
+    1,
+    FLAGS.query_shots,
+    num_rotations=4,
+  )
+
+
+def errors(
+  learner: MetaLearner, params: Params, trials: Episode, transductive: bool
+) -> Array:
+  """Returns which trials go wrong, `[runs, ways]`, as 0 or 1."""
+
+  @jax.jit
+  def wrong(params: Params, trials: Episode) -> Array:
+    def one(run: Episode) -> Array:
+      logits = solve(
+        learner,
+        params,
+        run.support,
+        run.query.inputs,
+        jax.random.key(FLAGS.seed),
+        transductive=transductive,
+      )
+      return (logits.argmax(-1) != run.query.targets).astype(jnp.float32)
+
+    return jax.lax.map(one, trials)
+
+  return wrong(params, trials)
+
+
+if __name__ == "__main__":
+  run(main)
