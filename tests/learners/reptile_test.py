@@ -11,6 +11,7 @@ import pytest
 
 from metajax.aggregation import stack_models, weighted_average
 from metajax.learners import reptile
+from metajax.learners.reptile import minibatches
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.training import Clients, federated_trainer
@@ -233,3 +234,69 @@ def test_reported_metrics_are_those_of_the_query_after_the_support_alone():
 def test_negative_steps_are_refused(arguments, message):
   with pytest.raises(ValueError, match=f"^{message}"):
     _linear(**arguments)
+
+
+# --- In minibatches. ---
+
+
+@pytest.mark.parametrize(
+  "count, size, num_steps", [(8, 3, 5), (8, 8, 2), (5, 1, 12), (6, 4, 0)]
+)
+def test_minibatches_take_all_examples_before_one_comes_again(
+  count, size, num_steps
+):
+  order = minibatches(RNG, count, size, num_steps)
+  assert order.shape == (num_steps, size)
+  sequence = np.asarray(order).reshape(-1)
+  for start in range(0, len(sequence), count):
+    turn = sequence[start : start + count]
+    assert len(set(turn)) == len(turn)
+    assert set(turn) <= set(range(count))
+  other = minibatches(jax.random.key(1), count, size, num_steps)
+  assert num_steps == 0 or not np.array_equal(order, other)
+
+
+def test_inner_steps_see_their_minibatches_in_turn():
+  size, steps, rate = 2, 5, 0.1
+  learner = reptile(
+    LINEAR, mean_squared_error, optax.sgd(rate), steps, inner_batch=size
+  )
+  support = jax.tree.map(lambda x: x[0], _episodes().support)
+  start = LINEAR.init(RNG, support.inputs)
+  weights = np.asarray(start)
+  for rows in np.asarray(minibatches(RNG, SUPPORT, size, steps)):
+    x, y = (np.asarray(a)[rows] for a in support)
+    weights = weights - rate * 2 * x.T @ (x @ weights - y) / size
+  found = jax.jit(learner.adapt)(start, support, RNG)
+  np.testing.assert_allclose(found, weights, rtol=1e-10)
+
+
+def test_tasks_are_shuffled_apart_and_large_batches_are_the_whole():
+  episodes, start = _episodes(), jnp.ones((FEATURES, 1))
+  # The same task twice: only its batches differ.
+  episodes = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), episodes)
+
+  def grads(episodes, inner_batch):
+    learner = reptile(
+      LINEAR, mean_squared_error, optax.sgd(0.1), 1, inner_batch=inner_batch
+    )
+    return jax.jit(learner.meta_grad)(start, episodes, RNG)[0]
+
+  whole = grads(episodes, None)
+  np.testing.assert_array_equal(grads(episodes, SUPPORT + QUERY), whole)
+  np.testing.assert_array_equal(grads(episodes, 100), whole)
+  # One step on one example: a mean of two different examples' steps.
+  singles = [
+    2 * 0.1 * x[:, None] * (x @ start - y)
+    for x, y in zip(
+      *jax.tree.map(lambda x: x[0], _whole(episodes)), strict=True
+    )
+  ]
+  pairs = [(a + b) / 2 for a in singles for b in singles if a is not b]
+  found = grads(episodes, 1)
+  assert any(np.allclose(found, pair, rtol=1e-9) for pair in pairs)
+
+
+def test_empty_minibatch_is_refused():
+  with pytest.raises(ValueError, match="^inner_batch=0: must be 1 or more"):
+    reptile(LINEAR, mean_squared_error, optax.sgd(0.1), 1, inner_batch=0)

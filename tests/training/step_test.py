@@ -172,6 +172,26 @@ def test_every_task_and_every_chunk_sees_a_key_of_its_own():
   assert len({*task_keys, *chunk_keys}) == len(task_keys) + len(chunk_keys)
 
 
+def test_learner_that_changes_is_told_the_step():
+  """Each step's displacement is what the schedule says, in one program."""
+
+  def at(step):
+    def meta_grad(meta_params, episodes, rng):
+      return jnp.float32(10.0) ** step, {"step": step.astype(jnp.float32)}
+
+    return learner._replace(meta_grad=meta_grad)
+
+  learner = MetaLearner(
+    lambda rng, inputs: jnp.zeros(()), None, None, _learner().meta_grad, at
+  )
+  trainer = _trainer(learner, optax.sgd(1.0), task_chunk=3)
+  train, _ = trainer.compile(trainer.init(INIT_KEY))
+  state, first = train(trainer.init(INIT_KEY), 1)
+  state, later = train(state, 3)
+  assert state.meta_params == -1111
+  assert (first["step"], later["step"]) == (0, 2)
+
+
 def test_meta_gradient_is_traced_once_for_the_whole_run():
   traces = []
   learner = _learner()
