@@ -1,0 +1,56 @@
+"""Draws what scripts/benchmark.py --suite=inner_loop --json has measured.
+
+  python scripts/benchmark.py --suite=inner_loop --blocks=8 --blocks=24 --json \
+      > inner_loop.jsonl
+  python scripts/plot_inner_loop.py inner_loop.jsonl inner_loop.png
+
+Memory of the compiled program against the inner steps of the MLP and against
+the blocks of the transformer; lines that are no JSON are passed over.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+PANELS = (("mlp", "inner_steps", "log"), ("transformer", "blocks", "linear"))
+
+
+def main(source: str, picture: str) -> None:
+  lines = Path(source).read_text().splitlines()
+  results = [json.loads(line) for line in lines if line.startswith("{")]
+  figure, grid = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+  for axes, (model, against, scale) in zip(grid, PANELS, strict=True):
+    chosen = [r for r in results if r["model"] == model]
+    if not chosen:
+      sys.exit(f"error: {source} has no line of the {model}.")
+    for way in dict.fromkeys(r["memory"] for r in chosen):
+      points = sorted(
+        (r[against], r["peak_temp_bytes"] / 1e6)
+        for r in chosen
+        if r["memory"] == way
+      )
+      axes.plot(*zip(*points, strict=True), "o-", ms=3, label=way)
+    axes.set(
+      xscale=scale,
+      yscale="log",
+      xlabel=f"{against.replace('_', ' ')} ({model})",
+      ylabel="temporaries in MB",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+  figure.savefig(picture, dpi=120)
+  print(picture)
+
+
+if __name__ == "__main__":
+  if len(sys.argv) != 3:
+    sys.exit("error: give the lines of JSON and the picture to be made.")
+  try:
+    main(*sys.argv[1:])
+  except OSError as failure:
+    sys.exit(f"error: {failure}")
