@@ -51,7 +51,6 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("capacity", 512, "Tasks that are kept.", lower_bound=1)
 FLAGS.set_default("steps", 2000)
-FLAGS.set_default("outer_lr", 2e-3)
 FLAGS.set_default("meta_batch", 20)
 FLAGS.set_default("outer_schedule", "cosine")
 FLAGS.set_default("log_every", 200)

@@ -349,6 +349,16 @@ def test_config_holds_flags_versions_device_and_commit(straight):
     "shots": 5,
     "query_shots": 10,
     "eval_shots": [5],
+    "inner_optimizer": "sgd",
+    "outer_optimizer": "adam",
+    "inner_batch": 0,
+    "learned_rates": True,
+    "step_normalization": True,
+    "multi_step_part": 1 / 15,
+    "first_order_part": 1 / 3,
+    "proximal_strength": 2.0,
+    "cg_steps": 5,
+    "num_context": 5,
   }
   assert flags == given | defaults
   environment = config["environment"]
