@@ -42,7 +42,7 @@ flags.DEFINE_integer("kept", 200, "Steps whose sequences are kept.", 2)
 flags.DEFINE_list(
   "rows", [], "Of those in the table, beside base; all if empty."
 )
-FLAGS.set_default("steps", 1500)
+FLAGS.set_default("steps", 700)
 FLAGS.set_default("length", 40)
 FLAGS.set_default("period", 20)
 FLAGS.set_default("burn_in", 10)

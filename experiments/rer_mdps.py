@@ -1,6 +1,7 @@
 """Tabular MDPs by recurrent experience replay, and by players that plan.
 
   python -m experiments.rer_mdps --episodes=10
+  python -m experiments.rer_mdps --episodes=25 --steps=4000
 
 is a row of the RL^2 paper's table (Duan et al. 2016, section 3.2): total reward
 in `--episodes` episodes of a random MDP (10 states, 5 actions, horizon 10),
@@ -31,7 +32,7 @@ FLAGS.set_default("discount", 0.8)
 FLAGS.set_default("rescale", False)
 FLAGS.set_default("replay_ratio", 4.0)
 FLAGS.set_default("outer_lr", 2e-3)
-FLAGS.set_default("steps", 4000)
+FLAGS.set_default("steps", 1500)
 FLAGS.set_default("ppo_discount", 0.8)
 
 SIZES = players.Sizes()

@@ -42,7 +42,7 @@ def _assert_close(found, expected):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(_stacks(), st.randoms(use_true_random=False))
 def test_weighted_average(case, random):
   stack, weights = case
@@ -179,7 +179,7 @@ def test_fisher_average_of_gaussians_is_the_precision_weighted_mean():
   np.testing.assert_allclose(weighted, [2.5, -2 / 3], rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(_stacks())
 def test_equal_fishers_leave_the_weighted_average(case):
   stack, weights = case

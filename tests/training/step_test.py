@@ -324,7 +324,6 @@ def test_chunks_and_devices_that_do_not_divide_are_named(
 # Ways to spread 16 tasks: how many devices, how many tasks at once on each.
 SPREADS = {
   "8 devices": (8, 1),
-  "4 devices": (4, 2),
   "1 device": (1, 16),
   "default": (None, None),
 }
