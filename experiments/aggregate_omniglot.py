@@ -135,6 +135,15 @@ def main() -> None:
     memory=FLAGS.memory,
   )
   image = jax.eval_shape(splits.train, jax.random.key(0)).support.inputs
+  trees = [
+    jax.tree.structure(jax.eval_shape(x.init, jax.random.key(0), image))
+    for x in (learner, model)
+  ]
+  if trees[0] != trees[1]:
+    raise ValueError(
+      f"--learner={FLAGS.learner} learns more than a network's parameters, "
+      "which are combined here: choose maml or another that does not."
+    )
   finals = [read_run(found, model, image) for found in found_runs]
   runs, averages = Members(learner, splits), {}
   if not finals:

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The README's table of learners on Omniglot, each row a command.
+#
+#   scripts/reproduce.sh                      # all rows
+#   scripts/reproduce.sh maml_5w1s anil_5w1s  # some
+#   MINUTES=30 scripts/reproduce.sh maml_plus_plus_5w1s
+#
+# A row trains as many meta-steps as 2 CPU cores take in about MINUTES (12). One
+# that was interrupted goes on, one that is done is read. At the end comes the
+# table of all rows in OUT (runs/reproduce). Data: $METAJAX_DATA_DIR.
+set -euo pipefail
+minutes=${MINUTES:-12}
+out=${OUT:-runs/reproduce}
+
+# Name, meta-steps in a minute on 2 cores, flags.
+plus_plus="--preset=maml_plus_plus --inner_lr=0.5"
+rows=(
+  "maml_5w1s 2000 --learner=maml"
+  "fomaml_5w1s 2900 --learner=fomaml --inner_lr=0.4"
+  "anil_5w1s 3400 --learner=anil"
+  "boil_5w1s 2000 --learner=boil"
+  "meta_sgd_5w1s 2000 --learner=meta_sgd"
+  "maml_plus_plus_5w1s 700 $plus_plus"
+  "cavia_5w1s 2000 --learner=cavia"
+  "imaml_5w1s 300 --learner=imaml --inner_steps=16 --eval_inner_steps=16"
+  "reptile_5w1s 600 --preset=reptile"
+  "bmg_5w1s 1000 --learner=bmg"
+  "prototypical_5w1s 750 --learner=prototypical --train_ways=20 --query_shots=5"
+  "ridge_5w1s 750 --learner=ridge --train_ways=20 --query_shots=5"
+  "recurrent_5w1s 2500 --learner=recurrent"
+  "maml_20w1s 300 --preset=20w1s"
+  "maml_plus_plus_20w1s 100 $plus_plus --ways=20"
+  "anil_20w1s 500 --preset=20w1s --learner=anil"
+  "prototypical_20w1s 750 --learner=prototypical --ways=20 --query_shots=5"
+)
+
+chosen=("$@")
+for name in "${chosen[@]}"; do
+  if [[ ! " ${rows[*]%% *} " == *" $name "* ]]; then
+    echo "error: no row $name; rows are: ${rows[*]%% *}" >&2
+    exit 2
+  fi
+done
+
+source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+environment
+for row in "${rows[@]}"; do
+  read -r name rate flags <<< "$row"
+  if ((${#chosen[@]})) && [[ ! " ${chosen[*]} " == *" $name "* ]]; then
+    continue
+  fi
+  steps=$((minutes * rate))
+  workdir=$out/${name}_$steps
+  if [[ -f $workdir/results.json ]]; then continue; fi
+  echo "== $name: $steps meta-steps"
+  # shellcheck disable=SC2086 # Flags are several words.
+  python -m experiments.maml_omniglot --workdir="$workdir" $flags \
+    --steps=$steps --outer_schedule=cosine --eval_every=$((steps / 8 + 1)) \
+    --log_every=$((steps / 40 + 1)) --checkpoint_every=$((steps / 8 + 1))
+done
+python scripts/results_table.py "$out"/*/results.json
