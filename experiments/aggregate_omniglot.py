@@ -25,7 +25,12 @@ from experiments.runs import define_runs, find_runs, read_run
 from experiments.stages import Stages
 from metajax import aggregation
 from metajax.evaluation import Estimate, estimate
-from metajax.learners import REGISTRY, learned_average, learned_ensemble
+from metajax.learners import (
+  ENCODED,
+  REGISTRY,
+  learned_average,
+  learned_ensemble,
+)
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
 from metajax.tasks import omniglot
@@ -139,10 +144,10 @@ def main() -> None:
     jax.tree.structure(jax.eval_shape(x.init, jax.random.key(0), image))
     for x in (learner, model)
   ]
-  if trees[0] != trees[1]:
+  if FLAGS.learner in ENCODED or trees[0] != trees[1]:
     raise ValueError(
-      f"--learner={FLAGS.learner} learns more than a network's parameters, "
-      "which are combined here: choose maml or another that does not."
+      f"--learner={FLAGS.learner} does not learn the initialisation of a "
+      "classifier, which is combined here: choose maml, or another that does."
     )
   finals = [read_run(found, model, image) for found in found_runs]
   runs, averages = Members(learner, splits), {}

@@ -30,11 +30,20 @@ flags.DEFINE_integer(
   "(prototypical and ridge); 0: as many as at test.",
   lower_bound=0,
 )
+flags.register_validator(
+  "train_ways", lambda ways: ways != 1, "must be 0, or 2 or more"
+)
 flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
 flags.DEFINE_integer(
   "query_shots",
   0,
   "Query images per class; 0: as many as shots, like the original code.",
+  lower_bound=0,
+)
+flags.DEFINE_integer(
+  "eval_query_shots",
+  0,
+  "The same for validation and test; 0: as in training.",
   lower_bound=0,
 )
 flags.DEFINE_integer(
@@ -82,10 +91,11 @@ PAPER_20_WAY = PAPER | {
   "inner_steps": 5,
   "eval_inner_steps": 5,
 }
-# Nichol et al. 2018, table 3: 5-way in the columns "1-shot" of its code.
+# Nichol et al. 2018, appendix A: 10 shots in training, 1 and 1 query at test.
 REPTILE = {
   "learner": "reptile",
   "query_shots": 9,
+  "eval_query_shots": 1,
   "inner_optimizer": "adam",
   "inner_lr": 1e-3,
   "inner_steps": 5,
@@ -97,9 +107,11 @@ REPTILE = {
   "meta_batch": 5,
   "steps": 100_000,
 }
-# Antoniou et al. 2019, section 5.1, but for the length, which is the default's.
+# Antoniou et al. 2019 with all their parts, but on the network and the split of
+# the other presets, and from a larger step size than their 0.1.
 PLUS_PLUS = {
   "learner": "maml_plus_plus",
+  "inner_lr": 0.5,
   "inner_steps": 5,
   "eval_inner_steps": 5,
 }
@@ -147,6 +159,7 @@ def main() -> None:
       ways=ways,
       shots=FLAGS.shots,
       query_shots=query_shots,
+      eval_query_shots=FLAGS.eval_query_shots or None,
       split=FLAGS.split,
     )
 
@@ -225,6 +238,7 @@ def main() -> None:
       "train_ways": train_ways,
       "shots": FLAGS.shots,
       "query_shots": query_shots,
+      "eval_query_shots": FLAGS.eval_query_shots or query_shots,
       "split": FLAGS.split,
       "split_seed": 0,
       "rotations": 4,

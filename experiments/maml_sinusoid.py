@@ -76,8 +76,11 @@ def main() -> None:
       task_chunk=100,
     )
 
-  wanted = FLAGS.eval_inner_steps
-  possible = meta_learners.possible_steps(name, wanted) or wanted[:1]
+  possible = FLAGS.eval_inner_steps
+  if not FLAGS["eval_inner_steps"].present:
+    possible = meta_learners.possible_steps(name, possible) or [0]
+  for steps in possible:
+    learner(steps)  # Refuses what is not possible.
   validation = scores(FLAGS.eval_shots[0], FLAGS.inner_steps, "validation", 600)
   trainer = training.trainer(
     learner(FLAGS.inner_steps),

@@ -7,7 +7,7 @@ from typing import Any
 import optax
 from absl import flags
 
-from experiments.flags import FLAGS
+from experiments.flags import FLAGS, refuse
 from metajax.learners import ENCODED, REGISTRY
 from metajax.types import LossFn, MetaLearner, Model
 
@@ -77,6 +77,8 @@ flags.DEFINE_integer(
 for _name in ("multi_step_part", "first_order_part", "proximal_strength"):
   flags.register_validator(_name, math.isfinite, "must be a finite number")
 
+# The flags of the inner loop, for learners that have one.
+INNER = ("inner_optimizer", "inner_steps", "inner_lr", "memory")
 # Learners that tell any number of classes apart with the same meta-parameters.
 ANY_WAYS = ("prototypical", "ridge")
 # The flags that are a learner's own.
@@ -122,6 +124,7 @@ def build(
     )
   options = own(name)
   if name in ENCODED:
+    refuse(*INNER)
     options["num_outputs"] = num_outputs
   return REGISTRY[name](
     network(None if name in ENCODED else num_outputs),
@@ -193,11 +196,10 @@ def _has_step(name: str, steps: int) -> bool:
 
 def protocol(name: str) -> dict[str, Any]:
   """What `results.json` says of the learner."""
+  inner = () if name in ENCODED else INNER
   return {
     "learner": name,
-    "inner_optimizer": FLAGS.inner_optimizer,
-    "inner_steps": FLAGS.inner_steps,
-    "inner_lr": FLAGS.inner_lr,
+    **{flag: FLAGS[flag].value for flag in inner},
     "outer_optimizer": FLAGS.outer_optimizer,
     **own(name),
   }

@@ -120,21 +120,23 @@ def walks(tasks: Trials, player: Player) -> dict[str, list[trial_plots.Walk]]:
   keys = jax.random.split(training.evaluation_key("test"), MAZES)
   steps = jax.jit(jax.vmap(lambda key: play(*shown, key).steps))(keys)
   places, goals = np.split(np.asarray(steps.observation[..., :4], int), 2, -1)
-  found = np.asarray(steps.reward) > 0
+  rewarded, ended = np.asarray(steps.reward) > 0, np.asarray(steps.ended)
   parts: dict[str, list[trial_plots.Walk]] = {
     "first search": [],
     "last search": [],
   }
-  for place, goal, reached in zip(places, goals, found, strict=True):
-    # The place after a reward is where the next search begins.
-    ends = [0, *np.flatnonzero(reached), len(reached)]
-    searches = list(itertools.pairwise(ends))
-    # The last one that came to its end.
-    last = searches[-2] if len(searches) > 1 else searches[-1]
+  for place, goal, found, end in zip(
+    places, goals, rewarded, ended, strict=True
+  ):
+    # After a reward, or an episode's end, the next search begins elsewhere.
+    borders = [0, *np.flatnonzero(found | end), len(found)]
+    searches = [(a, b) for a, b in itertools.pairwise(borders) if a < b]
+    finished = [(a, b) for a, b in searches if b < len(found) and found[b]]
+    last = finished[-1] if finished else searches[-1]
     for name, (a, b) in zip(parts, (searches[0], last), strict=True):
       # Who has reached the goal is seen elsewhere at once.
-      end = goal[:1] if b < len(reached) else goal[:0]
-      way = np.concatenate([place[a:b], end])
+      reached = goal[:1] if (a, b) in finished else goal[:0]
+      way = np.concatenate([place[a:b], reached])
       parts[name].append(trial_plots.Walk(way, goal[0]))
   return parts
 

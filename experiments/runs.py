@@ -69,8 +69,8 @@ def _find_run(flag: str, folder: Path) -> Run:
     )
   wanted = {name: FLAGS[name].value for name in ("ways", "filters")}
   wanted |= {"model": "conv4", "normalization": "batch"}
-  own = {"outer_optimizer": "adam"} | own
-  wanted["outer_optimizer"] = "adam"
+  optimizers = {"outer_optimizer": "adam", "inner_optimizer": "sgd"}
+  own, wanted = optimizers | own, wanted | optimizers
   for name, value in wanted.items():
     if own.get(name) != value:
       raise ValueError(

@@ -5,7 +5,7 @@
   python scripts/plot_inner_loop.py inner_loop.jsonl inner_loop.png
 
 Memory of the compiled program against the inner steps of the MLP and against
-the blocks of the transformer; lines that are no JSON are passed over.
+the blocks of the transformer; lines of other suites are passed over.
 """
 
 import json
@@ -22,7 +22,8 @@ PANELS = (("mlp", "inner_steps", "log"), ("transformer", "blocks", "linear"))
 
 def main(source: str, picture: str) -> None:
   lines = Path(source).read_text().splitlines()
-  results = [json.loads(line) for line in lines if line.startswith("{")]
+  found = [json.loads(line) for line in lines if line.startswith("{")]
+  results = [r for r in found if "peak_temp_bytes" in r and "memory" in r]
   figure, grid = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
   for axes, (model, against, scale) in zip(grid, PANELS, strict=True):
     chosen = [r for r in results if r["model"] == model]
@@ -52,5 +53,5 @@ if __name__ == "__main__":
     sys.exit("error: give the lines of JSON and the picture to be made.")
   try:
     main(*sys.argv[1:])
-  except OSError as failure:
+  except (OSError, ValueError) as failure:
     sys.exit(f"error: {failure}")

@@ -13,7 +13,7 @@ minutes=${MINUTES:-12}
 out=${OUT:-runs/reproduce}
 
 # Name, meta-steps in a minute on 2 cores, flags.
-plus_plus="--preset=maml_plus_plus --inner_lr=0.5"
+plus_plus=--preset=maml_plus_plus
 rows=(
   "maml_5w1s 2000 --learner=maml"
   "fomaml_5w1s 2900 --learner=fomaml --inner_lr=0.4"
@@ -25,13 +25,13 @@ rows=(
   "imaml_5w1s 300 --learner=imaml --inner_steps=16 --eval_inner_steps=16"
   "reptile_5w1s 600 --preset=reptile"
   "bmg_5w1s 1000 --learner=bmg"
-  "prototypical_5w1s 750 --learner=prototypical --train_ways=20 --query_shots=5"
-  "ridge_5w1s 750 --learner=ridge --train_ways=20 --query_shots=5"
+  "prototypical_5w1s 750 --learner=prototypical --train_ways=20 --query_shots=5 --eval_query_shots=1"
+  "ridge_5w1s 750 --learner=ridge --train_ways=20 --query_shots=5 --eval_query_shots=1"
   "recurrent_5w1s 2500 --learner=recurrent"
   "maml_20w1s 300 --preset=20w1s"
   "maml_plus_plus_20w1s 100 $plus_plus --ways=20"
   "anil_20w1s 500 --preset=20w1s --learner=anil"
-  "prototypical_20w1s 750 --learner=prototypical --ways=20 --query_shots=5"
+  "prototypical_20w1s 750 --learner=prototypical --ways=20 --query_shots=5 --eval_query_shots=1"
 )
 
 chosen=("$@")

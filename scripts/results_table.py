@@ -27,10 +27,8 @@ def main(paths: list[str]) -> None:
       together = alone
     cells = [
       f"{protocol['learner']}, {protocol['ways']}-way {protocol['shots']}-shot",
-      *(
-        f"{100 * m['mean']:.2f} ± {100 * m['ci95']:.2f}"
-        for m in (together, alone)
-      ),
+      _percent(together),
+      _percent(alone),
       f"{results['steps']:,}",
       str(protocol["meta_batch"]),
       f"{results['wall_seconds'] / 60:.1f} min",

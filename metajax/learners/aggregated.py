@@ -33,7 +33,7 @@ def learned_average(
     dL/dw = (d theta / dw)^T  meta_grad(theta(w))
 
   so it works with whatever meta-learner, whose estimate of the meta-gradient
-  is passed on to the weights.
+  is passed on to the weights (of one with a schedule, that at its end).
 
   Args:
     learner: adapts the average to the support set.

@@ -50,7 +50,8 @@ def prototypical(
     loss_fn: `(predictions, targets) -> scalar`, of the query.
     inner_optimizer: not used: there is no inner loop.
     num_steps: likewise.
-    num_outputs: number of classes; as many as f has outputs if None.
+    num_outputs: number of classes, each of which a support must have; as many
+      as f has outputs if None.
     num_eval_steps: not used.
     metrics: more such functions to be reported by `meta_grad` beside "loss".
     memory: not used.

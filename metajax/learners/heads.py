@@ -46,7 +46,7 @@ def nearest_mean(ways: int) -> Head:
   def predict(means: Params, features: Array) -> Array:
     # |f - m|^2 by one matrix product; around the means' centre, where the
     # squares cancel least.
-    centre = means.mean(0)
+    centre = jnp.nanmean(means, axis=0)
     means, features = means - centre, features - centre
     own = jnp.square(features).sum(-1)[:, None]
     return 2 * features @ means.T - jnp.square(means).sum(-1) - own

@@ -38,8 +38,9 @@ def maml(
     phi(theta) = num_steps of inner_optimizer on  L(theta; support)
     g = d/dtheta  mean over tasks of  L(phi(theta); query)
 
-  With `first_order`, d phi / d theta is taken to be the identity and g is the
-  query gradient at the adapted parameters. With a `mask`, phi differs from
+  With `first_order`, inner gradients are constants: for optimizers that read
+  nothing else d phi / d theta is the identity, and g is the query gradient at
+  the adapted parameters. With a `mask`, phi differs from
   theta only where it says so, and g is of all of theta: `last_layer` makes it
   ANIL (almost no inner loop), `all_but_last_layer` BOIL (body only in the inner
   loop).

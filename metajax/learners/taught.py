@@ -89,4 +89,5 @@ def taught(
     total = (1 - alpha) * loss + alpha * match
     return total, {"loss": loss, "match": match, **extra}
 
-  return student._replace(meta_grad=gradient_of_mean(meta_loss))
+  # What a student's schedule would change is replaced.
+  return student._replace(meta_grad=gradient_of_mean(meta_loss), schedule=None)

@@ -45,6 +45,11 @@ def alphabet_episodes(
     <https://arxiv.org/abs/1902.03477>`_, 2019.
   """
   check_images(images, ways, shots, query_shots, num_rotations)
+  if len(alphabets) != len(images):
+    raise ValueError(
+      f"alphabets: {len(alphabets)} given, must be one for each of the "
+      f"{len(images)} classes."
+    )
   names, numbers = np.unique(np.asarray(alphabets), return_inverse=True)
   members = [np.flatnonzero(numbers == i) for i in range(len(names))]
   large = [m for m in members if len(m) >= ways]

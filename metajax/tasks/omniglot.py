@@ -161,14 +161,23 @@ def load_omniglot(
   return data
 
 
-def _find_archives(data_dir: str | os.PathLike | None) -> list[Path]:
+def data_folder(data_dir: str | os.PathLike | None) -> Path:
+  """Returns the folder of the data, `$METAJAX_DATA_DIR` if None is given.
+
+  Raises:
+    FileNotFoundError: if there is neither.
+  """
   given = data_dir or os.environ.get("METAJAX_DATA_DIR")
   if not given:
     raise FileNotFoundError(
       "no data: give --data_dir or set METAJAX_DATA_DIR; "
       "`python scripts/download_omniglot.py --data_dir=DIR` fetches it."
     )
-  folder = Path(given)
+  return Path(given)
+
+
+def _find_archives(data_dir: str | os.PathLike | None) -> list[Path]:
+  folder = data_folder(data_dir)
   for name in ARCHIVES:
     if not (folder / name).is_file():
       raise FileNotFoundError(

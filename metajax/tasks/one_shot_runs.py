@@ -2,12 +2,11 @@
 
 import os
 import zipfile
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.tasks.omniglot import read_drawing
+from metajax.tasks.omniglot import data_folder, read_drawing
 from metajax.types import Batch, Episode
 
 ARCHIVE = "all_runs.zip"
@@ -54,7 +53,7 @@ def load_one_shot_runs(
     Lake et al., `Human-level concept learning through probabilistic program
     induction <https://doi.org/10.1126/science.aab3050>`_, 2015, figure 6.
   """
-  folder = Path(data_dir or os.environ.get("METAJAX_DATA_DIR") or "")
+  folder = data_folder(data_dir)
   path = folder / ARCHIVE
   if not path.is_file():
     raise FileNotFoundError(
@@ -69,8 +68,10 @@ def load_one_shot_runs(
       for run in range(RUNS):
         labels = archive.read(f"run{run + 1:02d}/class_labels.txt").decode()
         pairs = [line.split() for line in labels.splitlines() if line.strip()]
-        given = sorted(train for _, train in pairs)
-        if len(set(given)) != WAYS or len(pairs) != WAYS:
+        given = sorted({pair[-1] for pair in pairs})
+        if {len(pair) for pair in pairs} != {2} or not (
+          len(given) == len(pairs) == WAYS
+        ):
           raise ValueError(f"{path}: run {run + 1} is no run of 20; {fix}")
         for i, (item, _) in enumerate(pairs):
           for part, member in ((0, given[i]), (1, item)):

@@ -1,6 +1,7 @@
 """How many tasks to treat at once."""
 
 import jax
+import jax.numpy as jnp
 
 from metajax.types import MetaLearner, TaskFamily
 
@@ -56,7 +57,12 @@ def compile_one_task(
     episodes.support.inputs.shape[1:], episodes.support.inputs.dtype
   )
   meta_params = jax.eval_shape(learner.init, rng, inputs)
-  return jax.jit(learner.meta_grad).lower(meta_params, episodes, rng).compile()
+
+  def meta_grad(step, *arguments):  # Of the step that needs most.
+    return learner.at_step(step).meta_grad(*arguments)
+
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  return jax.jit(meta_grad).lower(step, meta_params, episodes, rng).compile()
 
 
 def _device_budget() -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from metajax.learners import REGISTRY
+from metajax.learners import ENCODED, REGISTRY
 from metajax.losses import cross_entropy
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
@@ -46,14 +46,20 @@ def measure() -> Iterator[dict]:
   tasks = few_shot_episodes(
     jnp.asarray(images), FLAGS.ways, FLAGS.shots, FLAGS.query_shots
   )
+  encoded = FLAGS.learner in ENCODED
+  outputs = None if encoded else FLAGS.ways
   if FLAGS.model == "conv4":
-    model = conv4(FLAGS.ways)
+    model = conv4(outputs)
   else:
-    model = MLP(FLAGS.ways, (256, 128, 64, 64), normalization="batch")
+    model = MLP(outputs, (256, 128, 64, 64), normalization="batch")
 
   def learner_of(inner_steps):
     return REGISTRY[FLAGS.learner](
-      model, cross_entropy, optax.sgd(0.4), inner_steps
+      model,
+      cross_entropy,
+      optax.sgd(0.4),
+      inner_steps,
+      **({"num_outputs": FLAGS.ways} if encoded else {}),
     )
 
   learner = learner_of(FLAGS.inner_steps)

@@ -139,6 +139,7 @@ ONLY = {
     "shots": 1,
     "eval_inner_steps": 0,
     "query_shots": 0,
+    "eval_query_shots": 0,
     "ways": 2,
     "train_ways": 0,
     "filters": 1,

@@ -75,8 +75,10 @@ def test_there_are_as_many_outputs_as_the_embedding_has_unless_told(build):
   for outputs in (None, WAYS):
     learner = build(MODEL, cross_entropy, num_outputs=outputs)
     params = learner.init(RNG, SUPPORT.inputs)
-    shape = _predictions(learner, params).shape
-    assert shape == (len(OTHERS), outputs or FEATURES)
+    predictions = _predictions(learner, params)
+    assert predictions.shape == (len(OTHERS), outputs or FEATURES)
+    # Classes that the support lacks have no mean; the others are told apart.
+    assert np.all(np.isfinite(predictions[:, :WAYS]))
 
 
 @pytest.mark.parametrize("build", [prototypical, ridge_regression])

@@ -342,3 +342,11 @@ def test_temperatures_that_are_not_positive_are_named(temperature):
       cross_entropy,
       temperature=temperature,
     )
+
+
+def test_student_with_a_schedule_is_taught_at_every_step():
+  student, _ = _students("classes")
+  scheduled = student._replace(schedule=lambda step: student)
+  teacher, _ = _teachers("classes")
+  learner = taught(scheduled, teacher, TEACHER_PARAMS, cross_entropy)
+  assert learner.at_step(jnp.int32(0)).meta_grad is learner.meta_grad
