@@ -49,11 +49,10 @@ WAYS = {m: (m, False) for m in ("default", "remat", "mixed", "nested")}
 
 
 class Problem(NamedTuple):
-  """A model by whether its blocks are rematted, and a batch."""
+  """A model by whether its blocks are rematted, and a task."""
 
   model: dict[bool, Model]
-  inputs: Array
-  targets: Array
+  task: Episode
   optimizer: optax.GradientTransformation
 
 
@@ -115,10 +114,10 @@ def _implicit(problem: Problem, steps: int) -> tuple[Any, tuple]:
   It is that of another, proximal, inner loss: there is no error to tell.
   """
   learner = imaml(problem.model[False], cross_entropy, problem.optimizer, steps)
-  batch = Batch(problem.inputs, problem.targets)
-  episodes = jax.tree.map(lambda x: x[None], Episode(batch, batch))
+  episodes = jax.tree.map(lambda x: x[None], problem.task)
   rng = jax.random.key(0)
-  arguments = jax.jit(learner.init)(rng, problem.inputs), episodes, rng
+  inputs = problem.task.support.inputs
+  arguments = jax.jit(learner.init)(rng, inputs), episodes, rng
   compiled = jax.jit(learner.meta_grad).lower(*arguments).compile()
   return compiled, arguments
 
@@ -126,46 +125,53 @@ def _implicit(problem: Problem, steps: int) -> tuple[Any, tuple]:
 def _compile(
   problem: Problem, steps: int, memory: inner_loop.Memory, remat: bool
 ) -> tuple[Any, tuple]:
-  """Compiles the gradient of a loss after the inner loop, in where it began."""
+  """Compiles the gradient of the query's loss, in where the loop began."""
   model = problem.model[remat]
 
-  def loss(params, inputs, targets):
-    logits = model.apply(params, inputs)
+  def loss(params, batch):
+    logits = model.apply(params, batch.inputs)
+    targets = batch.targets
     return cross_entropy(logits.reshape(targets.size, -1), targets.ravel())
 
-  def outer(params, inputs, targets):
+  def outer(params, task):
     adapted = inner_loop.minimize(
-      lambda phi, step: loss(phi, inputs, targets),
+      lambda phi, step: loss(phi, task.support),
       params,
       problem.optimizer,
       steps,
       memory=memory,
     ).params
-    return loss(adapted, inputs, targets)
+    return loss(adapted, task.query)
 
-  params = jax.jit(model.init)(jax.random.key(0), problem.inputs)
-  arguments = params, problem.inputs, problem.targets
+  inputs = problem.task.support.inputs
+  arguments = jax.jit(model.init)(jax.random.key(0), inputs), problem.task
   return jax.jit(jax.grad(outer)).lower(*arguments).compile(), arguments
 
 
 def _mlp() -> Problem:
-  inputs = jax.random.normal(jax.random.key(1), (64, 32))
-  targets = jnp.arange(64) % 5
-  return Problem({False: MLP(5, (64, 64))}, inputs, targets, optax.sgd(0.01))
+  inputs = jax.random.normal(jax.random.key(1), (2, 64, 32))
+  task = _halves(inputs, jnp.arange(64) % 5)
+  return Problem({False: MLP(5, (64, 64))}, task, optax.sgd(0.01))
 
 
 def _conv() -> Problem:
-  images = jax.random.uniform(jax.random.key(1), (25, 28, 28, 1))
-  return Problem({False: conv4(5)}, images, jnp.arange(25) % 5, optax.sgd(0.01))
+  images = jax.random.uniform(jax.random.key(1), (2, 25, 28, 28, 1))
+  task = _halves(images, jnp.arange(25) % 5)
+  return Problem({False: conv4(5)}, task, optax.sgd(0.01))
+
+
+def _halves(inputs: Array, targets: Array) -> Episode:
+  return Episode(*(Batch(x, targets) for x in inputs))
 
 
 def _transformer(blocks: int) -> Problem:
-  shape = 4, FLAGS.sequence + 1
+  shape = 2, 4, FLAGS.sequence + 1
   tokens = jax.random.randint(jax.random.key(1), shape, 0, VOCABULARY)
   models: dict[bool, Model] = {
     remat: Transformer(VOCABULARY, FLAGS.width, blocks, remat=remat)
     for remat in (False, True)
   }
+  task = Episode(*(Batch(x[:, :-1], x[:, 1:]) for x in tokens))
   # Without eps_root Adam has no derivative where a gradient is zero.
   adam = optax.adam(1e-3, eps_root=1e-8)
-  return Problem(models, tokens[:, :-1], tokens[:, 1:], adam)
+  return Problem(models, task, adam)
