@@ -18,9 +18,9 @@ compared with those of a plain copy of the same array, reads and writes counted.
 
 The suite inner_loop is the meta-gradient of one task, by what the inner loop
 keeps for its backward pass: an MLP, conv4, and a causal transformer with an
-inner Adam; errors are relative to the first way in the list. (After many float32
-steps of a ReLU network rounding decides on which side of a kink one is; in
-float64 all ways agree.) iMAML, which keeps nothing, stands beside them.
+inner Adam; errors are relative to the first way in the list. (After many steps
+of a ReLU network in float32, rounding decides on which side of a kink one is;
+in float64 all ways agree.) iMAML, which keeps nothing, stands beside them.
 scripts/plot_inner_loop.py draws the lines of JSON.
 
 The suite replay is one step of recurrent experience replay on bandits, acting
