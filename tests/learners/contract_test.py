@@ -52,6 +52,9 @@ OPTIONS = {
   "imaml": {"damping": 4.0},
 }
 
+# Those that are no other one with other arguments.
+DISTINCT = [n for n in REGISTRY if n not in ("fomaml", "anil", "boil")]
+
 # Learners of classes, not of numbers.
 CLASSIFIERS = ["prototypical"]
 
@@ -212,8 +215,9 @@ def _inner_product(a, b):
   return sum(np.vdot(x, y) for x, y in leaves)
 
 
-# Slow, since every operation is compiled by itself: one setting is enough.
-@only(settings=["regression"])
+# Slow, since every operation is compiled by itself: one setting is enough, and
+# one of the learners that are one function.
+@only(names=DISTINCT, settings=["regression"])
 def test_compiled_equals_uncompiled(case):
   with jax.disable_jit():
     plain = case.learner.meta_grad(case.params, case.episodes, RNG)
@@ -278,7 +282,7 @@ def test_tasks_adapt_under_vmap_as_alone(case):
 
 
 # As all the ways of the inner loop, it knows nothing of the loss.
-@only(settings=["regression"])
+@only(names=DISTINCT, settings=["regression"])
 def test_remat_changes_no_gradient(case):
   remat = jax.jit(case.build(memory="remat").meta_grad)
   chex.assert_trees_all_close(

@@ -122,11 +122,29 @@ def test_each_step_has_its_own_rates_and_normalisation():
   _close(jax.jit(learner.adapt)(meta_params, support, RNG), by_hand)
 
 
+@functools.cache
+def _stages(several, first):
+  """Compiled: the meta-gradient at a step, and in the end."""
+  learner = _plus_plus(multi_step_loss=several, first_order_until=first, **OFF)
+  params = {"params": _params()}
+
+  @jax.jit
+  def at(step):
+    return learner.schedule(step).meta_grad(params, EPISODES, RNG)
+
+  return at
+
+
+@functools.cache
+def _shorter_loops():
+  """What MAML does of 1 to all of the steps."""
+  return [_grad(_maml(k + 1), _params()) for k in range(STEPS)]
+
+
 @pytest.mark.parametrize("step", [0, 7, 19])
 def test_multi_step_loss_is_the_weighted_sum_of_shorter_loops(step):
-  learner = _plus_plus(multi_step_loss=20, **OFF)
-  grads, scores = _grad(learner, {"params": _params()}, step)
-  each = [_grad(_maml(k + 1), _params()) for k in range(STEPS)]
+  grads, scores = _stages(20, 0)(step)
+  each = _shorter_loops()
   weights = importance(STEPS, step / 20)
   expected = jax.tree.map(
     lambda *g: sum(w * x for w, x in zip(weights, g, strict=True)),
@@ -145,19 +163,6 @@ def test_first_order_stage_is_fomaml_and_still_learns_the_rates():
   for rates in jax.tree.leaves(found[0]["rates"]):
     assert np.all(rates != 0)
   _close(_grad(learner, meta_params, step=10), _grad(learner, meta_params))
-
-
-@functools.cache
-def _stages(several, first):
-  """Compiled: the meta-gradient at a step, and in the end."""
-  learner = _plus_plus(multi_step_loss=several, first_order_until=first, **OFF)
-  params = {"params": _params()}
-
-  @jax.jit
-  def at(step):
-    return learner.schedule(step).meta_grad(params, EPISODES, RNG)
-
-  return at
 
 
 @pytest.mark.parametrize("several, first", [(4, 8), (4, 4)])
