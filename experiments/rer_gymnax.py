@@ -132,7 +132,7 @@ def walks(tasks: Trials, player: Player) -> dict[str, list[trial_plots.Walk]]:
     borders = [0, *np.flatnonzero(found | end), len(found)]
     searches = [(a, b) for a, b in itertools.pairwise(borders) if a < b]
     finished = [(a, b) for a, b in searches if b < len(found) and found[b]]
-    last = finished[-1] if finished else searches[-1]
+    last = finished[-1] if finished else searches[0]
     for name, (a, b) in zip(parts, (searches[0], last), strict=True):
       # Who has reached the goal is seen elsewhere at once.
       reached = goal[:1] if (a, b) in finished else goal[:0]
