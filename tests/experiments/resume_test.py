@@ -43,6 +43,7 @@ FLAGS = {
 MOMENTS = random.Random(0)
 KILLS = [
   ("step", MOMENTS.randrange(1, 40), 0.0),
+  ("new", MOMENTS.randrange(60, 120), 0.0),
   ("new", MOMENTS.randrange(120, 180), MOMENTS.uniform(0.0, 0.2)),
 ]
 STOPS = {signal.SIGTERM: 220, signal.SIGINT: 260}
