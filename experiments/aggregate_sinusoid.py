@@ -126,7 +126,7 @@ class Regression(Stages):
       optax.adam(optax.cosine_decay_schedule(0.05, steps)),
       sinusoid(SHOTS, 10),
       meta_batch=FLAGS.meta_batch,
-      rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+      rng=training.task_key(),
     )
     tenth = max(1, steps // 10)
     schedule = Schedule(steps, tenth, tenth, tenth)

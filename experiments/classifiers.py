@@ -103,7 +103,7 @@ class Classifiers:
       training.outer_optimizer(FLAGS.outer_schedule),
       self.data.train | teaching,
       batch_size=FLAGS.batch_size,
-      rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+      rng=training.task_key(),
     )
     trained = self.runs.train(
       name, trainer, training.schedule(), FLAGS.batch_size

@@ -212,7 +212,7 @@ def train(
     optax.chain(optax.clip_by_global_norm(1.0), adam),
     tasks,
     meta_batch=FLAGS.meta_batch,
-    rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+    rng=training.task_key(),
     task_chunk=FLAGS.task_chunk or None,
   )
   trained = runs.train(name, trainer, training.schedule(), FLAGS.meta_batch)

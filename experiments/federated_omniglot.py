@@ -90,7 +90,7 @@ def main() -> None:
       optax.sgd(rate),
       server,
       clients_per_round=FLAGS.meta_batch,
-      rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+      rng=training.task_key(),
       local_epochs=epochs,
       batch_size=size,
       proximal=proximal,

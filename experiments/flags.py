@@ -1,9 +1,11 @@
 """The flags that every training script has, presets, and one-line errors."""
 
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -12,7 +14,8 @@ from absl import app, flags, logging
 from metajax import learners
 from metajax.inner_loop import Memory
 from metajax.training import use_cpu_cores
-from metajax.training.loop import Interrupted
+from metajax.training.checkpoint import SaveError
+from metajax.training.loop import Interrupted, NonFinite
 
 FLAGS = flags.FLAGS
 
@@ -92,6 +95,19 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   "checkpoint_every", 1000, "Steps between checkpoints.", lower_bound=1
 )
+flags.DEFINE_string(
+  "compile_cache",
+  None,
+  "Folder of compiled programs, so that what was compiled once starts at once; "
+  "may be deleted at any time. Empty: none. Default: "
+  "$JAX_COMPILATION_CACHE_DIR, or metajax in the user's folder of caches.",
+)
+flags.DEFINE_bool(
+  "must_save",
+  True,
+  "Stop where a checkpoint cannot be written, on a full disk, say; otherwise "
+  "warn, and go on.",
+)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 
 
@@ -153,6 +169,7 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
     # orbax tells at INFO of every file it writes.
     logging.set_verbosity(logging.WARNING)
     try:
+      _use_compile_cache()
       main()
     except Interrupted as stop:
       fail(
@@ -160,6 +177,16 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
         "go on.",
         128 + stop.signum,
       )
+    except NonFinite as error:
+      advice = ""
+      if "replay_step" in FLAGS:
+        advice = (
+          f"--replay_step={error.step} shows its tasks, --skip_non_finite goes "
+          "on without such steps."
+        )
+      fail(f"{error}; a checkpoint of the state before is written. {advice}")
+    except SaveError as error:
+      fail(f"{error}. Make room, and run the same command to go on.")
     except KeyboardInterrupt:
       fail("interrupted; run the same command to go on.", 130)
     # What the library says of bad values and bad data is meant for the user.
@@ -182,6 +209,30 @@ def fail(message: str, code: int = 2) -> None:
   """Leaves with one line on standard error."""
   print("error: " + " ".join(message.split()), file=sys.stderr)
   sys.exit(code)
+
+
+def _use_compile_cache() -> None:
+  given, folder = FLAGS.compile_cache, FLAGS.compile_cache
+  if given is None:
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = jax.config.jax_compilation_cache_dir or Path(caches) / "metajax"
+  if not folder:
+    jax.config.update("jax_enable_compilation_cache", False)
+    return
+  try:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    writable = os.access(folder, os.W_OK)
+  except OSError:
+    writable = False
+  if writable:
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+      jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  elif given:
+    raise ValueError(
+      f"--compile_cache={given}: cannot be written to. Give another folder, or "
+      "--compile_cache= to have none."
+    )
 
 
 def _terminate(signum, frame) -> None:

@@ -13,7 +13,7 @@ protocol, with the 40,000 meta-steps of its code; the paper has 98.7 +- 0.4.
 import jax
 from absl import flags
 
-from experiments import meta_learners, plots, training
+from experiments import inspection, meta_learners, plots, training
 from experiments.flags import FLAGS, define_data_dir, run
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
@@ -188,9 +188,15 @@ def main() -> None:
 
   validation = scorer(steps, "validation", FLAGS.validation_tasks)
   trainer = training.trainer(
-    trained_learner, train_tasks, rule=FLAGS.outer_optimizer
+    trained_learner,
+    train_tasks,
+    rule=FLAGS.outer_optimizer,
+    skip_non_finite=FLAGS.skip_non_finite,
   )
   workdir = training.start("maml_omniglot")
+  if FLAGS.replay_step is not None:
+    inspection.replay(workdir, trainer, trained_learner, train_tasks)
+    return
   trained = training.train(
     trainer, workdir, lambda params: {"accuracy": validation(params).mean}
   )

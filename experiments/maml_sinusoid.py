@@ -16,7 +16,7 @@ over 600 curves is often that of one which diverged: after 5 steps 13 curves in
 import jax
 from absl import flags
 
-from experiments import meta_learners, plots, training
+from experiments import inspection, meta_learners, plots, training
 from experiments.flags import FLAGS, run
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
@@ -82,12 +82,17 @@ def main() -> None:
   for steps in possible:
     learner(steps)  # Refuses what is not possible.
   validation = scores(FLAGS.eval_shots[0], FLAGS.inner_steps, "validation", 600)
+  train_tasks = sinusoid(FLAGS.shots, FLAGS.query_shots)
   trainer = training.trainer(
     learner(FLAGS.inner_steps),
-    sinusoid(FLAGS.shots, FLAGS.query_shots),
+    train_tasks,
     rule=FLAGS.outer_optimizer,
+    skip_non_finite=FLAGS.skip_non_finite,
   )
   workdir = training.start("maml_sinusoid")
+  if FLAGS.replay_step is not None:
+    inspection.replay(workdir, trainer, learner(FLAGS.inner_steps), train_tasks)
+    return
   trained = training.train(
     trainer, workdir, lambda params: {"mse": validation(params)["mse"].mean}
   )

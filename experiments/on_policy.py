@@ -1,6 +1,5 @@
 """RL^2 without replay: a recurrent player trained by PPO, by flags."""
 
-import jax
 import optax
 from absl import flags
 
@@ -54,7 +53,7 @@ def trainee(tasks: Trials) -> Trainee:
     tasks,
     optimizer,
     ppo,
-    rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+    rng=training.task_key(),
   )
 
   def player(params):

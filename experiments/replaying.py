@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple, get_args
 
-import jax
 import optax
 from absl import flags
 
@@ -114,7 +113,7 @@ def build(
     optimizer,
     objective,
     replay,
-    rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+    rng=training.task_key(),
   )
   return Trainee(
     trainer, lambda params: q_player(network, params, tasks.num_actions, 0.0)

@@ -153,7 +153,7 @@ def plans(tasks: TaskFamily) -> dict[str, Plan]:
     training.outer_optimizer(FLAGS.outer_schedule),
     tasks,
     EpisodeReplay(new, FLAGS.meta_batch, max(FLAGS.meta_batch, FLAGS.capacity)),
-    rng=jax.random.fold_in(jax.random.key(FLAGS.seed), 1),
+    rng=training.task_key(),
   )
   return {
     "fresh": Plan(fresh, FLAGS.steps, FLAGS.steps * FLAGS.meta_batch),

@@ -3,8 +3,6 @@
 import sys
 from collections.abc import Callable
 
-import jax
-
 from experiments import training
 from experiments.flags import FLAGS
 from metajax.training import Trainer, TrainState
@@ -38,14 +36,14 @@ class Stages:
     print(f"{name}:", file=sys.stderr)
     folder = self.workdir / name
     folder.mkdir(exist_ok=True)
-    rng = jax.random.fold_in(jax.random.key(FLAGS.seed + seed), 0)
     trained = fit(
       trainer,
-      rng,
+      training.init_key(seed),
       schedule,
       folder,
       tasks_per_step=tasks_per_step,
       validate=validate,
+      must_save=FLAGS.must_save,
     )
     self._done.append(trained)
     return trained

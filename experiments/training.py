@@ -19,7 +19,16 @@ from metajax.training.loop import Schedule, Trained, fit
 from metajax.types import LossFn, MetaLearner, Params, PRNGKey, TaskFamily
 
 # Flags that say where a run is, not what it is.
-NOT_CONFIG = ("workdir", "data_dir", "debug", "preset")
+NOT_CONFIG = (
+  "workdir",
+  "data_dir",
+  "debug",
+  "preset",
+  "compile_cache",
+  "must_save",
+  "skip_non_finite",
+  "replay_step",
+)
 
 
 def start(experiment: str) -> Path:
@@ -65,6 +74,7 @@ def trainer(
   *,
   seed: int = 0,
   rule: str = "adam",
+  skip_non_finite: bool = False,
 ) -> Trainer:
   """Builds the trainer that the flags describe, `seed` beyond their seed."""
   return meta_trainer(
@@ -72,8 +82,9 @@ def trainer(
     outer_optimizer(FLAGS.outer_schedule, rule=rule),
     tasks,
     meta_batch=FLAGS.meta_batch,
-    rng=jax.random.fold_in(jax.random.key(FLAGS.seed + seed), 1),
+    rng=task_key(seed),
     task_chunk=FLAGS.task_chunk or None,
+    skip_non_finite=skip_non_finite,
   )
 
 
@@ -85,11 +96,12 @@ def train(
   """Meta-trains by the flags, from the newest checkpoint in the workdir."""
   return fit(
     trainer,
-    jax.random.fold_in(jax.random.key(FLAGS.seed), 0),
+    init_key(),
     schedule(),
     workdir,
     tasks_per_step=FLAGS.meta_batch,
     validate=lambda state: validate(state.meta_params),
+    must_save=FLAGS.must_save,
   )
 
 
@@ -122,6 +134,16 @@ def task_scorer(
   )
 
 
+def init_key(seed: int = 0) -> PRNGKey:
+  """The key of the initial parameters, `seed` beyond the seed of the flags."""
+  return jax.random.fold_in(jax.random.key(FLAGS.seed + seed), 0)
+
+
+def task_key(seed: int = 0) -> PRNGKey:
+  """The key of all training tasks, `seed` beyond the seed of the flags."""
+  return jax.random.fold_in(jax.random.key(FLAGS.seed + seed), 1)
+
+
 def evaluation_key(split: str) -> PRNGKey:
   """The key of the fixed tasks of "validation" or "test"."""
   # A purpose of its own for each key: training tasks are drawn from 1, whatever
@@ -151,6 +173,7 @@ def finish(
       "outer_schedule": FLAGS.outer_schedule,
       "eval_seed": FLAGS.eval_seed,
       "devices": task_mesh(FLAGS.meta_batch).size,
+      "skipped_steps": trained.skipped_steps,
       **protocol,
     },
     metrics=metrics,

@@ -14,11 +14,11 @@ if ((status)); then
 fi
 
 # Two workers of one thread each. NPROC is how many threads XLA's CPU client
-# starts. Tests are mostly compilation, so machine code is hardly optimised.
-export JAX_DISABLE_MOST_OPTIMIZATIONS=${JAX_DISABLE_MOST_OPTIMIZATIONS-1}
+# starts.
 export JAX_PLATFORMS=${JAX_PLATFORMS-cpu} NPROC=${NPROC:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
+source scripts/compile_fast.sh
 # What a file sets up and compiles is done once, by the worker that has the file.
 pytest -n 2 --dist loadfile "$@" || status=$?
 exit "$status"

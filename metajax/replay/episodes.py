@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.training.mesh import TASKS, task_mesh
-from metajax.training.step import (
+from metajax.training.state import (
   Trainer,
   TrainState,
   mean_over_steps,

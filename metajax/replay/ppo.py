@@ -13,7 +13,7 @@ from metajax.models.recurrent import Recurrent, unroll
 from metajax.replay.sequences import encode
 from metajax.tasks.trials import Player, Step, Trials, first_step, play
 from metajax.training.mesh import TASKS, task_mesh
-from metajax.training.step import (
+from metajax.training.state import (
   Trainer,
   TrainState,
   mean_over_steps,
@@ -252,7 +252,9 @@ def ppo_trainer(
     metrics = {k: v.mean() for k, v in metrics.items()}
     reward = rollout.steps.reward.sum(-1).mean()
     metrics["reward"] = jax.lax.pmean(reward, TASKS)
-    return inner._replace(step=state.step + 1), metrics
+    # Not where an update was not finite.
+    every = inner.step - state.step == ppo.epochs * ppo.minibatches
+    return inner._replace(step=state.step + jnp.where(every, 1, 0)), metrics
 
   step = jax.shard_map(
     device_step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False

@@ -17,7 +17,12 @@ from metajax.replay.sequences import Sequence, cut, encode, sequence_starts
 from metajax.replay.values import importance_weights
 from metajax.tasks.trials import Trials, first_step, play
 from metajax.training.mesh import TASKS, task_mesh
-from metajax.training.step import Trainer, TrainState, mean_over_steps
+from metajax.training.state import (
+  Trainer,
+  TrainState,
+  mean_over_steps,
+  next_state,
+)
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 
@@ -183,9 +188,10 @@ def replay_trainer(
       has_aux=True,
     )(params)
     grads, metrics = jax.lax.pmean((grads, metrics), TASKS)
-    changes, opt_state = optimizer.update(grads, state.optimizer, params)
-    params = optax.apply_updates(params, changes)
-    updates = state.updates + 1
+    # Counts its updates, not those that are not finite.
+    updates, params, opt_state = next_state(
+      optimizer, TrainState(state.updates, params, state.optimizer), grads
+    )
     return (
       params,
       ReplayState(
@@ -214,16 +220,19 @@ def replay_trainer(
     kept = kept._replace(buffer=buffer.add(kept.buffer, sequences))
     ready = buffer.can_sample(kept.buffer)
     nothing = {"loss": jnp.float32(0), "q": jnp.float32(0)}
+    due = jnp.where(ready, num_updates, 0)
+    after = kept.updates + due
     params, kept, metrics = jax.lax.fori_loop(
       0,
-      jnp.where(ready, num_updates, 0),
+      due,
       functools.partial(update, rng=learn_key),
       (params, kept, nothing),
     )
     every = jax.lax.all_gather(totals, TASKS)
     metrics |= {"reward": every.mean(), "greedy_reward": every[-1, -1]}
     kept = kept._replace(buffer=jax.tree.map(lambda x: x[None], kept.buffer))
-    return TrainState(state.step + 1, params, kept), metrics
+    advance = jnp.where(kept.updates == after, 1, 0)
+    return TrainState(state.step + advance, params, kept), metrics
 
   everywhere: Any = P()
   split: Any = P(TASKS)

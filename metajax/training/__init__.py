@@ -8,7 +8,8 @@ from metajax.training.chunking import choose_task_chunk
 from metajax.training.cohorts import cohort_trainer
 from metajax.training.federated import Clients, federated_trainer
 from metajax.training.mesh import task_mesh, use_cpu_cores
-from metajax.training.step import Trainer, TrainState, meta_trainer
+from metajax.training.state import Trainer, TrainState
+from metajax.training.step import meta_trainer
 from metajax.training.supervised import supervised_trainer
 
 __all__ = [

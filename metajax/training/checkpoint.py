@@ -10,7 +10,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from metajax.training.step import TrainState
+from metajax.training.state import TrainState
+
+
+class SaveError(OSError):
+  """A checkpoint could not be written; those before it are as they were."""
 
 
 class Restored(NamedTuple):
@@ -49,20 +53,37 @@ def open_checkpoints(directory: Path, *, keep: int = 2) -> Checkpoints:
 def save(
   checkpoints: Checkpoints, state: TrainState, notes: dict[str, float]
 ) -> None:
-  """Writes the state under its step number, unless that is there already."""
+  """Writes the state under its step number, unless that is there already.
+
+  Raises:
+    SaveError: if it cannot be written; nothing is left of it.
+  """
   step = int(state.step)
-  if step in checkpoints.manager.all_steps():
+  steps = checkpoints.manager.all_steps()
+  if step in steps:
     return
-  checkpoints.manager.save(
-    step,
-    args=ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
-      notes=ocp.args.JsonSave({"digest": _digest(state), **notes}),
-    ),
-  )
+  try:
+    checkpoints.manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        notes=ocp.args.JsonSave({"digest": _digest(state), **notes}),
+      ),
+    )
+  # Whatever the writer of the file happens to raise.
+  except Exception as error:
+    for rest in checkpoints.directory.glob(f"{step}.*"):
+      shutil.rmtree(rest, ignore_errors=True)
+    before = f"that of step {max(steps)} is whole" if steps else "there is none"
+    raise SaveError(
+      f"{checkpoints.directory}: the checkpoint of step {step} cannot be "
+      f"written ({_reason(error)}); {before}"
+    ) from error
 
 
-def restore(checkpoints: Checkpoints, like: TrainState) -> Restored | None:
+def restore(
+  checkpoints: Checkpoints, like: TrainState, *, at_most: int | None = None
+) -> Restored | None:
   """Reads the newest checkpoint that is whole.
 
   A damaged one is moved aside with a warning once the one before it has proved
@@ -72,6 +93,7 @@ def restore(checkpoints: Checkpoints, like: TrainState) -> Restored | None:
   Args:
     checkpoints: from `open_checkpoints`.
     like: a state of the same shapes, dtypes and placement.
+    at_most: the last step that is wanted; None: any.
 
   Returns:
     The state and its notes; None if there is no checkpoint.
@@ -84,6 +106,8 @@ def restore(checkpoints: Checkpoints, like: TrainState) -> Restored | None:
   template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
   reason = ""
   for step in sorted(checkpoints.manager.all_steps(), reverse=True):
+    if at_most is not None and step > at_most:
+      continue
     try:
       found = checkpoints.manager.restore(
         step,
@@ -97,12 +121,12 @@ def restore(checkpoints: Checkpoints, like: TrainState) -> Restored | None:
         raise ValueError("the arrays do not match their digest")
     # Damage shows as whatever the reader of the damaged file happens to raise.
     except Exception as error:
-      reason = str(error).splitlines()[0] if str(error) else repr(error)
+      reason = _reason(error)
       logging.warning(
         "checkpoint %d in %s is damaged (%s); trying the one before.",
         step,
         checkpoints.directory,
-        reason[:200],
+        reason,
       )
       damaged.append(step)
     else:
@@ -111,10 +135,14 @@ def restore(checkpoints: Checkpoints, like: TrainState) -> Restored | None:
   if damaged:
     raise ValueError(
       f"{checkpoints.directory}: none of its {len(damaged)} checkpoints is a "
-      f"whole one of this model and optimizer ({reason[:200]}); use the code "
-      "that wrote them, or another --workdir."
+      f"whole one of this model and optimizer ({reason}); use the code that "
+      "wrote them, or another --workdir."
     )
   return None
+
+
+def _reason(error: Exception) -> str:
+  return (str(error).splitlines() or [repr(error)])[0][:200]
 
 
 def _move_aside(checkpoints: Checkpoints, steps: list[int]) -> None:

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.training.mesh import TASKS, task_mesh
-from metajax.training.step import Trainer, TrainState, mean_over_steps
+from metajax.training.state import Trainer, TrainState, mean_over_steps
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 TrainModel = Callable[[PRNGKey, Params, Params, Array], tuple[Params, Metrics]]

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from metajax import inner_loop
 from metajax.aggregation import pseudo_gradient
 from metajax.training.mesh import TASKS, task_mesh
-from metajax.training.step import (
+from metajax.training.state import (
   Trainer,
   TrainState,
   mean_over_steps,

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 
 from metajax.training import checkpoint
 from metajax.training.logging import run_logger
-from metajax.training.step import Trainer, TrainState
+from metajax.training.state import Trainer, TrainState
 from metajax.types import PRNGKey
 
 # A call of the compiled loop lasts about this long, so that signals and the
@@ -26,6 +27,14 @@ class Interrupted(Exception):
   def __init__(self, signum: int, step: int):
     super().__init__(f"{signal.Signals(signum).name} at step {step}")
     self.signum = signum
+    self.step = step
+
+
+class NonFinite(ArithmeticError):
+  """A loss or gradient is not finite; a checkpoint from before is written."""
+
+  def __init__(self, step: int):
+    super().__init__(f"the loss or the gradient of step {step} is not finite")
     self.step = step
 
 
@@ -55,11 +64,19 @@ class Schedule(NamedTuple):
 
 
 class Trained(NamedTuple):
-  """The end of a run: its state, and seconds of all its sessions together."""
+  """The end of a run: its state, and sums over all its sessions.
+
+  Attributes:
+    state: the training state.
+    wall_seconds: of everything, compilation and validation too.
+    compile_seconds: of compilation of the training loop.
+    skipped_steps: those that were not finite.
+  """
 
   state: TrainState
   wall_seconds: float
   compile_seconds: float
+  skipped_steps: int = 0
 
 
 def fit(
@@ -70,6 +87,7 @@ def fit(
   *,
   tasks_per_step: int,
   validate: Callable[[TrainState], dict[str, float]] | None = None,
+  must_save: bool = True,
 ) -> Trained:
   """Trains to the end of the schedule, from the newest checkpoint on.
 
@@ -83,24 +101,33 @@ def fit(
     workdir: the run's folder: `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
     tasks_per_step: the meta-batch, for the throughput shown.
     validate: scores a state on validation tasks; names get "validation/".
+    must_save: whether a checkpoint that cannot be written ends the run, rather
+      than in a warning.
 
   Raises:
     Interrupted: on SIGINT or SIGTERM, once a checkpoint is written. A second
       signal does what it did before.
+    NonFinite: once a checkpoint of the state before such a step is written.
+    SaveError: if a checkpoint cannot be written, with `must_save`.
   """
   start = time.monotonic()
   state = trainer.init(rng)
   checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints")
   restored = checkpoint.restore(checkpoints, state)
-  state, notes = restored or (
-    state,
-    {"wall_seconds": 0.0, "compile_seconds": 0.0},
-  )
+  state, notes = restored or (state, {})
+  notes = {
+    "wall_seconds": 0.0,
+    "compile_seconds": 0.0,
+    "skipped_steps": 0,
+    **notes,
+  }
   earlier = notes["wall_seconds"]
   step = int(state.step)
 
   if step >= schedule.num_steps:
-    return Trained(state, earlier, notes["compile_seconds"])
+    return Trained(
+      state, earlier, notes["compile_seconds"], int(notes["skipped_steps"])
+    )
 
   before_compile = time.monotonic()
   train, _ = trainer.compile(state)
@@ -108,7 +135,12 @@ def fit(
 
   def save(state):
     notes["wall_seconds"] = earlier + time.monotonic() - start
-    checkpoint.save(checkpoints, state, notes)
+    try:
+      checkpoint.save(checkpoints, state, notes)
+    except checkpoint.SaveError as error:
+      if must_save:
+        raise
+      logging.warning("%s; the run goes on.", error)
 
   logger = run_logger(workdir, step, schedule.num_steps)
   steps_per_call, calls = 1, []  # The calls since the last line of the log.
@@ -118,8 +150,13 @@ def fit(
       before = time.monotonic()
       state, metrics = jax.block_until_ready(train(state, taken))
       elapsed = time.monotonic() - before
+      if int(state.step) < step + taken:
+        save(state)
+        raise NonFinite(int(state.step))
       step += taken
-      calls.append((taken, elapsed, jax.device_get(metrics)))
+      metrics = jax.device_get(metrics)
+      notes["skipped_steps"] += round(taken * metrics.get("skipped", 0))
+      calls.append((taken, elapsed, metrics))
       rate = taken / elapsed
       # Grows by at most 8 so that one lucky call does not make a long one.
       steps_per_call = max(1, min(8 * taken, int(rate * SECONDS_PER_CALL)))
@@ -139,7 +176,10 @@ def fit(
       if caught:
         raise Interrupted(caught[0], step)
   return Trained(
-    state, earlier + time.monotonic() - start, notes["compile_seconds"]
+    state,
+    earlier + time.monotonic() - start,
+    notes["compile_seconds"],
+    int(notes["skipped_steps"]),
   )
 
 

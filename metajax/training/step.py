@@ -1,8 +1,6 @@
 """The meta-training step: sample tasks, average meta-gradients, update."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,49 +10,21 @@ from jax.sharding import PartitionSpec as P
 
 from metajax.training.chunking import choose_task_chunk
 from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.state import (
+  Trainer,
+  TrainState,
+  all_finite,
+  mean_over_steps,
+  next_state,
+)
 from metajax.types import (
   Array,
   Episode,
   MetaLearner,
-  Metrics,
-  Params,
   PRNGKey,
   TaskFamily,
   as_partial,
 )
-
-Train = Callable[["TrainState", int], tuple["TrainState", Metrics]]
-
-
-class TrainState(NamedTuple):
-  """Everything that changes in meta-training.
-
-  Attributes:
-    step: int32 scalar, the number of meta-steps taken.
-    meta_params: the meta-parameters.
-    opt_state: the state of the outer optimizer.
-  """
-
-  step: Array
-  meta_params: Params
-  opt_state: optax.OptState
-
-
-class Trainer(NamedTuple):
-  """Pure functions that start and continue meta-training.
-
-  Attributes:
-    init: `(rng) -> TrainState`, replicated over the mesh.
-    compile: `(state) -> (train, executable)`, for states like the given one.
-      `train(state, num_steps) -> (state, metrics)` takes `num_steps` meta-steps
-      and returns the mean of their metrics; it donates the given state. The
-      number of steps is an argument of the program, and the program is compiled
-      ahead of time, so a run is traced once, whatever it does. `executable` is
-      the program itself, which tells its memory and its FLOPs.
-  """
-
-  init: Callable[[PRNGKey], TrainState]
-  compile: Callable[[TrainState], tuple[Train, jax.stages.Compiled]]
 
 
 def meta_trainer(
@@ -65,6 +35,7 @@ def meta_trainer(
   meta_batch: int,
   rng: PRNGKey,
   task_chunk: int | None = None,
+  skip_non_finite: bool = False,
   mesh: Mesh | None = None,
 ) -> Trainer:
   """Builds a trainer whose whole loop runs inside one compiled function.
@@ -89,6 +60,9 @@ def meta_trainer(
     rng: the key from which all tasks are drawn.
     task_chunk: tasks whose meta-gradient is computed at once, on one device;
       must divide `meta_batch / mesh.size`. None: `choose_task_chunk` says.
+    skip_non_finite: a step whose gradient or loss is not finite changes nothing
+      and counts in no metric but "skipped", the share of such steps. Otherwise
+      training stops before it.
     mesh: a mesh with the axis "tasks". None: `task_mesh(meta_batch)`.
 
   Returns:
@@ -118,8 +92,7 @@ def meta_trainer(
     """The meta-gradient and metrics of one chunk; `chunk` counts globally."""
     step_key = jax.random.fold_in(rng, step)
     index = chunk * task_chunk + jnp.arange(task_chunk)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, index)
-    episodes: Episode = jax.vmap(tasks)(keys)
+    episodes: Episode = jax.vmap(tasks)(task_keys(rng, step, index))
     return learner.at_step(step).meta_grad(
       meta_params, episodes, jax.random.fold_in(step_key, meta_batch + chunk)
     )
@@ -148,7 +121,13 @@ def meta_trainer(
 
   def meta_step(state, tasks, rng):
     grads, metrics = sharded_grad(state.meta_params, tasks, state.step, rng)
-    return next_state(optimizer, state, grads), metrics
+    loss = metrics.get("loss", 0.0)
+    state = next_state(optimizer, state, grads, loss, skip=skip_non_finite)
+    if skip_non_finite:
+      finite = all_finite((grads, loss))
+      metrics = {k: jnp.where(finite, m, 0.0) for k, m in metrics.items()}
+      metrics["skipped"] = jnp.where(finite, 0.0, 1.0)
+    return state, metrics
 
   @functools.partial(jax.jit, out_shardings=replicated)
   def start(rng: PRNGKey, tasks: TaskFamily) -> TrainState:
@@ -163,48 +142,10 @@ def meta_trainer(
   return Trainer(init, mean_over_steps(meta_step, tasks, rng))
 
 
-def next_state(
-  optimizer: optax.GradientTransformation, state: TrainState, grads: Params
-) -> TrainState:
-  """Returns the state after a step of the outer optimizer."""
-  updates, opt_state = optimizer.update(
-    grads, state.opt_state, state.meta_params
-  )
-  meta_params = optax.apply_updates(state.meta_params, updates)
-  return TrainState(state.step + 1, meta_params, opt_state)
-
-
-def mean_over_steps(
-  step: Callable[..., tuple[TrainState, Metrics]], *arguments: Any
-) -> Callable[[TrainState], tuple[Train, jax.stages.Compiled]]:
-  """Builds a trainer's `compile` from one of its steps.
-
-  Args:
-    step: `(state, *arguments) -> (state, metrics)`, the metrics scalars.
-    arguments: what the program is given beside the state: keys, data.
-  """
-
-  def train_steps(state, num_steps, *arguments):
-    def body(_, carry):
-      state, total = carry
-      state, metrics = step(state, *arguments)
-      return state, jax.tree.map(jnp.add, total, metrics)
-
-    shapes = jax.eval_shape(step, state, *arguments)[1]
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    state, total = jax.lax.fori_loop(0, num_steps, body, (state, zeros))
-    return state, jax.tree.map(lambda x: x / num_steps, total)
-
-  def compile(state):
-    jitted = jax.jit(train_steps, donate_argnums=0)
-    executable = jitted.lower(state, jnp.int32(0), *arguments).compile()
-
-    def train(state, num_steps):
-      return executable(state, jnp.int32(num_steps), *arguments)
-
-    return train, executable
-
-  return compile
+def task_keys(rng: PRNGKey, step: Array | int, index: Array) -> PRNGKey:
+  """Returns the keys from which the tasks `index` of a meta-step are drawn."""
+  step_key = jax.random.fold_in(rng, step)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, index)
 
 
 def _widen(x: Array) -> Array:

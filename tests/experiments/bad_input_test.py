@@ -127,6 +127,7 @@ INTEGERS = {
   "inner_batch": 0,
   "cg_steps": 0,
   "num_context": 1,
+  "replay_step": 0,
 }
 ONLY = {
   SINUSOID: {
@@ -171,7 +172,13 @@ ONLY_CHOICES = {
     "maml_plus_plus>",
   },
 }
-SWITCHES = ["debug", "learned_rates", "step_normalization"]
+SWITCHES = [
+  "debug",
+  "learned_rates",
+  "step_normalization",
+  "must_save",
+  "skip_non_finite",
+]
 
 
 def _bad_flags():
@@ -222,7 +229,7 @@ def test_every_flag_is_tried_above(experiment, run):
   )
   tried = {flag for name, flag, *_ in _bad_flags() if name == experiment}
   of_both = {flag for _, flag, *_ in _bad_flags()}
-  assert listed - of_both <= {"workdir", "data_dir"}
+  assert listed - of_both <= {"workdir", "data_dir", "compile_cache"}
   assert tried <= listed
 
 
@@ -350,6 +357,17 @@ def test_network_of_so_many_classes_is_not_trained_on_others(run, workdir):
   ended = run(OMNIGLOT, [f"--workdir={workdir}", "--train_ways=20"])
   _assert_refused(
     ended, "--train_ways=20: must be --ways=5 for --learner=maml, whose .*"
+  )
+
+
+def test_cache_that_cannot_be_is_named(run, workdir, tmp_path):
+  path = tmp_path / "file" / "cache"
+  path.parent.touch()
+  ended = run(SINUSOID, [f"--workdir={workdir}", f"--compile_cache={path}"])
+  _assert_refused(
+    ended,
+    f"--compile_cache={path}: cannot be written to. Give another folder, or "
+    r"--compile_cache= to have none\.",
   )
 
 

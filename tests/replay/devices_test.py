@@ -1,9 +1,6 @@
 """Trainers on two devices: with tasks all alike they must do what one does."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-import metajax
 from metajax.learners import maml
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
@@ -28,6 +24,7 @@ from metajax.replay import (
 from metajax.tasks.trials import Trials
 from metajax.training import task_mesh
 from metajax.types import Batch, Episode
+from tests.processes import run_python
 
 STEPS = 4
 # One task: each action brings the same reward and observation, so that it does
@@ -111,15 +108,7 @@ def _main(path):
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory):
   path = tmp_path_factory.mktemp("devices") / "arrays.npz"
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    "PYTHONPATH": str(Path(metajax.__file__).parents[1]),
-  }
-  subprocess.run(
-    [sys.executable, __file__, str(path)], env=environment, check=True
-  )
+  run_python(__file__, path, devices=2)
   with np.load(path) as found:
     return dict(found)
 

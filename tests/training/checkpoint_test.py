@@ -236,7 +236,7 @@ def test_save_that_was_killed_is_as_if_it_had_not_begun(
 ):
   directory = shutil.copytree(two_saved, tmp_path / "run") / "checkpoints"
 
-  class Killed(Exception):
+  class Killed(BaseException):
     pass
 
   def die(rename, source, target, **arguments):

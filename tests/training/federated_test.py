@@ -1,10 +1,7 @@
 """Federated averaging against loops in numpy, and which examples it visits."""
 
 import functools
-import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import chex
@@ -15,10 +12,10 @@ import optax
 import pytest
 import scipy.special
 
-import metajax
 from metajax.losses import cross_entropy, mean_squared_error
 from metajax.training import Clients, federated_trainer, task_mesh
 from metajax.types import Batch
+from tests.processes import run_python
 
 RNG, INIT_KEY = jax.random.key(0), jax.random.key(1)
 FEATURES, MAX_SIZE = 3, 7
@@ -396,16 +393,7 @@ def _spread_main(path):
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory):
   path = tmp_path_factory.mktemp("spread") / "arrays.npz"
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "JAX_ENABLE_X64": "1",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "PYTHONPATH": str(Path(metajax.__file__).parents[1]),
-  }
-  subprocess.run(
-    [sys.executable, __file__, str(path)], env=environment, check=True
-  )
+  run_python(__file__, path, devices=8, x64=True)
   with np.load(path) as arrays:
     return dict(arrays)
 

@@ -1,10 +1,7 @@
 """The training step against Python loops, over chunks, devices and memory."""
 
 import functools
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -13,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-import metajax
 from metajax.evaluation import evaluator
 from metajax.learners import maml
 from metajax.losses import cross_entropy, mean_squared_error
@@ -22,6 +18,7 @@ from metajax.tasks import sinusoid
 from metajax.tasks.few_shot import few_shot_episodes
 from metajax.training import TrainState, meta_trainer, task_mesh
 from metajax.types import Batch, Episode, MetaLearner
+from tests.processes import run_python
 
 TASK_KEY, INIT_KEY = jax.random.key(1), jax.random.key(2)
 META_BATCH, INNER_RATE = 6, 0.3
@@ -378,16 +375,7 @@ def _spread_main(path):
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory):
   path = tmp_path_factory.mktemp("spread") / "arrays.npz"
-  environment = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "JAX_ENABLE_X64": "1",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "PYTHONPATH": str(Path(metajax.__file__).parents[1]),
-  }
-  subprocess.run(
-    [sys.executable, __file__, str(path)], env=environment, check=True
-  )
+  run_python(__file__, path, devices=8, x64=True)
   with np.load(path) as arrays:
     return dict(arrays)
 

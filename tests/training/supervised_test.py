@@ -1,10 +1,5 @@
 """Supervised training against a loop in numpy, over devices and cohorts."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +7,7 @@ import optax
 import pytest
 
 from metajax.training import supervised_trainer
+from tests.processes import run_python
 
 RNG, INIT_KEY = jax.random.key(0), jax.random.key(1)
 BATCH = 8
@@ -131,14 +127,7 @@ np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 def test_devices_change_no_numbers():
-  flags = os.environ.get("XLA_FLAGS", "")
-  flags += " --xla_force_host_platform_device_count=8"
-  subprocess.run(
-    [sys.executable, "-c", SCRIPT],
-    cwd=Path(__file__).resolve().parents[2],
-    env={**os.environ, "XLA_FLAGS": flags},
-    check=True,
-  )
+  run_python("-c", SCRIPT, devices=8)
 
 
 def test_bad_input_is_named():

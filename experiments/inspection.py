@@ -1,0 +1,76 @@
+"""A step looked at alone, where one went wrong."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from experiments import training
+from experiments.flags import FLAGS
+from metajax.results import write_json
+from metajax.training import Trainer, checkpoint
+from metajax.training.inspection import inspect_step
+from metajax.types import MetaLearner, TaskFamily
+
+flags.DEFINE_bool(
+  "skip_non_finite",
+  False,
+  "Skip and count the steps whose loss or gradient is not finite, in place of "
+  "stopping.",
+)
+flags.DEFINE_integer(
+  "replay_step",
+  None,
+  "Show the tasks of this step of the run in --workdir, and train no further.",
+  lower_bound=0,
+)
+
+
+def replay(
+  workdir: Path, trainer: Trainer, learner: MetaLearner, tasks: TaskFamily
+) -> None:
+  """Shows the tasks of step --replay_step, and writes them to a file.
+
+  The state is that of the newest checkpoint from before, and trained from there
+  to the step.
+  """
+  step = FLAGS.replay_step
+  state = trainer.init(training.init_key())
+  checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints")
+  restored = checkpoint.restore(checkpoints, state, at_most=step)
+  if restored:
+    state = restored.state
+  if state.step < step:
+    print(f"training from step {state.step} to {step}", file=sys.stderr)
+    train, _ = trainer.compile(state)
+    state, _ = train(state, step - int(state.step))
+  found = inspect_step(
+    learner,
+    tasks,
+    state,
+    meta_batch=FLAGS.meta_batch,
+    rng=training.task_key(),
+  )
+  names = sorted(found.metrics)
+  print(f"step {state.step}\ntask" + "".join(f"{n:>16}" for n in names))
+  for i in range(FLAGS.meta_batch):
+    row = "".join(f"{found.metrics[name][i]:16.6g}" for name in names)
+    broken = [path for path, finite in found.finite.items() if not finite[i]]
+    every = len(broken) == len(found.finite)
+    broken = "all gradients" if every else ", ".join(broken)
+    print(f"{i:4}{row}" + (f"  not finite: {broken}" if broken else ""))
+  path = workdir / f"replay_{state.step}.json"
+  write_json(
+    path,
+    {
+      "step": int(state.step),
+      # JSON has no NaN.
+      "metrics": {
+        k: [float(x) if np.isfinite(x) else str(x) for x in v]
+        for k, v in found.metrics.items()
+      },
+      "finite": {k: v.tolist() for k, v in found.finite.items()},
+    },
+  )
+  print(path)

@@ -1,0 +1,66 @@
+"""One meta-step looked at alone, task by task."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metajax.training.state import TrainState, all_finite
+from metajax.training.step import task_keys
+from metajax.types import MetaLearner, PRNGKey, TaskFamily, as_partial
+
+
+class Inspection(NamedTuple):
+  """What the tasks of a meta-step say, B tasks in all.
+
+  Attributes:
+    metrics: those of the learner and "gradient_norm", the Euclidean norm of the
+      task's own meta-gradient; each `[B]`.
+    finite: `[B]` bool, for each array of the meta-parameters by its path:
+      whether the task's gradient of it is finite.
+  """
+
+  metrics: dict[str, np.ndarray]
+  finite: dict[str, np.ndarray]
+
+
+def inspect_step(
+  learner: MetaLearner,
+  tasks: TaskFamily,
+  state: TrainState,
+  *,
+  meta_batch: int,
+  rng: PRNGKey,
+) -> Inspection:
+  """Computes the meta-gradient of each task of the step that follows a state.
+
+  The tasks are those that `meta_trainer` draws with the same `meta_batch` and
+  `rng`, and the mean of their gradients is its gradient; but a learner that
+  itself draws random numbers draws others. With `jax_debug_nans`, JAX raises at
+  the operation that makes the first NaN.
+
+  Args:
+    learner: the meta-learner.
+    tasks: the task family.
+    state: a training state, from whose `step` the tasks are drawn.
+    meta_batch: B, tasks per meta-step.
+    rng: the key from which all tasks are drawn.
+  """
+
+  @jax.jit
+  def of_task(params, tasks, key):
+    episode = jax.tree.map(lambda x: x[None], tasks(key))
+    grads, metrics = learner.at_step(state.step).meta_grad(params, episode, key)
+    norm = optax.tree.norm(grads)
+    return {**metrics, "gradient_norm": norm}, jax.tree.map(all_finite, grads)
+
+  keys = task_keys(rng, state.step, jnp.arange(meta_batch))
+  family = as_partial(tasks)
+  found = [of_task(state.meta_params, family, key) for key in keys]
+  metrics, finite = jax.tree.map(lambda *x: np.stack(x), *found)
+  by_path = jax.tree_util.tree_leaves_with_path(finite)
+  name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+  return Inspection(metrics, {name(path): leaf for path, leaf in by_path})

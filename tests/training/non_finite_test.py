@@ -1,0 +1,200 @@
+"""Steps that are not finite end a run or are skipped; none of it is lost."""
+
+import os
+import resource
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax.training import checkpoint, meta_trainer
+from metajax.training.inspection import inspect_step
+from metajax.training.loop import NonFinite, Schedule, fit
+from metajax.types import Batch, Episode, MetaLearner
+
+BAD = 5  # The step that goes wrong.
+RNG, KEY = jax.random.key(1), jax.random.key(2)
+
+
+def _tasks(rng):
+  """The task of a number to be near to."""
+  target = jax.random.normal(rng, (1, 1))
+  batch = Batch(target, target)
+  return Episode(batch, batch)
+
+
+def _learner(bad_value, of_loss):
+  """Goes by gradients to the tasks' numbers, but for one step."""
+
+  def at_step(step):
+    def meta_grad(params, episodes, rng):
+      del rng
+      bad = jnp.where(step == BAD, bad_value, 0.0)
+      gap = params["w"] - episodes.query.inputs
+      loss = 0.5 * (gap**2).mean() + (bad if of_loss else 0.0)
+      grad = gap.mean() + (0.0 if of_loss else bad)
+      return {"w": grad}, {"loss": loss}
+
+    return MetaLearner(init, None, None, meta_grad)
+
+  def init(rng, inputs):
+    return {"w": jnp.float32(0.0)}
+
+  return at_step(-1)._replace(schedule=at_step)
+
+
+def _trainer(bad_value=np.nan, of_loss=False, skip=False):
+  return meta_trainer(
+    _learner(bad_value, of_loss),
+    optax.adam(0.1),
+    _tasks,
+    meta_batch=4,
+    rng=RNG,
+    skip_non_finite=skip,
+  )
+
+
+def _train(trainer, num_steps):
+  state = trainer.init(KEY)
+  return trainer.compile(state)[0](state, num_steps)
+
+
+@pytest.mark.parametrize("bad_value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("of_loss", [False, True])
+def test_training_stops_before_the_step_with_the_state_it_had(
+  bad_value, of_loss
+):
+  trainer = _trainer(bad_value, of_loss)
+  state, metrics = _train(trainer, 9)
+  expected, means = _train(trainer, BAD)
+  assert state.step == BAD
+  for found, leaf in zip(
+    jax.tree.leaves((state, metrics)),
+    jax.tree.leaves((expected, means)),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(found, leaf)
+  # And it goes no further.
+  train, _ = trainer.compile(state)
+  again, _ = train(state, 3)
+  assert again.step == BAD
+
+
+def test_a_skipped_step_changes_nothing_and_counts_in_nothing():
+  state, metrics = _train(_trainer(skip=True), 9)
+  assert state.step == 9
+  # Adam in numpy, on the eight tasks' means.
+  w, m, v, count, losses = 0.0, 0.0, 0.0, 0, []
+  for step in range(9):
+    keys = [
+      jax.random.fold_in(jax.random.fold_in(RNG, step), i) for i in range(4)
+    ]
+    gaps = w - np.array([_tasks(key).query.inputs.item() for key in keys])
+    if step == BAD:
+      continue
+    losses.append(0.5 * np.mean(gaps**2))
+    count += 1
+    m, v = 0.9 * m + 0.1 * gaps.mean(), 0.999 * v + 0.001 * gaps.mean() ** 2
+    w -= 0.1 * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.999**count)) + 1e-8)
+  np.testing.assert_allclose(state.meta_params["w"], w, rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+  np.testing.assert_allclose(metrics["skipped"], 1 / 9, rtol=1e-6)
+
+
+def _fit(trainer, workdir, num_steps=9, **options):
+  schedule = Schedule(num_steps, 3, 100, 4)
+  return fit(trainer, KEY, schedule, workdir, tasks_per_step=4, **options)
+
+
+def test_the_loop_leaves_a_checkpoint_of_the_step(tmp_path):
+  trainer = _trainer()
+  for _ in range(2):  # Running it again ends there again.
+    with pytest.raises(NonFinite, match=f"step {BAD} is not finite") as raised:
+      _fit(trainer, tmp_path)
+    assert raised.value.step == BAD
+  opened = checkpoint.open_checkpoints(tmp_path / "checkpoints")
+  like = trainer.init(KEY)
+  assert checkpoint.restore(opened, like).state.step == BAD
+  assert checkpoint.restore(opened, like, at_most=BAD - 1).state.step == 4
+  assert checkpoint.restore(opened, like, at_most=3) is None
+  # With the step skipped, the same run goes on.
+  assert _fit(_trainer(skip=True), tmp_path).state.step == 9
+
+
+def test_skipped_steps_are_counted_over_interruptions(tmp_path):
+  trainer = _trainer(skip=True)
+  assert _fit(trainer, tmp_path, 7).skipped_steps == 1
+  assert _fit(trainer, tmp_path, 9).skipped_steps == 1
+  assert _fit(trainer, tmp_path, 9).skipped_steps == 1
+
+
+def test_inspection_tells_the_tasks_apart():
+  def meta_grad(params, episodes, rng):
+    # The logarithm of a negative number.
+    target = jnp.log(episodes.query.inputs).mean()
+    grads = {"w": params["w"] - target, "v": params["v"]}
+    return grads, {"loss": target}
+
+  learner = MetaLearner(
+    lambda rng, inputs: {"w": jnp.float32(0.5), "v": jnp.float32(2.0)},
+    None,
+    None,
+    meta_grad,
+  )
+  trainer = meta_trainer(learner, optax.sgd(0.1), _tasks, meta_batch=6, rng=RNG)
+  state = trainer.init(KEY)
+  found = inspect_step(learner, _tasks, state, meta_batch=6, rng=RNG)
+  keys = [jax.random.fold_in(jax.random.fold_in(RNG, 0), i) for i in range(6)]
+  targets = np.array([_tasks(key).query.inputs.item() for key in keys])
+  assert 0 < np.sum(targets < 0) < 6
+  np.testing.assert_array_equal(found.finite["w"], targets > 0)
+  assert found.finite["v"].all()
+  with np.errstate(invalid="ignore"):
+    logs = np.log(targets)
+  np.testing.assert_allclose(found.metrics["loss"], logs, rtol=1e-5)
+  norms = np.hypot(0.5 - logs, 2.0)
+  np.testing.assert_allclose(found.metrics["gradient_norm"], norms, rtol=1e-5)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+  """While a checkpoint is written, no file can grow beyond 100 bytes."""
+  manager = checkpoint.ocp.CheckpointManager
+  save, before = manager.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def with_little_room(*args, **kwargs):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+      return save(*args, **kwargs)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+  with monkeypatch.context() as patch:
+    yield lambda: patch.setattr(manager, "save", with_little_room)
+
+
+@pytest.mark.parametrize("must_save", [True, False])
+def test_full_disk_leaves_the_last_good_checkpoint(
+  must_save, tmp_path, full_disk
+):
+  trainer = _trainer(skip=True)
+  _fit(trainer, tmp_path, 4)
+  folder = tmp_path / "checkpoints"
+  assert os.listdir(folder) == ["4"]
+  full_disk()
+  if must_save:
+    with pytest.raises(checkpoint.SaveError, match="step 8 .* of step 4 is"):
+      _fit(trainer, tmp_path, 8)
+  else:
+    assert _fit(trainer, tmp_path, 8, must_save=False).state.step == 8
+  assert os.listdir(folder) == ["4"]
+
+
+def test_a_run_goes_on_after_a_full_disk(tmp_path, full_disk):
+  trainer = _trainer(skip=True)
+  full_disk()
+  _fit(trainer, tmp_path / "full", 9, must_save=False)
+  with pytest.raises(checkpoint.SaveError, match="step 4 .* there is none"):
+    _fit(trainer, tmp_path / "full", 9)
