@@ -8,18 +8,24 @@ often: to 97.5% of the validation tasks, 8 tasks a step need about 200,000 tasks
 in all, and the paper's 32 about 340,000. `--preset=5w1s` is the paper's
 protocol, with the 40,000 meta-steps of its code; the paper has 98.7 +- 0.4.
 `--learner=NAME` trains another of the learners in place of MAML.
+
+DIR may be any folder of images, too, a sub-folder for each class (or train, val
+and test folders of such).
 """
+
+from pathlib import Path
 
 import jax
 from absl import flags
 
 from experiments import inspection, meta_learners, plots, training
-from experiments.flags import FLAGS, define_data_dir, run
+from experiments.flags import FLAGS, define_data_dir, refuse, run
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.normalization import NORMALIZATIONS
-from metajax.tasks import omniglot
+from metajax.tasks import image_folder, omniglot
+from metajax.tasks.image_folder import is_image_folder
 
 define_data_dir()
 flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
@@ -55,6 +61,18 @@ flags.DEFINE_enum(
   ["random", "official"],
   "Characters for training and test: drawn at random (1100/100/423), or the "
   "background and the evaluation alphabets.",
+)
+flags.DEFINE_integer(
+  "image_size",
+  0,
+  "Height and width of images in pixels; 0: 28 for Omniglot, else 84.",
+  lower_bound=0,
+)
+flags.DEFINE_enum(
+  "rotations",
+  "0",
+  ["0", "1", "2", "4"],
+  "Quarter turns that make classes of their own; 0: 4 for Omniglot, else 1.",
 )
 flags.DEFINE_enum("model", "conv4", ["conv4", "mlp"], "Network.")
 flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
@@ -154,14 +172,23 @@ def main() -> None:
     )
 
   def tasks(ways: int):
-    return omniglot(
-      FLAGS.data_dir,
-      ways=ways,
-      shots=FLAGS.shots,
-      query_shots=query_shots,
-      eval_query_shots=FLAGS.eval_query_shots or None,
-      split=FLAGS.split,
-    )
+    options = {
+      "ways": ways,
+      "shots": FLAGS.shots,
+      "query_shots": query_shots,
+      "eval_query_shots": FLAGS.eval_query_shots or None,
+      "image_size": image_size,
+      "num_rotations": rotations,
+    }
+    if of_folder:
+      return image_folder(FLAGS.data_dir, **options)
+    return omniglot(FLAGS.data_dir, split=FLAGS.split, **options)
+
+  of_folder = is_image_folder(FLAGS.data_dir)
+  if of_folder:
+    refuse("split")
+  image_size = FLAGS.image_size or (84 if of_folder else 28)
+  rotations = int(FLAGS.rotations) or (1 if of_folder else 4)
 
   steps, ways = FLAGS.eval_inner_steps, FLAGS.ways
   train_ways = FLAGS.train_ways or ways
@@ -245,9 +272,11 @@ def main() -> None:
       "shots": FLAGS.shots,
       "query_shots": query_shots,
       "eval_query_shots": FLAGS.eval_query_shots or query_shots,
-      "split": FLAGS.split,
+      "data": Path(FLAGS.data_dir).name if of_folder else "omniglot",
+      "split": "folder" if of_folder else FLAGS.split,
       "split_seed": 0,
-      "rotations": 4,
+      "image_size": image_size,
+      "rotations": rotations,
       "model": FLAGS.model,
       "filters": FLAGS.filters if FLAGS.model == "conv4" else None,
       "normalization": FLAGS.normalization,

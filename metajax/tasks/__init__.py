@@ -2,7 +2,14 @@
 
 from metajax.tasks.class_batches import class_batches
 from metajax.tasks.few_shot import few_shot_episodes
+from metajax.tasks.image_folder import image_folder
 from metajax.tasks.omniglot import omniglot
 from metajax.tasks.sinusoid import sinusoid
 
-__all__ = ["class_batches", "few_shot_episodes", "omniglot", "sinusoid"]
+__all__ = [
+  "class_batches",
+  "few_shot_episodes",
+  "image_folder",
+  "omniglot",
+  "sinusoid",
+]

@@ -16,6 +16,7 @@ def few_shot_episodes(
   shots: int,
   query_shots: int,
   num_rotations: int = 1,
+  counts: Array | None = None,
 ) -> TaskFamily:
   """N-way K-shot tasks drawn from a set of classes.
 
@@ -30,6 +31,8 @@ def few_shot_episodes(
     shots: K, support examples per class.
     query_shots: query examples per class.
     num_rotations: 1 (none), 2 (0 and 90 degrees) or 4.
+    counts: int `[classes]`, the first examples of each class that are any; None
+      if all are.
 
   Returns:
     A task family that carries the images as an argument. Inputs are float32
@@ -43,6 +46,11 @@ def few_shot_episodes(
     <https://arxiv.org/abs/1606.04080>`_, 2016, section 2.2.
   """
   check_images(images, ways, shots, query_shots, num_rotations)
+  if counts is not None and min(counts) < shots + query_shots:
+    raise ValueError(
+      f"shots={shots} and query_shots={query_shots}: together at most "
+      f"{min(counts)}, the number of examples of the smallest class."
+    )
   sample = functools.partial(
     _sample_episode,
     ways=ways,
@@ -50,11 +58,12 @@ def few_shot_episodes(
     query_shots=query_shots,
     num_rotations=num_rotations,
   )
-  return jax.tree_util.Partial(sample, images)
+  return jax.tree_util.Partial(sample, images, counts)
 
 
 def _sample_episode(
   images: Array,
+  counts: Array | None,
   rng: PRNGKey,
   *,
   ways: int,
@@ -66,7 +75,7 @@ def _sample_episode(
   drawn = sample_distinct(class_key, len(images) * num_rotations, ways)
   classes, turns = drawn // num_rotations, drawn % num_rotations
   return episode_of(
-    images, classes, turns, keys, shots, query_shots, num_rotations
+    images, classes, turns, keys, shots, query_shots, num_rotations, counts
   )
 
 
@@ -78,6 +87,7 @@ def episode_of(
   shots: int,
   query_shots: int,
   num_rotations: int,
+  counts: Array | None = None,
 ) -> Episode:
   """Draws the examples of an episode whose classes are drawn.
 
@@ -89,12 +99,22 @@ def episode_of(
     shots: support examples per class.
     query_shots: query examples per class.
     num_rotations: turns are below it.
+    counts: see `few_shot_episodes`.
   """
   example_key, support_key, query_key = keys
   ways, num_examples = len(classes), images.shape[1]
-  examples = jax.vmap(lambda key: jax.random.permutation(key, num_examples))(
-    jax.random.split(example_key, ways)
-  )[:, : shots + query_shots]
+  example_keys = jax.random.split(example_key, ways)
+  if counts is None:
+    examples = jax.vmap(lambda key: jax.random.permutation(key, num_examples))(
+      example_keys
+    )
+  else:
+    none = jnp.arange(num_examples) >= counts[classes][:, None]
+    places = jax.vmap(lambda key: jax.random.uniform(key, (num_examples,)))(
+      example_keys
+    )
+    examples = jnp.argsort(places + none, axis=-1)
+  examples = examples[:, : shots + query_shots]
   chosen = images[classes[:, None], examples].astype(jnp.float32) / 255
   chosen = jax.vmap(functools.partial(_rotate, num_rotations))(chosen, turns)
 

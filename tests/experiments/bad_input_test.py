@@ -144,6 +144,7 @@ ONLY = {
     "ways": 2,
     "train_ways": 0,
     "filters": 1,
+    "image_size": 0,
     "validation_tasks": 2,
   },
 }
@@ -168,6 +169,7 @@ ONLY_CHOICES = {
     "split": "<random|official>",
     "model": "<conv4|mlp>",
     "normalization": "<batch|group|layer|none>",
+    "rotations": "<0|1|2|4>",
     "preset": "<5w1s|5w5s|20w1s|20w5s|5w1s_mlp|5w5s_mlp|reptile|"
     "maml_plus_plus>",
   },
