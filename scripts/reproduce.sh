@@ -5,33 +5,36 @@
 #   scripts/reproduce.sh maml_5w1s anil_5w1s  # some
 #   MINUTES=30 scripts/reproduce.sh maml_plus_plus_5w1s
 #
-# A row trains as many meta-steps as 2 CPU cores take in about MINUTES (12). One
-# that was interrupted goes on, one that is done is read. At the end comes the
-# table of all rows in OUT (runs/reproduce). Data: $METAJAX_DATA_DIR.
+# A row trains as many meta-steps as one CPU core takes in about MINUTES (12), so
+# rows can run beside each other, a core each (taskset -c 0 ...). One that was
+# interrupted goes on, one that is done is read. At the end comes the table of
+# all rows in OUT (runs/reproduce). Data: $METAJAX_DATA_DIR.
 set -euo pipefail
 minutes=${MINUTES:-12}
 out=${OUT:-runs/reproduce}
 
-# Name, meta-steps in a minute on 2 cores, flags.
-plus_plus=--preset=maml_plus_plus
+# Name, meta-steps in a minute on a core, flags. One inner step and few tasks a
+# step were best on validation in so short a time.
+plus_plus="--preset=maml_plus_plus --inner_steps=1 --eval_inner_steps=1 --inner_lr=2"
+encoder="--meta_batch=2 --query_shots=5 --eval_query_shots=1"
 rows=(
-  "maml_5w1s 2000 --learner=maml"
-  "fomaml_5w1s 2900 --learner=fomaml --inner_lr=0.4"
-  "anil_5w1s 3400 --learner=anil"
-  "boil_5w1s 2000 --learner=boil"
-  "meta_sgd_5w1s 2000 --learner=meta_sgd"
-  "maml_plus_plus_5w1s 700 $plus_plus"
-  "cavia_5w1s 2000 --learner=cavia"
-  "imaml_5w1s 300 --learner=imaml --inner_steps=16 --eval_inner_steps=16"
-  "reptile_5w1s 600 --preset=reptile"
-  "bmg_5w1s 1000 --learner=bmg"
-  "prototypical_5w1s 750 --learner=prototypical --train_ways=20 --query_shots=5 --eval_query_shots=1"
-  "ridge_5w1s 750 --learner=ridge --train_ways=20 --query_shots=5 --eval_query_shots=1"
-  "recurrent_5w1s 2500 --learner=recurrent"
-  "maml_20w1s 300 --preset=20w1s"
-  "maml_plus_plus_20w1s 100 $plus_plus --ways=20"
-  "anil_20w1s 500 --preset=20w1s --learner=anil"
-  "prototypical_20w1s 750 --learner=prototypical --ways=20 --query_shots=5 --eval_query_shots=1"
+  "maml_5w1s 1400 --learner=maml"
+  "fomaml_5w1s 3300 --learner=fomaml --inner_lr=0.4"
+  "anil_5w1s 2900 --learner=anil"
+  "boil_5w1s 1400 --learner=boil"
+  "meta_sgd_5w1s 1200 --learner=meta_sgd"
+  "maml_plus_plus_5w1s 1600 $plus_plus"
+  "cavia_5w1s 1650 --learner=cavia"
+  "imaml_5w1s 310 --learner=imaml --inner_steps=16 --eval_inner_steps=16"
+  "reptile_5w1s 550 --preset=reptile"
+  "bmg_5w1s 1050 --learner=bmg"
+  "prototypical_5w1s 690 --learner=prototypical --train_ways=20 $encoder"
+  "ridge_5w1s 650 --learner=ridge --train_ways=20 $encoder"
+  "recurrent_5w1s 2800 --learner=recurrent"
+  "maml_20w1s 690 --ways=20 --meta_batch=4"
+  "maml_plus_plus_20w1s 750 $plus_plus --ways=20 --meta_batch=4"
+  "anil_20w1s 1300 --ways=20 --meta_batch=4 --learner=anil"
+  "prototypical_20w1s 690 --learner=prototypical --ways=20 $encoder"
 )
 
 chosen=("$@")
