@@ -10,6 +10,7 @@ import numpy as np
 
 from metajax.evaluation import Estimate
 from metajax.training.logging import read_jsonl
+from metajax.training.processes import is_main
 from metajax.types import MetaLearner, Params, PRNGKey, TaskFamily
 
 matplotlib.use("Agg")
@@ -245,5 +246,6 @@ def mosaics(
 
 def save(figure, path: Path) -> None:
   """Writes a figure and frees it."""
-  figure.savefig(path, dpi=110)
+  if is_main():
+    figure.savefig(path, dpi=110)
   plt.close(figure)

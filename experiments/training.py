@@ -16,6 +16,7 @@ from metajax.evaluation import Estimate, estimate, evaluator
 from metajax.results import open_workdir, write_results
 from metajax.training import Trainer, meta_trainer, task_mesh
 from metajax.training.loop import Schedule, Trained, fit
+from metajax.training.processes import is_main, main_alone
 from metajax.types import LossFn, MetaLearner, Params, PRNGKey, TaskFamily
 
 # Flags that say where a run is, not what it is.
@@ -28,6 +29,9 @@ NOT_CONFIG = (
   "must_save",
   "skip_non_finite",
   "replay_step",
+  "coordinator",
+  "num_processes",
+  "process_id",
 )
 
 
@@ -38,8 +42,11 @@ def start(experiment: str) -> Path:
   digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
   default = Path("runs") / f"{experiment}-{digest.hexdigest()[:8]}"
   workdir = Path(FLAGS.workdir or default)
-  open_workdir(workdir, {"experiment": experiment, **config})
-  print(f"{experiment}: run in {workdir}", file=sys.stderr)
+  main_alone(
+    lambda: open_workdir(workdir, {"experiment": experiment, **config})
+  )
+  if is_main():
+    print(f"{experiment}: run in {workdir}", file=sys.stderr)
   return workdir
 
 
@@ -128,7 +135,9 @@ def task_scorer(
 ) -> Callable[[Params], dict[str, np.ndarray]]:
   """Returns `meta_params -> {metric: values}`, a value for each fixed task."""
   rng = evaluation_key(split)
-  mesh = task_mesh(num_tasks)
+  # What does not divide is padded.
+  processes = jax.process_count()
+  mesh = task_mesh(-(-num_tasks // processes) * processes)
   return evaluator(
     learner, tasks, metrics, rng, num_tasks=num_tasks, mesh=mesh, **options
   )

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.processes import place
 from metajax.types import (
   Array,
   Batch,
@@ -125,7 +126,7 @@ def evaluator(
     raise ValueError(f"num_tasks={num_tasks}: must be 2 or more.")
   if task_chunk < 1:
     raise ValueError(f"task_chunk={task_chunk}: must be 1 or more.")
-  mesh = task_mesh(1) if mesh is None else mesh
+  mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
   tasks = as_partial(tasks)
 
   def score_task(meta_params, tasks, key):
@@ -145,6 +146,7 @@ def evaluator(
     score = functools.partial(score_task, meta_params, tasks)
     return jax.lax.map(score, keys, batch_size=task_chunk)
 
+  everywhere = NamedSharding(mesh, P())
   score = jax.jit(
     jax.shard_map(
       score_shard,
@@ -152,18 +154,19 @@ def evaluator(
       in_specs=(P(), P(), P(TASKS)),
       out_specs=P(TASKS),
       check_vma=False,
-    )
+    ),
+    # Every process is to see the values of all tasks.
+    out_shardings=everywhere,
   )
   # Whole chunks on every device; the surplus is cut off below.
   padded = -(-num_tasks // (mesh.size * task_chunk)) * mesh.size * task_chunk
   keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(padded))
-  everywhere = NamedSharding(mesh, P())
-  keys = jax.device_put(keys, NamedSharding(mesh, P(TASKS)))
-  tasks = jax.device_put(tasks, everywhere)
+  keys = place(keys, NamedSharding(mesh, P(TASKS)))
+  tasks = place(tasks, everywhere)
 
   def scores(meta_params: Params) -> dict[str, np.ndarray]:
     # Training may have used fewer devices.
-    values = score(jax.device_put(meta_params, everywhere), tasks, keys)
+    values = score(place(meta_params, everywhere), tasks, keys)
     return {k: np.asarray(v)[:num_tasks] for k, v in values.items()}
 
   return scores

@@ -13,6 +13,7 @@ import jax
 from absl import logging
 
 from metajax.evaluation import Estimate
+from metajax.training.processes import is_main
 
 PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -145,7 +146,12 @@ def write_results(
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes a JSON file under another name, then renames it."""
+  """Writes a JSON file under another name, then renames it.
+
+  Of several processes the first one alone does.
+  """
+  if not is_main():
+    return
   temporary = path.with_name(path.name + ".tmp")
   temporary.write_text(json.dumps(value, indent=2) + "\n")
   os.replace(temporary, path)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
@@ -148,8 +149,8 @@ def episode_replay_trainer(
     )
 
   replicated = NamedSharding(mesh, P())
-  tasks, rng = jax.device_put((tasks, rng), replicated)
+  tasks, rng = place((tasks, rng), replicated)
   return Trainer(
-    lambda key: start(jax.device_put(key, replicated), tasks),
+    lambda key: start(place(key, replicated), tasks),
     mean_over_steps(step, tasks, rng),
   )

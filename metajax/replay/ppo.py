@@ -13,6 +13,7 @@ from metajax.models.recurrent import Recurrent, unroll
 from metajax.replay.sequences import encode
 from metajax.tasks.trials import Player, Step, Trials, first_step, play
 from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
@@ -268,7 +269,7 @@ def ppo_trainer(
     params = network.init(rng, features)
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-  rng = jax.device_put(rng, replicated)
+  rng = place(rng, replicated)
   return Trainer(init, mean_over_steps(step, rng))
 
 

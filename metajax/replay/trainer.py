@@ -17,6 +17,7 @@ from metajax.replay.sequences import Sequence, cut, encode, sequence_starts
 from metajax.replay.values import importance_weights
 from metajax.tasks.trials import Trials, first_step, play
 from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
@@ -274,5 +275,5 @@ def replay_trainer(
       ),
     )
 
-  rng = jax.device_put(rng, NamedSharding(mesh, P()))
+  rng = place(rng, NamedSharding(mesh, P()))
   return Trainer(init, mean_over_steps(step, rng))

@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from metajax.training.processes import agree, is_main, whole
 from metajax.training.state import TrainState
 
 
@@ -72,8 +73,9 @@ def save(
     )
   # Whatever the writer of the file happens to raise.
   except Exception as error:
-    for rest in checkpoints.directory.glob(f"{step}.*"):
-      shutil.rmtree(rest, ignore_errors=True)
+    if is_main():
+      for rest in checkpoints.directory.glob(f"{step}.*"):
+        shutil.rmtree(rest, ignore_errors=True)
     before = f"that of step {max(steps)} is whole" if steps else "there is none"
     raise SaveError(
       f"{checkpoints.directory}: the checkpoint of step {step} cannot be "
@@ -147,18 +149,19 @@ def _reason(error: Exception) -> str:
 
 def _move_aside(checkpoints: Checkpoints, steps: list[int]) -> None:
   aside = checkpoints.directory.parent / "damaged_checkpoints"
-  for step in steps:
+  for step in steps if is_main() else ():
     aside.mkdir(exist_ok=True)
     shutil.rmtree(aside / str(step), ignore_errors=True)
     (checkpoints.directory / str(step)).rename(aside / str(step))
   if steps:
+    agree(0, 0)  # The others see it done.
     checkpoints.manager.reload()
 
 
 def _digest(state: TrainState) -> str:
   sha = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    array = np.asarray(leaf)
+    array = whole(leaf)
     header = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n"
     sha.update(header.encode())
     sha.update(np.ascontiguousarray(array).tobytes())

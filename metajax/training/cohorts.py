@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.processes import place
 from metajax.training.state import Trainer, TrainState, mean_over_steps
 from metajax.types import Array, Metrics, Params, PRNGKey
 
@@ -70,14 +71,14 @@ def cohort_trainer(
     check_vma=False,
   )
   replicated = NamedSharding(mesh, P())
-  rng = jax.device_put(rng, replicated)
+  rng = place(rng, replicated)
 
   def init(rng: PRNGKey) -> TrainState:
     stack = jax.tree.map(
       lambda s: jnp.zeros((num_models, *s.shape), s.dtype),
       jax.eval_shape(init_model, rng),
     )
-    return jax.device_put(TrainState(jnp.int32(0), stack, ()), replicated)
+    return place(TrainState(jnp.int32(0), stack, ()), replicated)
 
   def train_next(state, rng):
     step, stack, _ = state

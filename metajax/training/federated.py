@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from metajax import inner_loop
 from metajax.aggregation import pseudo_gradient
 from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
@@ -189,9 +190,9 @@ def federated_trainer(
     return TrainState(jnp.int32(0), params, server_optimizer.init(params))
 
   def init(rng: PRNGKey) -> TrainState:
-    return start(jax.device_put(rng, replicated), clients.data.inputs[0])
+    return start(place(rng, replicated), clients.data.inputs[0])
 
-  clients, rng = jax.device_put((clients, rng), replicated)
+  clients, rng = place((clients, rng), replicated)
   return Trainer(init, mean_over_steps(one_round, clients, rng))
 
 

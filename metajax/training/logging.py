@@ -11,6 +11,8 @@ from typing import NamedTuple, TextIO
 import tensorboardX
 from tqdm import tqdm
 
+from metajax.training.processes import is_main
+
 
 class Logger(NamedTuple):
   """Where the numbers of a run go.
@@ -29,6 +31,8 @@ class Logger(NamedTuple):
 def run_logger(workdir: Path, first_step: int, num_steps: int) -> Logger:
   """Logs to `metrics.jsonl`, to `tensorboard/` and to standard error.
 
+  Of several processes the first one alone does.
+
   Whatever the files hold of steps after `first_step` (a run that went on after
   its last checkpoint and was killed) is dropped, so that every step stands in
   them once.
@@ -38,6 +42,8 @@ def run_logger(workdir: Path, first_step: int, num_steps: int) -> Logger:
     first_step: the step that the run starts or resumes from.
     num_steps: the step that it ends with.
   """
+  if not is_main():
+    return Logger(lambda *_: None, lambda *_: None, lambda: None)
   jsonl = _open_jsonl(workdir / "metrics.jsonl", first_step)
   # Its thread writes every second, for a run may be killed. (With 0 it spins.)
   board = tensorboardX.SummaryWriter(

@@ -13,6 +13,7 @@ from absl import logging
 
 from metajax.training import checkpoint
 from metajax.training.logging import run_logger
+from metajax.training.processes import agree, on_this_process
 from metajax.training.state import Trainer, TrainState
 from metajax.types import PRNGKey
 
@@ -126,7 +127,10 @@ def fit(
 
   if step >= schedule.num_steps:
     return Trained(
-      state, earlier, notes["compile_seconds"], int(notes["skipped_steps"])
+      on_this_process(state),
+      earlier,
+      notes["compile_seconds"],
+      int(notes["skipped_steps"]),
     )
 
   before_compile = time.monotonic()
@@ -171,12 +175,14 @@ def fit(
         scalars |= {f"validation/{k}": v for k, v in scores.items()}
       if scalars:
         logger.write(step, scalars)
-      if caught or schedule.due(step, schedule.checkpoint_every):
+      # Processes differ in their clocks, and not all may get a signal.
+      steps_per_call, signum = agree(steps_per_call, caught[0] if caught else 0)
+      if signum or schedule.due(step, schedule.checkpoint_every):
         save(state)
-      if caught:
-        raise Interrupted(caught[0], step)
+      if signum:
+        raise Interrupted(signum, step)
   return Trained(
-    state,
+    on_this_process(state),
     earlier + time.monotonic() - start,
     notes["compile_seconds"],
     int(notes["skipped_steps"]),

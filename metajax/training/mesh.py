@@ -58,14 +58,26 @@ def task_mesh(
 
   Args:
     meta_batch: tasks per meta-step.
-    devices: the devices to use, all local ones if None. Of these the most are
-      taken that divide `meta_batch`.
+    devices: the devices to use, those of all processes if None. Of these the
+      most are taken that divide `meta_batch`, equally many of each process.
 
   Raises:
-    ValueError: if `meta_batch` is not positive.
+    ValueError: if `meta_batch` is not positive, or does not divide over the
+      processes.
   """
   if meta_batch < 1:
     raise ValueError(f"meta_batch={meta_batch}: must be 1 or more.")
-  devices = jax.local_devices() if devices is None else list(devices)
-  count = max(n for n in range(1, len(devices) + 1) if meta_batch % n == 0)
-  return jax.sharding.Mesh(np.asarray(devices[:count]), (TASKS,))
+  devices = jax.devices() if devices is None else list(devices)
+  by_process: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    by_process.setdefault(device.process_index, []).append(device)
+  share, rest = divmod(meta_batch, len(by_process))
+  if rest:
+    raise ValueError(
+      f"meta_batch={meta_batch}: must be a multiple of the {len(by_process)} "
+      "processes."
+    )
+  fewest = min(map(len, by_process.values()))
+  count = max(n for n in range(1, fewest + 1) if share % n == 0)
+  chosen = [d for group in by_process.values() for d in group[:count]]
+  return jax.sharding.Mesh(np.asarray(chosen), (TASKS,))

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from metajax.training.chunking import choose_task_chunk
 from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
@@ -136,9 +137,9 @@ def meta_trainer(
     return TrainState(jnp.int32(0), meta_params, optimizer.init(meta_params))
 
   def init(rng: PRNGKey) -> TrainState:
-    return start(jax.device_put(rng, replicated), tasks)
+    return start(place(rng, replicated), tasks)
 
-  tasks, rng = jax.device_put((tasks, rng), replicated)
+  tasks, rng = place((tasks, rng), replicated)
   return Trainer(init, mean_over_steps(meta_step, tasks, rng))
 
 

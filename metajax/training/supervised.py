@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
@@ -107,8 +108,8 @@ def supervised_trainer(
     params = init_params(rng)
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-  data, rng = jax.device_put((data, rng), replicated)
+  data, rng = place((data, rng), replicated)
   return Trainer(
-    lambda key: init(jax.device_put(key, replicated)),
+    lambda key: init(place(key, replicated)),
     mean_over_steps(step, data, rng),
   )

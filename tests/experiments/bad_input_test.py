@@ -128,6 +128,8 @@ INTEGERS = {
   "cg_steps": 0,
   "num_context": 1,
   "replay_step": 0,
+  "num_processes": 1,
+  "process_id": 0,
 }
 ONLY = {
   SINUSOID: {
@@ -231,7 +233,12 @@ def test_every_flag_is_tried_above(experiment, run):
   )
   tried = {flag for name, flag, *_ in _bad_flags() if name == experiment}
   of_both = {flag for _, flag, *_ in _bad_flags()}
-  assert listed - of_both <= {"workdir", "data_dir", "compile_cache"}
+  assert listed - of_both <= {
+    "workdir",
+    "data_dir",
+    "compile_cache",
+    "coordinator",
+  }
   assert tried <= listed
 
 
@@ -360,6 +367,26 @@ def test_network_of_so_many_classes_is_not_trained_on_others(run, workdir):
   _assert_refused(
     ended, "--train_ways=20: must be --ways=5 for --learner=maml, whose .*"
   )
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--coordinator=here"], "--coordinator=here: must be HOST:PORT, or auto."),
+    (
+      ["--coordinator=localhost:1", "--num_processes=2"],
+      "--num_processes and --process_id: needed with --coordinator=.*",
+    ),
+    (["--num_processes=2"], "--num_processes and --process_id: needed .*"),
+    (
+      ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"],
+      "--process_id=2: must be less than --num_processes=2.",
+    ),
+  ],
+)
+def test_processes_that_cannot_be_are_refused(flags, message, run, workdir):
+  ended = run(SINUSOID, [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, message)
 
 
 def test_cache_that_cannot_be_is_named(run, workdir, tmp_path):

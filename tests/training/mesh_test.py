@@ -34,18 +34,34 @@ from metajax.training.mesh import usable_cores
 def test_mesh_takes_the_most_devices_that_divide(
   meta_batch, available, expected
 ):
-  # To a mesh, devices are any objects.
-  devices = [object() for _ in range(available)]
+  devices = _devices(available)
   mesh = task_mesh(meta_batch, devices)
   assert mesh.axis_names == ("tasks",)
   assert list(mesh.devices) == devices[:expected]
 
 
-def test_mesh_is_of_the_local_devices_unless_told(monkeypatch):
-  devices = [object() for _ in range(3)]
-  monkeypatch.setattr(jax, "local_devices", lambda: devices)
+def test_mesh_is_of_all_devices_unless_told(monkeypatch):
+  devices = _devices(3)
+  monkeypatch.setattr(jax, "devices", lambda: devices)
   assert list(task_mesh(6).devices) == devices
   assert list(task_mesh(4).devices) == devices[:2]
+
+
+def test_every_process_has_the_same_part_of_the_mesh():
+  devices = _devices(4, process=0) + _devices(3, process=1)
+  assert list(task_mesh(12, devices).devices) == devices[:3] + devices[4:]
+  assert list(task_mesh(8, devices).devices) == devices[:2] + devices[4:6]
+  with pytest.raises(ValueError, match="^meta_batch=9: .* the 2 processes"):
+    task_mesh(9, devices)
+
+
+def _devices(number, process=0):
+  """To a mesh, devices are any objects."""
+
+  class Device:
+    process_index = process
+
+  return [Device() for _ in range(number)]
 
 
 @pytest.mark.parametrize("meta_batch", [0, -2])
