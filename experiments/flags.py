@@ -1,6 +1,5 @@
 """The flags that every training script has, presets, and one-line errors."""
 
-import faulthandler
 import math
 import os
 import signal
@@ -12,6 +11,7 @@ from typing import Any, get_args
 import jax
 from absl import app, flags, logging
 
+from experiments import processes
 from metajax import learners
 from metajax.inner_loop import Memory
 from metajax.training import use_cpu_cores
@@ -22,6 +22,7 @@ FLAGS = flags.FLAGS
 
 # Not later: gymnax, which some scripts import, begins to compute at once.
 use_cpu_cores()
+processes.join_early()
 
 Presets = Mapping[str, Mapping[str, Any]]
 
@@ -32,9 +33,6 @@ flags.DEFINE_string(
   "stopped. Default: runs/EXPERIMENT-HASH, the hash being that of the flags.",
 )
 MAX_SEED = 2**31 - 1
-# Seconds after which a process that says nothing is taken for dead, and those
-# that processes wait for each other at the start.
-HEARTBEAT, START = 30, 120
 flags.DEFINE_integer(
   "seed",
   0,
@@ -106,19 +104,6 @@ flags.DEFINE_string(
   "may be deleted at any time. Empty: none. Default: "
   "$JAX_COMPILATION_CACHE_DIR, or metajax in the user's folder of caches.",
 )
-flags.DEFINE_string(
-  "coordinator",
-  None,
-  "Where several processes, each started with the same flags, are one run: the "
-  "HOST:PORT at which the first of them listens; or auto, to ask SLURM, Open "
-  "MPI, Kubernetes or the TPU.",
-)
-flags.DEFINE_integer(
-  "num_processes", None, "Of --coordinator=HOST:PORT.", lower_bound=1
-)
-flags.DEFINE_integer(
-  "process_id", None, "Of this process, from 0.", lower_bound=0
-)
 flags.DEFINE_bool(
   "must_save",
   True,
@@ -186,7 +171,7 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
     # orbax tells at INFO of every file it writes.
     logging.set_verbosity(logging.WARNING)
     try:
-      _join_processes()
+      processes.join()
       _use_compile_cache()
       main()
     except Interrupted as stop:
@@ -237,42 +222,6 @@ def fail(message: str, code: int = 2) -> None:
     # The usual end would wait for the other processes, which wait for this one.
     os._exit(code)
   sys.exit(code)
-
-
-def _join_processes() -> None:
-  address, number, place = (
-    FLAGS[name].value for name in ("coordinator", "num_processes", "process_id")
-  )
-  by_hand = address not in (None, "auto")
-  if by_hand and ":" not in address:
-    raise ValueError(f"--coordinator={address}: must be HOST:PORT, or auto.")
-  if by_hand != (number is not None) or by_hand != (place is not None):
-    raise ValueError(
-      "--num_processes and --process_id: needed with --coordinator=HOST:PORT, "
-      "and only there."
-    )
-  if by_hand and place >= number:
-    raise ValueError(
-      f"--process_id={place}: must be less than --num_processes={number}."
-    )
-  if not address:
-    return
-  try:
-    jax.distributed.initialize(
-      *((address, number, place) if by_hand else ()),
-      heartbeat_timeout_seconds=HEARTBEAT,
-      initialization_timeout=START,
-    )
-  except RuntimeError as error:
-    raise ValueError(
-      f"--coordinator={address}: the processes do not find each other within "
-      f"{START} s ({str(error).splitlines()[0]})."
-    ) from error
-  # Where another process dies, JAX ends this one; its message is enough.
-  faulthandler.disable()
-  if jax.process_index():
-    # What all have in common is said once.
-    sys.stdout = open(os.devnull, "w")
 
 
 def _use_compile_cache() -> None:

@@ -136,8 +136,8 @@ def task_scorer(
   """Returns `meta_params -> {metric: values}`, a value for each fixed task."""
   rng = evaluation_key(split)
   # What does not divide is padded.
-  processes = jax.process_count()
-  mesh = task_mesh(-(-num_tasks // processes) * processes)
+  count = jax.process_count()
+  mesh = task_mesh(-(-num_tasks // count) * count)
   return evaluator(
     learner, tasks, metrics, rng, num_tasks=num_tasks, mesh=mesh, **options
   )
