@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import training
+from experiments import seeds, training  # noqa: F401
 from experiments.flags import FLAGS
 from metajax.results import write_json
 from metajax.training import Trainer, checkpoint
@@ -36,6 +36,8 @@ def replay(
   to the step.
   """
   step = FLAGS.replay_step
+  if FLAGS.num_seeds > 1:
+    raise ValueError("--replay_step: for --num_seeds=1 alone.")
   state = trainer.init(training.init_key())
   checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints")
   restored = checkpoint.restore(checkpoints, state, at_most=step)

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from experiments import inspection, meta_learners, plots, training
+from experiments import inspection, meta_learners, plots, seeds, training
 from experiments.flags import FLAGS, define_data_dir, refuse, run
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
@@ -211,6 +211,7 @@ def main() -> None:
       num_tasks,
       transductive=transductive,
     )
+    score = seeds.over_seeds(score)
     return lambda params: score(params)["accuracy"]
 
   validation = scorer(steps, "validation", FLAGS.validation_tasks)
@@ -219,13 +220,17 @@ def main() -> None:
     train_tasks,
     rule=FLAGS.outer_optimizer,
     skip_non_finite=FLAGS.skip_non_finite,
+    rng=seeds.keys(training.task_key),
   )
   workdir = training.start("maml_omniglot")
   if FLAGS.replay_step is not None:
     inspection.replay(workdir, trainer, trained_learner, train_tasks)
     return
   trained = training.train(
-    trainer, workdir, lambda params: {"accuracy": validation(params).mean}
+    trainer,
+    workdir,
+    lambda params: {"accuracy": validation(params).mean},
+    rng=seeds.keys(training.init_key),
   )
 
   params = trained.state.meta_params
@@ -257,7 +262,7 @@ def main() -> None:
   plots.image_episodes(
     workdir / "episodes.png",
     learner(steps, ways),
-    params,
+    seeds.first(params),
     splits.test,
     jax.random.key(FLAGS.eval_seed),
     ways,
@@ -267,6 +272,7 @@ def main() -> None:
     "maml_omniglot",
     {
       **meta_learners.protocol(name),
+      "num_seeds": FLAGS.num_seeds,
       "ways": ways,
       "train_ways": train_ways,
       "shots": FLAGS.shots,

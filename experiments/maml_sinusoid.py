@@ -16,7 +16,7 @@ over 600 curves is often that of one which diverged: after 5 steps 13 curves in
 import jax
 from absl import flags
 
-from experiments import inspection, meta_learners, plots, training
+from experiments import inspection, meta_learners, plots, seeds, training
 from experiments.flags import FLAGS, run
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
@@ -67,7 +67,7 @@ def main() -> None:
     )
 
   def scores(shots: int, eval_steps: int, split: str, num_tasks: int):
-    return training.scorer(
+    score = training.scorer(
       learner(eval_steps),
       sinusoid(shots, EVAL_QUERY_SHOTS),
       {"mse": mean_squared_error},
@@ -75,6 +75,7 @@ def main() -> None:
       num_tasks,
       task_chunk=100,
     )
+    return seeds.over_seeds(score)
 
   possible = FLAGS.eval_inner_steps
   if not FLAGS["eval_inner_steps"].present:
@@ -88,13 +89,17 @@ def main() -> None:
     train_tasks,
     rule=FLAGS.outer_optimizer,
     skip_non_finite=FLAGS.skip_non_finite,
+    rng=seeds.keys(training.task_key),
   )
   workdir = training.start("maml_sinusoid")
   if FLAGS.replay_step is not None:
     inspection.replay(workdir, trainer, learner(FLAGS.inner_steps), train_tasks)
     return
   trained = training.train(
-    trainer, workdir, lambda params: {"mse": validation(params)["mse"].mean}
+    trainer,
+    workdir,
+    lambda params: {"mse": validation(params)["mse"].mean},
+    rng=seeds.keys(training.init_key),
   )
   params = trained.state.meta_params
   metrics = {
@@ -113,7 +118,7 @@ def main() -> None:
   plots.sinusoid_fits(
     workdir / "adaptation.png",
     {steps: learner(steps) for steps in possible},
-    params,
+    seeds.first(params),
     sinusoid(FLAGS.eval_shots[0], EVAL_QUERY_SHOTS),
     jax.random.key(FLAGS.eval_seed),
   )
@@ -122,6 +127,7 @@ def main() -> None:
     "maml_sinusoid",
     {
       **meta_learners.protocol(name),
+      "num_seeds": FLAGS.num_seeds,
       "shots": FLAGS.shots,
       "query_shots": FLAGS.query_shots,
       "eval_query_shots": EVAL_QUERY_SHOTS,

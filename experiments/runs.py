@@ -69,8 +69,12 @@ def _find_run(flag: str, folder: Path) -> Run:
     )
   wanted = {name: FLAGS[name].value for name in ("ways", "filters")}
   wanted |= {"model": "conv4", "normalization": "batch"}
-  optimizers = {"outer_optimizer": "adam", "inner_optimizer": "sgd"}
-  own, wanted = optimizers | own, wanted | optimizers
+  usual = {
+    "outer_optimizer": "adam",
+    "inner_optimizer": "sgd",
+    "num_seeds": 1,
+  }
+  own, wanted = usual | own, wanted | usual
   for name, value in wanted.items():
     if own.get(name) != value:
       raise ValueError(

@@ -82,14 +82,18 @@ def trainer(
   seed: int = 0,
   rule: str = "adam",
   skip_non_finite: bool = False,
+  rng: PRNGKey | None = None,
 ) -> Trainer:
-  """Builds the trainer that the flags describe, `seed` beyond their seed."""
+  """Builds the trainer that the flags describe, `seed` beyond their seed.
+
+  `rng`, if given, is the key of the tasks in place of that of the seed.
+  """
   return meta_trainer(
     learner,
     outer_optimizer(FLAGS.outer_schedule, rule=rule),
     tasks,
     meta_batch=FLAGS.meta_batch,
-    rng=task_key(seed),
+    rng=task_key(seed) if rng is None else rng,
     task_chunk=FLAGS.task_chunk or None,
     skip_non_finite=skip_non_finite,
   )
@@ -99,14 +103,20 @@ def train(
   trainer: Trainer,
   workdir: Path,
   validate: Callable[[Params], dict[str, float]],
+  *,
+  rng: PRNGKey | None = None,
 ) -> Trained:
-  """Meta-trains by the flags, from the newest checkpoint in the workdir."""
+  """Meta-trains by the flags, from the newest checkpoint in the workdir.
+
+  `rng`, if given, is the key of the initial parameters, or those of seeds.
+  """
+  rng = init_key() if rng is None else rng
   return fit(
     trainer,
-    init_key(),
+    rng,
     schedule(),
     workdir,
-    tasks_per_step=FLAGS.meta_batch,
+    tasks_per_step=FLAGS.meta_batch * rng.size,
     validate=lambda state: validate(state.meta_params),
     must_save=FLAGS.must_save,
   )

@@ -17,6 +17,7 @@ def choose_task_chunk(
   tasks: TaskFamily,
   tasks_per_device: int,
   *,
+  at_once: int = 1,
   budget_bytes: int | None = None,
 ) -> int:
   """Returns the largest divisor of `tasks_per_device` that fits the budget.
@@ -27,6 +28,7 @@ def choose_task_chunk(
     learner: the meta-learner.
     tasks: the task family to train on.
     tasks_per_device: meta-batch over number of devices.
+    at_once: chunks that are treated at once, of different seeds.
     budget_bytes: bytes of temporaries allowed to a chunk; chosen by the device
       if None.
   """
@@ -34,7 +36,7 @@ def choose_task_chunk(
   analysis = compiled.memory_analysis()
   if analysis is None:  # Some backends do not tell.
     return 1
-  per_task = max(analysis.temp_size_in_bytes, 1)
+  per_task = max(analysis.temp_size_in_bytes, 1) * at_once
   budget = _device_budget() if budget_bytes is None else budget_bytes
   fits = [
     n

@@ -1,13 +1,12 @@
 """The meta-training step: sample tasks, average meta-gradients, update."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax.training import seeds
 from metajax.training.chunking import choose_task_chunk
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
@@ -58,7 +57,10 @@ def meta_trainer(
     optimizer: the outer optimizer.
     tasks: the task family to train on.
     meta_batch: B, tasks per meta-step.
-    rng: the key from which all tasks are drawn.
+    rng: the key from which all tasks are drawn. Or keys `[S]`, to train S seeds
+      in one program, each as it would be alone; `init` then takes keys `[S]`
+      too, the state has a leading axis of seeds (but for its step), metrics are
+      means over the seeds, and all of them stop where one is not finite.
     task_chunk: tasks whose meta-gradient is computed at once, on one device;
       must divide `meta_batch / mesh.size`. None: `choose_task_chunk` says.
     skip_non_finite: a step whose gradient or loss is not finite changes nothing
@@ -78,8 +80,11 @@ def meta_trainer(
     raise ValueError(
       f"meta_batch={meta_batch}: must be a multiple of {mesh.size} devices."
     )
+  num_seeds = seeds.count(rng)
   if task_chunk is None:
-    task_chunk = choose_task_chunk(learner, tasks, per_device)
+    task_chunk = choose_task_chunk(
+      learner, tasks, per_device, at_once=num_seeds or 1
+    )
   if task_chunk < 1 or per_device % task_chunk:
     raise ValueError(
       f"task_chunk={task_chunk}: must divide the {per_device} tasks of a "
@@ -114,14 +119,7 @@ def meta_trainer(
     mean = jax.lax.pmean(jax.tree.map(lambda x: x / num_chunks, total), TASKS)
     return jax.tree.map(lambda x, like: x.astype(like.dtype), mean, narrow)
 
-  # Gradients are local to a device until pmean; check_vma would turn the
-  # gradient of replicated parameters into a sum over devices.
-  sharded_grad = jax.shard_map(
-    device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
-  )
-
-  def meta_step(state, tasks, rng):
-    grads, metrics = sharded_grad(state.meta_params, tasks, state.step, rng)
+  def update(state, grads, metrics):
     loss = metrics.get("loss", 0.0)
     state = next_state(optimizer, state, grads, loss, skip=skip_non_finite)
     if skip_non_finite:
@@ -130,11 +128,27 @@ def meta_trainer(
       metrics["skipped"] = jnp.where(finite, 0.0, 1.0)
     return state, metrics
 
-  @functools.partial(jax.jit, out_shardings=replicated)
-  def start(rng: PRNGKey, tasks: TaskFamily) -> TrainState:
+  def first_state(rng, tasks):
     episode = tasks(rng)
     meta_params = learner.init(rng, episode.support.inputs)
     return TrainState(jnp.int32(0), meta_params, optimizer.init(meta_params))
+
+  if num_seeds is not None:
+    device_grad = jax.vmap(device_grad, in_axes=(0, None, None, 0))
+    update = seeds.together(update)
+    first_state = seeds.from_keys(first_state)
+
+  # Gradients are local to a device until pmean; check_vma would turn the
+  # gradient of replicated parameters into a sum over devices.
+  sharded_grad = jax.shard_map(
+    device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
+  )
+
+  def meta_step(state, tasks, rng):
+    grads, metrics = sharded_grad(state.meta_params, tasks, state.step, rng)
+    return update(state, grads, metrics)
+
+  start = jax.jit(first_state, out_shardings=replicated)
 
   def init(rng: PRNGKey) -> TrainState:
     return start(place(rng, replicated), tasks)

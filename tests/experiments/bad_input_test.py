@@ -128,6 +128,7 @@ INTEGERS = {
   "cg_steps": 0,
   "num_context": 1,
   "replay_step": 0,
+  "num_seeds": 1,
   "num_processes": 1,
   "process_id": 0,
 }
@@ -425,6 +426,7 @@ def _member(folder, **flags):
     ({"experiment": SINUSOID}, "is no run of experiments.maml_omniglot: .*"),
     ({"ways": 20}, "is a run with --ways=20, not 5: give another run, or .*"),
     ({"filters": 8}, "is a run with --filters=8, not 64: give another .*"),
+    ({"filters": 64, "num_seeds": 2}, "is a run with --num_seeds=2, not 1: .*"),
   ],
 )
 def test_member_that_does_not_fit_is_named(

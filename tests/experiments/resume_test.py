@@ -359,6 +359,7 @@ def test_config_holds_flags_versions_device_and_commit(straight):
     "proximal_strength": 2.0,
     "cg_steps": 5,
     "num_context": 5,
+    "num_seeds": 1,
   }
   assert flags == given | defaults
   environment = config["environment"]

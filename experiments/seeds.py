@@ -1,0 +1,70 @@
+"""Several seeds trained in one program, for scripts that can."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from absl import flags
+
+from experiments.flags import FLAGS, MAX_SEED
+from metajax.evaluation import Estimate
+from metajax.types import Params, PRNGKey
+
+flags.DEFINE_integer(
+  "num_seeds",
+  1,
+  "Train this seed and those after it, so many in all, in one program. Results "
+  "then are means over seeds, with 95% intervals for another seed's mean.",
+  lower_bound=1,
+)
+
+
+def keys(key_of: Callable[[int], PRNGKey]) -> PRNGKey:
+  """Stacks the keys of the seeds; of one seed, its key."""
+  if FLAGS.num_seeds == 1:
+    return key_of(0)
+  last = FLAGS.seed + FLAGS.num_seeds - 1
+  if last > MAX_SEED:
+    raise ValueError(f"--num_seeds: the last seed is {last}, over {MAX_SEED}.")
+  return jnp.stack([key_of(i) for i in range(FLAGS.num_seeds)])
+
+
+def first(params: Params) -> Params:
+  """The meta-parameters of the first seed, for pictures."""
+  if FLAGS.num_seeds == 1:
+    return params
+  return jax.tree.map(lambda x: x[0], params)
+
+
+def over_seeds(
+  score: Callable[[Params], dict[str, Estimate]],
+) -> Callable[[Params], dict[str, Estimate]]:
+  """Scores every seed's meta-parameters and returns means over the seeds.
+
+  The interval is that of Student's t for the seeds' means, `t S^-1/2 std`; what
+  the tasks add to it is in the means already. The tasks of all seeds count.
+  """
+  if FLAGS.num_seeds == 1:
+    return score
+
+  def score_all(params: Params) -> dict[str, Estimate]:
+    every = [
+      score(jax.tree.map(lambda x, i=i: x[i], params))
+      for i in range(FLAGS.num_seeds)
+    ]
+    return {
+      name: _over_seeds([estimates[name] for estimates in every])
+      for name in every[0]
+    }
+
+  return score_all
+
+
+def _over_seeds(estimates: list[Estimate]) -> Estimate:
+  means = np.array([e.mean for e in estimates])
+  t = scipy.stats.t.ppf(0.975, len(means) - 1)
+  ci95 = t * means.std(ddof=1) / np.sqrt(len(means))
+  num_tasks = sum(e.num_tasks for e in estimates)
+  return Estimate(float(means.mean()), float(ci95), num_tasks)

@@ -1,0 +1,59 @@
+"""Several seeds in one program: a leading axis of everything but the step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax.training.state import TrainState
+from metajax.types import Metrics, Params, PRNGKey
+
+Update = Callable[[TrainState, Params, Metrics], tuple[TrainState, Metrics]]
+STATE_AXES = TrainState(None, 0, 0)  # type: ignore[arg-type]
+
+
+def count(rng: PRNGKey) -> int | None:
+  """Returns S for keys `[S]`, and None for one key, typed or raw."""
+  typed = jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key)
+  shape = rng.shape if typed else rng.shape[:-1]
+  return shape[0] if shape else None
+
+
+def together(update: Update) -> Update:
+  """Lets an update of one seed's state update the states of many.
+
+  Where one seed does not advance, none does, so that they stay in step.
+
+  Args:
+    update: `(state, grads, metrics) -> (state, metrics)`.
+
+  Returns:
+    The same for `[S]` of each. The step has no axis of seeds; the metrics that
+    come out are means over them.
+  """
+
+  def update_all(state, grads, metrics):
+    new, metrics = jax.vmap(update, (STATE_AXES, 0, 0))(state, grads, metrics)
+    step = new.step.min()
+    advanced = step > state.step
+    new = jax.tree.map(
+      lambda after, before: jnp.where(advanced, after, before),
+      new._replace(step=step),
+      state,
+    )
+    return new, jax.tree.map(lambda x: x.mean(0), metrics)
+
+  return update_all
+
+
+def from_keys(
+  init: Callable[..., TrainState],
+) -> Callable[..., TrainState]:
+  """Lets `(rng, ...) -> state` take keys `[S]`, one for each seed."""
+
+  def init_all(rng: PRNGKey, *arguments: Any) -> TrainState:
+    states = jax.vmap(lambda key: init(key, *arguments))(rng)
+    return states._replace(step=jnp.int32(0))
+
+  return init_all
