@@ -1,5 +1,6 @@
 """The flags that every training script has, presets, and one-line errors."""
 
+import contextlib
 import math
 import os
 import signal
@@ -110,6 +111,11 @@ flags.DEFINE_bool(
   "Stop where a checkpoint cannot be written, on a full disk, say; otherwise "
   "warn, and go on.",
 )
+flags.DEFINE_string(
+  "profile",
+  None,
+  "Folder for a trace of the whole run; see scripts/profile.sh.",
+)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 
 
@@ -173,7 +179,8 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
     try:
       processes.join()
       _use_compile_cache()
-      main()
+      with _profile():
+        main()
     except Interrupted as stop:
       fail(
         f"stopped by {stop}; a checkpoint is written, run the same command to "
@@ -222,6 +229,12 @@ def fail(message: str, code: int = 2) -> None:
     # The usual end would wait for the other processes, which wait for this one.
     os._exit(code)
   sys.exit(code)
+
+
+def _profile() -> contextlib.AbstractContextManager:
+  if not FLAGS.profile:
+    return contextlib.nullcontext()
+  return jax.profiler.trace(FLAGS.profile, create_perfetto_trace=True)
 
 
 def _use_compile_cache() -> None:

@@ -26,6 +26,7 @@ NOT_CONFIG = (
   "debug",
   "preset",
   "compile_cache",
+  "profile",
   "must_save",
   "skip_non_finite",
   "replay_step",

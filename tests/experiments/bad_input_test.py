@@ -238,6 +238,7 @@ def test_every_flag_is_tried_above(experiment, run):
     "workdir",
     "data_dir",
     "compile_cache",
+    "profile",
     "coordinator",
   }
   assert tried <= listed

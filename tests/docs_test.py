@@ -1,0 +1,96 @@
+"""The code in README and docs does what it says."""
+
+import ast
+import functools
+import os
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+def _blocks(page, language):
+  fence = rf"```{language}\n(.*?)```"
+  return re.findall(fence, page.read_text(), re.DOTALL)
+
+
+def _run(page):
+  """Runs a page's Python from top to bottom; blocks build on each other."""
+  names = {"__name__": "example"}
+  for code in _blocks(page, "python"):
+    exec(compile(code, str(page), "exec"), names)
+  return names
+
+
+def test_example_learns_the_prior_of_its_tasks(capsys):
+  """For lines, MAML's initialisation is the mean line: 2 x - 1."""
+  params = _run(README)["state"].meta_params
+  np.testing.assert_allclose(params["slope"], [2.0], atol=0.15)
+  np.testing.assert_allclose(params["offset"], -1.0, atol=0.15)
+  assert "huber" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "page", [p for p in PAGES[1:] if _blocks(p, "python")], ids=lambda p: p.name
+)
+def test_examples_run(page):
+  assert "jax" in _run(page)
+
+
+def _commands():
+  """Commands of the pages: those of bash blocks, and those within a line."""
+  for page in PAGES:
+    text = page.read_text()
+    found = "\n".join(_blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    spans = re.findall(r"`((?:python|scripts/|\./scripts/)[^`]+)`", text)
+    for command in found + [" ".join(span.split()) for span in spans]:
+      words = shlex.split(command, comments=True)
+      if words:
+        yield page.name, words
+
+
+@functools.cache
+def _flags_of(folder):
+  """The flags that the programs of a folder define, all together."""
+  calls = (
+    node
+    for path in (ROOT / folder).rglob("*.py")
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Call) and node.args
+  )
+  return {
+    call.args[0].value.removeprefix("--")
+    for call in calls
+    if re.search("(?i)define|add_argument", ast.unparse(call.func))
+    and isinstance(call.args[0], ast.Constant)
+  }
+
+
+def test_commands_exist_with_their_flags():
+  """A command is not run here, but its program and flags are looked up."""
+  seen = 0
+  for page, words in _commands():
+    known = set()
+    for i, word in enumerate(words):
+      path = None
+      if word == "-m" and words[i + 1].startswith("experiments."):
+        path = ROOT / (words[i + 1].replace(".", "/") + ".py")
+        known |= _flags_of("experiments")
+      elif re.match(r"(\./)?scripts/", word):
+        path = ROOT / word
+        known |= _flags_of("scripts")
+        assert path.suffix != ".sh" or os.access(path, os.X_OK), (page, word)
+      if path is not None and "NAME" not in path.name:
+        assert path.is_file(), (page, words)
+        seen += 1
+    if known:
+      flags = {w[2:].split("=")[0] for w in words if w.startswith("--")}
+      unknown = flags - known - {f"no{flag}" for flag in known} - {"help"}
+      assert not unknown, (page, words)
+  assert seen > 30
