@@ -9,6 +9,7 @@ from absl import flags
 
 from experiments.flags import FLAGS, refuse
 from metajax.learners import ENCODED, REGISTRY
+from metajax.models.precision import compute_in
 from metajax.types import LossFn, MetaLearner, Model
 
 flags.DEFINE_enum(
@@ -22,6 +23,12 @@ flags.DEFINE_enum(
   "adam",
   ["adam", "sgd"],
   "Of the meta-parameters. sgd: Reptile's, with --outer_lr=1.",
+)
+flags.DEFINE_enum(
+  "dtype",
+  "float32",
+  ["float32", "bfloat16"],
+  "Of what the network computes; parameters, losses, optimizers: float32.",
 )
 flags.DEFINE_integer(
   "inner_batch",
@@ -126,8 +133,11 @@ def build(
   if name in ENCODED:
     refuse(*INNER)
     options["num_outputs"] = num_outputs
+  model = network(None if name in ENCODED else num_outputs)
+  if FLAGS.dtype != "float32":
+    model = compute_in(model, FLAGS.dtype)
   return REGISTRY[name](
-    network(None if name in ENCODED else num_outputs),
+    model,
     loss_fn,
     inner_optimizer(),
     FLAGS.inner_steps,
@@ -199,6 +209,7 @@ def protocol(name: str) -> dict[str, Any]:
   inner = () if name in ENCODED else INNER
   return {
     "learner": name,
+    "dtype": FLAGS.dtype,
     **{flag: FLAGS[flag].value for flag in inner},
     "outer_optimizer": FLAGS.outer_optimizer,
     **own(name),

@@ -73,6 +73,7 @@ def _find_run(flag: str, folder: Path) -> Run:
     "outer_optimizer": "adam",
     "inner_optimizer": "sgd",
     "num_seeds": 1,
+    "dtype": "float32",
   }
   own, wanted = usual | own, wanted | usual
   for name, value in wanted.items():

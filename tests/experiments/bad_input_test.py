@@ -164,6 +164,7 @@ CHOICES = {
   "outer_schedule": "<constant|cosine|linear>",
   "memory": "<default|remat|mixed|nested>",
   "inner_optimizer": "<sgd|adam>",
+  "dtype": "<float32|bfloat16>",
   "outer_optimizer": "<adam|sgd>",
 }
 ONLY_CHOICES = {

@@ -360,6 +360,7 @@ def test_config_holds_flags_versions_device_and_commit(straight):
     "cg_steps": 5,
     "num_context": 5,
     "num_seeds": 1,
+    "dtype": "float32",
   }
   assert flags == given | defaults
   environment = config["environment"]
