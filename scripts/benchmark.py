@@ -5,13 +5,16 @@
   python scripts/benchmark.py --suite=aggregation --json
   python scripts/benchmark.py --suite=inner_loop --json
   python scripts/benchmark.py --suite=replay --json
+  python scripts/benchmark.py --suite=all --json --out=DIR
 
 The suite maml is one meta-step, whole: sampling, gradient, Adam. Images are
 random numbers of Omniglot's shape. The seconds are the median over `--repeats`
 calls of the compiled training loop after one call to warm up. The floating
-point operations are those that XLA counts in the compiled meta-gradient, and
-the peak is the rate of a 2048-cubed float32 matrix product measured in the same
-run.
+point operations and the bytes are those that XLA counts in the compiled
+meta-gradient; the peaks, of a 2048-cubed float32 matrix product and of a copy
+of 256 MB, are measured in the same run. The roofline is the least time of both,
+operations by the one rate and bytes by the other; a program whose data stay in
+a cache can be faster.
 
 The suite aggregation is the average of many models, whose bytes per second are
 compared with those of a plain copy of the same array, reads and writes counted.
@@ -26,6 +29,9 @@ scripts/plot_inner_loop.py draws the lines of JSON.
 The suite replay is one step of recurrent experience replay on bandits, acting
 and learning; its share of time in the buffer is that of a program that does
 nothing but the same insertions, draws and new priorities.
+
+The suite all is all of them, and the first for many settings, each in a process
+of its own.
 """
 
 import json
@@ -37,7 +43,13 @@ from absl import app, flags, logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from metajax.training import use_cpu_cores  # noqa: E402
-from scripts.benchmarks import aggregation, inner_loop, maml, replay  # noqa: E402
+from scripts.benchmarks import (  # noqa: E402
+  aggregation,
+  everything,
+  inner_loop,
+  maml,
+  replay,
+)
 
 FLAGS = flags.FLAGS
 
@@ -46,6 +58,7 @@ SUITES = {
   "aggregation": aggregation.measure,
   "inner_loop": inner_loop.measure,
   "replay": replay.measure,
+  "all": everything.measure,
 }
 flags.DEFINE_enum("suite", "maml", list(SUITES), "What to measure.")
 flags.DEFINE_bool("json", False, "A line of JSON after each result.")

@@ -17,8 +17,10 @@ from metajax.tasks.few_shot import few_shot_episodes
 from metajax.training import choose_task_chunk, meta_trainer, task_mesh
 from metajax.training.chunking import compile_one_task
 from scripts.benchmarks.measuring import (
+  copy_rate,
   machine,
   matmul_peak,
+  peak_bytes,
   seconds_per_step,
 )
 
@@ -89,7 +91,11 @@ def measure() -> Iterator[dict]:
   peak = matmul_peak()
   seconds = seconds_per_step(call)
   median = float(np.median(seconds))
-  flops = flops_per_task(learner_of, tasks, FLAGS.inner_steps) * FLAGS.tasks
+  flops, traffic = (
+    FLAGS.tasks * cost_of_task(what, learner_of, tasks, FLAGS.inner_steps)
+    for what in ("flops", "bytes accessed")
+  )
+  copies = copy_rate()
   # Several devices share the work; a CPU's devices share its cores.
   devices = 1 if jax.default_backend() == "cpu" else mesh.size
   yield {
@@ -108,21 +114,27 @@ def measure() -> Iterator[dict]:
     "gflops_per_meta_step": flops / 1e9,
     "matmul_peak_gflops": peak / 1e9,
     "fraction_of_peak": flops / median / (peak * devices),
+    "gigabytes_per_meta_step": traffic / 1e9,
+    "copy_gigabytes_per_second": copies / 1e9,
+    "fraction_of_roofline": max(flops / peak, traffic / copies)
+    / devices
+    / median,
+    "peak_device_bytes": peak_bytes(),
     "peak_temp_bytes": executable.memory_analysis().temp_size_in_bytes,
     "task_chunk": task_chunk,
     **machine(mesh.size),
   }
 
 
-def flops_per_task(learner_of, tasks, inner_steps: int) -> float:
-  """Returns the operations of one task's meta-gradient, as XLA counts them.
+def cost_of_task(what: str, learner_of, tasks, inner_steps: int) -> float:
+  """Returns "flops" or "bytes accessed" of one task's meta-gradient, by XLA.
 
   XLA counts the body of a loop once, however often it runs. The first inner
   step stands outside the loop, so one and two steps are counted in full, and
   their difference is what every further step adds.
   """
   if inner_steps > 2:
-    one, two = (flops_per_task(learner_of, tasks, n) for n in (1, 2))
+    one, two = (cost_of_task(what, learner_of, tasks, n) for n in (1, 2))
     return two + (inner_steps - 2) * (two - one)
   compiled = compile_one_task(learner_of(inner_steps), tasks)
-  return compiled.cost_analysis()["flops"]
+  return compiled.cost_analysis()[what]

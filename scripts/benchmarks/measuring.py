@@ -23,12 +23,30 @@ def timed(fn) -> float:
   return time.perf_counter() - start
 
 
-def matmul_peak(size: int = 2048, repeats: int = 7) -> float:
+def _least_seconds(fn) -> float:
+  """Returns the seconds of the fastest call, after one to warm up."""
+  timed(fn)
+  return min(timed(fn) for _ in range(FLAGS.repeats))
+
+
+def matmul_peak(size: int = 2048) -> float:
   """Returns the best measured rate of a float32 matrix product, in FLOP/s."""
   a, b = jax.random.normal(jax.random.key(0), (2, size, size))
   product = jax.jit(lambda a, b: a @ b)
-  seconds = [timed(lambda: product(a, b)) for _ in range(repeats + 1)][1:]
-  return 2 * size**3 / min(seconds)
+  return 2 * size**3 / _least_seconds(lambda: product(a, b))
+
+
+def copy_rate(size: int = 2**26) -> float:
+  """Returns the best measured rate of a copy, read and written bytes/s."""
+  copy = jax.jit(lambda x: x + 1)
+  x = jax.numpy.ones(size)
+  return 2 * x.nbytes / _least_seconds(lambda: copy(x))
+
+
+def peak_bytes() -> int | None:
+  """Returns the most memory that was in use, where the device tells."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get("peak_bytes_in_use")
 
 
 def seconds_per_step(call) -> np.ndarray:

@@ -10,7 +10,7 @@ from metajax.learners import maml
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
-from metajax.training import choose_task_chunk
+from metajax.training import choose_task_chunk, chunking
 
 TASKS = sinusoid(16, 16)
 LEARNER = maml(MLP(1, (8,)), mean_squared_error, optax.sgd(0.1), 2)
@@ -36,9 +36,9 @@ def compiled_once(monkeypatch, per_task):
   """Every call asks the same program, so it is compiled for the first only."""
   analysis = types.SimpleNamespace(temp_size_in_bytes=per_task)
   monkeypatch.setattr(
-    jax.stages.Lowered,
-    "compile",
-    lambda self: types.SimpleNamespace(memory_analysis=lambda: analysis),
+    chunking,
+    "compile_one_task",
+    lambda *_: types.SimpleNamespace(memory_analysis=lambda: analysis),
   )
 
 

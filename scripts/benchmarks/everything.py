@@ -1,0 +1,100 @@
+"""All suites, a process and a line of JSON for each setting."""
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+  "out",
+  None,
+  "Folder of the suite all; what it has already is not measured again.",
+)
+flags.DEFINE_float(
+  "limit", 300.0, "Seconds for one setting of the suite all.", lower_bound=1.0
+)
+
+PROTOCOLS = ((5, 1), (5, 5), (20, 1), (20, 5))
+MODELS, LEARNERS, QUERIES = ("conv4", "mlp"), ("maml", "fomaml"), (1, 15)
+NUM_TASKS = (4, 32, 256, 1024, 4096)
+
+
+def settings() -> Iterator[dict[str, object]]:
+  """Yields flags of the benchmark: what has few tasks and steps first."""
+  usual = {"suite": "maml", "tasks": 32, "inner_steps": 1}
+  for (ways, shots), model, learner, query in itertools.product(
+    PROTOCOLS, MODELS, LEARNERS, QUERIES
+  ):
+    yield usual | {
+      "ways": ways,
+      "shots": shots,
+      "model": model,
+      "learner": learner,
+      "query_shots": query,
+    }
+  for tasks, model in itertools.product(NUM_TASKS, MODELS):
+    yield usual | {
+      "ways": 5,
+      "shots": 1,
+      "model": model,
+      "learner": "maml",
+      "query_shots": 1,
+      "tasks": tasks,
+    }
+  for suite in ("inner_loop", "replay", "aggregation"):
+    yield {"suite": suite}
+
+
+def measure() -> Iterator[dict]:
+  """Runs every setting in a process of its own, for memory to be its own."""
+  if not FLAGS.out:
+    raise ValueError("--out: needed with --suite=all, a folder for results.")
+  from tqdm import tqdm  # The other suites do without.
+
+  folder = Path(FLAGS.out)
+  folder.mkdir(parents=True, exist_ok=True)
+  for setting in tqdm(list(settings()), unit="setting", disable=None):
+    name = "_".join(str(value) for value in setting.values())
+    path = folder / f"{name}.jsonl"
+    if path.exists():
+      continue
+    lines = list(_run(setting))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    temporary.replace(path)
+    yield from lines
+
+
+def _run(setting: dict[str, object]) -> Iterator[dict]:
+  command = [sys.executable, "scripts/benchmark.py", "--json"]
+  command += [f"--{name}={value}" for name, value in setting.items()]
+  command += [
+    f"--{name}={FLAGS[name].value}" for name in ("repeats", "seconds")
+  ]
+  root = Path(__file__).resolve().parents[2]
+  about = {"setting": setting, "date": time.strftime("%Y-%m-%d")}
+  try:
+    done = subprocess.run(
+      command,
+      cwd=root,
+      capture_output=True,
+      text=True,
+      timeout=FLAGS.limit,
+      check=False,
+    )
+  except subprocess.TimeoutExpired:
+    yield {**about, "error": f"longer than {FLAGS.limit:g} s"}
+    return
+  found = [x for x in done.stdout.splitlines() if x.startswith("{")]
+  for line in found:
+    yield {**about, **json.loads(line)}
+  if done.returncode or not found:
+    reason = (done.stderr.strip().splitlines() or ["no result"])[-1]
+    yield {**about, "error": reason}
