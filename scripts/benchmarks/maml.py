@@ -91,10 +91,8 @@ def measure() -> Iterator[dict]:
   peak = matmul_peak()
   seconds = seconds_per_step(call)
   median = float(np.median(seconds))
-  flops, traffic = (
-    FLAGS.tasks * cost_of_task(what, learner_of, tasks, FLAGS.inner_steps)
-    for what in ("flops", "bytes accessed")
-  )
+  cost = cost_of_task(learner_of, tasks, FLAGS.inner_steps)
+  flops, traffic = (FLAGS.tasks * cost).tolist()
   copies = copy_rate()
   # Several devices share the work; a CPU's devices share its cores.
   devices = 1 if jax.default_backend() == "cpu" else mesh.size
@@ -126,15 +124,15 @@ def measure() -> Iterator[dict]:
   }
 
 
-def cost_of_task(what: str, learner_of, tasks, inner_steps: int) -> float:
-  """Returns "flops" or "bytes accessed" of one task's meta-gradient, by XLA.
+def cost_of_task(learner_of, tasks, inner_steps: int) -> np.ndarray:
+  """Returns operations and bytes of one task's meta-gradient, by XLA.
 
   XLA counts the body of a loop once, however often it runs. The first inner
   step stands outside the loop, so one and two steps are counted in full, and
   their difference is what every further step adds.
   """
   if inner_steps > 2:
-    one, two = (cost_of_task(what, learner_of, tasks, n) for n in (1, 2))
+    one, two = (cost_of_task(learner_of, tasks, n) for n in (1, 2))
     return two + (inner_steps - 2) * (two - one)
-  compiled = compile_one_task(learner_of(inner_steps), tasks)
-  return compiled.cost_analysis()[what]
+  cost = compile_one_task(learner_of(inner_steps), tasks).cost_analysis()
+  return np.array([cost["flops"], cost["bytes accessed"]])
