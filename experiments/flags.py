@@ -1,6 +1,7 @@
 """The flags that every training script has, presets, and one-line errors."""
 
 import contextlib
+import faulthandler
 import math
 import os
 import signal
@@ -178,23 +179,29 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
       processes.join()
+      if jax.distributed.is_initialized():
+        # Where another process dies, JAX ends this one; its message is enough.
+        faulthandler.disable()
       _use_compile_cache()
       with _profile():
         main()
     except Interrupted as stop:
+      written = "a checkpoint is" if stop.saved else "no checkpoint could be"
       fail(
-        f"stopped by {stop}; a checkpoint is written, run the same command to "
-        "go on.",
+        f"stopped by {stop}; {written} written, run the same command to go on.",
         128 + stop.signum,
       )
     except NonFinite as error:
       advice = ""
-      if "replay_step" in FLAGS:
+      if "replay_step" in FLAGS and FLAGS.num_seeds == 1:
         advice = (
           f"--replay_step={error.step} shows its tasks, --skip_non_finite goes "
           "on without such steps."
         )
-      fail(f"{error}; a checkpoint of the state before is written. {advice}")
+      written = "is" if error.saved else "could not be"
+      fail(
+        f"{error}; a checkpoint of the state before {written} written. {advice}"
+      )
     except SaveError as error:
       fail(f"{error}. Make room, and run the same command to go on.")
     except KeyboardInterrupt:

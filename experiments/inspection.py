@@ -47,6 +47,11 @@ def replay(
     print(f"training from step {state.step} to {step}", file=sys.stderr)
     train, _ = trainer.compile(state)
     state, _ = train(state, step - int(state.step))
+  if state.step != step:
+    raise ValueError(
+      f"--replay_step={step}: step {state.step} is not finite and comes first; "
+      "give it, or --skip_non_finite if the run had it."
+    )
   found = inspect_step(
     learner,
     tasks,

@@ -13,8 +13,6 @@ DIR may be any folder of images, too, a sub-folder for each class (or train, val
 and test folders of such).
 """
 
-from pathlib import Path
-
 import jax
 from absl import flags
 
@@ -25,7 +23,7 @@ from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.normalization import NORMALIZATIONS
 from metajax.tasks import image_folder, omniglot
-from metajax.tasks.image_folder import is_image_folder
+from metajax.tasks.image_folder import fingerprint, is_image_folder
 
 define_data_dir()
 flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
@@ -181,7 +179,7 @@ def main() -> None:
       "num_rotations": rotations,
     }
     if of_folder:
-      return image_folder(FLAGS.data_dir, **options)
+      return image_folder(FLAGS.data_dir, eval_ways=FLAGS.ways, **options)
     return omniglot(FLAGS.data_dir, split=FLAGS.split, **options)
 
   of_folder = is_image_folder(FLAGS.data_dir)
@@ -222,7 +220,8 @@ def main() -> None:
     skip_non_finite=FLAGS.skip_non_finite,
     rng=seeds.keys(training.task_key),
   )
-  workdir = training.start("maml_omniglot")
+  data = fingerprint(FLAGS.data_dir) if of_folder else None
+  workdir = training.start("maml_omniglot", data)
   if FLAGS.replay_step is not None:
     inspection.replay(workdir, trainer, trained_learner, train_tasks)
     return
@@ -278,7 +277,7 @@ def main() -> None:
       "shots": FLAGS.shots,
       "query_shots": query_shots,
       "eval_query_shots": FLAGS.eval_query_shots or query_shots,
-      "data": Path(FLAGS.data_dir).name if of_folder else "omniglot",
+      "data": data or "omniglot",
       "split": "folder" if of_folder else FLAGS.split,
       "split_seed": 0,
       "image_size": image_size,

@@ -1,7 +1,6 @@
 """How a script becomes one of several processes that are one run."""
 
 import contextlib
-import faulthandler
 import os
 import sys
 
@@ -57,7 +56,8 @@ def join(values: flags.FlagValues = flags.FLAGS) -> None:
   """Joins the other processes, unless that is done already.
 
   Raises:
-    ValueError: for flags that do not fit, or if the others do not come.
+    ValueError: for flags that do not fit. (Where the others do not come, JAX
+      ends the process, after START seconds.)
   """
   address, number, place = (
     values[name].value
@@ -88,8 +88,6 @@ def join(values: flags.FlagValues = flags.FLAGS) -> None:
       f"--coordinator={address}: the processes do not find each other "
       f"({str(error).splitlines()[0]})."
     ) from error
-  # Where another process dies, JAX ends this one; its message is enough.
-  faulthandler.disable()
   if jax.process_index():
     # What all have in common is said once.
     sys.stdout = open(os.devnull, "w")

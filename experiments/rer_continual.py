@@ -101,7 +101,7 @@ def methods() -> dict[str, Method]:
 
 
 def main() -> None:
-  refuse(*NO_EFFECT.split())
+  refuse(*NO_EFFECT.split(), "coordinator")
   workdir = training.start("rer_continual")
   began = time.perf_counter()
   train, validation, test = load()

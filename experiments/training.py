@@ -36,16 +36,26 @@ NOT_CONFIG = (
 )
 
 
-def start(experiment: str) -> Path:
-  """Makes or reopens the folder of the run that the flags describe."""
-  key_flags = FLAGS.get_key_flags_for_module(sys.argv[0])
-  config = {f.name: f.value for f in key_flags if f.name not in NOT_CONFIG}
+def start(experiment: str, data: str | None = None) -> Path:
+  """Makes or reopens the folder of the run that the flags describe.
+
+  `data`, if given, tells the data apart from others in the place of --data_dir.
+  """
+  key_flags = [
+    flag
+    for flag in FLAGS.get_key_flags_for_module(sys.argv[0])
+    if flag.name not in NOT_CONFIG
+  ]
+  config = {flag.name: flag.value for flag in key_flags}
+  if data is not None:
+    config["data_dir"] = data
   digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
   default = Path("runs") / f"{experiment}-{digest.hexdigest()[:8]}"
   workdir = Path(FLAGS.workdir or default)
-  main_alone(
-    lambda: open_workdir(workdir, {"experiment": experiment, **config})
-  )
+  config["experiment"] = experiment
+  # What a run from before a flag existed does not say is the flag's default.
+  defaults = {flag.name: flag.default for flag in key_flags}
+  main_alone(lambda: open_workdir(workdir, config, defaults))
   if is_main():
     print(f"{experiment}: run in {workdir}", file=sys.stderr)
   return workdir

@@ -18,7 +18,11 @@ from metajax.training.processes import is_main
 PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
-def open_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+def open_workdir(
+  workdir: Path,
+  config: Mapping[str, Any],
+  defaults: Mapping[str, Any] | None = None,
+) -> None:
   """Makes the folder of a run, or checks that it is this very run's.
 
   Writes `config.json`: the given values, and under "environment" the versions,
@@ -28,6 +32,7 @@ def open_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
   Args:
     workdir: the folder.
     config: what defines the run, JSON values by flag name.
+    defaults: what a value is that a folder does not have; else None.
 
   Raises:
     ValueError: if the folder holds something else, or a run of other flags, or
@@ -43,6 +48,7 @@ def open_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
       raise ValueError(
         f"{path} is unreadable ({error}); choose another --workdir."
       ) from error
+    before = {**(defaults or {}), **before}
     for name in sorted({*before, *config}):
       if before.get(name) != config.get(name):
         raise ValueError(

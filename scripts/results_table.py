@@ -42,11 +42,16 @@ def main(paths: list[str]) -> None:
     if not protocol["transductive"]:
       together = alone
     key = (protocol["learner"], protocol["ways"])
+    comparable = (
+      protocol["shots"] == 1
+      and protocol["model"] == "conv4"
+      and protocol.get("data", "omniglot") == "omniglot"
+    )
     cells = [
       f"{protocol['learner']}, {protocol['ways']}-way {protocol['shots']}-shot",
       _percent(together),
       _percent(alone),
-      PUBLISHED.get(key, "") if protocol["shots"] == 1 else "",
+      PUBLISHED.get(key, "") if comparable else "",
       f"{results['steps']:,}",
       str(protocol["meta_batch"]),
       f"{results['wall_seconds'] / 60:.1f} min",

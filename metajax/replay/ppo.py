@@ -253,9 +253,11 @@ def ppo_trainer(
     metrics = {k: v.mean() for k, v in metrics.items()}
     reward = rollout.steps.reward.sum(-1).mean()
     metrics["reward"] = jax.lax.pmean(reward, TASKS)
-    # Not where an update was not finite.
+    # Where one update was not finite, none of them is taken.
     every = inner.step - state.step == ppo.epochs * ppo.minibatches
-    return inner._replace(step=state.step + jnp.where(every, 1, 0)), metrics
+    inner = inner._replace(step=state.step + 1)
+    new = jax.tree.map(lambda x, old: jnp.where(every, x, old), inner, state)
+    return new, metrics
 
   step = jax.shard_map(
     device_step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False

@@ -201,7 +201,12 @@ def replay_trainer(
           params, state.target_params, updates, replay.target_period
         ),
         updates,
-        buffer.set_priorities(state.buffer, sample.indices, priorities + 1e-6),
+        # A priority that is not finite would stay in the sums.
+        buffer.set_priorities(
+          state.buffer,
+          sample.indices,
+          jnp.where(jnp.isfinite(priorities), priorities, 0.0) + 1e-6,
+        ),
       ),
       metrics,
     )
@@ -232,8 +237,17 @@ def replay_trainer(
     every = jax.lax.all_gather(totals, TASKS)
     metrics |= {"reward": every.mean(), "greedy_reward": every[-1, -1]}
     kept = kept._replace(buffer=jax.tree.map(lambda x: x[None], kept.buffer))
-    advance = jnp.where(kept.updates == after, 1, 0)
-    return TrainState(state.step + advance, params, kept), metrics
+    # Where one update was not finite, none of them is taken.
+    every = kept.updates == after
+    before = state.meta_params, state.opt_state._replace(buffer=None)
+    params, learned = jax.tree.map(
+      lambda x, old: jnp.where(every, x, old),
+      (params, kept._replace(buffer=None)),
+      before,
+    )
+    kept = learned._replace(buffer=kept.buffer)
+    step = state.step + jnp.where(every, 1, 0)
+    return TrainState(step, params, kept), metrics
 
   everywhere: Any = P()
   split: Any = P(TASKS)

@@ -1,6 +1,7 @@
 """Few-shot tasks from a folder of images, one sub-folder for each class."""
 
 import functools
+import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,7 @@ def image_folder(
   ways: int = 5,
   shots: int = 1,
   query_shots: int = 1,
+  eval_ways: int | None = None,
   eval_query_shots: int | None = None,
   split_seed: int = 0,
   num_rotations: int = 1,
@@ -60,7 +62,8 @@ def image_folder(
     ways: N, classes per task.
     shots: K, support images per class.
     query_shots: query images per class.
-    eval_query_shots: the same for validation and test; `query_shots` if None.
+    eval_ways: N for validation and test; `ways` if None.
+    eval_query_shots: query images there; `query_shots` if None.
     split_seed: the seed of the split that is drawn.
     num_rotations: see `few_shot_episodes`.
     image_size: height and width in pixels to which all images are resized.
@@ -80,14 +83,15 @@ def image_folder(
   )
   splits = _read_splits(Path(data_dir), split_seed, image_size)
   families = []
-  queries = (query_shots, eval_query_shots, eval_query_shots)
-  for data, query, name in zip(splits, queries, Splits._fields, strict=True):
+  eval_ways = ways if eval_ways is None else eval_ways
+  for data, name in zip(splits, Splits._fields, strict=True):
+    training = name == "train"
     try:
       family = few_shot_episodes(
         jnp.asarray(data.images),
-        ways,
+        ways if training else eval_ways,
         shots,
-        query,
+        query_shots if training else eval_query_shots,
         num_rotations,
         jnp.asarray(data.counts),
       )
@@ -99,6 +103,17 @@ def image_folder(
       ) from error
     families.append(family)
   return Splits(*families)
+
+
+def fingerprint(data_dir: str | os.PathLike, split_seed: int = 0) -> str:
+  """Tells a folder from others: its name, and a digest of its files' names."""
+  root = Path(data_dir)
+  digest = hashlib.sha256()
+  for classes in _split(root, split_seed):
+    for folder in classes:
+      names = [path.name for path in _files(folder)]
+      digest.update(repr((str(folder.relative_to(root)), names)).encode())
+  return f"{root.resolve().name}-{digest.hexdigest()[:8]}"
 
 
 def is_image_folder(data_dir: str | os.PathLike | None) -> bool:
@@ -123,8 +138,15 @@ def read_images(classes: list[Path], size: int) -> Images:
   decoded = []
   for path in tqdm(paths, "reading images", disable=None, unit="image"):
     try:
-      with Image.open(path) as image:
-        grey = image.mode in ("1", "L", "LA", "I;16")
+      with Image.open(path) as file:
+        image: Image.Image = file
+        if image.mode in ("I", "F"):
+          raise ValueError(
+            f"{path}: pixels of 32 bits, must be of 8 or 16: convert it."
+          )
+        if image.mode.startswith("I;16"):  # Which `convert` would cut at 255.
+          image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        grey = image.mode in ("1", "L", "LA")
         small = image.convert("L" if grey else "RGB").resize(
           (size, size), Image.Resampling.LANCZOS
         )

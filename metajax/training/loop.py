@@ -1,6 +1,7 @@
 """The meta-training loop: steps, records, validation, checkpoints, signals."""
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
-from metajax.training import checkpoint
+from metajax.training import checkpoint, seeds
 from metajax.training.logging import run_logger
 from metajax.training.processes import agree, on_this_process
 from metajax.training.state import Trainer, TrainState
@@ -23,20 +24,22 @@ SECONDS_PER_CALL = 1.0
 
 
 class Interrupted(Exception):
-  """A signal ended the loop; a checkpoint of where it stood is written."""
+  """A signal ended the loop, after a checkpoint, if it could be written."""
 
-  def __init__(self, signum: int, step: int):
+  def __init__(self, signum: int, step: int, saved: bool = True):
     super().__init__(f"{signal.Signals(signum).name} at step {step}")
     self.signum = signum
     self.step = step
+    self.saved = saved
 
 
 class NonFinite(ArithmeticError):
-  """A loss or gradient is not finite; a checkpoint from before is written."""
+  """A loss or gradient is not finite; a checkpoint is from before it."""
 
-  def __init__(self, step: int):
+  def __init__(self, step: int, saved: bool = True):
     super().__init__(f"the loss or the gradient of step {step} is not finite")
     self.step = step
+    self.saved = saved
 
 
 class Schedule(NamedTuple):
@@ -122,7 +125,7 @@ def fit(
     "skipped_steps": 0,
     **notes,
   }
-  earlier = notes["wall_seconds"]
+  earlier, num_seeds = notes["wall_seconds"], seeds.count(rng) or 1
   step = int(state.step)
 
   if step >= schedule.num_steps:
@@ -130,21 +133,23 @@ def fit(
       on_this_process(state),
       earlier,
       notes["compile_seconds"],
-      int(notes["skipped_steps"]),
+      round(notes["skipped_steps"]),
     )
 
   before_compile = time.monotonic()
   train, _ = trainer.compile(state)
   notes["compile_seconds"] += time.monotonic() - before_compile
 
-  def save(state):
+  def save(state: TrainState) -> bool:
     notes["wall_seconds"] = earlier + time.monotonic() - start
     try:
       checkpoint.save(checkpoints, state, notes)
     except checkpoint.SaveError as error:
       if must_save:
         raise
-      logging.warning("%s; the run goes on.", error)
+      logging.warning("%s.", error)
+      return False
+    return True
 
   logger = run_logger(workdir, step, schedule.num_steps)
   steps_per_call, calls = 1, []  # The calls since the last line of the log.
@@ -155,11 +160,11 @@ def fit(
       state, metrics = jax.block_until_ready(train(state, taken))
       elapsed = time.monotonic() - before
       if int(state.step) < step + taken:
-        save(state)
-        raise NonFinite(int(state.step))
+        raise NonFinite(int(state.step), save(state))
       step += taken
       metrics = jax.device_get(metrics)
-      notes["skipped_steps"] += round(taken * metrics.get("skipped", 0))
+      skipped = metrics.get("skipped", 0.0)  # The mean over seeds.
+      notes["skipped_steps"] += float(taken * num_seeds * skipped)
       calls.append((taken, elapsed, metrics))
       rate = taken / elapsed
       # Grows by at most 8 so that one lucky call does not make a long one.
@@ -177,15 +182,16 @@ def fit(
         logger.write(step, scalars)
       # Processes differ in their clocks, and not all may get a signal.
       steps_per_call, signum = agree(steps_per_call, caught[0] if caught else 0)
+      saved = False
       if signum or schedule.due(step, schedule.checkpoint_every):
-        save(state)
+        saved = save(state)
       if signum:
-        raise Interrupted(signum, step)
+        raise Interrupted(signum, step, saved)
   return Trained(
     on_this_process(state),
     earlier + time.monotonic() - start,
     notes["compile_seconds"],
-    int(notes["skipped_steps"]),
+    round(notes["skipped_steps"]),
   )
 
 
@@ -193,10 +199,17 @@ def _means(calls: list[tuple[int, float, dict]], tasks_per_step: int) -> dict:
   """Means over the steps of several calls of the compiled loop."""
   steps = sum(taken for taken, _, _ in calls)
   seconds = sum(elapsed for _, elapsed, _ in calls)
-  means = {
-    name: sum(taken * float(m[name]) for taken, _, m in calls) / steps
-    for name in calls[0][2]
-  }
+  means = {}
+  for name in calls[0][2]:
+    total = weights = 0.0
+    for taken, _, metrics in calls:
+      # What is skipped counts in nothing but "skipped".
+      skipped = 0.0 if name == "skipped" else float(metrics.get("skipped", 0.0))
+      weight = taken * (1.0 - skipped)
+      if weight > 0:
+        total += weight * float(metrics[name])
+        weights += weight
+    means[name] = total / weights if weights else math.nan
   return {**means, "tasks_per_second": steps * tasks_per_step / seconds}
 
 

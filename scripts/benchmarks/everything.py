@@ -66,9 +66,10 @@ def measure() -> Iterator[dict]:
     if path.exists():
       continue
     lines = list(_run(setting))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    temporary.replace(path)
+    failed = any("error" in line for line in lines)
+    # What failed is kept under another name, and tried again the next time.
+    kept = path.with_suffix(".failed") if failed else path
+    kept.write_text("".join(json.dumps(x) + "\n" for x in lines))
     yield from lines
 
 
@@ -89,12 +90,14 @@ def _run(setting: dict[str, object]) -> Iterator[dict]:
       timeout=FLAGS.limit,
       check=False,
     )
-  except subprocess.TimeoutExpired:
-    yield {**about, "error": f"longer than {FLAGS.limit:g} s"}
-    return
-  found = [x for x in done.stdout.splitlines() if x.startswith("{")]
-  for line in found:
-    yield {**about, **json.loads(line)}
-  if done.returncode or not found:
-    reason = (done.stderr.strip().splitlines() or ["no result"])[-1]
-    yield {**about, "error": reason}
+    output, error = done.stdout, None
+    if done.returncode:
+      error = (done.stderr.strip().splitlines() or ["no result"])[-1]
+  except subprocess.TimeoutExpired as expired:
+    output = (expired.stdout or b"").decode()
+    error = f"longer than {FLAGS.limit:g} s"
+  for line in output.splitlines():
+    if line.startswith("{"):
+      yield {**about, **json.loads(line)}
+  if error is not None:
+    yield {**about, "error": error}
