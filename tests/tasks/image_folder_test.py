@@ -6,7 +6,11 @@ import pytest
 from PIL import Image
 
 from metajax.tasks import few_shot_episodes, image_folder
-from metajax.tasks.image_folder import is_image_folder
+from metajax.tasks.image_folder import (
+  fingerprint,
+  is_image_folder,
+  read_images,
+)
 
 SIZE = 4
 
@@ -102,6 +106,34 @@ def test_one_coloured_image_makes_three_channels_everywhere(tmp_path):
     _make(tmp_path / name, 3, mode=mode, first=first)
   for family in image_folder(tmp_path, ways=2, image_size=4):
     assert _drawn(family).support.inputs.shape[-1] == 3
+
+
+def test_pixels_of_16_bits_keep_their_greys(tmp_path):
+  folder = tmp_path / "class"
+  folder.mkdir()
+  deep = np.full((4, 4), 257 * 100, np.uint16)
+  Image.fromarray(deep).save(folder / "deep.png")
+  images = read_images([folder], 4)
+  np.testing.assert_array_equal(images.images, 100)
+  Image.fromarray(deep.astype(np.int32)).save(folder / "deeper.tif")
+  with pytest.raises(ValueError, match="deeper.tif: pixels of 32 bits, must"):
+    read_images([folder], 4)
+
+
+def test_training_may_have_more_ways_than_the_smaller_splits(tmp_path):
+  _make(tmp_path, 20)  # 13, 3 and 4 of them.
+  splits = image_folder(tmp_path, ways=10, eval_ways=2, image_size=4)
+  shapes = [_drawn(s, 1).support.targets.shape for s in splits]
+  assert shapes == [(1, 10), (1, 2), (1, 2)]
+
+
+def test_fingerprint_is_of_the_files(tmp_path):
+  one, other = (_make(tmp_path / name, 20) for name in ("one", "other"))
+  before = fingerprint(one)
+  assert before.startswith("one-")
+  assert before[4:] == fingerprint(other)[6:]
+  (one / "class_03" / "0.png").rename(one / "class_03" / "9.png")
+  assert fingerprint(one) != before
 
 
 def _no_image(root):

@@ -11,6 +11,7 @@ import pytest
 
 from metajax.training import checkpoint, meta_trainer
 from metajax.training.inspection import inspect_step
+from metajax.training.logging import read_jsonl
 from metajax.training.loop import NonFinite, Schedule, fit
 from metajax.types import Batch, Episode, MetaLearner
 
@@ -128,6 +129,11 @@ def test_skipped_steps_are_counted_over_interruptions(tmp_path):
   assert _fit(trainer, tmp_path, 7).skipped_steps == 1
   assert _fit(trainer, tmp_path, 9).skipped_steps == 1
   assert _fit(trainer, tmp_path, 9).skipped_steps == 1
+  lines = read_jsonl(tmp_path / "metrics.jsonl")
+  # The call of the skipped step, by itself or with others, spoils no line.
+  assert all(isinstance(line["loss"], float) for line in lines)
+  skipped = {line["step"]: line["skipped"] for line in lines}
+  assert skipped == {3: 0, 6: pytest.approx(1 / 3), 7: 0, 9: 0}
 
 
 def test_inspection_tells_the_tasks_apart():

@@ -12,6 +12,7 @@ from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
 from metajax.training import meta_trainer
+from metajax.training.loop import Schedule, fit
 from metajax.types import Batch, Episode, MetaLearner
 
 SEEDS = (3, 11)
@@ -102,3 +103,10 @@ def test_a_seed_skips_a_step_that_the_others_take():
   moved = np.asarray(after.meta_params["w"] != before.meta_params["w"])
   np.testing.assert_array_equal(moved, [True, False, True])
   np.testing.assert_allclose(metrics["skipped"], 1 / 9, rtol=1e-6)
+
+
+def test_skipped_steps_of_single_seeds_are_counted(tmp_path):
+  keys = jnp.stack([jax.random.key(i) for i in range(3)])
+  schedule = Schedule(4, 1, 100, 100)
+  trained = fit(_goes_wrong(True), keys, schedule, tmp_path, tasks_per_step=2)
+  assert trained.skipped_steps == 1
