@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import seeds, training  # noqa: F401
+from experiments import seeds, training  # noqa: F401 seeds: --num_seeds
 from experiments.flags import FLAGS
 from metajax.results import write_json
 from metajax.training import Trainer, checkpoint

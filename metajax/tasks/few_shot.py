@@ -46,10 +46,10 @@ def few_shot_episodes(
     <https://arxiv.org/abs/1606.04080>`_, 2016, section 2.2.
   """
   check_images(images, ways, shots, query_shots, num_rotations)
-  if counts is not None and min(counts) < shots + query_shots:
+  if counts is not None and (fewest := jnp.min(counts)) < shots + query_shots:
     raise ValueError(
       f"shots={shots} and query_shots={query_shots}: together at most "
-      f"{min(counts)}, the number of examples of the smallest class."
+      f"{fewest}, the number of examples of the smallest class."
     )
   sample = functools.partial(
     _sample_episode,
