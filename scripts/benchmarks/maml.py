@@ -1,7 +1,8 @@
 """One meta-step, whole: sampling, gradient, Adam."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,12 @@ from absl import flags
 
 from metajax.learners import ENCODED, REGISTRY
 from metajax.losses import cross_entropy
-from metajax.models.conv import conv4
+from metajax.models.conv import ConvLowering, conv4
 from metajax.models.mlp import MLP
 from metajax.tasks.few_shot import few_shot_episodes
 from metajax.training import choose_task_chunk, meta_trainer, task_mesh
 from metajax.training.chunking import compile_one_task
+from metajax.types import MetaLearner, Metrics, TaskFamily
 from scripts.benchmarks.measuring import (
   copy_rate,
   machine,
@@ -40,8 +42,40 @@ flags.DEFINE_integer(
 )
 
 
-def measure() -> Iterator[dict]:
-  """Times the meta-step that the flags describe."""
+flags.DEFINE_enum(
+  "conv_lowering",
+  "auto",
+  get_args(ConvLowering),
+  "How conv4 convolves: see metajax.models.conv.convolution.",
+)
+
+INNER_RATE = 0.4
+
+
+class Built(NamedTuple):
+  """A compiled training loop, and what it was made of.
+
+  Attributes:
+    learner_of: `inner_steps -> MetaLearner`.
+    tasks: the task family.
+    mesh: the devices.
+    task_chunk: tasks treated at once on a device.
+    take: `steps -> metrics`, takes meta-steps.
+    executable: the compiled program.
+    compile_seconds: what that took.
+  """
+
+  learner_of: Callable[[int], MetaLearner]
+  tasks: TaskFamily
+  mesh: jax.sharding.Mesh
+  task_chunk: int
+  take: Callable[[int], Metrics]
+  executable: jax.stages.Compiled
+  compile_seconds: float
+
+
+def build() -> Built:
+  """Compiles the meta-step that the flags describe."""
   images = np.random.default_rng(0).integers(
     0, 256, (200, 20, 28, 28, 1), dtype=np.uint8
   )
@@ -51,7 +85,7 @@ def measure() -> Iterator[dict]:
   encoded = FLAGS.learner in ENCODED
   outputs = None if encoded else FLAGS.ways
   if FLAGS.model == "conv4":
-    model = conv4(outputs)
+    model = conv4(outputs, conv_lowering=FLAGS.conv_lowering)
   else:
     model = MLP(outputs, (256, 128, 64, 64), normalization="batch")
 
@@ -59,7 +93,7 @@ def measure() -> Iterator[dict]:
     return REGISTRY[FLAGS.learner](
       model,
       cross_entropy,
-      optax.sgd(0.4),
+      optax.sgd(INNER_RATE),
       inner_steps,
       **({"num_outputs": FLAGS.ways} if encoded else {}),
     )
@@ -83,45 +117,58 @@ def measure() -> Iterator[dict]:
   train, executable = trainer.compile(state)
   compile_seconds = time.perf_counter() - start
 
-  def call(steps):
+  def take(steps):
     nonlocal state
     state, metrics = train(state, steps)
     return metrics
 
+  return Built(
+    learner_of, tasks, mesh, task_chunk, take, executable, compile_seconds
+  )
+
+
+def measure() -> Iterator[dict]:
+  """Times the meta-step that the flags describe."""
+  built = build()
   peak = matmul_peak()
-  seconds = seconds_per_step(call)
+  seconds = seconds_per_step(built.take)
   median = float(np.median(seconds))
-  cost = cost_of_task(learner_of, tasks, FLAGS.inner_steps)
+  cost = cost_of_task(built.learner_of, built.tasks, FLAGS.inner_steps)
   flops, traffic = (FLAGS.tasks * cost).tolist()
   copies = copy_rate()
   # Several devices share the work; a CPU's devices share its cores.
-  devices = 1 if jax.default_backend() == "cpu" else mesh.size
+  num_devices = built.mesh.size
+  share = 1 if jax.default_backend() == "cpu" else num_devices
+  memory = built.executable.memory_analysis()
   yield {
-    "learner": FLAGS.learner,
-    "model": FLAGS.model,
-    "ways": FLAGS.ways,
-    "shots": FLAGS.shots,
-    "query_shots": FLAGS.query_shots,
-    "tasks": FLAGS.tasks,
-    "inner_steps": FLAGS.inner_steps,
+    **setting(),
     "seconds_per_meta_step": median,
     "seconds_min": float(seconds.min()),
     "seconds_max": float(seconds.max()),
     "tasks_per_second": FLAGS.tasks / median,
-    "compile_seconds": compile_seconds,
+    "compile_seconds": built.compile_seconds,
     "gflops_per_meta_step": flops / 1e9,
     "matmul_peak_gflops": peak / 1e9,
-    "fraction_of_peak": flops / median / (peak * devices),
+    "fraction_of_peak": flops / median / (peak * share),
     "gigabytes_per_meta_step": traffic / 1e9,
     "copy_gigabytes_per_second": copies / 1e9,
     "fraction_of_roofline": max(flops / peak, traffic / copies)
-    / devices
+    / share
     / median,
     "peak_device_bytes": peak_bytes(),
-    "peak_temp_bytes": executable.memory_analysis().temp_size_in_bytes,
-    "task_chunk": task_chunk,
-    **machine(mesh.size),
+    "peak_temp_bytes": memory.temp_size_in_bytes,
+    "task_chunk": built.task_chunk,
+    **machine(num_devices),
   }
+
+
+def setting() -> dict[str, object]:
+  """What was measured, for the JSON line."""
+  names = ("learner", "model", "ways", "shots", "query_shots", "tasks")
+  result = {name: FLAGS[name].value for name in (*names, "inner_steps")}
+  if FLAGS.model == "conv4":
+    result["conv_lowering"] = FLAGS.conv_lowering
+  return result
 
 
 def cost_of_task(learner_of, tasks, inner_steps: int) -> np.ndarray:

@@ -1,0 +1,168 @@
+"""The MAML meta-step of `benchmark.py` beside the same in PyTorch.
+
+  python scripts/compare_peers.py --query_shots=15 --tasks=32 --json
+
+Eager PyTorch is a Python loop over tasks and inner steps, as in learn2learn and
+higher, which no longer install; `torch.func` treats all tasks at once. Both are
+given their tasks, where metajax draws a new batch in each step. The programs
+take turns, `--repeats` times, in one process, on all cores (on the GPU if both
+find it); a ratio is that of two calls of one turn. Before that the gradients of
+the same tasks at the same parameters are compared. Needs torch.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from metajax.training import use_cpu_cores  # noqa: E402
+from scripts.benchmarks import maml  # noqa: E402
+from scripts.benchmarks.measuring import machine, timed  # noqa: E402
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_bool("json", False, "A line of JSON after the table.")
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  try:
+    from scripts.benchmarks import pytorch
+  except ModuleNotFoundError as error:
+    sys.exit(
+      f"error: {error.name} is not installed: pip install -e '.[peers]'."
+    )
+  if FLAGS.model != "conv4" or FLAGS.learner != "maml":
+    sys.exit("error: --model, --learner: peers are MAML of conv4 only.")
+  use_cpu_cores()
+
+  built = maml.build()
+  episodes, expected, params = gradient(built)
+  programs, errors = {"metajax": built.take}, {}
+  for name, (peer, plain) in pytorch.PEERS.items():
+    model = pytorch.Conv4(FLAGS.ways, plain=plain)
+    model.load_state_dict(converted(params))
+    model = model.to(pytorch.device())
+    tasks = tensors(episodes, pytorch.device())
+    arguments = (model, tasks, FLAGS.inner_steps, maml.INNER_RATE)
+    peer(*arguments)
+    errors[name] = gradient_error(model, expected)
+    programs[name] = pytorch.meta_steps(peer, *arguments)
+
+  steps = {}
+  for name, take in programs.items():
+    take(1)  # To warm up.
+    seconds = timed(lambda take=take: take(1))
+    steps[name] = max(1, round(FLAGS.seconds / seconds))
+  seconds = {name: [] for name in programs}
+  for _ in range(FLAGS.repeats):
+    for name, take in programs.items():
+      call = timed(lambda take=take, n=steps[name]: take(n))
+      seconds[name].append(call / steps[name])
+  show(seconds, errors)
+  if FLAGS.json:
+    import torch
+
+    line = {
+      **maml.setting(),
+      "programs": {
+        name: {
+          "seconds_per_meta_step": statistics.median(times),
+          "seconds": times,
+          "ratios": ratios(seconds, name),
+          "gradient_error": errors.get(name),
+        }
+        for name, times in seconds.items()
+      },
+      **machine(built.mesh.size),
+      "torch": torch.__version__,
+      "torch_device": str(pytorch.device()),
+      "torch_threads": torch.get_num_threads(),
+    }
+    print(json.dumps(line))
+
+
+def gradient(built):
+  """Draws a batch and parameters, and returns metajax's gradient of them."""
+  learner, keys = built.learner_of(FLAGS.inner_steps), jax.random.key(3)
+  episodes = jax.vmap(built.tasks)(jax.random.split(keys, FLAGS.tasks))
+  params = learner.init(jax.random.key(4), episodes.support.inputs[0])
+
+  def step(total, episode):  # A task at a time, for memory.
+    one = jax.tree.map(lambda x: x[None], episode)
+    grads, _ = learner.meta_grad(params, one, keys)
+    return jax.tree.map(jnp.add, total, grads), None
+
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  total, _ = jax.jit(lambda e: jax.lax.scan(step, zeros, e))(episodes)
+  return episodes, jax.tree.map(lambda x: x / FLAGS.tasks, total), params
+
+
+def tensors(episodes, device):
+  """Converts episodes to `pytorch.Tasks`, mirrored as `Conv4` there has it."""
+  import torch
+
+  def convert(batch):
+    images = np.array(batch.inputs)[:, :, ::-1, ::-1].transpose(0, 1, 4, 2, 3)
+    labels = np.array(batch.targets).astype(np.int64)
+    return [torch.tensor(np.ascontiguousarray(x)) for x in (images, labels)]
+
+  both = convert(episodes.support) + convert(episodes.query)
+  return tuple(x.to(device) for x in both)
+
+
+def converted(params):
+  """Returns PyTorch's names and tensors for those of metajax's conv4."""
+  import torch
+
+  layers, arrays = jax.device_get(params)["params"], {}
+  for i in range(4):
+    kernel = layers[f"Conv_{i}"]["kernel"][::-1, ::-1]
+    arrays[f"blocks.{3 * i}.weight"] = kernel.transpose(3, 2, 0, 1)
+    arrays[f"blocks.{3 * i + 1}.weight"] = layers[f"BatchNorm_{i}"]["scale"]
+    arrays[f"blocks.{3 * i + 1}.bias"] = layers[f"BatchNorm_{i}"]["bias"]
+  arrays["head.weight"] = layers["Dense_0"]["kernel"].T
+  arrays["head.bias"] = layers["Dense_0"]["bias"]
+  return {k: torch.tensor(np.ascontiguousarray(v)) for k, v in arrays.items()}
+
+
+def gradient_error(model, expected) -> float:
+  """Returns `||g - h|| / ||h||` of PyTorch's gradient and metajax's."""
+  expected = {k: v.numpy() for k, v in converted(expected).items()}
+  differences, sizes = 0.0, 0.0
+  for name, param in model.named_parameters():
+    difference = param.grad.cpu().numpy() - expected[name]
+    differences += float(np.square(difference).sum())
+    sizes += float(np.square(expected[name]).sum())
+  return (differences / sizes) ** 0.5
+
+
+def ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
+  """Returns a program's time over metajax's, for each turn."""
+  turns = zip(seconds[name], seconds["metajax"], strict=True)
+  return [its / ours for its, ours in turns]
+
+
+def show(seconds: dict[str, list[float]], errors: dict[str, float]) -> None:
+  print(f"{'':20} seconds a step  over metajax's  (least - most)  gradient")
+  for name, times in seconds.items():
+    over = ratios(seconds, name)
+    line = f"{name:20} {statistics.median(times):14.4f}"
+    if name in errors:
+      line += (
+        f"  {statistics.median(over):14.2f}  ({min(over):5.2f} - "
+        f"{max(over):5.2f}) {errors[name]:9.1e}"
+      )
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+  app.run(main)
