@@ -73,8 +73,6 @@ flags.DEFINE_float(
 flags.DEFINE_float(
   "outer_lr", 1e-3, "Step size of the outer optimizer.", lower_bound=0.0
 )
-for _name in ("inner_lr", "outer_lr"):
-  flags.register_validator(_name, math.isfinite, "must be a finite number")
 flags.DEFINE_enum(
   "outer_schedule",
   "constant",
@@ -112,6 +110,16 @@ flags.DEFINE_bool(
   "Stop where a checkpoint cannot be written, on a full disk, say; otherwise "
   "warn, and go on.",
 )
+flags.DEFINE_float(
+  "stall_seconds",
+  300.0,
+  "Warn where no step has ended for so long, which are of about a second or "
+  "less as a rule; 0: never.",
+  lower_bound=0.0,
+  upper_bound=1e6,
+)
+for _name in ("inner_lr", "outer_lr", "stall_seconds"):
+  flags.register_validator(_name, math.isfinite, "must be a finite number")
 flags.DEFINE_string(
   "profile",
   None,

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
 from metajax.evaluation import Estimate
@@ -13,8 +12,15 @@ from metajax.training.logging import read_jsonl
 from metajax.training.processes import is_main
 from metajax.types import MetaLearner, Params, PRNGKey, TaskFamily
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+
+def pyplot():
+  """Imports pyplot for what draws, since a start would wait half a second."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  return pyplot
 
 
 def learning_curve(
@@ -29,7 +35,7 @@ def learning_curve(
     log: whether the axis is logarithmic.
   """
   lines = read_jsonl(workdir / "metrics.jsonl")
-  figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+  figure, axes = pyplot().subplots(figsize=(6, 3.6), layout="constrained")
   for name, legend in metrics.items():
     points = [
       (line["step"], float(line[name])) for line in lines if name in line
@@ -60,7 +66,7 @@ def curves(
     ylabel: what is estimated.
     log: "x", "y" or "xy": the axes that are logarithmic.
   """
-  figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
+  figure, axes = pyplot().subplots(figsize=(5, 3.6), layout="constrained")
   for name, line in lines.items():
     axes.errorbar(
       list(line),
@@ -105,7 +111,7 @@ def image_episodes(
   queries = min(queries, columns - shots)
   num_tasks = columns // (shots + queries)
   rows = min(ways, 10)
-  figure = plt.figure(
+  figure = pyplot().figure(
     figsize=(0.85 * columns + 0.5, 1.02 * rows + 0.4), layout="constrained"
   )
   parts = figure.subfigures(1, num_tasks, wspace=0.05, squeeze=False)[0]
@@ -160,11 +166,11 @@ def sinusoid_fits(
     rng: fixes the curves shown.
     columns: how many curves.
   """
-  figure, all_axes = plt.subplots(
+  figure, all_axes = pyplot().subplots(
     1, columns, figsize=(3.2 * columns, 3.4), sharey=True, layout="constrained"
   )
   grid = jnp.linspace(-5.0, 5.0, 200)[:, None]
-  colors = plt.get_cmap("viridis")(np.linspace(0.75, 0.1, len(learners)))
+  colors = pyplot().get_cmap("viridis")(np.linspace(0.75, 0.1, len(learners)))
   for index, axes in enumerate(all_axes):
     support, query = tasks(jax.random.fold_in(rng, index))
     order = np.argsort(query.inputs[:, 0])
@@ -216,7 +222,7 @@ def mosaics(
   columns = min(columns, num_classes)
   names = list(next(iter(images.values())))
   heights = [max(number, 1) for number in images]
-  figure, grid = plt.subplots(
+  figure, grid = pyplot().subplots(
     len(images),
     len(names),
     figsize=(
@@ -248,4 +254,4 @@ def save(figure, path: Path) -> None:
   """Writes a figure and frees it."""
   if is_main():
     figure.savefig(path, dpi=110)
-  plt.close(figure)
+  pyplot().close(figure)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy.special
 from absl import flags
 
 from experiments.flags import FLAGS, MAX_SEED
@@ -64,7 +64,7 @@ def over_seeds(
 
 def _over_seeds(estimates: list[Estimate]) -> Estimate:
   means = np.array([e.mean for e in estimates])
-  t = scipy.stats.t.ppf(0.975, len(means) - 1)
+  t = scipy.special.stdtrit(len(means) - 1, 0.975)
   ci95 = t * means.std(ddof=1) / np.sqrt(len(means))
   num_tasks = sum(e.num_tasks for e in estimates)
   return Estimate(float(means.mean()), float(ci95), num_tasks)

@@ -44,6 +44,7 @@ class Stages:
       tasks_per_step=tasks_per_step,
       validate=validate,
       must_save=FLAGS.must_save,
+      stall_seconds=FLAGS.stall_seconds,
     )
     self._done.append(trained)
     return trained

@@ -28,6 +28,7 @@ NOT_CONFIG = (
   "compile_cache",
   "profile",
   "must_save",
+  "stall_seconds",
   "skip_non_finite",
   "replay_step",
   "coordinator",
@@ -130,6 +131,7 @@ def train(
     tasks_per_step=FLAGS.meta_batch * rng.size,
     validate=lambda state: validate(state.meta_params),
     must_save=FLAGS.must_save,
+    stall_seconds=FLAGS.stall_seconds,
   )
 
 

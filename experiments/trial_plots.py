@@ -25,7 +25,7 @@ def learning(
     xlabel: what passes.
     ylabel: the score.
   """
-  figure, axes = plots.plt.subplots(figsize=(6, 3.6), layout="constrained")
+  figure, axes = plots.pyplot().subplots(figsize=(6, 3.6), layout="constrained")
   for name, line in lines.items():
     axes.plot(list(line), list(line.values()), marker=".", label=name)
   for name, level in levels.items():
@@ -61,7 +61,7 @@ def walks(
     rows: walks by the name of their row in the picture.
   """
   columns = max(map(len, rows.values()))
-  figure, grid = plots.plt.subplots(
+  figure, grid = plots.pyplot().subplots(
     len(rows),
     columns,
     figsize=(2.2 * columns, 2.4 * len(rows)),

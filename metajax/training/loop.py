@@ -2,12 +2,11 @@
 
 import contextlib
 import math
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from absl import logging
@@ -16,6 +15,7 @@ from metajax.training import checkpoint, seeds
 from metajax.training.logging import run_logger
 from metajax.training.processes import agree, on_this_process
 from metajax.training.state import Trainer, TrainState
+from metajax.training.watching import caught_signals, stalls_noticed
 from metajax.types import PRNGKey
 
 # A call of the compiled loop lasts about this long, so that signals and the
@@ -92,6 +92,7 @@ def fit(
   tasks_per_step: int,
   validate: Callable[[TrainState], dict[str, float]] | None = None,
   must_save: bool = True,
+  stall_seconds: float = 0.0,
 ) -> Trained:
   """Trains to the end of the schedule, from the newest checkpoint on.
 
@@ -107,6 +108,8 @@ def fit(
     validate: scores a state on validation tasks; names get "validation/".
     must_save: whether a checkpoint that cannot be written ends the run, rather
       than in a warning.
+    stall_seconds: a call of about a second that takes longer is warned of, and
+      each time that it has again; 0: never.
 
   Raises:
     Interrupted: on SIGINT or SIGTERM, once a checkpoint is written. A second
@@ -153,11 +156,12 @@ def fit(
 
   logger = run_logger(workdir, step, schedule.num_steps)
   steps_per_call, calls = 1, []  # The calls since the last line of the log.
-  with contextlib.closing(logger), _caught_signals() as caught:
+  with contextlib.closing(logger), caught_signals() as caught:
     while step < schedule.num_steps:
       taken = min(steps_per_call, schedule.next_event(step) - step)
       before = time.monotonic()
-      state, metrics = jax.block_until_ready(train(state, taken))
+      with stalls_noticed(step, stall_seconds):
+        state, metrics = jax.block_until_ready(train(state, taken))
       elapsed = time.monotonic() - before
       if int(state.step) < step + taken:
         raise NonFinite(int(state.step), save(state))
@@ -211,28 +215,3 @@ def _means(calls: list[tuple[int, float, dict]], tasks_per_step: int) -> dict:
         weights += weight
     means[name] = total / weights if weights else math.nan
   return {**means, "tasks_per_second": steps * tasks_per_step / seconds}
-
-
-@contextlib.contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-  """Collects the first SIGINT or SIGTERM instead of dying of it."""
-  caught: list[int] = []
-  previous: dict[int, Any] = {}
-
-  def put_back() -> None:
-    for signum, handler in previous.items():
-      signal.signal(signum, handler)
-
-  def catch(signum: int, frame: Any) -> None:
-    del frame
-    caught.append(signum)
-    # Not print, which may be what the signal came into.
-    os.write(2, b"stopping after a checkpoint; once more to leave at once\n")
-    put_back()
-
-  for signum in (signal.SIGINT, signal.SIGTERM):
-    previous[signum] = signal.signal(signum, catch)
-  try:
-    yield caught
-  finally:
-    put_back()

@@ -16,6 +16,7 @@ from metajax.training.state import (
   all_finite,
   mean_over_steps,
   next_state,
+  traced_once,
 )
 from metajax.types import (
   Array,
@@ -94,6 +95,7 @@ def meta_trainer(
   tasks = as_partial(tasks)
   replicated = NamedSharding(mesh, P())
 
+  @traced_once
   def chunk_grad(meta_params, tasks, step, rng, chunk):
     """The meta-gradient and metrics of one chunk; `chunk` counts globally."""
     step_key = jax.random.fold_in(rng, step)

@@ -158,6 +158,7 @@ FLOATS = {
   "multi_step_part": r"is not a number in the range \[0.0, 1.0\]",
   "first_order_part": r"is not a number in the range \[0.0, 1.0\]",
   "proximal_strength": "is not number >= 1e-06",
+  "stall_seconds": r"is not a number in the range \[0.0, 1000000.0\]",
 }
 CHOICES = {
   "learner": f"<{'|'.join(sorted(REGISTRY))}>",
@@ -170,6 +171,7 @@ CHOICES = {
 ONLY_CHOICES = {
   SINUSOID: {"preset": "<paper>"},
   OMNIGLOT: {
+    "conv_lowering": "<auto|patches|xla>",
     "split": "<random|official>",
     "model": "<conv4|mlp>",
     "normalization": "<batch|group|layer|none>",

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 
 import chex
 import jax
@@ -17,7 +18,13 @@ from metajax.learners import maml
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
-from metajax.training import Trainer, TrainState, meta_trainer, task_mesh
+from metajax.training import (
+  Trainer,
+  TrainState,
+  meta_trainer,
+  task_mesh,
+  watching,
+)
 from metajax.training import checkpoint as checkpoint_lib
 from metajax.training.logging import read_jsonl
 from metajax.training.loop import Interrupted, Schedule, fit
@@ -74,7 +81,7 @@ class Counter:
     )
 
 
-def _fit(counter, schedule, workdir, validate=None):
+def _fit(counter, schedule, workdir, validate=None, **options):
   return fit(
     counter.trainer(),
     RNG,
@@ -82,6 +89,7 @@ def _fit(counter, schedule, workdir, validate=None):
     workdir,
     tasks_per_step=2,
     validate=validate,
+    **options,
   )
 
 
@@ -278,6 +286,32 @@ def test_signal_ends_the_run_with_a_checkpoint_at_that_step(
   assert int(trained.state.meta_params) == 45
   assert _steps(tmp_path, "loss") == [3, 6, 9]
   assert _steps(tmp_path, "validation/accuracy") == [2, 4, 6, 8, 9]
+
+
+def test_step_that_does_not_end_is_warned_of_until_it_does(
+  tmp_path, monkeypatch
+):
+  warnings, told = [], threading.Event()
+
+  def warn(message, *arguments):
+    text = message % arguments
+    if "since step 2:" in text:  # Others may take a hundredth of a second, too.
+      warnings.append(text)
+      if len(warnings) == 2:
+        told.set()
+
+  monkeypatch.setattr(watching.logging, "warning", warn)
+
+  def during(step):
+    if step == 3:  # Hangs until it was warned of twice.
+      assert told.wait(60)
+
+  trained = _fit(
+    Counter(during), Schedule(4, 1, 9, 9), tmp_path, stall_seconds=0.01
+  )
+  assert int(trained.state.step) == 4
+  assert "for 0.01 s" in warnings[0]
+  assert "for 0.02 s" in warnings[1]
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
