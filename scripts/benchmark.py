@@ -5,6 +5,7 @@
   python scripts/benchmark.py --suite=aggregation --json
   python scripts/benchmark.py --suite=inner_loop --json
   python scripts/benchmark.py --suite=replay --json
+  python scripts/benchmark.py --suite=scaling --json
   python scripts/benchmark.py --suite=all --json --out=DIR
 
 The suite maml is one meta-step, whole: sampling, gradient, Adam. Images are
@@ -30,6 +31,11 @@ The suite replay is one step of recurrent experience replay on bandits, acting
 and learning; its share of time in the buffer is that of a program that does
 nothing but the same insertions, draws and new priorities.
 
+The suite scaling is the meta-step on 1, 2, 4, ... devices: of the same tasks in
+all (strong), and of as many on each (weak). Devices made of a CPU share its
+cores; beyond those they show what being divided costs, no more. Estimates
+for accelerators, of the bytes that devices exchange, come last.
+
 The suite all is all of them, and the first for many settings, each in a process
 of its own.
 """
@@ -49,6 +55,7 @@ from scripts.benchmarks import (  # noqa: E402
   inner_loop,
   maml,
   replay,
+  scaling,
 )
 
 FLAGS = flags.FLAGS
@@ -58,6 +65,7 @@ SUITES = {
   "aggregation": aggregation.measure,
   "inner_loop": inner_loop.measure,
   "replay": replay.measure,
+  "scaling": scaling.measure,
   "all": everything.measure,
 }
 flags.DEFINE_enum("suite", "maml", list(SUITES), "What to measure.")

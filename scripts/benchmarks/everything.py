@@ -48,7 +48,7 @@ def settings() -> Iterator[dict[str, object]]:
       "query_shots": 1,
       "tasks": tasks,
     }
-  for suite in ("inner_loop", "replay", "aggregation"):
+  for suite in ("scaling", "inner_loop", "replay", "aggregation"):
     yield {"suite": suite}
 
 

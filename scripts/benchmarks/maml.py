@@ -1,7 +1,7 @@
 """One meta-step, whole: sampling, gradient, Adam."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, get_args
 
 import jax
@@ -74,8 +74,16 @@ class Built(NamedTuple):
   compile_seconds: float
 
 
-def build() -> Built:
-  """Compiles the meta-step that the flags describe."""
+def build(
+  num_tasks: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> Built:
+  """Compiles the meta-step that the flags describe.
+
+  Args:
+    num_tasks: if given, in place of that of the flags.
+    devices: if given, in place of all.
+  """
+  num_tasks = FLAGS.tasks if num_tasks is None else num_tasks
   images = np.random.default_rng(0).integers(
     0, 256, (200, 20, 28, 28, 1), dtype=np.uint8
   )
@@ -99,15 +107,15 @@ def build() -> Built:
     )
 
   learner = learner_of(FLAGS.inner_steps)
-  mesh = task_mesh(FLAGS.tasks)
+  mesh = task_mesh(num_tasks, devices)
   task_chunk = FLAGS.task_chunk or choose_task_chunk(
-    learner, tasks, FLAGS.tasks // mesh.size
+    learner, tasks, num_tasks // mesh.size
   )
   trainer = meta_trainer(
     learner,
     optax.adam(1e-3),
     tasks,
-    meta_batch=FLAGS.tasks,
+    meta_batch=num_tasks,
     task_chunk=task_chunk,
     mesh=mesh,
     rng=jax.random.key(1),

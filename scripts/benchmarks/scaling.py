@@ -1,0 +1,107 @@
+"""Tasks per second against devices, and what eight accelerators would lose."""
+
+import re
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from absl import flags
+
+from metajax.training import use_cpu_cores
+from scripts.benchmarks import maml
+from scripts.benchmarks.measuring import machine, timed
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_integer(
+  "max_devices",
+  8,
+  "Of the suite scaling: 1, 2, 4, ... devices up to this many, into which a CPU "
+  "is divided.",
+  lower_bound=1,
+)
+
+# Name, devices, bytes/s that leave one of them on a ring, seconds a hop. The
+# rates are of data sheets (NVLink 4: 900 GB/s both ways; TPU v5e: 4 ports of
+# 400 Gbit/s, one of them taken); what a hop takes is assumed.
+TARGETS = (
+  ("8 x H100, NVLink", 8, 450e9, 5e-6),
+  ("TPU v5e slice 2x4", 8, 50e9, 2e-6),
+)
+
+
+def measure() -> Iterator[dict]:
+  """Times the same tasks on more devices, and as many on each of more."""
+  if jax.config.values["jax_num_cpu_devices"] < 0:
+    jax.config.update("jax_num_cpu_devices", FLAGS.max_devices)
+  use_cpu_cores()  # Where --max_devices has no say.
+  devices = jax.devices()
+  most = min(FLAGS.max_devices, len(devices))
+  counts = [2**i for i in range(most.bit_length())]
+  cases = [(kind, n) for kind in ("strong", "weak") for n in counts]
+  built = {}
+  for kind, n in cases:
+    num_tasks = FLAGS.tasks * (n if kind == "weak" else 1)
+    if (num_tasks, n) not in built:
+      built[num_tasks, n] = maml.build(num_tasks, devices[:n])
+  # In turns, since a machine's speed changes.
+  seconds = {key: [] for key in built}
+  for take in (b.take for b in built.values()):
+    take(1)
+  for _ in range(FLAGS.repeats):
+    for key, program in built.items():
+      steps = max(1, round(FLAGS.seconds / timed(lambda t=program.take: t(1))))
+      call = timed(lambda t=program.take, s=steps: t(s))
+      seconds[key].append(call / steps)
+
+  alone = np.array(seconds[FLAGS.tasks, 1])
+  for kind, n in cases:
+    num_tasks = FLAGS.tasks * (n if kind == "weak" else 1)
+    times = np.array(seconds[num_tasks, n])
+    speedups = num_tasks / FLAGS.tasks * alone / times
+    yield {
+      **maml.setting(),
+      "scaling": kind,
+      "devices": n,
+      "tasks": num_tasks,
+      "tasks_per_second": num_tasks / float(np.median(times)),
+      "speedup": float(np.median(speedups)),
+      "speedup_min": float(speedups.min()),
+      "speedup_max": float(speedups.max()),
+      "all_reduce_bytes": all_reduce_bytes(built[num_tasks, n].executable),
+      **machine(n),
+    }
+  if most > 1:
+    yield from estimates(all_reduce_bytes(built[FLAGS.tasks, most].executable))
+
+
+def estimates(size: int) -> Iterator[dict]:
+  """Estimates, from bytes and data sheets, what an all-reduce would cost.
+
+  On a ring of n devices it takes `2 (n - 1) (size / n / rate + hop)`. A step of
+  T seconds on one device then takes that much longer on n with as many tasks
+  each; it stays 90% efficient for T of nine times as much and more.
+  """
+  for name, n, rate, hop in TARGETS:
+    seconds = 2 * (n - 1) * (size / n / rate + hop)
+    yield {
+      **maml.setting(),
+      "estimate": name,
+      "devices": n,
+      "all_reduce_bytes": size,
+      "all_reduce_seconds": seconds,
+      "step_seconds_for_90_percent": 9 * seconds,
+    }
+
+
+def all_reduce_bytes(executable: jax.stages.Compiled) -> int:
+  """Sums what a program's all-reduces return, a meta-step's in a loop."""
+  total = 0
+  for line in executable.as_text().splitlines():
+    found = re.match(r".* = (.*) all-reduce(-start)?\(", line)
+    for kind, shape in re.findall(
+      r"([a-z]+\d+)\[([\d,]*)\]", found[1] if found else ""
+    ):
+      numbers = np.prod([int(x) for x in shape.split(",") if x], dtype=int)
+      total += int(numbers) * int(re.sub(r"\D", "", kind)) // 8
+  return total
