@@ -16,8 +16,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_integer(
   "max_devices",
   8,
-  "Of the suite scaling: 1, 2, 4, ... devices up to this many, into which a CPU "
-  "is divided.",
+  "Of the suite scaling: 1, 2, 4, ... devices up to this many, into which a "
+  "CPU is divided.",
   lower_bound=1,
 )
 
