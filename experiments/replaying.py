@@ -51,6 +51,13 @@ flags.DEFINE_bool("rescale", True, "Learn rescaled values, h(Q).")
 flags.DEFINE_integer(
   "capacity", 4096, "Sequences that are kept.", lower_bound=1
 )
+flags.DEFINE_integer(
+  "shards",
+  0,
+  "Buffers that the sequences are split over. Runs of as many are the same on "
+  "all numbers of devices that divide it. 0: one for each device.",
+  lower_bound=0,
+)
 flags.DEFINE_integer("batch", 64, "Sequences of an update.", lower_bound=1)
 flags.DEFINE_float(
   "replay_ratio",
@@ -147,6 +154,7 @@ def replay(tasks: Trials) -> Replay:
     capacity=FLAGS.capacity,
     batch=FLAGS.batch,
     ratio=FLAGS.replay_ratio,
+    shards=FLAGS.shards or None,
     epsilon=FLAGS.epsilon,
     priority_exponent=FLAGS.priority_exponent,
     importance_exponent=FLAGS.importance_exponent,

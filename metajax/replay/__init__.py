@@ -3,6 +3,7 @@
 Needs the extra `rl`.
 """
 
+from metajax.replay.buffers import Replay
 from metajax.replay.diagnostics import Discrepancy, q_discrepancy
 from metajax.replay.episodes import EpisodeReplay, episode_replay_trainer
 from metajax.replay.learning import Objective, replay_loss
@@ -10,7 +11,6 @@ from metajax.replay.players import epsilon_ladder, q_player
 from metajax.replay.ppo import PPO, policy_player, ppo_trainer
 from metajax.replay.sequences import Sequence, cut
 from metajax.replay.trainer import (
-  Replay,
   ReplayState,
   replay_trainer,
   updates_per_step,

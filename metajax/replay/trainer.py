@@ -3,7 +3,6 @@
 import functools
 from typing import Any, NamedTuple
 
-import flashbax
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,6 +10,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.models.recurrent import Recurrent
+from metajax.replay.buffers import (
+  Replay,
+  apart,
+  for_each_shard,
+  make_buffer,
+  together,
+  without_empty,
+)
 from metajax.replay.learning import Objective, replay_loss
 from metajax.replay.players import epsilon_ladder, q_player
 from metajax.replay.sequences import Sequence, cut, encode, sequence_starts
@@ -27,37 +34,6 @@ from metajax.training.state import (
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 
-class Replay(NamedTuple):
-  """How experience is gathered and repeated.
-
-  Attributes:
-    actors: tasks played at once, on all devices together.
-    length: actions of a stored sequence.
-    period: actions from the start of one sequence to that of the next.
-    capacity: sequences that are kept, on all devices together.
-    batch: sequences of an update, likewise.
-    ratio: how often a sequence is learned from, on average: updates after a
-      trial are `ratio * new sequences / batch`, rounded, and at least one.
-    epsilon: of the actor that explores most, see `epsilon_ladder`.
-    alpha: of that ladder.
-    priority_exponent: 0 samples uniformly.
-    importance_exponent: 0 makes up for nothing.
-    target_period: updates between two copies to the target network.
-  """
-
-  actors: int = 64
-  length: int = 40
-  period: int = 20
-  capacity: int = 10_000
-  batch: int = 64
-  ratio: float = 1.0
-  epsilon: float = 0.4
-  alpha: float = 7.0
-  priority_exponent: float = 0.9
-  importance_exponent: float = 0.6
-  target_period: int = 100
-
-
 class ReplayState(NamedTuple):
   """What is kept beside the parameters.
 
@@ -65,7 +41,7 @@ class ReplayState(NamedTuple):
     optimizer: the optimizer's state.
     target_params: the target network's.
     updates: int32, how many there were.
-    buffer: flashbax's state, `[devices, ...]`: each has its own.
+    buffer: flashbax's states, `[shards, ...]`.
   """
 
   optimizer: optax.OptState
@@ -80,29 +56,6 @@ def updates_per_step(replay: Replay, num_steps: int) -> int:
   return max(
     1, round(replay.ratio * replay.actors * len(starts) / replay.batch)
   )
-
-
-def make_buffer(replay: Replay, num_devices: int = 1) -> Any:
-  """Makes a device's share of the buffer, a flashbax one of whole sequences."""
-  return flashbax.make_prioritised_item_buffer(
-    max_length=replay.capacity // num_devices,
-    min_length=replay.batch // num_devices,
-    sample_batch_size=replay.batch // num_devices,
-    add_batches=True,
-    priority_exponent=replay.priority_exponent,
-    device=jax.default_backend(),
-  )
-
-
-def _without_empty(sample: Any) -> Any:
-  """Puts a sampled sequence in the place of those that are none.
-
-  The sums of flashbax's tree are float32 and drift, so that a draw in thousands
-  falls behind the last sequence, on one of probability 0.
-  """
-  exists = sample.probabilities > 0
-  place = jnp.where(exists, jnp.arange(exists.size), exists.argmax())
-  return jax.tree.map(lambda x: x[place], sample)
 
 
 def replay_trainer(
@@ -120,8 +73,8 @@ def replay_trainer(
   A step lets every actor play one new task from beginning to end, stores its
   sequences, and then updates the network from sampled ones (Kapturowski et al.
   2019; the recurrent state learns within a task as in Duan et al. 2016). Actors
-  and buffer are split over the devices, gradients are averaged. The first steps
-  only fill the buffer, up to a batch.
+  and buffers are split over the devices, gradients are averaged. The first
+  steps only fill the buffers, up to a batch.
 
   Args:
     network: with a "dueling" or "linear" head of one output an action.
@@ -140,7 +93,9 @@ def replay_trainer(
   Raises:
     ValueError: if the numbers do not fit one another.
   """
-  mesh = task_mesh(replay.actors) if mesh is None else mesh
+  if mesh is None:
+    mesh = task_mesh(replay.shards or replay.actors)
+  num_shards = replay.shards or mesh.size
   starts = sequence_starts(tasks.num_steps, replay.length, replay.period)
   if objective.n < 1:
     raise ValueError(f"n={objective.n}: must be 1 or more.")
@@ -149,22 +104,29 @@ def replay_trainer(
       f"burn_in={objective.burn_in}: must be from 0 to {replay.length - 1}, "
       "less than the length of a sequence."
     )
+  held, rest = divmod(num_shards, mesh.size)  # Shards of a device.
+  if rest or held < 1:
+    raise ValueError(
+      f"shards={replay.shards}: must be a positive multiple of {mesh.size} "
+      "devices."
+    )
   shares = {}
   for name in ("actors", "batch", "capacity"):
-    shares[name], rest = divmod(getattr(replay, name), mesh.size)
+    shares[name], rest = divmod(getattr(replay, name), num_shards)
     if rest or shares[name] < 1:
       raise ValueError(
         f"{name}={getattr(replay, name)}: must be a positive multiple of "
-        f"{mesh.size} devices."
+        f"{num_shards} " + ("devices." if replay.shards is None else "shards.")
       )
-  new = shares["actors"] * len(starts)  # Sequences of a step, on a device.
+  new = shares["actors"] * len(starts)  # Sequences of a step, in a shard.
   if shares["capacity"] < max(new, shares["batch"]):
     raise ValueError(
       f"capacity={replay.capacity}: must hold the "
-      f"{new * mesh.size} sequences of one step, and a batch."
+      f"{new * num_shards} sequences of one step, and a batch."
     )
   num_updates = updates_per_step(replay, tasks.num_steps)
-  buffer = make_buffer(replay, mesh.size)
+  buffer = make_buffer(replay, num_shards)
+  over_shards = functools.partial(for_each_shard, held)
   epsilons = epsilon_ladder(replay.actors, replay.epsilon, replay.alpha)
 
   def act(params: Params, rng: PRNGKey, actor: Array) -> tuple[Sequence, Array]:
@@ -172,19 +134,24 @@ def replay_trainer(
     trial = play(player, tasks, jax.random.fold_in(rng, actor))
     return cut(trial, replay.length, replay.period), trial.rewards.sum()
 
+  def draw(stored: Any, rng: PRNGKey) -> tuple[Any, Array]:
+    sample = without_empty(buffer.sample(stored, rng))
+    count = jnp.where(stored.is_full, shares["capacity"], stored.current_index)
+    return sample, importance_weights(
+      sample.probabilities, count, replay.importance_exponent
+    )
+
   def update(index, carry, rng):
     params, state, _ = carry
     rng = jax.random.fold_in(rng, index)
-    device_rng = jax.random.fold_in(rng, jax.lax.axis_index(TASKS))
-    sample = _without_empty(buffer.sample(state.buffer, device_rng))
-    stored = state.buffer
-    count = jnp.where(stored.is_full, shares["capacity"], stored.current_index)
-    weights = importance_weights(
-      sample.probabilities, count, replay.importance_exponent
+    shards = jax.lax.axis_index(TASKS) * held + jnp.arange(held)
+    sample, weights = over_shards(draw)(
+      state.buffer, jax.vmap(jax.random.fold_in, (None, 0))(rng, shards)
     )
+    experience, weights = together((sample.experience, weights))
     grads, (priorities, metrics) = jax.grad(
       lambda p: replay_loss(
-        network, p, state.target_params, sample.experience, weights, objective
+        network, p, state.target_params, experience, weights, objective
       ),
       has_aux=True,
     )(params)
@@ -202,10 +169,12 @@ def replay_trainer(
         ),
         updates,
         # A priority that is not finite would stay in the sums.
-        buffer.set_priorities(
+        over_shards(buffer.set_priorities)(
           state.buffer,
           sample.indices,
-          jnp.where(jnp.isfinite(priorities), priorities, 0.0) + 1e-6,
+          apart(
+            jnp.where(jnp.isfinite(priorities), priorities, 0.0) + 1e-6, held
+          ),
         ),
       ),
       metrics,
@@ -215,16 +184,17 @@ def replay_trainer(
     state: TrainState, rng: PRNGKey
   ) -> tuple[TrainState, Metrics]:
     params, kept = state.meta_params, state.opt_state
-    kept = kept._replace(buffer=jax.tree.map(lambda x: x[0], kept.buffer))
     rng = jax.random.fold_in(rng, state.step)
     act_key, learn_key = jax.random.split(rng)
-    first = jax.lax.axis_index(TASKS) * shares["actors"]
+    num_actors = held * shares["actors"]
+    first = jax.lax.axis_index(TASKS) * num_actors
     sequences, totals = jax.vmap(act, (None, None, 0))(
-      params, act_key, first + jnp.arange(shares["actors"])
+      params, act_key, first + jnp.arange(num_actors)
     )
-    sequences = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sequences)
-    kept = kept._replace(buffer=buffer.add(kept.buffer, sequences))
-    ready = buffer.can_sample(kept.buffer)
+    sequences = apart(together(sequences), held)
+    kept = kept._replace(buffer=over_shards(buffer.add)(kept.buffer, sequences))
+    # Shards are filled alike.
+    ready = over_shards(buffer.can_sample)(kept.buffer)[0]
     nothing = {"loss": jnp.float32(0), "q": jnp.float32(0)}
     due = jnp.where(ready, num_updates, 0)
     after = kept.updates + due
@@ -236,7 +206,6 @@ def replay_trainer(
     )
     every = jax.lax.all_gather(totals, TASKS)
     metrics |= {"reward": every.mean(), "greedy_reward": every[-1, -1]}
-    kept = kept._replace(buffer=jax.tree.map(lambda x: x[None], kept.buffer))
     # Where one update was not finite, none of them is taken.
     every = kept.updates == after
     before = state.meta_params, state.opt_state._replace(buffer=None)
@@ -285,7 +254,7 @@ def replay_trainer(
         optimizer.init(params),
         params,
         jnp.int32(0),
-        jax.tree.map(lambda x: jnp.stack([x] * mesh.size), empty),
+        jax.tree.map(lambda x: jnp.stack([x] * num_shards), empty),
       ),
     )
 

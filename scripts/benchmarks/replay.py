@@ -33,7 +33,7 @@ def measure() -> Iterator[dict]:
     replay_trainer,
     updates_per_step,
   )
-  from metajax.replay.trainer import make_buffer
+  from metajax.replay.buffers import make_buffer
   from metajax.tasks.bandits import bandits
 
   tasks = bandits(FLAGS.arms, FLAGS.pulls)

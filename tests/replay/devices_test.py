@@ -1,6 +1,10 @@
-"""Trainers on two devices: with tasks all alike they must do what one does."""
+"""Trainers on two devices: with tasks all alike they must do what one does.
+
+With as many shards as devices, replay must on any tasks.
+"""
 
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +25,9 @@ from metajax.replay import (
   ppo_trainer,
   replay_trainer,
 )
+from metajax.tasks.bandits import bandits
 from metajax.tasks.trials import Trials
-from metajax.training import task_mesh
+from metajax.training import checkpoint, task_mesh
 from metajax.types import Batch, Episode
 from tests.processes import run_python
 
@@ -63,6 +68,7 @@ def _trainers(mesh):
       rng=rng,
       mesh=mesh,
     ),
+    "sharded": _sharded(mesh),
     "ppo": ppo_trainer(
       recurrent(1, units=3, head="actor_critic"),
       SAME,
@@ -82,9 +88,46 @@ def _trainers(mesh):
   }
 
 
+def _sharded(mesh):
+  """Random tasks and priorities, in two shards."""
+  return replay_trainer(
+    recurrent(2, units=3, head="dueling"),
+    bandits(2, 6),
+    optax.sgd(0.1),
+    Objective(2, 6, n=2),
+    Replay(actors=8, length=4, period=2, capacity=32, batch=8, shards=2),
+    rng=jax.random.key(1),
+    mesh=mesh,
+  )
+
+
+def _restored(folder):
+  """Four steps, of which either two devices or one take the first two.
+
+  Between them stands a checkpoint. One device takes the rest.
+  """
+  arrays = {}
+  for devices in (1, 2):
+    mesh = task_mesh(2, jax.devices()[:devices])
+    trainer = _sharded(mesh)
+    state = trainer.init(jax.random.key(2))
+    state, _ = trainer.compile(state)[0](state, 2)
+    checkpoints = checkpoint.open_checkpoints(folder / str(devices))
+    checkpoint.save(checkpoints, state, {})
+    trainer = _sharded(task_mesh(1, jax.devices()[:1]))
+    like = trainer.init(jax.random.key(3))
+    state = checkpoint.restore(checkpoints, like).state
+    state, _ = trainer.compile(state)[0](state, 2)
+    checkpoints.manager.close()
+    for i, leaf in enumerate(jax.tree.leaves((state.meta_params, state.step))):
+      arrays[f"restored/{devices}/{i}"] = leaf
+    assert int(state.step) == 4
+  return arrays
+
+
 def _main(path):
   """What the subprocess does, with 2 devices; writes its arrays to a file."""
-  arrays = {}
+  arrays = _restored(Path(path).parent / "checkpoints")
   for devices in (1, 2):
     mesh = task_mesh(2, jax.devices()[:devices])
     for name, trainer in _trainers(mesh).items():
@@ -113,7 +156,9 @@ def arrays(tmp_path_factory):
     return dict(found)
 
 
-@pytest.mark.parametrize("name", ["replay", "ppo", "episodes"])
+@pytest.mark.parametrize(
+  "name", ["replay", "sharded", "restored", "ppo", "episodes"]
+)
 def test_two_devices_average_what_one_does(name, arrays):
   """A sum of gradients, or a device's own, would be another step."""
   one = {k: v for k, v in arrays.items() if k.startswith(f"{name}/1/")}

@@ -18,7 +18,7 @@ from metajax.replay import (
   replay_trainer,
   updates_per_step,
 )
-from metajax.replay.trainer import _without_empty
+from metajax.replay.buffers import without_empty
 from metajax.tasks.bandits import bandits
 from metajax.tasks.trials import play
 from metajax.training import checkpoint, task_mesh
@@ -260,6 +260,11 @@ def test_sequences_are_drawn_as_often_as_their_priorities_say():
       {"devices": 4, "capacity": 22},
       "capacity=22: must be a positive multiple of 4",
     ),
+    (
+      {"devices": 4, "shards": 2},
+      "shards=2: must be a positive multiple of 4 devices",
+    ),
+    ({"shards": 8}, "actors=4: must be a positive multiple of 8 shards"),
   ],
 )
 def test_numbers_that_do_not_fit_are_named(changes, message):
@@ -357,8 +362,8 @@ def test_draws_of_nothing_are_replaced_by_a_sequence():
     indices=jnp.array([3, 1, 0]),
     probabilities=jnp.array([0.0, 0.5, 0.5]),
   )
-  mended = _without_empty(drifted)
+  mended = without_empty(drifted)
   np.testing.assert_array_equal(mended.experience["x"], [6, 6, 5])
   np.testing.assert_array_equal(mended.indices, [1, 1, 0])
   np.testing.assert_array_equal(mended.probabilities, 0.5)
-  chex.assert_trees_all_equal(_without_empty(sample), sample)
+  chex.assert_trees_all_equal(without_empty(sample), sample)

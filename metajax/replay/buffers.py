@@ -1,0 +1,93 @@
+"""Where sequences are kept: buffers of flashbax, one for each shard."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flashbax
+import jax
+import jax.numpy as jnp
+
+
+class Replay(NamedTuple):
+  """How experience is gathered and repeated.
+
+  Attributes:
+    actors: tasks played at once, on all devices together.
+    length: actions of a stored sequence.
+    period: actions from the start of one sequence to that of the next.
+    capacity: sequences that are kept, on all devices together.
+    batch: sequences of an update, likewise.
+    ratio: how often a sequence is learned from, on average: updates after a
+      trial are `ratio * new sequences / batch`, rounded, and at least one.
+    epsilon: of the actor that explores most, see `epsilon_ladder`.
+    alpha: of that ladder.
+    priority_exponent: 0 samples uniformly.
+    importance_exponent: 0 makes up for nothing.
+    target_period: updates between two copies to the target network.
+    shards: buffers that the sequences are split over, each drawn from alike. A
+      run of so many is the same, to rounding, on any number of devices that
+      divides it, on which its checkpoints restore. None: one for each device.
+  """
+
+  actors: int = 64
+  length: int = 40
+  period: int = 20
+  capacity: int = 10_000
+  batch: int = 64
+  ratio: float = 1.0
+  epsilon: float = 0.4
+  alpha: float = 7.0
+  priority_exponent: float = 0.9
+  importance_exponent: float = 0.6
+  target_period: int = 100
+  shards: int | None = None
+
+
+def make_buffer(replay: Replay, num_shards: int = 1) -> Any:
+  """Makes a shard of the buffer, a flashbax one of whole sequences."""
+  return flashbax.make_prioritised_item_buffer(
+    max_length=replay.capacity // num_shards,
+    min_length=replay.batch // num_shards,
+    sample_batch_size=replay.batch // num_shards,
+    add_batches=True,
+    priority_exponent=replay.priority_exponent,
+    device=jax.default_backend(),
+  )
+
+
+def without_empty(sample: Any) -> Any:
+  """Puts a sampled sequence in the place of those that are none.
+
+  The sums of flashbax's tree are float32 and drift, so that a draw in thousands
+  falls behind the last sequence, on one of probability 0.
+  """
+  exists = sample.probabilities > 0
+  place = jnp.where(exists, jnp.arange(exists.size), exists.argmax())
+  return jax.tree.map(lambda x: x[place], sample)
+
+
+def for_each_shard(
+  num_shards: int, fn: Callable[..., Any]
+) -> Callable[..., Any]:
+  """Maps a function over leading axes of shards.
+
+  Over one without `vmap`, which would make scattered writes of plain ones.
+  """
+  if num_shards > 1:
+    return jax.vmap(fn)
+
+  def of_one(*arguments: Any) -> Any:
+    one = fn(*jax.tree.map(lambda x: x[0], arguments))
+    return jax.tree.map(lambda x: x[None], one)
+
+  return of_one
+
+
+def together(tree: Any) -> Any:
+  """Makes one axis of the first two."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def apart(tree: Any, num_shards: int) -> Any:
+  """Makes two axes, `[num_shards, ...]`, of the first."""
+  return jax.tree.map(lambda x: x.reshape(num_shards, -1, *x.shape[1:]), tree)
