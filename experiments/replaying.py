@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, get_args
 
+import jax
 import optax
 from absl import flags
 
@@ -17,7 +18,7 @@ from metajax.replay import (
   updates_per_step,
 )
 from metajax.tasks.trials import Player, Trials
-from metajax.training import Trainer
+from metajax.training import Trainer, task_mesh
 from metajax.types import Params
 
 flags.DEFINE_integer("units", 64, "Units of every layer.", lower_bound=1)
@@ -54,8 +55,8 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   "shards",
   0,
-  "Buffers that the sequences are split over. Runs of as many are the same on "
-  "all numbers of devices that divide it. 0: one for each device.",
+  "Buffers of recurrent replay that the sequences are split over; checkpoints "
+  "restore on any number of devices that divides it. 0: one for each device.",
   lower_bound=0,
 )
 flags.DEFINE_integer("batch", 64, "Sequences of an update.", lower_bound=1)
@@ -147,6 +148,16 @@ def objective(tasks: Trials) -> Objective:
 
 def replay(tasks: Trials) -> Replay:
   length = FLAGS.length or tasks.num_steps
+  for name in ("meta_batch", "batch", "capacity"):
+    if FLAGS.shards and FLAGS[name].value % FLAGS.shards:
+      raise ValueError(
+        f"--shards={FLAGS.shards}: must divide --{name}={FLAGS[name].value}."
+      )
+  if FLAGS.shards % jax.process_count():
+    raise ValueError(
+      f"--shards={FLAGS.shards}: must be a multiple of the "
+      f"{jax.process_count()} processes."
+    )
   return Replay(
     actors=FLAGS.meta_batch,
     length=length,
@@ -167,6 +178,8 @@ def protocol() -> dict[str, object]:
   names = (
     "units cell length period burn_in zero_state n_step discount rescale "
     "capacity batch replay_ratio epsilon priority_exponent "
-    "importance_exponent target_period"
+    "importance_exponent target_period shards"
   )
-  return {name: FLAGS[name].value for name in names.split()}
+  devices = task_mesh(FLAGS.shards or FLAGS.meta_batch).size
+  flags_given = {name: FLAGS[name].value for name in names.split()}
+  return {"devices": devices, **flags_given}

@@ -50,7 +50,14 @@ def start(experiment: str, data: str | None = None) -> Path:
   config = {flag.name: flag.value for flag in key_flags}
   if data is not None:
     config["data_dir"] = data
-  digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+  # By what is not the default, so that a flag that is added later, and not
+  # given, leaves a run where it was.
+  given = {
+    flag.name: flag.value for flag in key_flags if flag.value != flag.default
+  }
+  if data is not None:
+    given["data_dir"] = data
+  digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
   default = Path("runs") / f"{experiment}-{digest.hexdigest()[:8]}"
   workdir = Path(FLAGS.workdir or default)
   config["experiment"] = experiment

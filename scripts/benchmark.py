@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
   del argv
   # JAX tells at INFO which backends it has not found.
   logging.set_verbosity(logging.WARNING)
-  if FLAGS.suite in ("maml", "replay"):  # Others measure one device.
+  if FLAGS.suite in ("maml", "replay"):  # Others choose their devices.
     use_cpu_cores()
   try:
     for result in SUITES[FLAGS.suite]():

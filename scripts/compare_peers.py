@@ -5,15 +5,19 @@
 Eager PyTorch is a Python loop over tasks and inner steps, as in learn2learn and
 higher, which no longer install; `torch.func` treats all tasks at once. Both are
 given their tasks, where metajax draws a new batch in each step. The programs
-take turns, `--repeats` times, in one process, on all cores (on the GPU if both
-find it); a ratio is that of two calls of one turn. Before that the gradients of
+take turns, `--repeats` times, in one process, on all cores or on the first GPU;
+a ratio is that of two calls of one turn. Before that the gradients of
 the same tasks at the same parameters are compared. Needs torch.
 """
 
 import json
+import os
 import statistics
 import sys
 from pathlib import Path
+
+# PyTorch is to have memory of the GPU, too.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +27,7 @@ from absl import app, flags, logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from metajax.training import use_cpu_cores  # noqa: E402
+from metajax.training.mesh import usable_cores  # noqa: E402
 from scripts.benchmarks import maml  # noqa: E402
 from scripts.benchmarks.measuring import machine, timed  # noqa: E402
 
@@ -35,23 +40,35 @@ def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
   try:
+    import torch
+
     from scripts.benchmarks import pytorch
   except ModuleNotFoundError as error:
     sys.exit(
       f"error: {error.name} is not installed: pip install -e '.[peers]'."
     )
-  if FLAGS.model != "conv4" or FLAGS.learner != "maml":
-    sys.exit("error: --model, --learner: peers are MAML of conv4 only.")
+  for name, only in (("model", "conv4"), ("learner", "maml")):
+    if FLAGS[name].value != only:
+      sys.exit(f"error: --{name}: must be {only} here, leave it out.")
   use_cpu_cores()
+  on_cpu = jax.default_backend() == "cpu"
+  if on_cpu:
+    torch.set_num_threads(usable_cores())
+  elif not torch.cuda.is_available():
+    sys.exit("error: PyTorch sees no GPU, and JAX does: JAX_PLATFORMS=cpu.")
+  device = torch.device("cpu" if on_cpu else "cuda")
 
-  built = maml.build()
+  try:
+    built = maml.build(devices=None if on_cpu else jax.devices()[:1])
+  except ValueError as error:
+    sys.exit(f"error: {error}")
   episodes, expected, params = gradient(built)
   programs, errors = {"metajax": built.take}, {}
   for name, (peer, plain) in pytorch.PEERS.items():
     model = pytorch.Conv4(FLAGS.ways, plain=plain)
     model.load_state_dict(converted(params))
-    model = model.to(pytorch.device())
-    tasks = tensors(episodes, pytorch.device())
+    model = model.to(device)
+    tasks = tensors(episodes, device)
     arguments = (model, tasks, FLAGS.inner_steps, maml.INNER_RATE)
     peer(*arguments)
     errors[name] = gradient_error(model, expected)
@@ -69,8 +86,6 @@ def main(argv: list[str]) -> None:
       seconds[name].append(call / steps[name])
   show(seconds, errors)
   if FLAGS.json:
-    import torch
-
     line = {
       **maml.setting(),
       "programs": {
@@ -84,7 +99,7 @@ def main(argv: list[str]) -> None:
       },
       **machine(built.mesh.size),
       "torch": torch.__version__,
-      "torch_device": str(pytorch.device()),
+      "torch_device": str(device),
       "torch_threads": torch.get_num_threads(),
     }
     print(json.dumps(line))

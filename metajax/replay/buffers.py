@@ -25,8 +25,8 @@ class Replay(NamedTuple):
     importance_exponent: 0 makes up for nothing.
     target_period: updates between two copies to the target network.
     shards: buffers that the sequences are split over, each drawn from alike. A
-      run of so many is the same, to rounding, on any number of devices that
-      divides it, on which its checkpoints restore. None: one for each device.
+      step with so many is the same, to rounding, on any number of devices that
+      divides it, and checkpoints restore there. None: one for each device.
   """
 
   actors: int = 64

@@ -83,7 +83,8 @@ def replay_trainer(
     objective: what is learned from a sequence.
     replay: how experience is gathered and repeated.
     rng: the key of all tasks, actions and samples.
-    mesh: a mesh with the axis "tasks"; None: `task_mesh(actors)`.
+    mesh: a mesh with the axis "tasks"; None: `task_mesh` of the shards, or else
+      of the actors.
 
   Returns:
     A `Trainer`, whose metrics are "loss", "q" (the mean value of the actions
@@ -93,6 +94,8 @@ def replay_trainer(
   Raises:
     ValueError: if the numbers do not fit one another.
   """
+  if replay.shards is not None and replay.shards < 1:
+    raise ValueError(f"shards={replay.shards}: must be 1 or more, or None.")
   if mesh is None:
     mesh = task_mesh(replay.shards or replay.actors)
   num_shards = replay.shards or mesh.size
@@ -148,13 +151,18 @@ def replay_trainer(
     sample, weights = over_shards(draw)(
       state.buffer, jax.vmap(jax.random.fold_in, (None, 0))(rng, shards)
     )
-    experience, weights = together((sample.experience, weights))
-    grads, (priorities, metrics) = jax.grad(
-      lambda p: replay_loss(
-        network, p, state.target_params, experience, weights, objective
-      ),
-      has_aux=True,
-    )(params)
+
+    def mean_loss(params: Params) -> tuple[Array, tuple[Array, Metrics]]:
+      # Each shard by its own, whose sequences may count for more or fewer steps
+      # than another's: on one device as on several.
+      losses, (priorities, metrics) = over_shards(
+        lambda experience, weights: replay_loss(
+          network, params, state.target_params, experience, weights, objective
+        )
+      )(sample.experience, weights)
+      return losses.mean(), (priorities, jax.tree.map(jnp.mean, metrics))
+
+    grads, (priorities, metrics) = jax.grad(mean_loss, has_aux=True)(params)
     grads, metrics = jax.lax.pmean((grads, metrics), TASKS)
     # Counts its updates, not those that are not finite.
     updates, params, opt_state = next_state(
@@ -172,9 +180,7 @@ def replay_trainer(
         over_shards(buffer.set_priorities)(
           state.buffer,
           sample.indices,
-          apart(
-            jnp.where(jnp.isfinite(priorities), priorities, 0.0) + 1e-6, held
-          ),
+          jnp.where(jnp.isfinite(priorities), priorities, 0.0) + 1e-6,
         ),
       ),
       metrics,

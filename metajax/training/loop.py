@@ -108,8 +108,8 @@ def fit(
     validate: scores a state on validation tasks; names get "validation/".
     must_save: whether a checkpoint that cannot be written ends the run, rather
       than in a warning.
-    stall_seconds: a call of about a second that takes longer is warned of, and
-      each time that it has again; 0: never.
+    stall_seconds: after which it warns that no step has ended, where one takes
+      a second or less as a rule; 0: never.
 
   Raises:
     Interrupted: on SIGINT or SIGTERM, once a checkpoint is written. A second
@@ -156,12 +156,16 @@ def fit(
 
   logger = run_logger(workdir, step, schedule.num_steps)
   steps_per_call, calls = 1, []  # The calls since the last line of the log.
-  with contextlib.closing(logger), caught_signals() as caught:
+  with (
+    contextlib.closing(logger),
+    caught_signals() as caught,
+    stalls_noticed(stall_seconds) as beat,
+  ):
     while step < schedule.num_steps:
+      beat(step)
       taken = min(steps_per_call, schedule.next_event(step) - step)
       before = time.monotonic()
-      with stalls_noticed(step, stall_seconds):
-        state, metrics = jax.block_until_ready(train(state, taken))
+      state, metrics = jax.block_until_ready(train(state, taken))
       elapsed = time.monotonic() - before
       if int(state.step) < step + taken:
         raise NonFinite(int(state.step), save(state))

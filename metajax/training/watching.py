@@ -4,34 +4,50 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import logging
 
 
 @contextlib.contextmanager
-def stalls_noticed(step: int, seconds: float) -> Iterator[None]:
-  """Warns whenever the body has taken so many seconds more."""
-  ended = threading.Event()
+def stalls_noticed(seconds: float) -> Iterator[Callable[[int], None]]:
+  """Yields `beat(step)`, and warns where it is not called again and again.
+
+  Args:
+    seconds: after which it warns, each time that they have passed; 0: never.
+  """
+  beaten = threading.Event()
+  step, running = 0, True
+
+  def beat(now: int) -> None:
+    nonlocal step
+    step = now
+    beaten.set()
 
   def watch() -> None:
-    waited = seconds
-    while not ended.wait(seconds):
+    waited = 0.0
+    while running:
+      if beaten.wait(seconds):
+        beaten.clear()
+        waited = 0.0
+        continue
+      waited += seconds
       logging.warning(
-        "no step has ended for %g s, since step %d: the device or another "
-        "process may hang. A checkpoint is from before it.",
+        "no step has ended for %g s, since step %d. If none does, a device or "
+        "another process hangs: end the run, and the same command goes on from "
+        "its last checkpoint.",
         waited,
         step,
       )
-      waited += seconds
 
   if seconds > 0:
     threading.Thread(target=watch, daemon=True).start()
   try:
-    yield
+    yield beat
   finally:
-    ended.set()
+    running = False
+    beaten.set()
 
 
 @contextlib.contextmanager

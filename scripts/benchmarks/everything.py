@@ -48,7 +48,8 @@ def settings() -> Iterator[dict[str, object]]:
       "query_shots": 1,
       "tasks": tasks,
     }
-  for suite in ("scaling", "inner_loop", "replay", "aggregation"):
+  yield {"suite": "scaling", "query_shots": 1}
+  for suite in ("inner_loop", "replay", "aggregation"):
     yield {"suite": suite}
 
 

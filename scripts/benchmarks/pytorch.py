@@ -111,10 +111,6 @@ PEERS: dict[str, tuple[Gradient, bool]] = {
 }
 
 
-def device() -> torch.device:
-  return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def meta_steps(
   gradient: Gradient,
   model: nn.Module,

@@ -1,5 +1,6 @@
 """Tasks per second against devices, and what eight accelerators would lose."""
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -7,7 +8,6 @@ import jax
 import numpy as np
 from absl import flags
 
-from metajax.training import use_cpu_cores
 from scripts.benchmarks import maml
 from scripts.benchmarks.measuring import machine, timed
 
@@ -32,12 +32,18 @@ TARGETS = (
 
 def measure() -> Iterator[dict]:
   """Times the same tasks on more devices, and as many on each of more."""
-  if jax.config.values["jax_num_cpu_devices"] < 0:
+  if "xla_force_host_platform_device_count" not in os.environ.get(
+    "XLA_FLAGS", ""
+  ):
     jax.config.update("jax_num_cpu_devices", FLAGS.max_devices)
-  use_cpu_cores()  # Where --max_devices has no say.
   devices = jax.devices()
   most = min(FLAGS.max_devices, len(devices))
   counts = [2**i for i in range(most.bit_length())]
+  if FLAGS.tasks % counts[-1]:
+    raise ValueError(
+      f"--tasks={FLAGS.tasks}: must be a multiple of {counts[-1]} devices; "
+      "give another number, or a smaller --max_devices."
+    )
   cases = [(kind, n) for kind in ("strong", "weak") for n in counts]
   built = {}
   for kind, n in cases:
@@ -46,8 +52,8 @@ def measure() -> Iterator[dict]:
       built[num_tasks, n] = maml.build(num_tasks, devices[:n])
   # In turns, since a machine's speed changes.
   seconds = {key: [] for key in built}
-  for take in (b.take for b in built.values()):
-    take(1)
+  for program in built.values():  # To warm up.
+    timed(lambda t=program.take: t(1))
   for _ in range(FLAGS.repeats):
     for key, program in built.items():
       steps = max(1, round(FLAGS.seconds / timed(lambda t=program.take: t(1))))
@@ -68,11 +74,13 @@ def measure() -> Iterator[dict]:
       "speedup": float(np.median(speedups)),
       "speedup_min": float(speedups.min()),
       "speedup_max": float(speedups.max()),
+      "task_chunk": built[num_tasks, n].task_chunk,
       "all_reduce_bytes": all_reduce_bytes(built[num_tasks, n].executable),
       **machine(n),
     }
-  if most > 1:
-    yield from estimates(all_reduce_bytes(built[FLAGS.tasks, most].executable))
+  if len(counts) > 1:
+    exchanged = built[FLAGS.tasks, counts[-1]].executable
+    yield from estimates(all_reduce_bytes(exchanged))
 
 
 def estimates(size: int) -> Iterator[dict]:

@@ -1,6 +1,6 @@
 """Trainers on two devices: with tasks all alike they must do what one does.
 
-With as many shards as devices, replay must on any tasks.
+With as many shards, replay must on any tasks.
 """
 
 import sys
@@ -89,13 +89,13 @@ def _trainers(mesh):
 
 
 def _sharded(mesh):
-  """Random tasks and priorities, in two shards."""
+  """Random tasks and priorities, and losses of unequal numbers of steps."""
   return replay_trainer(
     recurrent(2, units=3, head="dueling"),
     bandits(2, 6),
     optax.sgd(0.1),
-    Objective(2, 6, n=2),
-    Replay(actors=8, length=4, period=2, capacity=32, batch=8, shards=2),
+    Objective(2, 6, n=2, burn_in=1),
+    Replay(actors=8, length=4, period=2, capacity=32, batch=8, shards=4),
     rng=jax.random.key(1),
     mesh=mesh,
   )
@@ -111,6 +111,7 @@ def _restored(folder):
     mesh = task_mesh(2, jax.devices()[:devices])
     trainer = _sharded(mesh)
     state = trainer.init(jax.random.key(2))
+    before = jax.device_get(state.meta_params)
     state, _ = trainer.compile(state)[0](state, 2)
     checkpoints = checkpoint.open_checkpoints(folder / str(devices))
     checkpoint.save(checkpoints, state, {})
@@ -119,7 +120,8 @@ def _restored(folder):
     state = checkpoint.restore(checkpoints, like).state
     state, _ = trainer.compile(state)[0](state, 2)
     checkpoints.manager.close()
-    for i, leaf in enumerate(jax.tree.leaves((state.meta_params, state.step))):
+    moved = jax.tree.map(np.subtract, jax.device_get(state.meta_params), before)
+    for i, leaf in enumerate(jax.tree.leaves(moved)):
       arrays[f"restored/{devices}/{i}"] = leaf
     assert int(state.step) == 4
   return arrays

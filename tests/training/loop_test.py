@@ -295,7 +295,7 @@ def test_step_that_does_not_end_is_warned_of_until_it_does(
 
   def warn(message, *arguments):
     text = message % arguments
-    if "since step 2:" in text:  # Others may take a hundredth of a second, too.
+    if "since step 2." in text:  # Others may take a hundredth of a second, too.
       warnings.append(text)
       if len(warnings) == 2:
         told.set()
