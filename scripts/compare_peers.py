@@ -6,8 +6,8 @@ Eager PyTorch is a Python loop over tasks and inner steps, as in learn2learn and
 higher, which no longer install; `torch.func` treats all tasks at once. Both are
 given their tasks, where metajax draws a new batch in each step. The programs
 take turns, `--repeats` times, in one process, on all cores or on the first GPU;
-a ratio is that of two calls of one turn. Before that the gradients of
-the same tasks at the same parameters are compared. Needs torch.
+a ratio is that of two calls of one turn. Before that the gradients of the same
+tasks at the same parameters are compared. Needs torch.
 """
 
 import json
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
 
   steps = {}
   for name, take in programs.items():
-    take(1)  # To warm up.
+    timed(lambda take=take: take(1))  # To warm up.
     seconds = timed(lambda take=take: take(1))
     steps[name] = max(1, round(FLAGS.seconds / seconds))
   seconds = {name: [] for name in programs}
