@@ -120,6 +120,12 @@ def main() -> None:
         filters=FLAGS.filters,
         normalization=FLAGS.normalization,
         conv_lowering=FLAGS.conv_lowering,
+        num_context=meta_learners.num_context(name),
+      )
+    if name == "cavia" and FLAGS.normalization == "batch":
+      raise ValueError(
+        "--normalization=batch: takes away what the context of cavia adds in "
+        "an mlp; give --normalization=layer, or --model=conv4."
       )
     return MLP(num_outputs, (256, 128, 64, 64), FLAGS.normalization)
 

@@ -187,6 +187,11 @@ def own(name: str) -> dict[str, Any]:
   return {}
 
 
+def num_context(name: str) -> int:
+  """Returns how many numbers a network takes beside its inputs."""
+  return FLAGS.num_context if name == "cavia" else 0
+
+
 def possible_steps(name: str, wanted: Iterable[int]) -> list[int]:
   """Sorts numbers of inner steps, and leaves out those that a learner has not.
 

@@ -72,7 +72,10 @@ def main() -> None:
     return meta_learners.build(
       FLAGS.learner,
       lambda num_outputs: conv4(
-        num_outputs, filters=FLAGS.filters, normalization=FLAGS.normalization
+        num_outputs,
+        filters=FLAGS.filters,
+        normalization=FLAGS.normalization,
+        num_context=meta_learners.num_context(FLAGS.learner),
       ),
       cross_entropy,
       ways,

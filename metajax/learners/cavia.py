@@ -40,7 +40,9 @@ def cavia(
 
   The context c is appended to every input as further features; to images as
   further channels, the same everywhere. (The paper does so for vectors; its
-  convolutional network is modulated in the middle instead.) A task is as much
+  convolutional network is modulated in the middle instead: `num_context` of
+  `models.conv.conv4`. What a constant adds before a normalisation by the batch,
+  it takes away.) A task is as much
   as `num_context` numbers, whatever the size of the network.
 
   Args:

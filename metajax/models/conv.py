@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from metajax.models.normalization import GROUPS, NORMALIZATIONS, normalize
@@ -24,11 +25,13 @@ class Conv4(nn.Module):
   strided: bool
   conv_lowering: ConvLowering
   head_init: nn.initializers.Initializer
+  num_context: int
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
-    x = inputs
-    for _ in range(self.num_blocks):
+    channels = inputs.shape[-1] - self.num_context
+    x, context = inputs[..., :channels], inputs[:, :1, :1, channels:]
+    for block in range(self.num_blocks):
       x = nn.Conv(
         self.filters,
         (3, 3),
@@ -39,7 +42,12 @@ class Conv4(nn.Module):
         kernel_init=nn.initializers.glorot_uniform(),
         conv_general_dilated_cls=lambda: convolution(self.conv_lowering),
       )(x)
-      x = nn.relu(normalize(self.normalization)(x))
+      x = normalize(self.normalization)(x)
+      if self.num_context and block == self.num_blocks // 2:
+        dense = nn.Dense(2 * self.filters, use_bias=False, name="modulation")
+        scale, shift = jnp.split(dense(context), 2, axis=-1)
+        x = (1 + scale) * x + shift
+      x = nn.relu(x)
       if not self.strided:
         x = nn.max_pool(x, (2, 2), (2, 2))
     x = x.mean((1, 2)) if self.strided else x.reshape(x.shape[0], -1)
@@ -57,6 +65,7 @@ def conv4(
   strided: bool = True,
   conv_lowering: ConvLowering = "auto",
   head_init: nn.initializers.Initializer | None = None,
+  num_context: int = 0,
 ) -> nn.Module:
   """Blocks of a 3x3 convolution, a normalisation and a ReLU; a linear head.
 
@@ -73,6 +82,10 @@ def conv4(
     conv_lowering: "patches", "xla", or "auto" to choose by the backend.
     head_init: of the head's weights. None is as in the MAML authors' code, for
       either network: normal with variance 1 if `strided`, else Glorot's.
+    num_context: the last channels of the inputs are no image but this many
+      numbers c, the same everywhere, that modulate the channels x after the
+      normalisation in the third of four blocks, `(1 + A c) x + B c`. (What they
+      add before a normalisation by the batch, it takes away.)
 
   Returns:
     A `flax.linen.Module`, whose `init(rng, x)` and `apply(params, x)` take
@@ -87,6 +100,8 @@ def conv4(
     Networks <https://arxiv.org/abs/1703.03400>`_, 2017, section 5.2.
     Snell et al., `Prototypical Networks for Few-shot Learning
     <https://arxiv.org/abs/1703.05175>`_, 2017, section 3.1.
+    Zintgraf et al., `Fast Context Adaptation via Meta-Learning
+    <https://arxiv.org/abs/1810.03642>`_, 2019, section 4.2 (the context).
   """
   for name, value, allowed in (
     ("normalization", normalization, tuple(NORMALIZATIONS)),
@@ -110,6 +125,7 @@ def conv4(
     strided,
     conv_lowering,
     head_init,
+    num_context,
   )
 
 

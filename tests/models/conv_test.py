@@ -306,3 +306,45 @@ def test_only_batch_norm_lets_queries_see_each_other(
 def test_unknown_choices_list_the_allowed_ones(arguments):
   with pytest.raises(ValueError, match=r"must be one of .*(batch|patches)"):
     conv4(5, **arguments)
+
+
+def test_context_scales_and_shifts_the_channels_of_the_third_block():
+  """Which kernels and biases of that block can do as well."""
+  images, context = _normal(0, (3, 28, 28, 1)), jnp.array([0.3, -0.7])
+  wide = jnp.concatenate(
+    [images, jnp.broadcast_to(context, (3, 28, 28, 2))], axis=-1
+  )
+  options = {"filters": 4, "normalization": "none"}
+  network = conv4(5, num_context=2, **options)
+  params = network.init(jax.random.key(1), wide)["params"]
+  params["Conv_2"]["bias"] = _normal(2, (4,))
+  plain = dict(params)
+  scale, shift = jnp.split(context @ plain.pop("modulation")["kernel"], 2)
+  plain["Conv_2"] = {
+    "kernel": (1 + scale) * params["Conv_2"]["kernel"],
+    "bias": (1 + scale) * params["Conv_2"]["bias"] + shift,
+  }
+  expected = conv4(5, **options).apply({"params": plain}, images)
+  given = network.apply({"params": params}, wide)
+  np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
+  assert np.abs(given - network.apply({"params": params}, 0 * wide)).max() > 0.1
+
+
+def test_context_passes_a_normalisation_by_the_batch():
+  """A constant channel would not: but for the edges, it is subtracted."""
+  images = _normal(0, (3, 28, 28, 1))
+  network = conv4(5, filters=4, num_context=2)
+
+  def predict(context):
+    numbers = jnp.broadcast_to(context, (3, 28, 28, 2))
+    return network.apply(params, jnp.concatenate([images, numbers], axis=-1))
+
+  zero = jnp.zeros(2)
+  params = network.init(
+    jax.random.key(1), jnp.concatenate([images, jnp.zeros((3, 28, 28, 2))], -1)
+  )
+  plain = {k: v for k, v in params["params"].items() if k != "modulation"}
+  np.testing.assert_allclose(
+    predict(zero), conv4(5, filters=4).apply({"params": plain}, images)
+  )
+  assert np.abs(predict(zero + 1.0) - predict(zero)).max() > 0.1
