@@ -178,6 +178,13 @@ def own(name: str) -> dict[str, Any]:
         "first_order_until": round(FLAGS.first_order_part * FLAGS.steps),
       }
     case "imaml":
+      pull = FLAGS.inner_lr * FLAGS.proximal_strength
+      if FLAGS.inner_optimizer == "sgd" and pull >= 2:
+        raise ValueError(
+          f"--inner_lr={FLAGS.inner_lr}: times --proximal_strength="
+          f"{FLAGS.proximal_strength} must be below 2, or the inner loop "
+          "diverges; give a smaller one of them."
+        )
       return {
         "strength": FLAGS.proximal_strength,
         "cg_steps": FLAGS.cg_steps,

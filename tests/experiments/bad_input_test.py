@@ -355,6 +355,17 @@ def test_options_of_another_learner_are_refused(
   )
 
 
+def test_inner_loop_that_must_diverge_is_refused(run, workdir):
+  ended = run(
+    SINUSOID, [f"--workdir={workdir}", "--learner=imaml", "--inner_lr=1"]
+  )
+  _assert_refused(
+    ended,
+    "--inner_lr=1.0: times --proximal_strength=2.0 must be below 2, or the "
+    "inner loop diverges; give a smaller one of them.",
+  )
+
+
 def test_learner_of_classes_is_refused_where_there_are_none(run, workdir):
   ended = run(SINUSOID, [f"--workdir={workdir}", "--learner=prototypical"])
   _assert_refused(ended, "--learner=prototypical tells classes apart, .*")
