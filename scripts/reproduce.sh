@@ -16,6 +16,7 @@ out=${OUT:-runs/reproduce}
 # Name, meta-steps in a minute on a core, flags. On validation, one inner step of
 # MAML++ and few tasks a step of prototypical networks were best in a short time.
 plus_plus="--preset=maml_plus_plus --inner_steps=1 --eval_inner_steps=1 --inner_lr=2"
+implicit="--inner_lr=1 --proximal_strength=0.5"
 five_steps="--inner_steps=5 --eval_inner_steps=5"
 encoder="--meta_batch=2 --query_shots=5 --eval_query_shots=1"
 rows=(
@@ -26,9 +27,9 @@ rows=(
   "meta_sgd_5w1s 1200 --learner=meta_sgd"
   "maml_plus_plus_5w1s 1600 $plus_plus"
   "cavia_5w1s 1650 --learner=cavia --num_context=100"
-  "imaml_5w1s 310 --learner=imaml --inner_steps=16 --eval_inner_steps=16"
+  "imaml_5w1s 310 --learner=imaml --inner_steps=16 --eval_inner_steps=16 $implicit"
   "reptile_5w1s 550 --preset=reptile"
-  "bmg_5w1s 1050 --learner=bmg"
+  "bmg_5w1s 1050 --learner=bmg --inner_lr=0.4"
   "prototypical_5w1s 690 --learner=prototypical --train_ways=20 $encoder"
   "ridge_5w1s 650 --learner=ridge --train_ways=20 $encoder"
   "recurrent_5w1s 2800 --learner=recurrent"
