@@ -20,7 +20,7 @@ implicit="--inner_lr=1 --proximal_strength=0.5"
 five_steps="--inner_steps=5 --eval_inner_steps=5"
 encoder="--meta_batch=2 --query_shots=5 --eval_query_shots=1"
 rows=(
-  "maml_5w1s 1400 --learner=maml"
+  "maml_5w1s 1400 --learner=maml --inner_lr=0.4"
   "fomaml_5w1s 3300 --learner=fomaml --inner_lr=0.4"
   "anil_5w1s 2900 --learner=anil"
   "boil_5w1s 1400 --learner=boil"
