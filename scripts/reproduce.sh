@@ -15,7 +15,7 @@ out=${OUT:-runs/reproduce}
 
 # Name, meta-steps in a minute on a core, flags. On validation, one inner step of
 # MAML++ and few tasks a step of prototypical networks were best in a short time.
-plus_plus="--preset=maml_plus_plus --inner_steps=1 --eval_inner_steps=1 --inner_lr=2"
+plus_plus="--preset=maml_plus_plus --inner_steps=1 --eval_inner_steps=1"
 implicit="--inner_lr=1 --proximal_strength=0.5"
 five_steps="--inner_steps=5 --eval_inner_steps=5"
 encoder="--meta_batch=2 --query_shots=5 --eval_query_shots=1"
@@ -25,7 +25,7 @@ rows=(
   "anil_5w1s 2900 --learner=anil"
   "boil_5w1s 1400 --learner=boil"
   "meta_sgd_5w1s 1200 --learner=meta_sgd"
-  "maml_plus_plus_5w1s 1600 $plus_plus"
+  "maml_plus_plus_5w1s 1600 $plus_plus --inner_lr=0.4"
   "cavia_5w1s 1650 --learner=cavia --num_context=100"
   "imaml_5w1s 310 --learner=imaml --inner_steps=16 --eval_inner_steps=16 $implicit"
   "reptile_5w1s 550 --preset=reptile"
@@ -34,7 +34,7 @@ rows=(
   "ridge_5w1s 650 --learner=ridge --train_ways=20 $encoder"
   "recurrent_5w1s 2800 --learner=recurrent"
   "maml_20w1s 690 --ways=20 --meta_batch=4"
-  "maml_plus_plus_20w1s 750 $plus_plus --ways=20 --meta_batch=4"
+  "maml_plus_plus_20w1s 750 $plus_plus --inner_lr=2 --ways=20 --meta_batch=4"
   "anil_20w1s 600 --ways=20 --meta_batch=4 --learner=anil $five_steps"
   "prototypical_20w1s 690 --learner=prototypical --ways=20 $encoder"
 )
