@@ -101,7 +101,7 @@ def conv4(
     Snell et al., `Prototypical Networks for Few-shot Learning
     <https://arxiv.org/abs/1703.05175>`_, 2017, section 3.1.
     Zintgraf et al., `Fast Context Adaptation via Meta-Learning
-    <https://arxiv.org/abs/1810.03642>`_, 2019, section 4.2 (the context).
+    <https://arxiv.org/abs/1810.03642>`_, 2019 (the context).
   """
   for name, value, allowed in (
     ("normalization", normalization, tuple(NORMALIZATIONS)),
