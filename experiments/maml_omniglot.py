@@ -256,7 +256,9 @@ def main() -> None:
       "rotations": rotations,
       "model": FLAGS.model,
       "filters": FLAGS.filters if FLAGS.model == "conv4" else None,
-      "conv_lowering": FLAGS.conv_lowering,
+      "conv_lowering": (
+        FLAGS.conv_lowering if FLAGS.model == "conv4" else None
+      ),
       "normalization": FLAGS.normalization,
       "transductive": FLAGS.normalization == "batch",
       "eval_inner_steps": steps,

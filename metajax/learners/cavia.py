@@ -42,8 +42,8 @@ def cavia(
   further channels, the same everywhere. (The paper does so for vectors; its
   convolutional network is modulated in the middle instead: `num_context` of
   `models.conv.conv4`. What a constant adds before a normalisation by the batch,
-  it takes away.) A task is as much
-  as `num_context` numbers, whatever the size of the network.
+  it takes away.) A task is as much as `num_context` numbers, whatever the size
+  of the network.
 
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`, of inputs with
