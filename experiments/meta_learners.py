@@ -68,6 +68,13 @@ flags.DEFINE_float(
   "imaml: of the pull to the initialisation in the inner loss.",
   lower_bound=1e-6,
 )
+flags.DEFINE_float(
+  "damping",
+  0.0,
+  "imaml: beside the 1 of the identity, of the system that conjugate gradients "
+  "solve.",
+  lower_bound=0.0,
+)
 flags.DEFINE_integer(
   "cg_steps",
   5,
@@ -81,7 +88,12 @@ flags.DEFINE_integer(
   lower_bound=1,
 )
 
-for _name in ("multi_step_part", "first_order_part", "proximal_strength"):
+for _name in (
+  "multi_step_part",
+  "first_order_part",
+  "proximal_strength",
+  "damping",
+):
   flags.register_validator(_name, math.isfinite, "must be a finite number")
 
 # The flags of the inner loop, for learners that have one.
@@ -97,7 +109,7 @@ OWN = {
     "multi_step_part",
     "first_order_part",
   ),
-  "imaml": ("proximal_strength", "cg_steps"),
+  "imaml": ("proximal_strength", "damping", "cg_steps"),
   "cavia": ("num_context",),
 }
 
@@ -187,6 +199,7 @@ def own(name: str) -> dict[str, Any]:
         )
       return {
         "strength": FLAGS.proximal_strength,
+        "damping": FLAGS.damping,
         "cg_steps": FLAGS.cg_steps,
       }
     case "cavia":

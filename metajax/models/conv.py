@@ -139,5 +139,5 @@ def convolution(lowering: ConvLowering) -> Callable[..., Array]:
       and 0.8 s with "patches", measured together on 2 cores), else "xla".
   """
   if lowering == "auto":
-    lowering = "patches" if jax.default_backend() == "cpu" else "xla"
+    lowering = "patches" if jax.default_backend() != "tpu" else "xla"
   return patch_conv if lowering == "patches" else lax.conv_general_dilated

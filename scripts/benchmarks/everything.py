@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,12 @@ flags.DEFINE_string(
   "out",
   None,
   "Folder of the suite all; what it has already is not measured again.",
+)
+flags.DEFINE_string(
+  "match",
+  "",
+  "Of the suite all: only settings with this regular expression in their names, "
+  "which are those of the files in --out.",
 )
 flags.DEFINE_float(
   "limit", 300.0, "Seconds for one setting of the suite all.", lower_bound=1.0
@@ -48,6 +55,8 @@ def settings() -> Iterator[dict[str, object]]:
       "query_shots": 1,
       "tasks": tasks,
     }
+  for lowering in ("patches", "xla"):
+    yield usual | {"query_shots": 1, "conv_lowering": lowering}
   yield {"suite": "scaling", "query_shots": 1}
   for suite in ("inner_loop", "replay", "aggregation"):
     yield {"suite": suite}
@@ -59,10 +68,25 @@ def measure() -> Iterator[dict]:
     raise ValueError("--out: needed with --suite=all, a folder for results.")
   from tqdm import tqdm  # The other suites do without.
 
+  try:
+    wanted = re.compile(FLAGS.match)
+  except re.error as error:
+    raise ValueError(
+      f"--match={FLAGS.match}: no regular expression ({error})."
+    ) from error
+  names = {
+    "_".join(str(value) for value in setting.values()): setting
+    for setting in settings()
+  }
+  chosen = {k: v for k, v in names.items() if wanted.search(k)}
+  if not chosen:
+    raise ValueError(
+      f"--match={FLAGS.match}: no setting is called so; they are: "
+      f"{', '.join(names)}."
+    )
   folder = Path(FLAGS.out)
   folder.mkdir(parents=True, exist_ok=True)
-  for setting in tqdm(list(settings()), unit="setting", disable=None):
-    name = "_".join(str(value) for value in setting.values())
+  for name, setting in tqdm(chosen.items(), unit="setting", disable=None):
     path = folder / f"{name}.jsonl"
     if path.exists():
       continue
