@@ -138,9 +138,10 @@ def build(
 def measure() -> Iterator[dict]:
   """Times the meta-step that the flags describe."""
   built = build()
-  peak = matmul_peak()
   seconds = seconds_per_step(built.take)
   median = float(np.median(seconds))
+  peak_memory = peak_bytes()  # Before that of the products and the copies.
+  peak = matmul_peak()
   cost = cost_of_task(built.learner_of, built.tasks, FLAGS.inner_steps)
   flops, traffic = (FLAGS.tasks * cost).tolist()
   copies = copy_rate()
@@ -163,7 +164,7 @@ def measure() -> Iterator[dict]:
     "fraction_of_roofline": max(flops / peak, traffic / copies)
     / share
     / median,
-    "peak_device_bytes": peak_bytes(),
+    "peak_device_bytes": peak_memory,
     "peak_temp_bytes": memory.temp_size_in_bytes,
     "task_chunk": built.task_chunk,
     **machine(num_devices),
