@@ -4,10 +4,10 @@
 
 trains 5-way 1-shot for about 10 minutes on 2 cores and reports the accuracy on
 600 tasks of characters never seen in training. The default takes small steps
-often: to 97.5% of the validation tasks, 8 tasks a step need about 200,000 tasks
-in all, and the paper's 32 about 340,000, both by the inner step size of the
-paper's code (2.0 here), which is too large for short trainings: the default is
-0.4. `--preset=5w1s` is the paper's protocol, with the 40,000 meta-steps of its code; the paper has 98.7 +- 0.4.
+often, of 8 tasks, and has the inner step size 0.4, which is the better one in
+short trainings. `--preset=5w1s` is the paper's protocol (32 tasks, and a step
+size that is 2.0 here), with the 40,000 meta-steps of its code; the paper has
+98.7 +- 0.4.
 `--learner=NAME` trains another of the learners in place of MAML.
 
 DIR may be any folder of images, too, a sub-folder for each class (or train, val

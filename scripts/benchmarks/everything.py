@@ -21,8 +21,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
   "match",
   "",
-  "Of the suite all: only settings with this regular expression in their names, "
-  "which are those of the files in --out.",
+  "Of the suite all: only settings that have this regular expression in their "
+  "names, which are those of the files in --out.",
 )
 flags.DEFINE_float(
   "limit", 300.0, "Seconds for one setting of the suite all.", lower_bound=1.0

@@ -1,7 +1,6 @@
 """Tasks per second against devices, and what eight accelerators would lose."""
 
 import os
-import re
 from collections.abc import Iterator
 
 import jax
@@ -9,6 +8,11 @@ import numpy as np
 from absl import flags
 
 from scripts.benchmarks import maml
+from scripts.benchmarks.exchange import (
+  TARGETS,
+  all_reduce_bytes,
+  all_reduce_seconds,
+)
 from scripts.benchmarks.measuring import machine, timed
 
 FLAGS = flags.FLAGS
@@ -19,14 +23,6 @@ flags.DEFINE_integer(
   "Of the suite scaling: 1, 2, 4, ... devices up to this many, into which a "
   "CPU is divided.",
   lower_bound=1,
-)
-
-# Name, devices, bytes/s that leave one of them on a ring, seconds a hop. The
-# rates are of data sheets (NVLink 4: 900 GB/s both ways; TPU v5e: 4 ports of
-# 400 Gbit/s, one of them taken); what a hop takes is assumed.
-TARGETS = (
-  ("8 x H100, NVLink", 8, 450e9, 5e-6),
-  ("TPU v5e slice 2x4", 8, 50e9, 2e-6),
 )
 
 
@@ -84,14 +80,9 @@ def measure() -> Iterator[dict]:
 
 
 def estimates(size: int) -> Iterator[dict]:
-  """Estimates, from bytes and data sheets, what an all-reduce would cost.
-
-  On a ring of n devices it takes `2 (n - 1) (size / n / rate + hop)`. A step of
-  T seconds on one device then takes that much longer on n with as many tasks
-  each; it stays 90% efficient for T of nine times as much and more.
-  """
+  """Estimates what an all-reduce would cost; see `exchange`."""
   for name, n, rate, hop in TARGETS:
-    seconds = 2 * (n - 1) * (size / n / rate + hop)
+    seconds = all_reduce_seconds(size, n, rate, hop)
     yield {
       **maml.setting(),
       "estimate": name,
@@ -100,16 +91,3 @@ def estimates(size: int) -> Iterator[dict]:
       "all_reduce_seconds": seconds,
       "step_seconds_for_90_percent": 9 * seconds,
     }
-
-
-def all_reduce_bytes(executable: jax.stages.Compiled) -> int:
-  """Sums what a program's all-reduces return, a meta-step's in a loop."""
-  total = 0
-  for line in executable.as_text().splitlines():
-    found = re.match(r".* = (.*) all-reduce(-start)?\(", line)
-    for kind, shape in re.findall(
-      r"([a-z]+\d+)\[([\d,]*)\]", found[1] if found else ""
-    ):
-      numbers = np.prod([int(x) for x in shape.split(",") if x], dtype=int)
-      total += int(numbers) * int(re.sub(r"\D", "", kind)) // 8
-  return total

@@ -158,6 +158,7 @@ FLOATS = {
   "multi_step_part": r"is not a number in the range \[0.0, 1.0\]",
   "first_order_part": r"is not a number in the range \[0.0, 1.0\]",
   "proximal_strength": "is not number >= 1e-06",
+  "damping": AT_LEAST[0],
   "stall_seconds": r"is not a number in the range \[0.0, 1000000.0\]",
 }
 CHOICES = {

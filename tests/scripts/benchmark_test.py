@@ -1,0 +1,65 @@
+"""Tests of what benchmarks compute beside seconds, and of their bad flags."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from scripts.benchmarks import everything, exchange
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_settings_are_every_protocol_model_order_and_query_once():
+  names = [tuple(s.values()) for s in everything.settings()]
+  usual = {n for n in names if n[:3] == ("maml", 32, 1) and len(n) == 8}
+  assert len(usual) == 4 * 2 * 2 * 2
+  suites = {s["suite"] for s in everything.settings()}
+  assert suites == {"maml", "scaling", "inner_loop", "replay", "aggregation"}
+
+
+def test_all_reduce_bytes_are_of_what_the_program_exchanges():
+  text = """
+  %a.1 = f32[] parameter(0)
+  %r.1 = f32[64,5]{1,0} all-reduce(f32[64,5]{1,0} %p), to_apply=%add
+  %r.2 = (f32[3]{0}, bf16[2,2]{1,0}) all-reduce(%x, %y), to_apply=%add
+  %r.3 = (f32[], s32[7]{0}) all-reduce-start(%u, %v), to_apply=%add
+  %d.3 = (f32[], s32[7]{0}) all-reduce-done(%r.3)
+  """
+  program = SimpleNamespace(as_text=lambda: text)
+  numbers = 64 * 5 * 4 + 3 * 4 + 4 * 2 + 4 + 7 * 4
+  assert exchange.all_reduce_bytes(program) == numbers
+
+
+@pytest.mark.parametrize("name, n, rate, hop", exchange.TARGETS)
+def test_estimate_is_that_of_a_ring(name, n, rate, hop):
+  # Each device sends an eighth to the next, seven times to sum, and seven times
+  # to tell the sums.
+  assert n == 8
+  seconds = exchange.all_reduce_seconds(8_000_000, n, rate, hop)
+  np.testing.assert_allclose(seconds, 14 * (1e6 / rate + hop), err_msg=name)
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    ([], "error: --out: needed with --suite=all, a folder for results."),
+    (["--match=["], "error: --match=[: no regular expression ("),
+    (["--match=gpt"], "error: --match=gpt: no setting is called so; they are:"),
+  ],
+)
+def test_bad_flags_are_named(arguments, message, tmp_path):
+  out = [f"--out={tmp_path / 'out'}"] if arguments else []
+  done = subprocess.run(
+    [sys.executable, "scripts/benchmark.py", "--suite=all", *out, *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert not (tmp_path / "out").exists()
