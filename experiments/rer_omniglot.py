@@ -50,6 +50,13 @@ flags.DEFINE_integer(
   "replays", 10, "How often a replayed task is learned from.", lower_bound=1
 )
 flags.DEFINE_integer("capacity", 512, "Tasks that are kept.", lower_bound=1)
+flags.DEFINE_integer(
+  "shards",
+  0,
+  "Buffers that kept tasks are split over; checkpoints restore on any number of "
+  "devices that divides it. 0: one for each device.",
+  lower_bound=0,
+)
 FLAGS.set_default("steps", 2000)
 FLAGS.set_default("meta_batch", 20)
 FLAGS.set_default("outer_schedule", "cosine")
@@ -68,6 +75,12 @@ def main() -> None:
     raise ValueError(
       f"--replays={FLAGS.replays}: must divide --meta_batch="
       f"{FLAGS.meta_batch}, the tasks of a step."
+    )
+  new = FLAGS.meta_batch // FLAGS.replays
+  if FLAGS.shards and (new % FLAGS.shards or FLAGS.capacity % FLAGS.shards):
+    raise ValueError(
+      f"--shards={FLAGS.shards}: must divide --capacity={FLAGS.capacity}, and "
+      f"--meta_batch over --replays, the {new} new tasks of a step."
     )
   splits = omniglot(
     FLAGS.data_dir,
@@ -125,6 +138,7 @@ def main() -> None:
       "transductive": False,
       "replays": FLAGS.replays,
       "capacity": FLAGS.capacity,
+      "shards": FLAGS.shards,
       "tasks": {k: p.tasks for k, p in all_plans.items()},
       "published": PUBLISHED,
     },
@@ -152,7 +166,12 @@ def plans(tasks: TaskFamily) -> dict[str, Plan]:
     learner,
     training.outer_optimizer(FLAGS.outer_schedule),
     tasks,
-    EpisodeReplay(new, FLAGS.meta_batch, max(FLAGS.meta_batch, FLAGS.capacity)),
+    EpisodeReplay(
+      new,
+      FLAGS.meta_batch,
+      max(FLAGS.meta_batch, FLAGS.capacity),
+      FLAGS.shards or None,
+    ),
     rng=training.task_key(),
   )
   return {

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax.replay.buffers import apart, for_each_shard, together
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
@@ -19,6 +20,7 @@ from metajax.training.state import (
   next_state,
 )
 from metajax.types import (
+  Episode,
   MetaLearner,
   Metrics,
   PRNGKey,
@@ -35,11 +37,16 @@ class EpisodeReplay(NamedTuple):
     batch: tasks learned from in a step, likewise; a task is learned from
       `batch / new` times, on average.
     capacity: tasks that are kept, likewise; the oldest go first.
+    shards: buffers that the tasks are split over, each drawn from alike. A step
+      with so many is the same, to rounding, on any number of devices that
+      divides it, for a learner that is given no randomness, and checkpoints
+      restore there. None: one for each device.
   """
 
   new: int = 4
   batch: int = 16
   capacity: int = 1024
+  shards: int | None = None
 
 
 def episode_replay_trainer(
@@ -68,23 +75,34 @@ def episode_replay_trainer(
     replay: how tasks are kept.
     rng: the key of all tasks and samples.
     mesh: a mesh with the axis "tasks", over which tasks and buffer are split;
-      None: `task_mesh(new)`.
+      None: `task_mesh` of the shards, or else of `new`.
 
   Returns:
     A `Trainer`, which reports the learner's metrics. Its `opt_state` is a pair
     of the optimizer's state and the buffer.
 
   Raises:
-    ValueError: if devices do not divide the numbers, or the buffer holds fewer
-      tasks than are drawn or learned from in a step.
+    ValueError: if devices do not divide the shards, or shards the numbers, or
+      the buffer holds fewer tasks than are drawn or learned from in a step.
   """
-  mesh = task_mesh(replay.new) if mesh is None else mesh
+  num_shards, unit = replay.shards, "shards"
+  if mesh is None:
+    mesh = task_mesh(num_shards or replay.new)
+  if num_shards is None:
+    num_shards, unit = mesh.size, "devices"
+  held, rest = divmod(num_shards, mesh.size)  # Shards of a device.
+  if rest or held < 1:
+    raise ValueError(
+      f"shards={num_shards}: must be a positive multiple of {mesh.size} "
+      "devices."
+    )
   shares = {}
-  for name, value in replay._asdict().items():
-    shares[name], rest = divmod(value, mesh.size)
+  for name in ("new", "batch", "capacity"):
+    value = getattr(replay, name)
+    shares[name], rest = divmod(value, num_shards)
     if rest or value < 1:
       raise ValueError(
-        f"{name}={value}: must be a positive multiple of {mesh.size} devices."
+        f"{name}={value}: must be a positive multiple of {num_shards} {unit}."
       )
   if replay.capacity < max(replay.new, replay.batch):
     raise ValueError(
@@ -97,30 +115,33 @@ def episode_replay_trainer(
     sample_batch_size=shares["batch"],
     add_batches=True,
   )
+  over_shards = functools.partial(for_each_shard, held)
+  each_key = jax.vmap(jax.random.fold_in, (None, 0))
   tasks = as_partial(tasks)
+
+  def draw(stored: Any, rng: PRNGKey) -> Episode:
+    return buffer.sample(stored, rng).experience
 
   def device_step(
     state: TrainState, tasks: TaskFamily, rng: PRNGKey
   ) -> tuple[TrainState, Metrics]:
     optimizer_state, stored = state.opt_state
-    stored = jax.tree.map(lambda x: x[0], stored)
     device = jax.lax.axis_index(TASKS)
     draw_key, step_key = jax.random.split(jax.random.fold_in(rng, state.step))
-    place = device * shares["new"] + jnp.arange(shares["new"])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(draw_key, place)
-    stored = buffer.add(stored, jax.vmap(tasks)(keys))
-    sample_key, learn_key = jax.random.split(
-      jax.random.fold_in(step_key, device)
-    )
-    episodes = buffer.sample(stored, sample_key).experience
+    num_new = held * shares["new"]
+    keys = each_key(draw_key, device * num_new + jnp.arange(num_new))
+    new = apart(jax.vmap(tasks)(keys), held)
+    stored = over_shards(buffer.add)(stored, new)
+    shard_keys = each_key(step_key, device * held + jnp.arange(held))
+    sample_keys, learn_keys = jax.vmap(jax.random.split, out_axes=1)(shard_keys)
+    episodes = together(over_shards(draw)(stored, sample_keys))
     learns = learner.at_step(state.step).meta_grad
     grads, metrics = jax.lax.pmean(
-      learns(state.meta_params, episodes, learn_key), TASKS
+      learns(state.meta_params, episodes, learn_keys[0]), TASKS
     )
     state = next_state(
       optimizer, state._replace(opt_state=optimizer_state), grads
     )
-    stored = jax.tree.map(lambda x: x[None], stored)
     return state._replace(opt_state=(state.opt_state, stored)), metrics
 
   everywhere: Any = P()
@@ -143,7 +164,7 @@ def episode_replay_trainer(
     episode = tasks(rng)
     meta_params = learner.init(rng, episode.support.inputs)
     empty = buffer.init(episode)
-    stored = jax.tree.map(lambda x: jnp.stack([x] * mesh.size), empty)
+    stored = jax.tree.map(lambda x: jnp.stack([x] * num_shards), empty)
     return TrainState(
       jnp.int32(0), meta_params, (optimizer.init(meta_params), stored)
     )

@@ -69,6 +69,7 @@ def _trainers(mesh):
       mesh=mesh,
     ),
     "sharded": _sharded(mesh),
+    "sharded_episodes": _sharded_episodes(mesh),
     "ppo": ppo_trainer(
       recurrent(1, units=3, head="actor_critic"),
       SAME,
@@ -101,7 +102,27 @@ def _sharded(mesh):
   )
 
 
-def _restored(folder):
+def _sharded_episodes(mesh):
+  """Tasks that differ, from four buffers."""
+
+  def tasks(rng):
+    x, y = jax.random.normal(rng, (2, 4, 1))
+    return Episode(Batch(x[:2], y[:2]), Batch(x[2:], y[2:]))
+
+  return episode_replay_trainer(
+    maml(MLP(1, (3,)), mean_squared_error, optax.sgd(0.1), 1),
+    optax.sgd(0.1),
+    tasks,
+    EpisodeReplay(new=4, batch=8, capacity=12, shards=4),
+    rng=jax.random.key(1),
+    mesh=mesh,
+  )
+
+
+SHARDED = {"replay": _sharded, "episodes": _sharded_episodes}
+
+
+def _restored(folder, build):
   """Four steps, of which either two devices or one take the first two.
 
   Between them stands a checkpoint. One device takes the rest.
@@ -109,27 +130,29 @@ def _restored(folder):
   arrays = {}
   for devices in (1, 2):
     mesh = task_mesh(2, jax.devices()[:devices])
-    trainer = _sharded(mesh)
+    trainer = build(mesh)
     state = trainer.init(jax.random.key(2))
     before = jax.device_get(state.meta_params)
     state, _ = trainer.compile(state)[0](state, 2)
     checkpoints = checkpoint.open_checkpoints(folder / str(devices))
     checkpoint.save(checkpoints, state, {})
-    trainer = _sharded(task_mesh(1, jax.devices()[:1]))
+    trainer = build(task_mesh(1, jax.devices()[:1]))
     like = trainer.init(jax.random.key(3))
     state = checkpoint.restore(checkpoints, like).state
     state, _ = trainer.compile(state)[0](state, 2)
     checkpoints.manager.close()
     moved = jax.tree.map(np.subtract, jax.device_get(state.meta_params), before)
     for i, leaf in enumerate(jax.tree.leaves(moved)):
-      arrays[f"restored/{devices}/{i}"] = leaf
+      arrays[f"{folder.name}/{devices}/{i}"] = leaf
     assert int(state.step) == 4
   return arrays
 
 
 def _main(path):
   """What the subprocess does, with 2 devices; writes its arrays to a file."""
-  arrays = _restored(Path(path).parent / "checkpoints")
+  arrays = {}
+  for name, build in SHARDED.items():
+    arrays |= _restored(Path(path).parent / f"restored_{name}", build)
   for devices in (1, 2):
     mesh = task_mesh(2, jax.devices()[:devices])
     for name, trainer in _trainers(mesh).items():
@@ -159,12 +182,21 @@ def arrays(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  "name", ["replay", "sharded", "restored", "ppo", "episodes"]
+  "name",
+  [
+    "replay",
+    "sharded",
+    "restored_replay",
+    "ppo",
+    "episodes",
+    "sharded_episodes",
+    "restored_episodes",
+  ],
 )
 def test_two_devices_average_what_one_does(name, arrays):
   """A sum of gradients, or a device's own, would be another step."""
   one = {k: v for k, v in arrays.items() if k.startswith(f"{name}/1/")}
-  assert len(one) > 4
+  assert len(one) >= 4
   moved = max(np.abs(v).max() for k, v in one.items() if k[-1].isdigit())
   assert moved > 1e-3
   for key, expected in one.items():
