@@ -53,8 +53,8 @@ flags.DEFINE_integer("capacity", 512, "Tasks that are kept.", lower_bound=1)
 flags.DEFINE_integer(
   "shards",
   0,
-  "Buffers that kept tasks are split over; checkpoints restore on any number of "
-  "devices that divides it. 0: one for each device.",
+  "Buffers that kept tasks are split over; checkpoints restore on as many "
+  "devices as divide it. 0: one for each device.",
   lower_bound=0,
 )
 FLAGS.set_default("steps", 2000)
