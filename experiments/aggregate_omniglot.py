@@ -20,8 +20,9 @@ import optax
 from absl import flags
 
 from experiments import plots, training
-from experiments.flags import FLAGS, define_data_dir, refuse, run
+from experiments.flags import FLAGS, define_data_dir, refuse
 from experiments.runs import define_runs, find_runs, read_run
+from experiments.script import run
 from experiments.stages import Stages
 from metajax import aggregation
 from metajax.evaluation import Estimate, estimate

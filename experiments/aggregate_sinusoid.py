@@ -24,7 +24,8 @@ import optax
 from absl import flags
 
 from experiments import plots, regressors, training
-from experiments.flags import FLAGS, refuse, run
+from experiments.flags import FLAGS, refuse
+from experiments.script import run
 from experiments.stages import Stages
 from metajax import aggregation
 from metajax.evaluation import Estimate, estimate

@@ -16,8 +16,9 @@ import optax
 from absl import flags
 
 from experiments import training
-from experiments.flags import FLAGS, define_data_dir, refuse, run
+from experiments.flags import FLAGS, define_data_dir, refuse
 from experiments.runs import define_runs, find_runs, read_run
+from experiments.script import run
 from experiments.stages import Stages
 from metajax import aggregation
 from metajax.evaluation import Estimate, estimate

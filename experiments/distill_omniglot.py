@@ -21,7 +21,8 @@ from absl import flags
 
 from experiments import plots, training
 from experiments.classifiers import TRAIN, Classifiers, load, size_and_time
-from experiments.flags import FLAGS, define_data_dir, refuse, run
+from experiments.flags import FLAGS, define_data_dir, refuse
+from experiments.script import run
 from metajax import distillation
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import embedding, logistic, ridge

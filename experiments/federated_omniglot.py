@@ -17,7 +17,8 @@ import optax
 from absl import flags
 
 from experiments import plots, training
-from experiments.flags import FLAGS, define_data_dir, refuse, run
+from experiments.flags import FLAGS, define_data_dir, refuse
+from experiments.script import run
 from experiments.stages import Stages
 from metajax.evaluation import Estimate, estimate
 from metajax.losses import cross_entropy

@@ -1,32 +1,20 @@
-"""The flags that every training script has, presets, and one-line errors."""
+"""The flags that every training script has."""
 
-import contextlib
-import faulthandler
 import math
-import os
-import signal
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import jax
-from absl import app, flags, logging
+from absl import flags
 
 from experiments import processes
 from metajax import learners
 from metajax.inner_loop import Memory
 from metajax.training import use_cpu_cores
-from metajax.training.checkpoint import SaveError
-from metajax.training.loop import Interrupted, NonFinite
 
 FLAGS = flags.FLAGS
 
 # Not later: gymnax, which some scripts import, begins to compute at once.
 use_cpu_cores()
 processes.join_early()
-
-Presets = Mapping[str, Mapping[str, Any]]
 
 flags.DEFINE_string(
   "workdir",
@@ -143,139 +131,3 @@ def refuse(*names: str) -> None:
   for name in names:
     if FLAGS[name].present:
       raise ValueError(f"--{name} has no effect here: leave it out.")
-
-
-def run(main: Callable[[], None], presets: Presets | None = None) -> None:
-  """Runs a script: parses flags, applies the preset, reports errors in a line.
-
-  Args:
-    main: the script, which reads `FLAGS`.
-    presets: flag values by preset name; explicit flags win over them.
-  """
-  script = sys.argv[0]  # By which absl knows the main module.
-  # What experiments share is the script's own, too.
-  for module, shared in FLAGS.flags_by_module_dict().items():
-    if module.startswith("experiments."):
-      for flag in shared:
-        FLAGS.register_key_flag_for_module(script, flag)
-  if presets:
-    flags.DEFINE_enum(
-      "preset",
-      None,
-      list(presets),
-      "A published protocol; explicit flags override it.",
-      module_name=script,
-    )
-  signal.signal(signal.SIGTERM, _terminate)
-
-  def parse(argv: list[str]) -> list[str]:
-    try:
-      rest = FLAGS(argv)[1:]
-    except flags.Error as error:
-      fail(f"{error}. Run with --help for all flags.")
-    if rest:
-      fail(f"unexpected argument {rest[0]!r}: flags are --name=value.")
-    if presets and FLAGS.preset:
-      for name, value in presets[FLAGS.preset].items():
-        if not FLAGS[name].present:
-          FLAGS[name].value = value
-    return argv
-
-  def guarded(argv: list[str]) -> None:
-    del argv
-    # orbax tells at INFO of every file it writes.
-    logging.set_verbosity(logging.WARNING)
-    try:
-      processes.join()
-      if jax.distributed.is_initialized():
-        # Where another process dies, JAX ends this one; its message is enough.
-        faulthandler.disable()
-      _use_compile_cache()
-      with _profile():
-        main()
-    except Interrupted as stop:
-      written = "a checkpoint is" if stop.saved else "no checkpoint could be"
-      fail(
-        f"stopped by {stop}; {written} written, run the same command to go on.",
-        128 + stop.signum,
-      )
-    except NonFinite as error:
-      advice = ""
-      if "replay_step" in FLAGS and FLAGS.num_seeds == 1:
-        advice = (
-          f"--replay_step={error.step} shows its tasks, --skip_non_finite goes "
-          "on without such steps."
-        )
-      written = "is" if error.saved else "could not be"
-      fail(
-        f"{error}; a checkpoint of the state before {written} written. {advice}"
-      )
-    except SaveError as error:
-      fail(f"{error}. Make room, and run the same command to go on.")
-    except KeyboardInterrupt:
-      fail("interrupted; run the same command to go on.", 130)
-    # What the library says of bad values and bad data is meant for the user.
-    except (ValueError, OSError) as error:
-      if FLAGS.debug:
-        raise
-      fail(str(error))
-    except jax.errors.JaxRuntimeError as error:
-      if FLAGS.debug:
-        raise
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        if not jax.distributed.is_initialized():
-          raise
-        fail(
-          "another process of this run has ended; start all of them again, and "
-          f"it goes on from the last checkpoint. ({str(error).splitlines()[0]})"
-        )
-      fail(
-        "the device has too little memory: give a smaller --task_chunk, or "
-        f"--memory=remat. ({str(error).splitlines()[0]})"
-      )
-
-  app.run(guarded, flags_parser=parse)
-
-
-def fail(message: str, code: int = 2) -> None:
-  """Leaves with one line on standard error."""
-  print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
-  if jax.distributed.is_initialized():
-    # The usual end would wait for the other processes, which wait for this one.
-    os._exit(code)
-  sys.exit(code)
-
-
-def _profile() -> contextlib.AbstractContextManager:
-  if not FLAGS.profile:
-    return contextlib.nullcontext()
-  return jax.profiler.trace(FLAGS.profile, create_perfetto_trace=True)
-
-
-def _use_compile_cache() -> None:
-  given, folder = FLAGS.compile_cache, FLAGS.compile_cache
-  if given is None:
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = jax.config.jax_compilation_cache_dir or Path(caches) / "metajax"
-  if not folder:
-    jax.config.update("jax_enable_compilation_cache", False)
-    return
-  try:
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    writable = os.access(folder, os.W_OK)
-  except OSError:
-    writable = False
-  if writable:
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-      jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-  elif given:
-    raise ValueError(
-      f"--compile_cache={given}: cannot be written to. Give another folder, or "
-      "--compile_cache= to have none."
-    )
-
-
-def _terminate(signum, frame) -> None:
-  del signum, frame
-  fail("terminated; run the same command to go on.", 143)

@@ -20,8 +20,9 @@ import jax
 from absl import flags
 
 from experiments import inspection, meta_learners, plots, seeds, training
-from experiments.flags import FLAGS, define_data_dir, refuse, run
+from experiments.flags import FLAGS, define_data_dir, refuse
 from experiments.omniglot_presets import PRESETS
+from experiments.script import run
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import ConvLowering, conv4
 from metajax.models.mlp import MLP

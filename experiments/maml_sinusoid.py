@@ -17,7 +17,8 @@ import jax
 from absl import flags
 
 from experiments import inspection, meta_learners, plots, seeds, training
-from experiments.flags import FLAGS, run
+from experiments.flags import FLAGS
+from experiments.script import run
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from experiments.flags import fail
+from experiments.script import fail
 
 for _name in ("flashbax", "gymnax"):
   if importlib.util.find_spec(_name) is None:

@@ -17,7 +17,8 @@ from absl import flags
 from scipy import stats
 
 from experiments import meta_learners, training
-from experiments.flags import FLAGS, define_data_dir, refuse, run
+from experiments.flags import FLAGS, define_data_dir, refuse
+from experiments.script import run
 from experiments.stages import Stages
 from metajax.evaluation import Estimate, estimate, solve
 from metajax.losses import accuracy, cross_entropy

@@ -25,7 +25,8 @@ from experiments import (
   training,
   trial_plots,
 )
-from experiments.flags import FLAGS, refuse, run
+from experiments.flags import FLAGS, refuse
+from experiments.script import run
 from experiments.stages import Stages
 from metajax import players
 from metajax.evaluation import estimate

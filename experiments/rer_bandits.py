@@ -15,7 +15,8 @@ import numpy as np
 from absl import flags
 
 from experiments import contests, plots
-from experiments.flags import FLAGS, run
+from experiments.flags import FLAGS
+from experiments.script import run
 from metajax import players
 from metajax.evaluation import Estimate, estimate
 from metajax.tasks.bandits import bandits

@@ -26,7 +26,8 @@ from absl import flags
 from sklearn.datasets import load_digits
 
 from experiments import plots, training
-from experiments.flags import FLAGS, refuse, run
+from experiments.flags import FLAGS, refuse
+from experiments.script import run
 from metajax import continual
 from metajax.evaluation import Estimate, estimate
 from metajax.models.mlp import MLP

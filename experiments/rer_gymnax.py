@@ -18,7 +18,8 @@ import numpy as np
 from absl import flags
 
 from experiments import contests, plots, training, trial_plots
-from experiments.flags import FLAGS, refuse, run
+from experiments.flags import FLAGS, refuse
+from experiments.script import run
 from metajax import players
 from metajax.evaluation import Estimate, estimate
 from metajax.tasks.trials import Player, Step, Trials, play, trials

@@ -17,7 +17,8 @@ import numpy as np
 from absl import flags
 
 from experiments import contests, plots, training
-from experiments.flags import FLAGS, run
+from experiments.flags import FLAGS
+from experiments.script import run
 from metajax import players
 from metajax.evaluation import Estimate, estimate
 from metajax.tasks.tabular_mdp import tabular_mdps

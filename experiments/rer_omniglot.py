@@ -18,7 +18,8 @@ import numpy as np
 from absl import flags
 
 from experiments import needs_rl, plots, training  # noqa: F401
-from experiments.flags import FLAGS, define_data_dir, refuse, run
+from experiments.flags import FLAGS, define_data_dir, refuse
+from experiments.script import run
 from experiments.stages import Stages
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import recurrent, sequence_learner
