@@ -1,4 +1,7 @@
-"""The flags that every training script has."""
+"""The flags that every training script has.
+
+On import a CPU becomes a device for each core, and processes find each other.
+"""
 
 import math
 from typing import get_args

@@ -4,10 +4,10 @@
 
 trains 5-way 1-shot for about 10 minutes on 2 cores and reports the accuracy on
 600 tasks of characters never seen in training. The default takes small steps
-often, of 8 tasks, and has the inner step size 0.4, which is the better one in
-short trainings. `--preset=5w1s` is the paper's protocol (32 tasks, and a step
-size that is 2.0 here), with the 40,000 meta-steps of its code; the paper has
-98.7 +- 0.4.
+often, of 8 tasks, and has the inner step size 0.4, with which MAML and its kin
+learn faster at first. `--preset=5w1s` is the paper's protocol (32 tasks, and a
+step size that is 2.0 here), with the 40,000 meta-steps of its code; the paper
+has 98.7 +- 0.4.
 `--learner=NAME` trains another of the learners in place of MAML.
 
 DIR may be any folder of images, too, a sub-folder for each class (or train, val
@@ -91,7 +91,7 @@ flags.DEFINE_enum(
   "auto",
   get_args(ConvLowering),
   "How conv4 convolves: as products of patches, or by XLA's convolution. auto: "
-  "patches on CPUs and GPUs, where they were measured to be faster, else xla.",
+  "patches, which were faster on CPUs and a GPU, but xla on TPUs.",
 )
 flags.DEFINE_bool("first_order", False, "FOMAML in place of MAML.")
 flags.DEFINE_integer(

@@ -71,8 +71,8 @@ flags.DEFINE_float(
 flags.DEFINE_float(
   "damping",
   0.0,
-  "imaml: beside the 1 of the identity, of the system that conjugate gradients "
-  "solve.",
+  "imaml: d of the system ((1 + d) I + H / strength) x = g that conjugate "
+  "gradients solve.",
   lower_bound=0.0,
 )
 flags.DEFINE_integer(

@@ -55,7 +55,7 @@ FLAGS.set_default("learner", "prototypical")
 FLAGS.set_default("steps", 2000)
 FLAGS.set_default("meta_batch", 4)
 FLAGS.set_default("outer_schedule", "cosine")
-FLAGS.set_default("inner_steps", 5)
+FLAGS.set_default("inner_steps", 1)
 FLAGS.set_default("inner_lr", 0.4)
 
 # Errors in percent, by the alphabets that were learned from (30; 5 at a time).

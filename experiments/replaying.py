@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple, get_args
 
-import jax
 import optax
 from absl import flags
 
 from experiments import needs_rl, training  # noqa: F401
 from experiments.flags import FLAGS
+from experiments.shards import num_shards
 from metajax.models.recurrent import Cell, Recurrent, recurrent
 from metajax.replay import (
   Objective,
@@ -51,13 +51,6 @@ flags.DEFINE_float("discount", 0.97, "Of a reward one step later.", 0.0, 1.0)
 flags.DEFINE_bool("rescale", True, "Learn rescaled values, h(Q).")
 flags.DEFINE_integer(
   "capacity", 4096, "Sequences that are kept.", lower_bound=1
-)
-flags.DEFINE_integer(
-  "shards",
-  0,
-  "Buffers of recurrent replay that the sequences are split over; checkpoints "
-  "restore on any number of devices that divides it. 0: one for each device.",
-  lower_bound=0,
 )
 flags.DEFINE_integer("batch", 64, "Sequences of an update.", lower_bound=1)
 flags.DEFINE_float(
@@ -148,16 +141,9 @@ def objective(tasks: Trials) -> Objective:
 
 def replay(tasks: Trials) -> Replay:
   length = FLAGS.length or tasks.num_steps
-  for name in ("meta_batch", "batch", "capacity"):
-    if FLAGS.shards and FLAGS[name].value % FLAGS.shards:
-      raise ValueError(
-        f"--shards={FLAGS.shards}: must divide --{name}={FLAGS[name].value}."
-      )
-  if FLAGS.shards % jax.process_count():
-    raise ValueError(
-      f"--shards={FLAGS.shards}: must be a multiple of the "
-      f"{jax.process_count()} processes."
-    )
+  shards = num_shards(
+    **{f"--{k}": FLAGS[k].value for k in ("meta_batch", "batch", "capacity")}
+  )
   return Replay(
     actors=FLAGS.meta_batch,
     length=length,
@@ -165,7 +151,7 @@ def replay(tasks: Trials) -> Replay:
     capacity=FLAGS.capacity,
     batch=FLAGS.batch,
     ratio=FLAGS.replay_ratio,
-    shards=FLAGS.shards or None,
+    shards=shards,
     epsilon=FLAGS.epsilon,
     priority_exponent=FLAGS.priority_exponent,
     importance_exponent=FLAGS.importance_exponent,

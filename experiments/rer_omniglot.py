@@ -20,6 +20,7 @@ from absl import flags
 from experiments import needs_rl, plots, training  # noqa: F401
 from experiments.flags import FLAGS, define_data_dir, refuse
 from experiments.script import run
+from experiments.shards import num_shards
 from experiments.stages import Stages
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import recurrent, sequence_learner
@@ -51,13 +52,6 @@ flags.DEFINE_integer(
   "replays", 10, "How often a replayed task is learned from.", lower_bound=1
 )
 flags.DEFINE_integer("capacity", 512, "Tasks that are kept.", lower_bound=1)
-flags.DEFINE_integer(
-  "shards",
-  0,
-  "Buffers that kept tasks are split over; checkpoints restore on as many "
-  "devices as divide it. 0: one for each device.",
-  lower_bound=0,
-)
 FLAGS.set_default("steps", 2000)
 FLAGS.set_default("meta_batch", 20)
 FLAGS.set_default("outer_schedule", "cosine")
@@ -77,12 +71,7 @@ def main() -> None:
       f"--replays={FLAGS.replays}: must divide --meta_batch="
       f"{FLAGS.meta_batch}, the tasks of a step."
     )
-  new = FLAGS.meta_batch // FLAGS.replays
-  if FLAGS.shards and (new % FLAGS.shards or FLAGS.capacity % FLAGS.shards):
-    raise ValueError(
-      f"--shards={FLAGS.shards}: must divide --capacity={FLAGS.capacity}, and "
-      f"--meta_batch over --replays, the {new} new tasks of a step."
-    )
+  kept = replay()
   splits = omniglot(
     FLAGS.data_dir,
     ways=FLAGS.ways,
@@ -92,8 +81,8 @@ def main() -> None:
   )
   validation = scorer(splits.validation, "validation", 200)
   test = scorer(splits.test, "test", FLAGS.eval_tasks)
-  runs = Stages("rer_omniglot")
-  values, all_plans = {}, plans(splits.train)
+  all_plans = plans(splits.train, kept)
+  runs, values = Stages("rer_omniglot"), {}
   for name, plan in all_plans.items():
     trained = runs.train(
       name,
@@ -148,6 +137,15 @@ def main() -> None:
   )
 
 
+def replay() -> EpisodeReplay:
+  new = FLAGS.meta_batch // FLAGS.replays
+  capacity = max(FLAGS.meta_batch, FLAGS.capacity)
+  shards = num_shards(
+    **{"--meta_batch over --replays": new, "--capacity": capacity}
+  )
+  return EpisodeReplay(new, FLAGS.meta_batch, capacity, shards)
+
+
 class Plan(NamedTuple):
   """One of the trainings: for how many steps, on how many tasks in all."""
 
@@ -156,28 +154,22 @@ class Plan(NamedTuple):
   tasks: int
 
 
-def plans(tasks: TaskFamily) -> dict[str, Plan]:
+def plans(tasks: TaskFamily, kept: EpisodeReplay) -> dict[str, Plan]:
   learner = recurrent(
     encoder(), cross_entropy, metrics={"accuracy": accuracy}, **sizes()
   )
-  new = FLAGS.meta_batch // FLAGS.replays
   few = max(1, FLAGS.steps // FLAGS.replays)
   fresh = training.trainer(learner, tasks)
   replayed = episode_replay_trainer(
     learner,
     training.outer_optimizer(FLAGS.outer_schedule),
     tasks,
-    EpisodeReplay(
-      new,
-      FLAGS.meta_batch,
-      max(FLAGS.meta_batch, FLAGS.capacity),
-      FLAGS.shards or None,
-    ),
+    kept,
     rng=training.task_key(),
   )
   return {
     "fresh": Plan(fresh, FLAGS.steps, FLAGS.steps * FLAGS.meta_batch),
-    "replayed": Plan(replayed, FLAGS.steps, FLAGS.steps * new),
+    "replayed": Plan(replayed, FLAGS.steps, FLAGS.steps * kept.new),
     "scarce": Plan(fresh, few, few * FLAGS.meta_batch),
   }
 

@@ -40,8 +40,8 @@ def define_runs(name: str, instead_of: str) -> None:
   flags.DEFINE_list(
     name,
     [],
-    f"Folders of runs of experiments.{EXPERIMENT} with this --ways, --filters "
-    f"and batch normalisation, in place of --{instead_of}.",
+    f"Folders of runs of experiments.{EXPERIMENT} with this --ways, --filters, "
+    f"--inner_lr and batch normalisation, in place of --{instead_of}.",
   )
   flags.register_validator(
     name, lambda folders: len(folders) != 1, "needs two folders or more"
@@ -65,9 +65,12 @@ def _find_run(flag: str, folder: Path) -> Run:
   if own.get("experiment") != EXPERIMENT:
     raise ValueError(
       f"{flag}: {folder} is no run of experiments.{EXPERIMENT}: train one by "
-      f"python -m experiments.{EXPERIMENT} --workdir={folder}"
+      f"python -m experiments.{EXPERIMENT} --inner_lr={FLAGS.inner_lr} "
+      f"--workdir={folder}"
     )
-  wanted = {name: FLAGS[name].value for name in ("ways", "filters")}
+  # Runs adapt here as they were trained to.
+  same = ("ways", "filters", "inner_lr")
+  wanted = {name: FLAGS[name].value for name in same}
   wanted |= {"model": "conv4", "normalization": "batch"}
   usual = {
     "outer_optimizer": "adam",

@@ -1,4 +1,4 @@
-"""What every training script is: flags, presets, and errors in one line."""
+"""How a training script runs: presets, compiled programs, errors in a line."""
 
 import contextlib
 import faulthandler

@@ -14,9 +14,10 @@ calls of the compiled training loop after one call to warm up. The floating
 point operations and the bytes are those that XLA counts in the compiled
 meta-gradient of one task; the peaks, of a float32 matrix product (2048 cubed on
 CPUs, else 8192, and in JAX's default precision, which is less on accelerators)
-and of a copy (256 MB, 2 GB), are measured in the same run. The roofline is the
-least time of both, operations by the one rate and bytes by the other; a program
-whose data stay in a cache, or that fuses more with many tasks, can be faster.
+and of a copy (256 MB, else 2 GB), are measured in the same run. The roofline is
+the least time of both, operations by the one rate and bytes by the other; a
+program whose data stay in a cache, or that fuses more with many tasks, can be
+faster.
 
 The suite aggregation is the average of many models, whose bytes per second are
 compared with those of a plain copy of the same array, reads and writes counted.

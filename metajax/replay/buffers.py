@@ -1,4 +1,4 @@
-"""Where sequences are kept: buffers of flashbax, one for each shard."""
+"""Where experience is kept: buffers of flashbax, one for each shard."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import flashbax
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from metajax.training.mesh import task_mesh
 
 
 class Replay(NamedTuple):
@@ -43,6 +46,54 @@ class Replay(NamedTuple):
   shards: int | None = None
 
 
+class Layout(NamedTuple):
+  """How devices hold shards, and shards what is kept.
+
+  Attributes:
+    mesh: the devices.
+    num_shards: on all devices together.
+    held: shards of a device.
+    shares: what a shard has of each number.
+  """
+
+  mesh: Mesh
+  num_shards: int
+  held: int
+  shares: dict[str, int]
+
+
+def lay_out(mesh: Mesh | None, shards: int | None, **numbers: int) -> Layout:
+  """Splits numbers over shards, and shards over devices.
+
+  Args:
+    mesh: the devices; None: `task_mesh` of the shards, or else of the first of
+      the numbers.
+    shards: how many; None: one for each device.
+    **numbers: by name.
+
+  Raises:
+    ValueError: for what cannot be split evenly.
+  """
+  if shards is not None and shards < 1:
+    raise ValueError(f"shards={shards}: must be 1 or more, or None.")
+  if mesh is None:
+    mesh = task_mesh(shards or next(iter(numbers.values())))
+  num_shards = shards or mesh.size
+  held, rest = divmod(num_shards, mesh.size)
+  if rest:
+    raise ValueError(
+      f"shards={shards}: must be a positive multiple of {mesh.size} devices."
+    )
+  for name, value in numbers.items():
+    if value < 1 or value % num_shards:
+      raise ValueError(
+        f"{name}={value}: must be a positive multiple of {num_shards} "
+        + ("devices." if shards is None else "shards.")
+      )
+  shares = {name: value // num_shards for name, value in numbers.items()}
+  return Layout(mesh, num_shards, held, shares)
+
+
 def make_buffer(replay: Replay, num_shards: int = 1) -> Any:
   """Makes a shard of the buffer, a flashbax one of whole sequences."""
   return flashbax.make_prioritised_item_buffer(
@@ -66,14 +117,12 @@ def without_empty(sample: Any) -> Any:
   return jax.tree.map(lambda x: x[place], sample)
 
 
-def for_each_shard(
-  num_shards: int, fn: Callable[..., Any]
-) -> Callable[..., Any]:
-  """Maps a function over leading axes of shards.
+def for_each_shard(held: int, fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Maps a function over leading axes of the shards that a device holds.
 
   Over one without `vmap`, which would make scattered writes of plain ones.
   """
-  if num_shards > 1:
+  if held > 1:
     return jax.vmap(fn)
 
   def of_one(*arguments: Any) -> Any:
@@ -88,6 +137,6 @@ def together(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def apart(tree: Any, num_shards: int) -> Any:
-  """Makes two axes, `[num_shards, ...]`, of the first."""
-  return jax.tree.map(lambda x: x.reshape(num_shards, -1, *x.shape[1:]), tree)
+def apart(tree: Any, held: int) -> Any:
+  """Makes two axes, `[held, ...]`, of the first."""
+  return jax.tree.map(lambda x: x.reshape(held, -1, *x.shape[1:]), tree)

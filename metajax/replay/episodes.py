@@ -10,8 +10,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.replay.buffers import apart, for_each_shard, together
-from metajax.training.mesh import TASKS, task_mesh
+from metajax.replay.buffers import apart, for_each_shard, lay_out
+from metajax.training.mesh import TASKS
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
@@ -20,9 +20,9 @@ from metajax.training.state import (
   next_state,
 )
 from metajax.types import (
-  Episode,
   MetaLearner,
   Metrics,
+  Params,
   PRNGKey,
   TaskFamily,
   as_partial,
@@ -39,8 +39,7 @@ class EpisodeReplay(NamedTuple):
     capacity: tasks that are kept, likewise; the oldest go first.
     shards: buffers that the tasks are split over, each drawn from alike. A step
       with so many is the same, to rounding, on any number of devices that
-      divides it, for a learner that is given no randomness, and checkpoints
-      restore there. None: one for each device.
+      divides it, and checkpoints restore there. None: one for each device.
   """
 
   new: int = 4
@@ -85,25 +84,13 @@ def episode_replay_trainer(
     ValueError: if devices do not divide the shards, or shards the numbers, or
       the buffer holds fewer tasks than are drawn or learned from in a step.
   """
-  num_shards, unit = replay.shards, "shards"
-  if mesh is None:
-    mesh = task_mesh(num_shards or replay.new)
-  if num_shards is None:
-    num_shards, unit = mesh.size, "devices"
-  held, rest = divmod(num_shards, mesh.size)  # Shards of a device.
-  if rest or held < 1:
-    raise ValueError(
-      f"shards={num_shards}: must be a positive multiple of {mesh.size} "
-      "devices."
-    )
-  shares = {}
-  for name in ("new", "batch", "capacity"):
-    value = getattr(replay, name)
-    shares[name], rest = divmod(value, num_shards)
-    if rest or value < 1:
-      raise ValueError(
-        f"{name}={value}: must be a positive multiple of {num_shards} {unit}."
-      )
+  mesh, num_shards, held, shares = lay_out(
+    mesh,
+    replay.shards,
+    new=replay.new,
+    batch=replay.batch,
+    capacity=replay.capacity,
+  )
   if replay.capacity < max(replay.new, replay.batch):
     raise ValueError(
       f"capacity={replay.capacity}: must hold the {replay.new} new tasks of a "
@@ -119,9 +106,6 @@ def episode_replay_trainer(
   each_key = jax.vmap(jax.random.fold_in, (None, 0))
   tasks = as_partial(tasks)
 
-  def draw(stored: Any, rng: PRNGKey) -> Episode:
-    return buffer.sample(stored, rng).experience
-
   def device_step(
     state: TrainState, tasks: TaskFamily, rng: PRNGKey
   ) -> tuple[TrainState, Metrics]:
@@ -132,12 +116,17 @@ def episode_replay_trainer(
     keys = each_key(draw_key, device * num_new + jnp.arange(num_new))
     new = apart(jax.vmap(tasks)(keys), held)
     stored = over_shards(buffer.add)(stored, new)
-    shard_keys = each_key(step_key, device * held + jnp.arange(held))
-    sample_keys, learn_keys = jax.vmap(jax.random.split, out_axes=1)(shard_keys)
-    episodes = together(over_shards(draw)(stored, sample_keys))
     learns = learner.at_step(state.step).meta_grad
+
+    def learn(stored: Any, rng: PRNGKey) -> tuple[Params, Metrics]:
+      sample_key, learn_key = jax.random.split(rng)
+      episodes = buffer.sample(stored, sample_key).experience
+      return learns(state.meta_params, episodes, learn_key)
+
+    shards = device * held + jnp.arange(held)
+    learned = over_shards(learn)(stored, each_key(step_key, shards))
     grads, metrics = jax.lax.pmean(
-      learns(state.meta_params, episodes, learn_keys[0]), TASKS
+      jax.tree.map(lambda x: x.mean(0), learned), TASKS
     )
     state = next_state(
       optimizer, state._replace(opt_state=optimizer_state), grads

@@ -14,6 +14,7 @@ from metajax.replay.buffers import (
   Replay,
   apart,
   for_each_shard,
+  lay_out,
   make_buffer,
   together,
   without_empty,
@@ -23,7 +24,7 @@ from metajax.replay.players import epsilon_ladder, q_player
 from metajax.replay.sequences import Sequence, cut, encode, sequence_starts
 from metajax.replay.values import importance_weights
 from metajax.tasks.trials import Trials, first_step, play
-from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.mesh import TASKS
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
@@ -94,11 +95,6 @@ def replay_trainer(
   Raises:
     ValueError: if the numbers do not fit one another.
   """
-  if replay.shards is not None and replay.shards < 1:
-    raise ValueError(f"shards={replay.shards}: must be 1 or more, or None.")
-  if mesh is None:
-    mesh = task_mesh(replay.shards or replay.actors)
-  num_shards = replay.shards or mesh.size
   starts = sequence_starts(tasks.num_steps, replay.length, replay.period)
   if objective.n < 1:
     raise ValueError(f"n={objective.n}: must be 1 or more.")
@@ -107,20 +103,13 @@ def replay_trainer(
       f"burn_in={objective.burn_in}: must be from 0 to {replay.length - 1}, "
       "less than the length of a sequence."
     )
-  held, rest = divmod(num_shards, mesh.size)  # Shards of a device.
-  if rest or held < 1:
-    raise ValueError(
-      f"shards={replay.shards}: must be a positive multiple of {mesh.size} "
-      "devices."
-    )
-  shares = {}
-  for name in ("actors", "batch", "capacity"):
-    shares[name], rest = divmod(getattr(replay, name), num_shards)
-    if rest or shares[name] < 1:
-      raise ValueError(
-        f"{name}={getattr(replay, name)}: must be a positive multiple of "
-        f"{num_shards} " + ("devices." if replay.shards is None else "shards.")
-      )
+  mesh, num_shards, held, shares = lay_out(
+    mesh,
+    replay.shards,
+    actors=replay.actors,
+    batch=replay.batch,
+    capacity=replay.capacity,
+  )
   new = shares["actors"] * len(starts)  # Sequences of a step, in a shard.
   if shares["capacity"] < max(new, shares["batch"]):
     raise ValueError(

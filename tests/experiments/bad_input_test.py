@@ -344,6 +344,7 @@ def test_sinusoid_has_no_first_order_but_a_learner(run, workdir):
     ("inner_batch", 2, "reptile"),
     ("learned_rates", "false", "maml_plus_plus"),
     ("cg_steps", 2, "imaml"),
+    ("damping", 1, "imaml"),
     ("num_context", 2, "cavia"),
   ],
 )
@@ -430,7 +431,8 @@ def test_chunk_must_divide_the_tasks_of_a_device(chunk, run, workdir):
 
 def _member(folder, **flags):
   folder.mkdir()
-  flags = {"experiment": OMNIGLOT, "model": "conv4", "ways": 5} | flags
+  usual = {"experiment": OMNIGLOT, "model": "conv4", "ways": 5, "inner_lr": 2.0}
+  flags = usual | flags
   flags |= {"normalization": "batch"}
   (folder / "config.json").write_text(json.dumps({"flags": flags}))
 
@@ -443,6 +445,10 @@ def _member(folder, **flags):
     ({"ways": 20}, "is a run with --ways=20, not 5: give another run, or .*"),
     ({"filters": 8}, "is a run with --filters=8, not 64: give another .*"),
     ({"filters": 64, "num_seeds": 2}, "is a run with --num_seeds=2, not 1: .*"),
+    (
+      {"filters": 64, "inner_lr": 0.4},
+      "is a run with --inner_lr=0.4, not 2.0: give another run, or other .*",
+    ),
   ],
 )
 def test_member_that_does_not_fit_is_named(
@@ -533,3 +539,17 @@ def test_workdir_of_another_experiment_is_refused(run, tmp_path):
   ended = run(SINUSOID, [f"--workdir={tmp_path}"])
   _assert_refused(ended, rf"--workdir={tmp_path} holds a run with .*")
   assert os.listdir(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+  "script, shards, message",
+  [
+    ("rer_omniglot", 3, "must divide --meta_batch over --replays=2."),
+    ("rer_bandits", 3, "must divide --meta_batch=64."),
+  ],
+)
+def test_shards_that_do_not_fit_are_named(
+  script, shards, message, run, workdir
+):
+  ended = run(script, [f"--workdir={workdir}", f"--shards={shards}"])
+  _assert_refused(ended, re.escape(f"--shards={shards}: {message}"))

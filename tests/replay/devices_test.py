@@ -196,7 +196,7 @@ def arrays(tmp_path_factory):
 def test_two_devices_average_what_one_does(name, arrays):
   """A sum of gradients, or a device's own, would be another step."""
   one = {k: v for k, v in arrays.items() if k.startswith(f"{name}/1/")}
-  assert len(one) >= 4
+  assert len(one) > 3
   moved = max(np.abs(v).max() for k, v in one.items() if k[-1].isdigit())
   assert moved > 1e-3
   for key, expected in one.items():

@@ -257,7 +257,7 @@ def test_step_is_that_of_the_learner_on_what_was_sampled():
       {"devices": 2, "shards": 3},
       "shards=3: must be a positive multiple of 2 devices.",
     ),
-    ({"shards": 0}, "shards=0: must be a positive multiple of 1 devices."),
+    ({"shards": 0}, "shards=0: must be 1 or more, or None."),
     ({"shards": 2}, "batch=5: must be a positive multiple of 2 shards."),
     ({"new": 0}, "new=0: must be a positive multiple of 1 devices."),
     ({"batch": -1}, "batch=-1: must be a positive multiple of 1 devices."),

@@ -1,0 +1,34 @@
+"""The flag of what is kept in as many buffers on any number of devices."""
+
+import jax
+from absl import flags
+
+from experiments.flags import FLAGS
+
+flags.DEFINE_integer(
+  "shards",
+  0,
+  "Buffers of replay, that what is kept is split over; checkpoints restore on "
+  "as many devices as divide it. 0: one for each device.",
+  lower_bound=0,
+)
+
+
+def num_shards(**numbers: int) -> int | None:
+  """Returns --shards, or None where it is not given.
+
+  Args:
+    **numbers: what it must divide, by name in messages.
+
+  Raises:
+    ValueError: if it does not, or is not a multiple of the processes.
+  """
+  for name, value in numbers.items():
+    if FLAGS.shards and value % FLAGS.shards:
+      raise ValueError(f"--shards={FLAGS.shards}: must divide {name}={value}.")
+  if FLAGS.shards % jax.process_count():
+    raise ValueError(
+      f"--shards={FLAGS.shards}: must be a multiple of the "
+      f"{jax.process_count()} processes."
+    )
+  return FLAGS.shards or None

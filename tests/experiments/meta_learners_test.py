@@ -1,0 +1,42 @@
+"""The flags of one learner alone: each of them reaches it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# In a process of its own, for the flags.
+SCRIPT = """
+import json
+from experiments import meta_learners
+from experiments.flags import FLAGS
+
+FLAGS(["test", "--steps=100", "--inner_lr=0.1"])
+changed = {}
+for learner, flags in meta_learners.OWN.items():
+  for name in flags:
+    default = FLAGS[name].default
+    before = meta_learners.own(learner)
+    FLAGS[name].value = (
+      not default if isinstance(default, bool) else 2 * default + 1
+    )
+    after = meta_learners.own(learner)
+    FLAGS[name].value = default
+    changed[name] = [k for k in after if before[k] != after[k]]
+print(json.dumps(changed))
+"""
+
+
+def test_each_own_flag_changes_one_thing_that_the_learner_is_given():
+  done = subprocess.run(
+    [sys.executable, "-c", SCRIPT],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  changed = json.loads(done.stdout)
+  assert set(changed) > {"damping", "cg_steps", "inner_batch", "learned_rates"}
+  assert [k for k, given in changed.items() if len(given) != 1] == []
