@@ -34,7 +34,7 @@ rows=(
   "ridge_5w1s 650 --learner=ridge --train_ways=20 $encoder"
   "recurrent_5w1s 2800 --learner=recurrent"
   "maml_20w1s 690 --ways=20 --meta_batch=4"
-  "maml_plus_plus_20w1s 750 $plus_plus --inner_lr=0.4 --ways=20 --meta_batch=4"
+  "maml_plus_plus_20w1s 750 $plus_plus --inner_lr=2 --ways=20 --meta_batch=4"
   "anil_20w1s 600 --ways=20 --meta_batch=4 --learner=anil --inner_lr=2 $five_steps"
   "prototypical_20w1s 690 --learner=prototypical --ways=20 $encoder"
 )
