@@ -4,6 +4,7 @@
 # so its step sizes 0.4 (5-way) and 0.1 (20-way) are 2.0 on the mean loss here.
 PAPER = {
   "inner_lr": 2.0,
+  "outer_lr": 1e-3,
   "steps": 40_000,
   "meta_batch": 32,
   "outer_schedule": "constant",

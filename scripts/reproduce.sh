@@ -13,29 +13,30 @@ set -euo pipefail
 minutes=${MINUTES:-12}
 out=${OUT:-runs/reproduce}
 
-# Name, meta-steps in a minute on a core, flags. On validation, one inner step of
-# MAML++ and few tasks a step of prototypical networks were best in a short time.
+# Name, meta-steps in a minute on a core, flags. Step sizes were chosen on
+# validation (docs/results.md), where both were tried; the others have 0.001.
 plus_plus="--preset=maml_plus_plus --inner_steps=1 --eval_inner_steps=1"
-implicit="--inner_lr=1 --proximal_strength=0.5"
+implicit="--inner_lr=1 --proximal_strength=0.1 --damping=1"
 five_steps="--inner_steps=5 --eval_inner_steps=5"
-encoder="--meta_batch=2 --query_shots=5 --eval_query_shots=1"
+slow="--outer_lr=0.001"
+encoder="$slow --meta_batch=2 --query_shots=5 --eval_query_shots=1"
 rows=(
   "maml_5w1s 1400 --learner=maml"
-  "fomaml_5w1s 3300 --learner=fomaml"
-  "anil_5w1s 2900 --learner=anil"
+  "fomaml_5w1s 3300 --learner=fomaml $slow"
+  "anil_5w1s 2900 --learner=anil --inner_lr=5 --outer_lr=0.03"
   "boil_5w1s 1400 --learner=boil"
   "meta_sgd_5w1s 1200 --learner=meta_sgd"
   "maml_plus_plus_5w1s 1600 $plus_plus --inner_lr=0.4"
-  "cavia_5w1s 1650 --learner=cavia --inner_lr=2 --num_context=100"
+  "cavia_5w1s 1650 --learner=cavia --inner_lr=2 --num_context=100 $slow"
   "imaml_5w1s 310 --learner=imaml --inner_steps=16 --eval_inner_steps=16 $implicit"
   "reptile_5w1s 550 --preset=reptile"
-  "bmg_5w1s 1050 --learner=bmg"
+  "bmg_5w1s 1050 --learner=bmg $slow"
   "prototypical_5w1s 690 --learner=prototypical --train_ways=20 $encoder"
   "ridge_5w1s 650 --learner=ridge --train_ways=20 $encoder"
-  "recurrent_5w1s 2800 --learner=recurrent"
+  "recurrent_5w1s 2800 --learner=recurrent $slow"
   "maml_20w1s 690 --ways=20 --meta_batch=4"
-  "maml_plus_plus_20w1s 750 $plus_plus --inner_lr=2 --ways=20 --meta_batch=4"
-  "anil_20w1s 600 --ways=20 --meta_batch=4 --learner=anil --inner_lr=2 $five_steps"
+  "maml_plus_plus_20w1s 750 $plus_plus --inner_lr=2 --ways=20 --meta_batch=4 $slow"
+  "anil_20w1s 600 --ways=20 --meta_batch=4 --learner=anil --inner_lr=2 $five_steps $slow"
   "prototypical_20w1s 690 --learner=prototypical --ways=20 $encoder"
 )
 
@@ -56,8 +57,13 @@ for row in "${rows[@]}"; do
   fi
   steps=$((minutes * rate))
   workdir=$out/${name}_$steps
-  if [[ -f $workdir/results.json ]]; then continue; fi
+  if [[ -f $workdir.flags && $(< "$workdir.flags") != "$flags" ]]; then
+    echo "error: $workdir was made with other flags, see $workdir.flags: move it away" >&2
+    exit 2
+  fi
+  if [[ -f $workdir.flags && -f $workdir/results.json ]]; then continue; fi
   echo "== $name: $steps meta-steps"
+  mkdir -p "$out" && echo "$flags" > "$workdir.flags"
   # shellcheck disable=SC2086 # Flags are several words.
   python -m experiments.maml_omniglot --workdir="$workdir" $flags \
     --steps=$steps --outer_schedule=cosine --eval_every=$((steps / 8 + 1)) \
