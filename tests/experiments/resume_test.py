@@ -358,6 +358,7 @@ def test_config_holds_flags_versions_device_and_commit(straight):
     "first_order_part": 1 / 3,
     "proximal_strength": 2.0,
     "cg_steps": 5,
+    "damping": 0.0,
     "num_context": 5,
     "num_seeds": 1,
     "dtype": "float32",
