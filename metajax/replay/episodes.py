@@ -129,7 +129,10 @@ def episode_replay_trainer(
       jax.tree.map(lambda x: x.mean(0), learned), TASKS
     )
     state = next_state(
-      optimizer, state._replace(opt_state=optimizer_state), grads
+      optimizer,
+      state._replace(opt_state=optimizer_state),
+      grads,
+      metrics.get("loss", 0.0),
     )
     return state._replace(opt_state=(state.opt_state, stored)), metrics
 

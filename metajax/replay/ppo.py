@@ -245,7 +245,7 @@ def ppo_trainer(
         has_aux=True,
       )(inner.meta_params)
       grads, metrics = jax.lax.pmean((grads, metrics), TASKS)
-      return next_state(optimizer, inner, grads), metrics
+      return next_state(optimizer, inner, grads, metrics["loss"]), metrics
 
     inner, metrics = jax.lax.scan(
       update, state, orders.reshape(ppo.epochs * ppo.minibatches, -1)

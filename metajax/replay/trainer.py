@@ -155,7 +155,10 @@ def replay_trainer(
     grads, metrics = jax.lax.pmean((grads, metrics), TASKS)
     # Counts its updates, not those that are not finite.
     updates, params, opt_state = next_state(
-      optimizer, TrainState(state.updates, params, state.optimizer), grads
+      optimizer,
+      TrainState(state.updates, params, state.optimizer),
+      grads,
+      metrics["loss"],
     )
     return (
       params,

@@ -180,7 +180,8 @@ def federated_trainer(
     data, sizes = jax.tree.map(lambda x: x[chosen], clients)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(order_key, chosen)
     grads, metrics = sharded_round(state.meta_params, data, sizes, keys)
-    return next_state(server_optimizer, state, grads), metrics
+    state = next_state(server_optimizer, state, grads, metrics["loss"])
+    return state, metrics
 
   replicated = NamedSharding(mesh, P())
 

@@ -48,7 +48,7 @@ def next_state(
   optimizer: optax.GradientTransformation,
   state: TrainState,
   grads: Params,
-  loss: Array | float = 0.0,
+  loss: Array | float,
   *,
   skip: bool = False,
 ) -> TrainState:

@@ -99,7 +99,7 @@ def supervised_trainer(
   def step(state, data, rng):
     step_key = jax.random.fold_in(rng, state.step)
     grads, metrics = sharded_grad(state.meta_params, data, step_key)
-    return next_state(optimizer, state, grads), metrics
+    return next_state(optimizer, state, grads, metrics["loss"]), metrics
 
   replicated = NamedSharding(mesh, P())
 

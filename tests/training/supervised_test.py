@@ -130,6 +130,21 @@ def test_devices_change_no_numbers():
   run_python("-c", SCRIPT, devices=8)
 
 
+def test_a_loss_that_is_not_finite_stops_training_too():
+  """Its gradient is finite everywhere."""
+  trainer = supervised_trainer(
+    lambda rng: jnp.zeros(()),
+    lambda w, batch, rng: (jnp.where(w > 2.5, jnp.inf, -w), {}),
+    optax.sgd(1.0),
+    {"x": jnp.zeros(BATCH)},
+    batch_size=BATCH,
+    rng=RNG,
+  )
+  state = trainer.init(INIT_KEY)
+  state, metrics = trainer.compile(state)[0](state, 9)
+  assert (state.step, state.meta_params, metrics["loss"]) == (3, 3.0, -1.0)
+
+
 def test_bad_input_is_named():
   with pytest.raises(ValueError, match=r"first axes of \[3, 4\]"):
     supervised_trainer(
