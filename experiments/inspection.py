@@ -71,6 +71,7 @@ def replay(
   write_json(
     path,
     {
+      "seed": FLAGS.seed,
       "step": int(state.step),
       # JSON has no NaN.
       "metrics": {

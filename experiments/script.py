@@ -78,8 +78,8 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
       advice = ""
       if "replay_step" in FLAGS and FLAGS.num_seeds == 1:
         advice = (
-          f"--replay_step={error.step} shows its tasks, --skip_non_finite goes "
-          "on without such steps."
+          f"--replay_step={error.step} shows its tasks (of "
+          f"--seed={FLAGS.seed}), --skip_non_finite goes on without such steps."
         )
       written = "is" if error.saved else "could not be"
       fail(

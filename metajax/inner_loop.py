@@ -51,9 +51,10 @@ def minimize(
     phi_{k+1} = phi_k + delta_k,    phi_0 = params
 
   The result can be differentiated with respect to `params` and to everything
-  that `loss_fn` and `optimizer` close over, to any order; it can be jitted,
-  vmapped and scanned. Adam's meta-gradient is NaN wherever an inner gradient
-  is zero unless the optimizer is built with `eps_root > 0`.
+  that `loss_fn` and `optimizer` close over, to any order (with `memory="mixed"`
+  once, and in reverse mode); it can be jitted, vmapped and scanned. Adam's
+  meta-gradient is NaN wherever an inner gradient is zero unless the optimizer
+  is built with `eps_root > 0`.
 
   Args:
     loss_fn: `(params, step) -> scalar`; `step` is the int32 index k, from

@@ -4,8 +4,9 @@
       > inner_loop.jsonl
   python scripts/plot_inner_loop.py inner_loop.jsonl inner_loop.png
 
-Memory of the compiled program against the inner steps of the MLP and against
-the blocks of the transformer; lines of other suites are passed over.
+Memory of the compiled program against the inner steps of the MLP and of the
+transformer, and against the transformer's blocks and width: what is not on the
+axis is as in the model's first line. Lines of other suites are passed over.
 """
 
 import json
@@ -17,18 +18,26 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-PANELS = (("mlp", "inner_steps", "log"), ("transformer", "blocks", "linear"))
+PANELS = (
+  ("mlp", "inner_steps"),
+  ("transformer", "inner_steps"),
+  ("transformer", "blocks"),
+  ("transformer", "width"),
+)
+SIZES = {"inner_steps", "blocks", "width"}
 
 
 def main(source: str, picture: str) -> None:
   lines = Path(source).read_text().splitlines()
   found = [json.loads(line) for line in lines if line.startswith("{")]
   results = [r for r in found if "peak_temp_bytes" in r and "memory" in r]
-  figure, grid = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
-  for axes, (model, against, scale) in zip(grid, PANELS, strict=True):
+  figure, grid = plt.subplots(2, 2, figsize=(8.4, 6.4), layout="constrained")
+  for axes, (model, against) in zip(grid.flat, PANELS, strict=True):
     chosen = [r for r in results if r["model"] == model]
     if not chosen:
       sys.exit(f"error: {source} has no line of the {model}.")
+    fixed = {size: chosen[0][size] for size in SIZES - {against}}
+    chosen = [r for r in chosen if fixed.items() <= r.items()]
     for way in dict.fromkeys(r["memory"] for r in chosen):
       points = sorted(
         (r[against], r["peak_temp_bytes"] / 1e6)
@@ -37,13 +46,13 @@ def main(source: str, picture: str) -> None:
       )
       axes.plot(*zip(*points, strict=True), "o-", ms=3, label=way)
     axes.set(
-      xscale=scale,
+      xscale="log",
       yscale="log",
       xlabel=f"{against.replace('_', ' ')} ({model})",
       ylabel="temporaries in MB",
     )
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper left")
   figure.savefig(picture, dpi=120)
   print(picture)
 

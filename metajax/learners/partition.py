@@ -49,20 +49,31 @@ def merge(fast: Params, slow: Params) -> Params:
 def last_layer(params: Params) -> Params:
   """Masks the last of a flax model's layers `Dense_0`, `Dense_1`, ...
 
+  Of a model within a model the outer one's count: a head is no part of a block.
+
   Raises:
-    ValueError: if no layer is called so; then give a mask of your own.
+    ValueError: if no layer is called so, or several inner models have such
+      layers and the outer one has none; then give a mask of your own.
   """
-  names = {str(getattr(key, "key", "")) for p in _paths(params) for key in p}
-  numbers = [int(m[1]) for name in names if (m := _DENSE.fullmatch(name))]
-  if not numbers:
+  layers = {}  # Numbers by where the layer is.
+  for path in _paths(params):
+    for i, key in enumerate(path):
+      if m := _DENSE.fullmatch(str(getattr(key, "key", ""))):
+        layers[path[: i + 1]] = int(m[1])
+        break
+  if not layers:
     raise ValueError(
       "mask: there is no layer Dense_0, Dense_1, ...; give a mask of your own."
     )
-  last = f"Dense_{max(numbers)}"
-  return jax.tree.map_with_path(
-    lambda path, _: any(getattr(key, "key", None) == last for key in path),
-    params,
-  )
+  depth = min(map(len, layers))
+  outer = {path: n for path, n in layers.items() if len(path) == depth}
+  if len({path[:-1] for path in outer}) > 1:
+    raise ValueError(
+      "mask: several inner models have layers Dense_0, ..., and any may be the "
+      "last; give a mask of your own."
+    )
+  last = max(outer, key=lambda path: outer[path])
+  return jax.tree.map_with_path(lambda path, _: path[:depth] == last, params)
 
 
 def all_but_last_layer(params: Params) -> Params:

@@ -137,7 +137,7 @@ def convolution(lowering: ConvLowering) -> Callable[..., Array]:
       "auto" is "patches" except on TPUs, since XLA's convolutions with per-task
       kernels are slow: a MAML step of 32 tasks took 5.6 ms with "xla" and 1.1
       ms with "patches" on an H100; one of 8 tasks, one at a time, 0.40 s and
-      0.04 s on 2 CPU cores. On TPUs neither was measured.
+      0.04 s on a CPU. On TPUs neither was measured.
   """
   if lowering == "auto":
     lowering = "patches" if jax.default_backend() != "tpu" else "xla"

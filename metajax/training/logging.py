@@ -1,5 +1,6 @@
 """Records of a run: metrics.jsonl, TensorBoard event files, the terminal."""
 
+import contextlib
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import tensorboardX
+from absl import logging
 from tqdm import tqdm
 
 from metajax.training.processes import is_main
@@ -28,7 +30,9 @@ class Logger(NamedTuple):
   close: Callable[[], None]
 
 
-def run_logger(workdir: Path, first_step: int, num_steps: int) -> Logger:
+def run_logger(
+  workdir: Path, first_step: int, num_steps: int, *, must_write: bool = True
+) -> Logger:
   """Logs to `metrics.jsonl`, to `tensorboard/` and to standard error.
 
   Of several processes the first one alone does.
@@ -41,6 +45,8 @@ def run_logger(workdir: Path, first_step: int, num_steps: int) -> Logger:
     workdir: the run's folder.
     first_step: the step that the run starts or resumes from.
     num_steps: the step that it ends with.
+    must_write: whether a line that cannot be written to `metrics.jsonl` is an
+      OSError, rather than a warning. It is tried again with the next one.
   """
   if not is_main():
     return Logger(lambda *_: None, lambda *_: None, lambda: None)
@@ -61,8 +67,13 @@ def run_logger(workdir: Path, first_step: int, num_steps: int) -> Logger:
   def write(step: int, scalars: dict[str, float]) -> None:
     # JSON has no NaN.
     finite = {k: v if math.isfinite(v) else repr(v) for k, v in scalars.items()}
-    jsonl.write(json.dumps({"step": step, **finite}) + "\n")
-    jsonl.flush()
+    try:
+      jsonl.write(json.dumps({"step": step, **finite}) + "\n")
+      jsonl.flush()
+    except OSError as error:
+      if must_write:
+        raise
+      logging.warning("step %d could not be recorded: %s.", step, error)
     for name, value in scalars.items():
       board.add_scalar(name, value, step)
     if not live:
@@ -75,7 +86,8 @@ def run_logger(workdir: Path, first_step: int, num_steps: int) -> Logger:
   def close() -> None:
     bar.close()
     board.close()
-    jsonl.close()
+    with contextlib.suppress(*([] if must_write else [OSError])):
+      jsonl.close()
 
   return Logger(write, progress, close)
 

@@ -106,8 +106,8 @@ def fit(
     workdir: the run's folder: `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
     tasks_per_step: the meta-batch, for the throughput shown.
     validate: scores a state on validation tasks; names get "validation/".
-    must_save: whether a checkpoint that cannot be written ends the run, rather
-      than in a warning.
+    must_save: whether a checkpoint or a record that cannot be written ends the
+      run, rather than in a warning.
     stall_seconds: after which it warns that no step has ended, where one takes
       a second or less as a rule; 0: never.
 
@@ -154,7 +154,7 @@ def fit(
       return False
     return True
 
-  logger = run_logger(workdir, step, schedule.num_steps)
+  logger = run_logger(workdir, step, schedule.num_steps, must_write=must_save)
   steps_per_call, calls = 1, []  # The calls since the last line of the log.
   with (
     contextlib.closing(logger),

@@ -55,6 +55,8 @@ def measure() -> Iterator[dict]:
     "members": FLAGS.members,
     "parameters": FLAGS.parameters,
     "seconds_average": medians["average"],
+    "seconds_average_min": min(seconds["average"]),
+    "seconds_average_max": max(seconds["average"]),
     "seconds_copy": medians["copy"],
     "gigabytes_per_second_average": rates["average"] / 1e9,
     "gigabytes_per_second_copy": rates["copy"] / 1e9,

@@ -1,5 +1,6 @@
 """Memory and time of a meta-gradient by the inner loop's ways to keep less."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ flags.DEFINE_multi_integer(
   "mlp_steps", [10, 100, 1000], "The MLP's inner steps.", 1
 )
 flags.DEFINE_integer("sequence", 256, "Tokens the transformer reads.", 2)
-flags.DEFINE_integer("width", 64, "Of the transformer.", 4)
+flags.DEFINE_multi_integer("width", [64], "Of the transformer.", 4)
 
 VOCABULARY = 256
 # What the inner loop keeps, and whether each block of the model is rematted.
@@ -51,6 +52,9 @@ WAYS = {m: (m, False) for m in ("default", "remat", "mixed", "nested")}
 class Problem(NamedTuple):
   """A model by whether its blocks are rematted, and a task."""
 
+  name: str
+  blocks: int
+  width: int
   model: dict[bool, Model]
   task: Episode
   optimizer: optax.GradientTransformation
@@ -60,22 +64,18 @@ def measure() -> Iterator[dict]:
   models = FLAGS.inner_loop_of
   if "mlp" in models:
     for steps in FLAGS.mlp_steps:
-      yield from _compare("mlp", 2, steps, _mlp(), WAYS)
-      yield _result("mlp", 2, steps, "imaml", *_implicit(_mlp(), steps), None)
+      yield from _compare(_mlp(), steps, WAYS)
+      yield _result(_mlp(), steps, "imaml", *_implicit(_mlp(), steps), None)
   if "conv4" in models:
-    yield from _compare("conv4", 4, 5, _conv(), WAYS)
+    yield from _compare(_conv(), 5, WAYS)
   if "transformer" in models:
-    for blocks in FLAGS.blocks:
-      problem = _transformer(blocks)
-      for steps in FLAGS.transformer_steps:
-        yield from _compare(
-          "transformer", blocks, steps, problem, TRANSFORMER_WAYS
-        )
+    for blocks, width, steps in itertools.product(
+      FLAGS.blocks, FLAGS.width, FLAGS.transformer_steps
+    ):
+      yield from _compare(_transformer(blocks, width), steps, TRANSFORMER_WAYS)
 
 
-def _compare(
-  name: str, blocks: int, steps: int, problem: Problem, ways: dict
-) -> Iterator[dict]:
+def _compare(problem: Problem, steps: int, ways: dict) -> Iterator[dict]:
   """The first of the ways is what the others' gradients are compared with."""
   plain = None
   for way, (memory, remat) in ways.items():
@@ -83,12 +83,11 @@ def _compare(
     grads, _ = ravel_pytree(compiled(*arguments))
     plain = grads if plain is None else plain
     error = jnp.linalg.norm(grads - plain) / jnp.linalg.norm(plain)
-    yield _result(name, blocks, steps, way, compiled, arguments, float(error))
+    yield _result(problem, steps, way, compiled, arguments, float(error))
 
 
 def _result(
-  name: str,
-  blocks: int,
+  problem: Problem,
   steps: int,
   way: str,
   compiled: Any,
@@ -97,11 +96,14 @@ def _result(
 ) -> dict:
   seconds = [timed(lambda: compiled(*arguments)) for _ in range(FLAGS.repeats)]
   return {
-    "model": name,
-    "blocks": blocks,
+    "model": problem.name,
+    "blocks": problem.blocks,
+    "width": problem.width,
     "inner_steps": steps,
     "memory": way,
     "seconds": float(np.median(seconds)),
+    "seconds_min": min(seconds),
+    "seconds_max": max(seconds),
     "peak_temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
     "gradient_error": error,
     **machine(1),
@@ -119,6 +121,7 @@ def _implicit(problem: Problem, steps: int) -> tuple[Any, tuple]:
   inputs = problem.task.support.inputs
   arguments = jax.jit(learner.init)(rng, inputs), episodes, rng
   compiled = jax.jit(learner.meta_grad).lower(*arguments).compile()
+  timed(lambda: compiled(*arguments))  # The others' gradients are read, too.
   return compiled, arguments
 
 
@@ -151,27 +154,28 @@ def _compile(
 def _mlp() -> Problem:
   inputs = jax.random.normal(jax.random.key(1), (2, 64, 32))
   task = _halves(inputs, jnp.arange(64) % 5)
-  return Problem({False: MLP(5, (64, 64))}, task, optax.sgd(0.01))
+  model = MLP(5, (64, 64))
+  return Problem("mlp", 2, 64, {False: model}, task, optax.sgd(0.01))
 
 
 def _conv() -> Problem:
   images = jax.random.uniform(jax.random.key(1), (2, 25, 28, 28, 1))
   task = _halves(images, jnp.arange(25) % 5)
-  return Problem({False: conv4(5)}, task, optax.sgd(0.01))
+  return Problem("conv4", 4, 64, {False: conv4(5)}, task, optax.sgd(0.01))
 
 
 def _halves(inputs: Array, targets: Array) -> Episode:
   return Episode(*(Batch(x, targets) for x in inputs))
 
 
-def _transformer(blocks: int) -> Problem:
+def _transformer(blocks: int, width: int) -> Problem:
   shape = 2, 4, FLAGS.sequence + 1
   tokens = jax.random.randint(jax.random.key(1), shape, 0, VOCABULARY)
   models: dict[bool, Model] = {
-    remat: Transformer(VOCABULARY, FLAGS.width, blocks, remat=remat)
+    remat: Transformer(VOCABULARY, width, blocks, remat=remat)
     for remat in (False, True)
   }
   task = Episode(*(Batch(x[:, :-1], x[:, 1:]) for x in tokens))
   # Without eps_root Adam has no derivative where a gradient is zero.
   adam = optax.adam(1e-3, eps_root=1e-8)
-  return Problem(models, task, adam)
+  return Problem("transformer", blocks, width, models, task, adam)

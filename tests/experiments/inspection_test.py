@@ -36,14 +36,14 @@ def test_step_that_is_not_finite_ends_the_run_and_can_be_replayed(
   assert ended.returncode == 2
   assert ended.stderr.splitlines()[1:] == [
     "error: the loss or the gradient of step 0 is not finite; a checkpoint of "
-    "the state before is written. --replay_step=0 shows its tasks, "
-    "--skip_non_finite goes on without such steps."
+    "the state before is written. --replay_step=0 shows its tasks "
+    "(of --seed=0), --skip_non_finite goes on without such steps."
   ]
   replayed = run("--replay_step=0")
   assert replayed.returncode == 0, replayed.stderr
   assert "not finite: all gradients" in replayed.stdout
   shown = json.loads((tmp_path / "run/replay_0.json").read_text())
-  assert shown["step"] == 0
+  assert (shown["seed"], shown["step"]) == (0, 0)
   assert set(shown["metrics"]) == {"loss", "gradient_norm"}
   assert all(value == [False, False] for value in shown["finite"].values())
   skipped = run("--skip_non_finite")

@@ -56,6 +56,12 @@ OPTIONS = {
 # Those that are no other one with other arguments.
 DISTINCT = [n for n in REGISTRY if n not in ("fomaml", "anil", "boil")]
 
+# Those that differentiate through an inner loop.
+DIFFERENTIATED = ["maml", "maml_plus_plus", "meta_sgd", "cavia"]
+
+# Those that read the support's labels in their forward pass, without a step.
+ENCODING = ["prototypical", "ridge", "recurrent"]
+
 # Learners of classes, not of numbers.
 CLASSIFIERS = ["prototypical"]
 
@@ -218,7 +224,13 @@ def _inner_product(a, b):
 
 # Slow, since every operation is compiled by itself: one setting is enough, and
 # one of the learners that are one function.
-@only(names=DISTINCT, settings=["regression"])
+@pytest.mark.parametrize(
+  "case",
+  _cases(DISTINCT, ["regression"]) + _cases(CLASSIFIERS, ["classification"]),
+  ids="-".join,
+  indirect=True,
+  scope="module",
+)
 def test_compiled_equals_uncompiled(case):
   with jax.disable_jit():
     plain = case.learner.meta_grad(case.params, case.episodes, RNG)
@@ -282,12 +294,13 @@ def test_tasks_adapt_under_vmap_as_alone(case):
   np.testing.assert_allclose(together, np.stack(alone), rtol=1e-4, atol=1e-5)
 
 
-# As all the ways of the inner loop, it knows nothing of the loss.
-@only(names=DISTINCT, settings=["regression"])
-def test_remat_changes_no_gradient(case):
-  remat = jax.jit(case.build(memory="remat").meta_grad)
+# None of the ways of the inner loop knows anything of the loss.
+@pytest.mark.parametrize("memory", ["remat", "mixed", "nested"])
+@only(names=DIFFERENTIATED, settings=["regression"])
+def test_memory_changes_no_gradient(case, memory):
+  other = jax.jit(case.build(memory=memory).meta_grad)
   chex.assert_trees_all_close(
-    remat(case.params, case.episodes, RNG),
+    other(case.params, case.episodes, RNG),
     case.meta_grad(case.params, case.episodes, RNG),
     rtol=1e-5,
     atol=1e-6,
@@ -391,7 +404,9 @@ def _assert_chance(accuracies):
   assert abs(accuracies.mean() - p) < bound
 
 
-@only(settings=["classification"])
+@only(
+  names=[n for n in REGISTRY if n not in ENCODING], settings=["classification"]
+)
 def test_accuracy_before_adaptation_is_chance(case, trained):
   """Classes are assigned to labels at random (trap 5)."""
   solve_all = _solver_of_many(case.build(num_eval_steps=0))
@@ -401,8 +416,9 @@ def test_accuracy_before_adaptation_is_chance(case, trained):
   )
   for params in (case.params, trained):
     predictions = np.asarray(solve_all(params, episodes))
-    if not np.array_equal(predictions, solve_all(params, reversed_labels)):
-      pytest.skip("reads the support's labels without a step")
+    np.testing.assert_array_equal(
+      predictions, solve_all(params, reversed_labels)
+    )
     _assert_chance(_accuracies(predictions, episodes.query.targets))
 
 

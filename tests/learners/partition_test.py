@@ -13,6 +13,7 @@ from metajax.learners import all_but_last_layer, last_layer, maml
 from metajax.learners.partition import merge, split
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
+from metajax.models.transformer import Transformer
 from metajax.tasks import sinusoid
 
 MODEL = MLP(1, (5, 4))
@@ -104,6 +105,23 @@ def test_last_layer_is_by_number_not_by_letter():
   params = {"params": arrays | {"Other_11": {"kernel": jnp.ones(1)}}}
   mask = last_layer(params)["params"]
   assert [name for name, m in mask.items() if m["kernel"]] == ["Dense_10"]
+
+
+def test_last_layer_of_a_transformer_is_its_head():
+  model = Transformer(vocabulary=7, width=4, blocks=2, heads=2)
+  tokens = jnp.zeros((1, 3), jnp.int32)
+  params = jax.eval_shape(model.init, RNG, tokens)
+  mask = last_layer(params)["params"]
+  assert mask.pop("Dense_0") == {"bias": True, "kernel": True}
+  assert params["params"]["Dense_0"]["kernel"].shape == (4, 7)
+  assert "Dense_3" in mask["blocks"]
+  assert not any(jax.tree.leaves(mask))
+
+
+def test_last_layer_of_models_side_by_side_is_not_guessed():
+  arrays = {"Dense_0": {"kernel": jnp.ones(1)}}
+  with pytest.raises(ValueError, match="several inner models"):
+    last_layer({"params": {"encoder": arrays, "head": arrays}})
 
 
 def test_models_without_such_layers_need_a_mask_of_their_own():

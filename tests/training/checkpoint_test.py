@@ -23,6 +23,15 @@ NOTES = {"wall_seconds": 1.5, "compile_seconds": 0.1}
 DAMAGED = "damaged_checkpoints"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections():
+  """For what other tests have left not to be looked through each time."""
+  gc.collect()
+  gc.freeze()
+  yield
+  gc.unfreeze()
+
+
 def _state(step):
   """All that a state may hold, with bits that depend on the step."""
   rng = np.random.default_rng(step)

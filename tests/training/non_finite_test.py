@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from metajax.training import checkpoint, meta_trainer
+from metajax.training import checkpoint, logging, meta_trainer
 from metajax.training.inspection import inspect_step
 from metajax.training.logging import read_jsonl
 from metajax.training.loop import NonFinite, Schedule, fit
@@ -196,6 +196,17 @@ def test_full_disk_leaves_the_last_good_checkpoint(
   else:
     assert _fit(trainer, tmp_path, 8, must_save=False).state.step == 8
   assert os.listdir(folder) == ["4"]
+
+
+@pytest.mark.parametrize("must_save", [True, False])
+def test_records_that_cannot_be_written(must_save, tmp_path, monkeypatch):
+  monkeypatch.setattr(logging, "_open_jsonl", lambda *_: open("/dev/full", "w"))
+  trainer = _trainer(skip=True)
+  if must_save:
+    with pytest.raises(OSError, match="No space left"):
+      _fit(trainer, tmp_path)
+  else:
+    assert _fit(trainer, tmp_path, must_save=False).state.step == 9
 
 
 def test_a_run_goes_on_after_a_full_disk(tmp_path, full_disk):
