@@ -36,6 +36,7 @@ REPTILE = {
 PLUS_PLUS = {
   "learner": "maml_plus_plus",
   "inner_lr": 0.5,
+  "outer_schedule": "cosine",
   "inner_steps": 5,
   "eval_inner_steps": 5,
 }

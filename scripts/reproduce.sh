@@ -14,29 +14,30 @@ minutes=${MINUTES:-12}
 out=${OUT:-runs/reproduce}
 
 # Name, meta-steps in a minute on a core, flags. Step sizes were chosen on
-# validation (docs/results.md), where both were tried; the others have 0.001.
-plus_plus="--preset=maml_plus_plus --inner_steps=1 --eval_inner_steps=1"
+# validation (docs/results.md).
+plus_plus="--preset=maml_plus_plus --inner_steps=1 --eval_inner_steps=1 --inner_lr=0.4"
+head="--inner_lr=5 --outer_lr=0.03"
 implicit="--inner_lr=1 --proximal_strength=0.1 --damping=1"
 five_steps="--inner_steps=5 --eval_inner_steps=5"
 slow="--outer_lr=0.001"
 encoder="$slow --meta_batch=2 --query_shots=5 --eval_query_shots=1"
 rows=(
   "maml_5w1s 1400 --learner=maml"
-  "fomaml_5w1s 3300 --learner=fomaml $slow"
-  "anil_5w1s 2900 --learner=anil --inner_lr=5 --outer_lr=0.03"
+  "fomaml_5w1s 3300 --learner=fomaml"
+  "anil_5w1s 2900 --learner=anil $head"
   "boil_5w1s 1400 --learner=boil"
   "meta_sgd_5w1s 1200 --learner=meta_sgd"
-  "maml_plus_plus_5w1s 1600 $plus_plus --inner_lr=0.4"
-  "cavia_5w1s 1650 --learner=cavia --inner_lr=2 --num_context=100 $slow"
+  "maml_plus_plus_5w1s 1600 $plus_plus"
+  "cavia_5w1s 1650 --learner=cavia --inner_lr=2 --num_context=100"
   "imaml_5w1s 310 --learner=imaml --inner_steps=16 --eval_inner_steps=16 $implicit"
   "reptile_5w1s 550 --preset=reptile"
-  "bmg_5w1s 1050 --learner=bmg $slow"
+  "bmg_5w1s 1050 --learner=bmg"
   "prototypical_5w1s 690 --learner=prototypical --train_ways=20 $encoder"
   "ridge_5w1s 650 --learner=ridge --train_ways=20 $encoder"
   "recurrent_5w1s 2800 --learner=recurrent $slow"
   "maml_20w1s 690 --ways=20 --meta_batch=4"
-  "maml_plus_plus_20w1s 750 $plus_plus --inner_lr=2 --ways=20 --meta_batch=4 $slow"
-  "anil_20w1s 600 --ways=20 --meta_batch=4 --learner=anil --inner_lr=2 $five_steps $slow"
+  "maml_plus_plus_20w1s 750 $plus_plus --ways=20 --meta_batch=4"
+  "anil_20w1s 600 --ways=20 --meta_batch=4 --learner=anil $head $five_steps"
   "prototypical_20w1s 690 --learner=prototypical --ways=20 $encoder"
 )
 

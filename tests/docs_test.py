@@ -55,21 +55,37 @@ def _commands():
         yield page.name, words
 
 
+def _imported(tree):
+  """The files of experiments and scripts that a program imports, anywhere."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      names = [node.module, *(f"{node.module}.{n.name}" for n in node.names)]
+      for name in names:
+        path = ROOT / (name.replace(".", "/") + ".py")
+        if re.match(r"(experiments|scripts)\b", name) and path.is_file():
+          yield path
+
+
 @functools.cache
-def _flags_of(folder):
-  """The flags that the programs of a folder define, all together."""
-  calls = (
-    node
-    for path in (ROOT / folder).rglob("*.py")
-    for node in ast.walk(ast.parse(path.read_text()))
-    if isinstance(node, ast.Call) and node.args
-  )
-  return {
-    call.args[0].value.removeprefix("--")
-    for call in calls
-    if re.search("(?i)define|add_argument", ast.unparse(call.func))
-    and isinstance(call.args[0], ast.Constant)
-  }
+def _flags_of(path):
+  """The flags that a program and what it imports define."""
+  flags, seen, left = set(), set(), [path]
+  while left:
+    path = left.pop()
+    if path in seen:
+      continue
+    seen.add(path)
+    tree = ast.parse(path.read_text())
+    left += _imported(tree)
+    for call in ast.walk(tree):
+      if (
+        isinstance(call, ast.Call)
+        and call.args
+        and isinstance(call.args[0], ast.Constant)
+        and re.search("(?i)define|add_argument", ast.unparse(call.func))
+      ):
+        flags.add(str(call.args[0].value).removeprefix("--"))
+  return flags
 
 
 def test_commands_exist_with_their_flags():
@@ -81,13 +97,13 @@ def test_commands_exist_with_their_flags():
       path = None
       if word == "-m" and words[i + 1].startswith("experiments."):
         path = ROOT / (words[i + 1].replace(".", "/") + ".py")
-        known |= _flags_of("experiments")
       elif re.match(r"(\./)?scripts/", word):
         path = ROOT / word
-        known |= _flags_of("scripts")
         assert path.suffix != ".sh" or os.access(path, os.X_OK), (page, word)
       if path is not None and "NAME" not in path.name:
         assert path.is_file(), (page, words)
+        if path.suffix == ".py":
+          known |= _flags_of(path)
         seen += 1
     if known:
       flags = {w[2:].split("=")[0] for w in words if w.startswith("--")}

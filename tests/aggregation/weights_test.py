@@ -19,6 +19,7 @@ from metajax.aggregation import (
   weighted_average,
 )
 from metajax.types import Batch
+from tests.processes import run_python
 
 DRAW = np.random.default_rng(0)
 VALUES = st.floats(-100, 100, width=32)
@@ -199,3 +200,23 @@ def test_numbers_of_examples_are_weights_of_the_precision_in_use():
   with jax.enable_x64(True):
     found = weighted_average(jnp.array([[1.0], [4.0]]), jnp.array([1, 2]))
   np.testing.assert_allclose(found, [3.0], rtol=1e-12)
+
+
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from metajax.aggregation import weighted_average
+mesh = Mesh(jax.devices(), "models")
+stack = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+weights = np.arange(16.0, dtype=np.float32)
+placed = jax.device_put(stack, NamedSharding(mesh, P("models")))
+average = jax.jit(weighted_average).lower(placed, weights).compile()
+expected = np.average(np.float64(stack), axis=0, weights=weights)
+np.testing.assert_allclose(average(placed, weights), expected, rtol=1e-5)
+program = average.as_text()
+assert "all-reduce" in program and "all-gather" not in program
+"""
+
+
+def test_average_of_a_sharded_stack_is_summed_over_the_devices():
+  run_python("-c", SHARDED, devices=4)
