@@ -108,6 +108,33 @@ def test_maml_through_the_proximal_loop_tends_to_it_as_both_converge():
   assert gaps[2] < 1e-9
 
 
+def test_gradient_of_a_loss_that_is_not_quadratic_is_that_of_differences():
+  """Of the query's loss after an inner loop that has converged."""
+
+  def logistic(predictions, targets):
+    return jnp.logaddexp(0.0, -jnp.sign(targets) * predictions).mean()
+
+  learner = imaml(
+    LINEAR,
+    logistic,
+    optax.sgd(0.3),
+    100,
+    strength=STRENGTH,
+    cg_steps=FEATURES,
+  )
+  meta_grad = jax.jit(learner.meta_grad)
+  one = jax.tree.map(lambda x: jnp.asarray(x)[None], Episode(SUPPORT, QUERY))
+  found, _ = meta_grad(THETA, one, RNG)
+  for i in range(FEATURES):
+    step = np.zeros_like(THETA)
+    step[i] = 1e-5
+    after, before = (
+      meta_grad(theta, one, RNG)[1]["loss"]
+      for theta in (THETA + step, THETA - step)
+    )
+    np.testing.assert_allclose(found[i, 0], (after - before) / 2e-5, rtol=1e-7)
+
+
 def test_memory_does_not_depend_on_the_number_of_steps():
   one = jax.tree.map(lambda x: jnp.asarray(x)[None], Episode(SUPPORT, QUERY))
   few, many = (
