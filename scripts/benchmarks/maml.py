@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from absl import flags
 
+from metajax.inner_loop import Memory
 from metajax.learners import ENCODED, REGISTRY
 from metajax.losses import cross_entropy
 from metajax.models.conv import ConvLowering, conv4
@@ -40,8 +41,12 @@ flags.DEFINE_integer("inner_steps", 1, "Inner steps.", lower_bound=0)
 flags.DEFINE_integer(
   "task_chunk", 0, "Tasks treated at once; 0: chosen.", lower_bound=0
 )
-
-
+flags.DEFINE_enum(
+  "memory",
+  "default",
+  get_args(Memory),
+  "What the inner loop keeps: see metajax.inner_loop.minimize.",
+)
 flags.DEFINE_enum(
   "conv_lowering",
   "auto",
@@ -103,6 +108,7 @@ def build(
       cross_entropy,
       optax.sgd(INNER_RATE),
       inner_steps,
+      memory=FLAGS.memory,
       **({"num_outputs": FLAGS.ways} if encoded else {}),
     )
 
@@ -174,7 +180,8 @@ def measure() -> Iterator[dict]:
 def setting() -> dict[str, object]:
   """What was measured, for the JSON line."""
   names = ("learner", "model", "ways", "shots", "query_shots", "tasks")
-  result = {name: FLAGS[name].value for name in (*names, "inner_steps")}
+  names += ("inner_steps", "memory")
+  result = {name: FLAGS[name].value for name in names}
   if FLAGS.model == "conv4":
     result["conv_lowering"] = FLAGS.conv_lowering
   return result
