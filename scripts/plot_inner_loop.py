@@ -52,7 +52,10 @@ def main(source: str, picture: str) -> None:
       ylabel="temporaries in MB",
     )
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
+    values = sorted({r[against] for r in chosen})
+    axes.set_xticks(values, map(str, values))
+    axes.minorticks_off()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
   figure.savefig(picture, dpi=120)
   print(picture)
 
