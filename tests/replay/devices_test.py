@@ -4,7 +4,9 @@ With as many shards, replay must on any tasks.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ from metajax.replay import (
 )
 from metajax.tasks.bandits import bandits
 from metajax.tasks.trials import Trials
-from metajax.training import checkpoint, task_mesh
+from metajax.training import Trainer, checkpoint, task_mesh
 from metajax.types import Batch, Episode
 from tests.processes import run_python
 
@@ -119,27 +121,41 @@ def _sharded_episodes(mesh):
   )
 
 
-SHARDED = {"replay": _sharded, "episodes": _sharded_episodes}
+class _Compiled(NamedTuple):
+  """A trainer and its compiled program."""
+
+  trainer: Trainer
+  train: Callable
+
+  def start(self, seed):
+    return self.trainer.init(jax.random.key(seed))
 
 
-def _restored(folder, build):
+def _compiled(devices):
+  """`{name: _Compiled}` on as many devices."""
+
+  def compiled(trainer):
+    train, _ = trainer.compile(trainer.init(jax.random.key(2)))
+    return _Compiled(trainer, train)
+
+  trainers = _trainers(task_mesh(2, jax.devices()[:devices]))
+  return {name: compiled(trainer) for name, trainer in trainers.items()}
+
+
+def _restored(folder, one, two):
   """Four steps, of which either two devices or one take the first two.
 
   Between them stands a checkpoint. One device takes the rest.
   """
   arrays = {}
-  for devices in (1, 2):
-    mesh = task_mesh(2, jax.devices()[:devices])
-    trainer = build(mesh)
-    state = trainer.init(jax.random.key(2))
+  for devices, first in ((1, one), (2, two)):
+    state = first.start(2)
     before = jax.device_get(state.meta_params)
-    state, _ = trainer.compile(state)[0](state, 2)
+    state, _ = first.train(state, 2)
     checkpoints = checkpoint.open_checkpoints(folder / str(devices))
     checkpoint.save(checkpoints, state, {})
-    trainer = build(task_mesh(1, jax.devices()[:1]))
-    like = trainer.init(jax.random.key(3))
-    state = checkpoint.restore(checkpoints, like).state
-    state, _ = trainer.compile(state)[0](state, 2)
+    state = checkpoint.restore(checkpoints, one.start(3)).state
+    state, _ = one.train(state, 2)
     checkpoints.manager.close()
     moved = jax.tree.map(np.subtract, jax.device_get(state.meta_params), before)
     for i, leaf in enumerate(jax.tree.leaves(moved)):
@@ -151,15 +167,15 @@ def _restored(folder, build):
 def _main(path):
   """What the subprocess does, with 2 devices; writes its arrays to a file."""
   arrays = {}
-  for name, build in SHARDED.items():
-    arrays |= _restored(Path(path).parent / f"restored_{name}", build)
-  for devices in (1, 2):
-    mesh = task_mesh(2, jax.devices()[:devices])
-    for name, trainer in _trainers(mesh).items():
-      state = trainer.init(jax.random.key(2))
-      train, _ = trainer.compile(state)
+  one, two = _compiled(1), _compiled(2)
+  for name in ("sharded", "sharded_episodes"):
+    folder = Path(path).parent / f"restored_{name}"
+    arrays |= _restored(folder, one[name], two[name])
+  for devices, compiled in ((1, one), (2, two)):
+    for name, program in compiled.items():
+      state = program.start(2)
       before = jax.device_get(state.meta_params)
-      state, metrics = train(state, 2)
+      state, metrics = program.train(state, 2)
       for leaf in jax.tree.leaves(state.meta_params):
         shards = [np.asarray(s.data) for s in leaf.addressable_shards]
         assert len(shards) == devices
@@ -186,11 +202,11 @@ def arrays(tmp_path_factory):
   [
     "replay",
     "sharded",
-    "restored_replay",
+    "restored_sharded",
     "ppo",
     "episodes",
     "sharded_episodes",
-    "restored_episodes",
+    "restored_sharded_episodes",
   ],
 )
 def test_two_devices_average_what_one_does(name, arrays):
