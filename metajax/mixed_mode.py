@@ -65,16 +65,17 @@ def value_and_grad(
     def backward(arguments: tuple, cotangents: tuple) -> tuple:
       params, smooth, *unchanged = arguments
       of_loss, along = cotangents
-      slopes, products = jax.jvp(
-        lambda p: jax.grad(loss, (0, 1))(p, smooth, *unchanged),
-        (params,),
-        (along,),
-      )
-      total = jax.tree.map(
-        lambda slope, product: of_loss.astype(slope.dtype) * slope + product,
-        slopes,
-        products,
-      )
+
+      # The loss's own cotangent is the tangent of a factor before the loss:
+      # its gradient is added along the way, and is no tree to be kept.
+      def slopes(params: Params, factor: Array) -> tuple[Params, list]:
+        def scaled(params: Params, smooth: list) -> Array:
+          return factor * loss(params, smooth, *unchanged)
+
+        return jax.grad(scaled, (0, 1))(params, smooth)
+
+      one = jnp.ones_like(of_loss)
+      _, total = jax.jvp(slopes, (params, one), (along, of_loss))
       return *total, None, None
 
     gradient.defvjp(forward, backward)

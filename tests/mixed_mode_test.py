@@ -122,3 +122,25 @@ def test_deep_model_leaves_little_behind():
 
   # Measured: 3.9 MB and 8.1 MB.
   assert temporary_bytes("mixed") < temporary_bytes("remat") / 1.5
+
+
+def test_losses_before_each_step_are_differentiated_too(float64):
+  """With their own cotangents, beside those of the parameters."""
+
+  def outer(params, scale, memory):
+    found = inner_loop.minimize(
+      lambda p, k: jnp.sum(jnp.tanh(scale * p) ** 2) + jnp.sum(p**4),
+      params,
+      optax.adam(0.1, eps_root=1e-8),
+      4,
+      memory=memory,
+    )
+    weights = jnp.arange(1.0, 5.0)
+    return (weights * found.losses).sum() + jnp.sin(found.params).sum()
+
+  start = jnp.array([0.3, -0.4, 0.7]), jnp.array([1.0, 2.0, 0.5])
+  found, expected = (
+    jax.grad(outer, (0, 1))(*start, memory) for memory in ("mixed", "default")
+  )
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-12)
