@@ -51,6 +51,7 @@ def run_logger(
   if not is_main():
     return Logger(lambda *_: None, lambda *_: None, lambda: None)
   jsonl = _open_jsonl(workdir / "metrics.jsonl", first_step)
+  forgiven = () if must_write else (OSError,)
   # Its thread writes every second, for a run may be killed. (With 0 it spins.)
   board = tensorboardX.SummaryWriter(
     str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=1
@@ -70,9 +71,7 @@ def run_logger(
     try:
       jsonl.write(json.dumps({"step": step, **finite}) + "\n")
       jsonl.flush()
-    except OSError as error:
-      if must_write:
-        raise
+    except forgiven as error:
       logging.warning("step %d could not be recorded: %s.", step, error)
     for name, value in scalars.items():
       board.add_scalar(name, value, step)
@@ -86,7 +85,7 @@ def run_logger(
   def close() -> None:
     bar.close()
     board.close()
-    with contextlib.suppress(*([] if must_write else [OSError])):
+    with contextlib.suppress(*forgiven):
       jsonl.close()
 
   return Logger(write, progress, close)
