@@ -72,11 +72,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_enum(
   "memory",
-  "default",
+  "mixed",
   get_args(Memory),
-  "What the inner loop keeps for its backward pass: everything, the parameters "
-  "between steps (mixed: and the inner gradients, differentiated so that deep "
-  "models take least), or those between blocks of steps.",
+  "What the inner loop keeps for its backward pass: the parameters between "
+  "steps and the inner gradients, differentiated forward over reverse "
+  "(mixed); everything (plain); the parameters between steps (remat), or "
+  "between blocks of steps (nested).",
 )
 flags.DEFINE_integer(
   "eval_tasks", 600, "Tasks of the test evaluation.", lower_bound=2

@@ -30,8 +30,9 @@ def value_and_grad(
       gets none.
 
   Returns:
-    `(params, *rest) -> (loss, grads)`, to be differentiated in reverse mode
-    only, and once.
+    `(params, *rest) -> (loss, grads)`, to be differentiated in reverse mode;
+    that derivative can be differentiated in any mode, which is JAX's own way
+    again.
 
   References:
     Kemaev et al., `Scalable Meta-Learning via Mixed-Mode Differentiation
@@ -60,7 +61,9 @@ def value_and_grad(
       return jax.value_and_grad(loss)(*arguments)
 
     def forward(*arguments: Any) -> tuple[Any, tuple]:
-      return gradient(*arguments), arguments
+      # Not `gradient` again: in a scan, JAX's partial evaluation of a call
+      # with a rule of its own may lose terms of a second derivative.
+      return jax.value_and_grad(loss)(*arguments), arguments
 
     def backward(arguments: tuple, cotangents: tuple) -> tuple:
       params, smooth, *unchanged = arguments

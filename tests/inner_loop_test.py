@@ -117,7 +117,7 @@ def test_step_index_reaches_the_loss_as_int32(x64):
 
 
 @pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("memory", ["default", "remat"])
+@pytest.mark.parametrize("memory", ["mixed", "plain", "remat"])
 def test_jit_and_vmap_change_nothing(first_order, memory, float64):
   loss_fn, params = _problem()
 
@@ -157,7 +157,7 @@ def _outer_loss(params, loss_fn, num_steps, **arguments):
 )
 def test_memory_changes_neither_value_nor_gradient(memory, num_steps, float64):
   loss_fn, params = _problem()
-  default, other = (
+  plain, other = (
     jax.jit(
       jax.value_and_grad(
         functools.partial(
@@ -165,9 +165,9 @@ def test_memory_changes_neither_value_nor_gradient(memory, num_steps, float64):
         )
       )
     )(params)
-    for memory in ("default", memory)
+    for memory in ("plain", memory)
   )
-  chex.assert_trees_all_close(default, other, rtol=1e-12)
+  chex.assert_trees_all_close(plain, other, rtol=1e-12)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 11])
@@ -200,7 +200,7 @@ def test_remat_keeps_no_activation_of_a_single_step():
       hidden = jnp.tanh(hidden @ params)
     return jnp.mean(hidden**2)
 
-  default, remat = (
+  plain, remat = (
     _temporary_bytes(
       jax.grad(
         functools.partial(
@@ -209,16 +209,16 @@ def test_remat_keeps_no_activation_of_a_single_step():
       ),
       params,
     )
-    for memory in ("default", "remat")
+    for memory in ("plain", "remat")
   )
-  assert remat <= default - 5 * 512 * 32 * 4
+  assert remat <= plain - 5 * 512 * 32 * 4
 
 
 def test_remat_keeps_parameters_only_between_steps():
   # 32 steps keep at least one hidden layer each, 256 x 8 floats = 8 kB; remat
   # keeps parameters and momentum, 2 (8 x 8 + 8) floats = 0.6 kB.
   loss_fn, params = _problem(width=8, examples=256)
-  default, remat = (
+  plain, remat = (
     _temporary_bytes(
       jax.grad(
         functools.partial(
@@ -227,10 +227,10 @@ def test_remat_keeps_parameters_only_between_steps():
       ),
       params,
     )
-    for memory in ("default", "remat")
+    for memory in ("plain", "remat")
   )
-  assert default > 32 * 8192
-  assert remat < default / 4
+  assert plain > 32 * 8192
+  assert remat < plain / 4
 
 
 def test_nested_memory_grows_as_the_root_of_the_steps():
@@ -274,12 +274,10 @@ def test_adaptation_and_first_order_keep_nothing_of_the_steps():
       loss_fn, params, OPTIMIZERS["momentum"], num_steps
     ).params
 
-  def outer_gradient(params, num_steps, first_order):
-    return jax.grad(_outer_loss)(
-      params, loss_fn, num_steps, first_order=first_order
-    )
+  def outer_gradient(params, num_steps, **arguments):
+    return jax.grad(_outer_loss)(params, loss_fn, num_steps, **arguments)
 
-  second_order = functools.partial(outer_gradient, first_order=False)
+  second_order = functools.partial(outer_gradient, memory="plain")
   first_order = functools.partial(outer_gradient, first_order=True)
   assert growth(second_order) > 32 * layer
   # A loss per step is 4 bytes; not even one layer's activations more.
@@ -287,7 +285,7 @@ def test_adaptation_and_first_order_keep_nothing_of_the_steps():
   assert growth(first_order) < layer
 
 
-@pytest.mark.parametrize("memory", ["default", "remat"])
+@pytest.mark.parametrize("memory", ["mixed", "plain", "remat"])
 def test_first_order_is_exact_in_value_and_the_identity_in_derivative(memory):
   loss_fn, params = _problem()
 

@@ -46,7 +46,7 @@ TRANSFORMER_WAYS = {
   "mixed": ("mixed", False),
   "mixed, blocks": ("mixed", True),
 }
-WAYS = {m: (m, False) for m in ("default", "remat", "mixed", "nested")}
+WAYS = {m: (m, False) for m in ("plain", "remat", "mixed", "nested")}
 
 
 class Problem(NamedTuple):

@@ -43,7 +43,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_enum(
   "memory",
-  "default",
+  "mixed",
   get_args(Memory),
   "What the inner loop keeps: see metajax.inner_loop.minimize.",
 )

@@ -295,7 +295,7 @@ def test_tasks_adapt_under_vmap_as_alone(case):
 
 
 # None of the ways of the inner loop knows anything of the loss.
-@pytest.mark.parametrize("memory", ["remat", "mixed", "nested"])
+@pytest.mark.parametrize("memory", ["plain", "remat", "nested"])
 @only(names=DIFFERENTIATED, settings=["regression"])
 def test_memory_changes_no_gradient(case, memory):
   other = jax.jit(case.build(memory=memory).meta_grad)

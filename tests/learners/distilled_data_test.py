@@ -80,7 +80,7 @@ def _accuracy():
 
 @pytest.mark.parametrize(
   "objective",
-  [unrolled(Network, 3, memory="default"), distribution_matching(Embedding)],
+  [unrolled(Network, 3, memory="mixed"), distribution_matching(Embedding)],
   ids=["unrolled", "distribution"],
 )
 def test_fresh_networks_learn_better_from_the_set_that_was_learned(objective):

@@ -382,7 +382,7 @@ def test_memory_argument_reaches_the_inner_loop():
     lowered = jax.jit(learner.meta_grad).lower(params, episodes, RNG)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
-  assert temporary_bytes("remat") < temporary_bytes("default") / 2
+  assert temporary_bytes("remat") < temporary_bytes("plain") / 2
 
 
 def test_step_size_0_4_of_the_original_code_is_2_on_a_mean_loss_in_5_way():
