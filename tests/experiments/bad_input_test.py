@@ -164,7 +164,7 @@ FLOATS = {
 CHOICES = {
   "learner": f"<{'|'.join(sorted(REGISTRY))}>",
   "outer_schedule": "<constant|cosine|linear>",
-  "memory": "<default|remat|mixed|nested>",
+  "memory": "<mixed|plain|remat|nested>",
   "inner_optimizer": "<sgd|adam>",
   "dtype": "<float32|bfloat16>",
   "outer_optimizer": "<adam|sgd>",
