@@ -20,7 +20,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
 source scripts/compile_fast.sh
 # What one run has compiled the next one reads; `--cache-clear` removes it.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR-$PWD/.pytest_cache/compiled}
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR-$PWD/.pytest_cache/d/compiled}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS-0.01}
 # What a file sets up and compiles is done once, by the worker that has the file.
 pytest -n 2 --dist loadfile "$@" || status=$?
