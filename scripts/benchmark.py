@@ -71,7 +71,11 @@ SUITES = {
   "all": everything.measure,
 }
 flags.DEFINE_enum("suite", "maml", list(SUITES), "What to measure.")
-flags.DEFINE_bool("json", False, "A line of JSON after each result.")
+flags.DEFINE_bool(
+  "json",
+  False,
+  "Only JSON on standard output, a line each result; the tables go to stderr.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -91,11 +95,8 @@ def main(argv: list[str]) -> None:
 
 def show(result: dict) -> None:
   for name, value in result.items():
-    print(
-      f"{name:28} {value:.6g}"
-      if isinstance(value, float)
-      else f"{name:28} {value}"
-    )
+    shown = f"{value:.6g}" if isinstance(value, float) else value
+    print(f"{name:28} {shown}", file=sys.stderr if FLAGS.json else sys.stdout)
   print(json.dumps(result) if FLAGS.json else "", flush=True)
 
 

@@ -91,7 +91,7 @@ runpy.run_path("scripts/benchmark.py", run_name="__main__")
     check=False,
   )
   assert done.returncode == 0, done.stderr
-  result = json.loads(done.stdout.splitlines()[-1])
+  (result,) = map(json.loads, done.stdout.splitlines())
   for name in (
     "seconds_per_meta_step",
     "tasks_per_second",
