@@ -7,7 +7,9 @@ higher, which no longer install; `torch.func` treats all tasks at once. Both are
 given their tasks, where metajax draws a new batch in each step. The programs
 take turns, `--repeats` times, in one process, on all cores or on the first GPU;
 a ratio is that of two calls of one turn. Before that the gradients of the same
-tasks at the same parameters are compared. Needs torch.
+tasks at the same parameters are compared, in float64: in float32 rounding
+decides on which side of a kink an activation is, and the gradient of one task
+can jump by a tenth. Needs torch.
 """
 
 import json
@@ -62,17 +64,19 @@ def main(argv: list[str]) -> None:
     built = maml.build(devices=None if on_cpu else jax.devices()[:1])
   except ValueError as error:
     sys.exit(f"error: {error}")
-  episodes, expected, params = gradient(built)
+  with jax.enable_x64(True):
+    episodes, expected, params = gradient(built)
   programs, errors = {"metajax": built.take}, {}
   for name, (peer, plain) in pytorch.PEERS.items():
-    model = pytorch.Conv4(FLAGS.ways, plain=plain)
+    model = pytorch.Conv4(FLAGS.ways, plain=plain).double()
     model.load_state_dict(converted(params))
     model = model.to(device)
     tasks = tensors(episodes, device)
-    arguments = (model, tasks, FLAGS.inner_steps, maml.INNER_RATE)
-    peer(*arguments)
+    inner = (FLAGS.inner_steps, maml.INNER_RATE)
+    peer(model, tasks, *inner)
     errors[name] = gradient_error(model, expected)
-    programs[name] = pytorch.meta_steps(peer, *arguments)
+    tasks = tuple(x.float() if x.is_floating_point() else x for x in tasks)
+    programs[name] = pytorch.meta_steps(peer, model.float(), tasks, *inner)
 
   steps = {}
   for name, take in programs.items():
@@ -106,10 +110,14 @@ def main(argv: list[str]) -> None:
 
 
 def gradient(built):
-  """Draws a batch and parameters, and returns metajax's gradient of them."""
+  """Draws tasks and parameters; returns both, metajax's gradient between."""
   learner, keys = built.learner_of(FLAGS.inner_steps), jax.random.key(3)
   episodes = jax.vmap(built.tasks)(jax.random.split(keys, FLAGS.tasks))
   params = learner.init(jax.random.key(4), episodes.support.inputs[0])
+  episodes, params = jax.tree.map(
+    lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+    (episodes, params),
+  )
 
   def step(total, episode):  # A task at a time, for memory.
     one = jax.tree.map(lambda x: x[None], episode)

@@ -3,13 +3,18 @@
 import jax
 import jax.numpy as jnp
 
-from metajax.types import MetaLearner, TaskFamily
+from metajax.types import Episode, MetaLearner, Params, PRNGKey, TaskFamily
 
 # A core is fastest while a chunk's temporaries stay in its cache (conv4-64 and
 # the MLPs of Omniglot: one task at a time); an accelerator while they fill the
 # device but leave room for the rest.
 CPU_BYTES = 2 * 2**20
 ACCELERATOR_FRACTION = 0.25
+# Products of many tasks with a matrix each are slow on CPUs whose cores are
+# devices, where the matrices have more numbers than this. With 25,088 (an MLP
+# of 32 units on Omniglot's images) two tasks at once took twice as long as one
+# by one, with 784 x 64 four times, with 128 x 128 less (2 cores, JAX 0.10).
+CPU_NUMBERS = 20_000
 
 
 def choose_task_chunk(
@@ -22,7 +27,9 @@ def choose_task_chunk(
 ) -> int:
   """Returns the largest divisor of `tasks_per_device` that fits the budget.
 
-  The memory of a task is read from the compiled meta-gradient of one task.
+  The memory of a task is read from the compiled meta-gradient of one task. On a
+  CPU, and if no budget is given, the chunk is 1 where an array that a task
+  adapts has more than `CPU_NUMBERS` numbers.
 
   Args:
     learner: the meta-learner.
@@ -32,6 +39,10 @@ def choose_task_chunk(
     budget_bytes: bytes of temporaries allowed to a chunk; chosen by the device
       if None.
   """
+  on_cpu = jax.local_devices()[0].platform == "cpu"
+  choose = budget_bytes is None and on_cpu
+  if choose and _most_numbers(learner, tasks) > CPU_NUMBERS:
+    return 1
   compiled = compile_one_task(learner, tasks)
   analysis = compiled.memory_analysis()
   if analysis is None:  # Some backends do not tell.
@@ -53,18 +64,33 @@ def compile_one_task(
 
   Nothing is computed: neither a task nor meta-parameters.
   """
-  rng = jax.random.key(0)
-  episodes = jax.eval_shape(jax.vmap(tasks), jax.random.split(rng, 1))
-  inputs = jax.ShapeDtypeStruct(
-    episodes.support.inputs.shape[1:], episodes.support.inputs.dtype
+  meta_params, episodes, rng = _shapes(learner, tasks)
+  episodes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), episodes
   )
-  meta_params = jax.eval_shape(learner.init, rng, inputs)
 
   def meta_grad(step, *arguments):  # Of the step that needs most.
     return learner.at_step(step).meta_grad(*arguments)
 
   step = jax.ShapeDtypeStruct((), jnp.int32)
   return jax.jit(meta_grad).lower(step, meta_params, episodes, rng).compile()
+
+
+def _shapes(
+  learner: MetaLearner, tasks: TaskFamily
+) -> tuple[Params, Episode, PRNGKey]:
+  """Returns the shapes of meta-parameters and of a task, and any key."""
+  rng = jax.random.key(0)
+  episode = jax.eval_shape(tasks, rng)
+  meta_params = jax.eval_shape(learner.init, rng, episode.support.inputs)
+  return meta_params, episode, rng
+
+
+def _most_numbers(learner: MetaLearner, tasks: TaskFamily) -> int:
+  """Returns the size of the largest array that a task has of its own."""
+  meta_params, episode, rng = _shapes(learner, tasks)
+  adapted = jax.eval_shape(learner.adapt, meta_params, episode.support, rng)
+  return max((x.size for x in jax.tree.leaves(adapted)), default=0)
 
 
 def _device_budget() -> int:

@@ -1,7 +1,11 @@
 """Tasks per second against devices, and what eight accelerators would lose."""
 
+import multiprocessing
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,58 +29,127 @@ flags.DEFINE_integer(
   lower_bound=1,
 )
 
+FORCED = "xla_force_host_platform_device_count"
+
+
+class Program(NamedTuple):
+  """The meta-step of so many tasks on so many devices.
+
+  Attributes:
+    about: what the JSON line says of it.
+    seconds: `steps -> seconds`, takes meta-steps.
+  """
+
+  about: dict[str, object]
+  seconds: Callable[[int], float]
+
 
 def measure() -> Iterator[dict]:
   """Times the same tasks on more devices, and as many on each of more."""
-  if "xla_force_host_platform_device_count" not in os.environ.get(
-    "XLA_FLAGS", ""
-  ):
-    jax.config.update("jax_num_cpu_devices", FLAGS.max_devices)
-  devices = jax.devices()
-  most = min(FLAGS.max_devices, len(devices))
+  on_cpu = jax.default_backend() == "cpu"
+  if on_cpu and FORCED in os.environ.get("XLA_FLAGS", ""):
+    raise ValueError(f"XLA_FLAGS: leave {FORCED} out, --max_devices says it.")
+  most = FLAGS.max_devices
+  if not on_cpu:
+    most = min(most, len(jax.devices()))
   counts = [2**i for i in range(most.bit_length())]
   if FLAGS.tasks % counts[-1]:
     raise ValueError(
       f"--tasks={FLAGS.tasks}: must be a multiple of {counts[-1]} devices; "
       "give another number, or a smaller --max_devices."
     )
-  cases = [(kind, n) for kind in ("strong", "weak") for n in counts]
-  built = {}
-  for kind, n in cases:
-    num_tasks = FLAGS.tasks * (n if kind == "weak" else 1)
-    if (num_tasks, n) not in built:
-      built[num_tasks, n] = maml.build(num_tasks, devices[:n])
+  build = _in_a_process if on_cpu else _programs
+  programs = {n: build(n) for n in counts}
   # In turns, since a machine's speed changes.
-  seconds = {key: [] for key in built}
-  for program in built.values():  # To warm up.
-    timed(lambda t=program.take: t(1))
+  seconds = {(k, n): [] for n in counts for k in programs[n]}
+  for k, n in seconds:
+    programs[n][k].seconds(1)  # To warm up.
   for _ in range(FLAGS.repeats):
-    for key, program in built.items():
-      steps = max(1, round(FLAGS.seconds / timed(lambda t=program.take: t(1))))
-      call = timed(lambda t=program.take, s=steps: t(s))
-      seconds[key].append(call / steps)
+    for k, n in seconds:
+      call = programs[n][k].seconds
+      steps = max(1, round(FLAGS.seconds / call(1)))
+      seconds[k, n].append(call(steps) / steps)
 
   alone = np.array(seconds[FLAGS.tasks, 1])
-  for kind, n in cases:
-    num_tasks = FLAGS.tasks * (n if kind == "weak" else 1)
-    times = np.array(seconds[num_tasks, n])
-    speedups = num_tasks / FLAGS.tasks * alone / times
-    yield {
-      **maml.setting(),
-      "scaling": kind,
-      "devices": n,
-      "tasks": num_tasks,
-      "tasks_per_second": num_tasks / float(np.median(times)),
-      "speedup": float(np.median(speedups)),
-      "speedup_min": float(speedups.min()),
-      "speedup_max": float(speedups.max()),
-      "task_chunk": built[num_tasks, n].task_chunk,
-      "all_reduce_bytes": all_reduce_bytes(built[num_tasks, n].executable),
-      **machine(n),
-    }
+  for kind in ("strong", "weak"):
+    for n in counts:
+      num_tasks = FLAGS.tasks * (n if kind == "weak" else 1)
+      times = np.array(seconds[num_tasks, n])
+      speedups = num_tasks / FLAGS.tasks * alone / times
+      yield {
+        **maml.setting(),
+        "scaling": kind,
+        "devices": n,
+        "tasks": num_tasks,
+        "tasks_per_second": num_tasks / float(np.median(times)),
+        "speedup": float(np.median(speedups)),
+        "speedup_min": float(speedups.min()),
+        "speedup_max": float(speedups.max()),
+        **programs[n][num_tasks].about,
+      }
   if len(counts) > 1:
-    exchanged = built[FLAGS.tasks, counts[-1]].executable
-    yield from estimates(all_reduce_bytes(exchanged))
+    exchanged = programs[counts[-1]][FLAGS.tasks].about["all_reduce_bytes"]
+    yield from estimates(exchanged)
+
+
+def _programs(n: int) -> dict[int, Program]:
+  """Compiles for `n` devices, by the number of tasks: in all and on each."""
+  result = {}
+  for num_tasks in (FLAGS.tasks, FLAGS.tasks * n):
+    if num_tasks not in result:
+      built = maml.build(num_tasks, jax.devices()[:n])
+      about = {
+        "task_chunk": built.task_chunk,
+        "all_reduce_bytes": all_reduce_bytes(built.executable),
+        **machine(n),
+      }
+      result[num_tasks] = Program(
+        about, lambda steps, take=built.take: timed(lambda: take(steps))
+      )
+  return result
+
+
+def _in_a_process(n: int) -> dict[int, Program]:
+  """Has a process of its own divide the CPU by `n`, and no further.
+
+  In a process that divides it by 8, threads for 8 get in each other's way: the
+  step took 1.5 times as long on one of them as on one that is not divided.
+  """
+  here, there = multiprocessing.Pipe()
+  multiprocessing.get_context("spawn").Process(
+    target=_serve, args=(there, sys.argv, n), daemon=True
+  ).start()
+  there.close()
+
+  def ask(*request):
+    here.send(request)
+    return here.recv()
+
+  def program(num_tasks, about):
+    return Program(about, lambda steps: ask(num_tasks, steps))
+
+  abouts = here.recv()
+  if isinstance(abouts, ValueError):
+    raise abouts
+  return {k: program(k, about) for k, about in abouts.items()}
+
+
+def _serve(connection: Connection, argv: list[str], n: int) -> None:
+  """Takes the steps that it is asked for, until nobody asks any more."""
+  FLAGS(argv)
+  jax.config.update("jax_num_cpu_devices", n)
+  try:
+    programs = _programs(n)
+  except ValueError as error:
+    connection.send(error)
+    return
+  connection.send({k: program.about for k, program in programs.items()})
+  while True:
+    try:
+      num_tasks, steps = connection.recv()
+    except EOFError:
+      return
+    connection.send(programs[num_tasks].seconds(steps))
 
 
 def estimates(size: int) -> Iterator[dict]:

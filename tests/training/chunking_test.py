@@ -99,6 +99,22 @@ def test_budget_is_the_devices_unless_told(
   assert found * per_task <= budget < 2 * found * per_task
 
 
+@pytest.mark.parametrize("units, chunk", [(141, 12), (142, 1)])
+def test_tasks_with_large_arrays_are_treated_alone_on_cpus(
+  units, chunk, monkeypatch, compiled_once, per_task
+):
+  """The largest array is `units` squared, and may have 20,000 numbers."""
+  learner = maml(MLP(1, (units, units)), mean_squared_error, optax.sgd(0.1), 1)
+  assert choose_task_chunk(learner, TASKS, 12) == chunk
+  budget = 12 * per_task
+  assert choose_task_chunk(learner, TASKS, 12, budget_bytes=budget) == 12
+  device = types.SimpleNamespace(
+    platform="gpu", memory_stats=lambda: {"bytes_limit": 2**40}
+  )
+  monkeypatch.setattr(jax, "local_devices", lambda: [device])
+  assert choose_task_chunk(learner, TASKS, 12) == 12
+
+
 def test_chunk_is_one_where_the_backend_tells_no_memory(monkeypatch):
   silent = types.SimpleNamespace(memory_analysis=lambda: None)
   monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: silent)
