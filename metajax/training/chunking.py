@@ -89,8 +89,10 @@ def _shapes(
 def _most_numbers(learner: MetaLearner, tasks: TaskFamily) -> int:
   """Returns the size of the largest array that a task has of its own."""
   meta_params, episode, rng = _shapes(learner, tasks)
-  adapted = jax.eval_shape(learner.adapt, meta_params, episode.support, rng)
-  return max((x.size for x in jax.tree.leaves(adapted)), default=0)
+  adapt = jax.make_jaxpr(learner.adapt)(meta_params, episode.support, rng).jaxpr
+  # What comes out as it went in is the same for all tasks.
+  own = [x.aval.size for x in adapt.outvars if x not in adapt.invars]
+  return max(own, default=0)
 
 
 def _device_budget() -> int:

@@ -49,7 +49,8 @@ def test_transitions_are_flat_dirichlet(mdps):
 def test_mean_rewards_are_normal_about_one(mdps):
   _, means = mdps
   assert means.shape == (NUM_TASKS, STATES, ACTIONS)
-  assert scipy.stats.kstest(means.ravel(), "norm", (1, 1)).pvalue > 1e-3
+  normal = scipy.stats.norm(1, 1)
+  assert scipy.stats.kstest(means.ravel(), normal.cdf).pvalue > 1e-3
   # Those of one task are as far apart as those of two.
   within = means.reshape(NUM_TASKS, -1).var(axis=1, ddof=1).mean()
   assert abs(within - 1) < 4 * np.sqrt(2 / means.size)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from metajax.learners import maml
+from metajax.learners.partition import last_layer
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
@@ -104,8 +105,12 @@ def test_tasks_with_large_arrays_are_treated_alone_on_cpus(
   units, chunk, monkeypatch, compiled_once, per_task
 ):
   """The largest array is `units` squared, and may have 20,000 numbers."""
-  learner = maml(MLP(1, (units, units)), mean_squared_error, optax.sgd(0.1), 1)
+  arguments = (MLP(1, (units, units)), mean_squared_error, optax.sgd(0.1), 1)
+  learner = maml(*arguments)
   assert choose_task_chunk(learner, TASKS, 12) == chunk
+  # All tasks have the same large arrays where they do not adapt.
+  anil = maml(*arguments, mask=last_layer)
+  assert choose_task_chunk(anil, TASKS, 12) == 12
   budget = 12 * per_task
   assert choose_task_chunk(learner, TASKS, 12, budget_bytes=budget) == 12
   device = types.SimpleNamespace(

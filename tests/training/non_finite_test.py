@@ -38,7 +38,7 @@ def _learner(bad_value, of_loss):
       grad = gap.mean() + (0.0 if of_loss else bad)
       return {"w": grad}, {"loss": loss}
 
-    return MetaLearner(init, None, None, meta_grad)
+    return MetaLearner(init, lambda params, *_: params, None, meta_grad)
 
   def init(rng, inputs):
     return {"w": jnp.float32(0.0)}
@@ -145,7 +145,7 @@ def test_inspection_tells_the_tasks_apart():
 
   learner = MetaLearner(
     lambda rng, inputs: {"w": jnp.float32(0.5), "v": jnp.float32(2.0)},
-    None,
+    lambda params, *_: params,
     None,
     meta_grad,
   )

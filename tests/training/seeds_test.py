@@ -70,7 +70,7 @@ def _goes_wrong(skip):
       grad = episodes.query.inputs.mean() + jnp.where(bad, jnp.nan, 0.0)
       return {"w": grad, "seed": jnp.float32(0.0)}, {"loss": params["w"]}
 
-    return MetaLearner(init, None, None, meta_grad)
+    return MetaLearner(init, lambda params, *_: params, None, meta_grad)
 
   def init(rng, inputs):
     seed = jax.random.key_data(rng)[-1].astype(jnp.float32)
