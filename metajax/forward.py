@@ -44,7 +44,7 @@ def forward(model: Model) -> Forward:
   if foreign or not callable(getattr(model, "apply", None)):
     raise ValueError(
       f"model: a {type(model).__name__} is no init(rng, inputs) and "
-      "apply(params, inputs); metajax.models.adapters makes models of flax.nnx, "
+      "apply(params, inputs); metajax.models.adapters makes one of flax.nnx, "
       "equinox and haiku modules (from_nnx, from_equinox, from_haiku)."
     )
   # Parameters may come from elsewhere.
