@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from metajax import mixed_mode
 from metajax.types import Array, Params
 
-Memory = Literal["mixed", "plain", "remat", "nested"]
+Memory = Literal["auto", "mixed", "plain", "remat", "nested"]
 
 
 GRADIENTS = "inner_gradients"  # Their name, for policies of `jax.checkpoint`.
@@ -40,7 +40,7 @@ def minimize(
   num_steps: int,
   *,
   first_order: bool = False,
-  memory: Memory = "mixed",
+  memory: Memory = "auto",
   observe: Callable[[Params, Array], Any] | None = None,
 ) -> InnerLoop:
   """Takes `num_steps` optimizer steps on a loss, differentiably.
@@ -98,6 +98,8 @@ def minimize(
     raise ValueError(f"memory={memory!r}: must be one of {get_args(Memory)}.")
   optimizer = optax.with_extra_args_support(optimizer)
 
+  if memory == "auto":
+    memory = "mixed"
   if first_order and memory == "mixed":
     memory = "plain"  # Gradients that are constants have none of their own.
   mixed = memory == "mixed"
