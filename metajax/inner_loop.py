@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 
-from metajax import mixed_mode
+from metajax import custom_rules, mixed_mode
 from metajax.types import Array, Params
 
 Memory = Literal["auto", "mixed", "plain", "remat", "nested"]
@@ -98,10 +98,11 @@ def minimize(
     raise ValueError(f"memory={memory!r}: must be one of {get_args(Memory)}.")
   optimizer = optax.with_extra_args_support(optimizer)
 
-  if memory == "auto":
-    memory = "mixed"
-  if first_order and memory == "mixed":
+  if first_order and memory in ("auto", "mixed"):
     memory = "plain"  # Gradients that are constants have none of their own.
+  elif memory == "auto":
+    traced = jax.make_jaxpr(loss_fn)(params, jnp.int32(0))
+    memory = "remat" if custom_rules.first(traced.jaxpr) else "mixed"
   mixed = memory == "mixed"
   value_and_grad = mixed_mode.value_and_grad if mixed else jax.value_and_grad
 
