@@ -9,7 +9,12 @@ import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 
-from metajax import custom_rules, mixed_mode
+from metajax import (
+  custom_rules,
+  differentiability,
+  inner_optimizers,
+  mixed_mode,
+)
 from metajax.types import Array, Params
 
 Memory = Literal["auto", "mixed", "plain", "remat", "nested"]
@@ -53,27 +58,33 @@ def minimize(
   The result can be differentiated with respect to `params` and to everything
   that `loss_fn` and `optimizer` close over, to any order; it can be jitted,
   vmapped and scanned. With `memory="mixed"` the first derivative is taken in
-  reverse mode (`jax.hessian` does, `jax.jacfwd` alone does not). Adam's
-  meta-gradient is NaN wherever an inner gradient is zero unless the optimizer
-  is built with `eps_root > 0`.
+  reverse mode (`jax.hessian` does, `jax.jacfwd` alone does not). Some
+  optimizers have meta-gradients that are NaN, Adam's without `eps_root > 0`
+  wherever an inner gradient is zero: who differentiates them is warned.
 
   Args:
     loss_fn: `(params, step) -> scalar`; `step` is the int32 index k, from
       which a stochastic loss takes its minibatch or its key.
-    params: the initial parameters, a tree of floating point arrays.
-    optimizer: any optax optimizer. It may close over meta-parameters (learned
-      step sizes) and it receives the loss as the extra argument `value`.
+    params: the initial parameters, a tree of arrays or Python floats. Leaves
+      that are not floating point (counts, keys) are constants: the loss sees
+      them, the optimizer does not.
+    optimizer: any optimizer of optax. It may close over meta-parameters
+      (learned step sizes). It receives what it asks for (`value`, `grad`,
+      `value_fn`, ..., all of the step's own loss); one that is evaluated at
+      other parameters than it trains (schedule-free, lookahead) is.
     num_steps: how many steps, at least 0.
     first_order: treat the inner gradients as constants, so that
       d phi_K / d params is the identity (Finn et al. 2017, section 5.2) for any
       optimizer that reads gradients only. The loss is then not differentiated
       again and nothing is stored of it; what `optimizer` closes over still gets
       its gradient, what `loss_fn` closes over gets none.
-    memory: what is kept for the backward pass. `"mixed"`, the fastest that was
-      measured on CPUs, keeps parameters, optimizer state and inner gradients
-      of every step, and differentiates the gradients forward over reverse
-      (`mixed_mode.value_and_grad`); it takes least of a deep model, too.
-      `"plain"` is JAX's own way, reverse over reverse, and keeps every step's
+    memory: what is kept for the backward pass. `"auto"` is `"mixed"`, but
+      `"remat"` if the loss has a differentiation rule of its own that need not
+      be a derivative (a `custom_vjp`, say; see `custom_rules.first`).
+      `"mixed"`, the fastest that was measured on CPUs, keeps parameters,
+      optimizer state and inner gradients of every step, and differentiates the
+      gradients forward over reverse (`mixed_mode.value_and_grad`); it takes
+      least of a deep model, too, and is an error with such a rule. `"plain"` is JAX's own way, reverse over reverse, and keeps every step's
       activations; `"remat"` keeps the parameters and optimizer state between
       steps only, and computes each step again when its turn comes; `"nested"`
       keeps them between blocks of `sqrt(num_steps)` steps, and within the
@@ -87,7 +98,8 @@ def minimize(
     was observed.
 
   Raises:
-    ValueError: if `num_steps` is negative or `memory` is unknown.
+    ValueError: if `num_steps` is negative, `memory` is unknown, or `"mixed"`
+      with a loss whose rules need not be derivatives.
 
   References:
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -96,8 +108,17 @@ def minimize(
   check_steps(num_steps=num_steps)
   if memory not in get_args(Memory):
     raise ValueError(f"memory={memory!r}: must be one of {get_args(Memory)}.")
-  optimizer = optax.with_extra_args_support(optimizer)
-
+  params = jax.tree.map(jnp.asarray, params)
+  if not all(map(_is_inexact, jax.tree.leaves(params))):
+    return _minimize_inexact(
+      loss_fn,
+      params,
+      optimizer,
+      num_steps,
+      first_order=first_order,
+      memory=memory,
+      observe=observe,
+    )
   if first_order and memory in ("auto", "mixed"):
     memory = "plain"  # Gradients that are constants have none of their own.
   elif memory == "auto":
@@ -107,15 +128,19 @@ def minimize(
   value_and_grad = mixed_mode.value_and_grad if mixed else jax.value_and_grad
 
   def step(carry, k):
-    phi, state = carry
+    trained, state = carry
+    phi = inner_optimizers.gradient_params(trained)
     at = jax.lax.stop_gradient(phi) if first_order else phi
     loss, grads = value_and_grad(loss_fn)(at, k)
     if first_order:
       loss, grads = jax.lax.stop_gradient((loss, grads))
     grads = checkpoint_name(grads, GRADIENTS)
-    updates, state = optimizer.update(grads, state, phi, value=loss)
-    phi = optax.apply_updates(phi, updates)
-    return (phi, state), (loss, observe(phi, k) if observe else None)
+    grads = differentiability.watched(grads, optimizer, phi)
+    trained, state = inner_optimizers.update(
+      optimizer, grads, state, trained, loss, lambda phi: loss_fn(phi, k)
+    )
+    phi = inner_optimizers.evaluation_params(trained, state)
+    return (trained, state), (loss, observe(phi, k) if observe else None)
 
   first_step = later_step = step
   if memory != "plain":
@@ -126,7 +151,7 @@ def minimize(
     first_step = jax.checkpoint(step, policy=policy)
     later_step = jax.checkpoint(step, policy=policy, prevent_cse=False)
 
-  carry, outputs = (params, optimizer.init(params)), []
+  carry, outputs = inner_optimizers.start(optimizer, params), []
   if num_steps > 0:
     # The first step stands outside the scan: under vmap over tasks its
     # parameters are still shared, so the tasks' matrix products merge into
@@ -153,10 +178,40 @@ def minimize(
   if later.size:
     carry, rest = jax.lax.scan(later_step, carry, later)
     outputs.append(rest)
+  adapted = inner_optimizers.evaluation_params(*carry)
   if not outputs:
-    return InnerLoop(carry[0], jnp.zeros(0))
+    return InnerLoop(adapted, jnp.zeros(0))
   losses, observed = jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
-  return InnerLoop(carry[0], losses, observed)
+  return InnerLoop(adapted, losses, observed)
+
+
+def _is_inexact(leaf: Array) -> bool:
+  return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _minimize_inexact(
+  loss_fn: Callable[[Params, Array], Array],
+  params: Params,
+  *arguments: Any,
+  observe: Callable[[Params, Array], Any] | None,
+  **options: Any,
+) -> InnerLoop:
+  """As `minimize`, with None for all that is not floating point."""
+  trained = jax.tree.map(lambda p: p if _is_inexact(p) else None, params)
+
+  def whole(trained: Params) -> Params:
+    return jax.tree.map(
+      lambda p, t: t if _is_inexact(p) else p, params, trained
+    )
+
+  loop = minimize(
+    lambda trained, k: loss_fn(whole(trained), k),
+    trained,
+    *arguments,
+    observe=observe and (lambda trained, k: observe(whole(trained), k)),
+    **options,
+  )
+  return loop._replace(params=whole(loop.params))
 
 
 def check_steps(**numbers: int) -> None:
