@@ -26,8 +26,9 @@ class Forward(NamedTuple):
 def forward(model: Model) -> Forward:
   """Returns the functions of any model.
 
-  A `flax.linen.Module` goes through `models.adapters.from_linen`; whatever has
-  no `train` is the same in training and evaluation.
+  A `flax.linen.Module` goes through `models.adapters.from_linen`, a transformed
+  function of haiku through `from_haiku`; whatever has no `train` is the same in
+  training and evaluation.
 
   Raises:
     ValueError: if it has no `init` and `apply`; it says which adapter makes a
@@ -40,11 +41,18 @@ def forward(model: Model) -> Forward:
     from metajax.models.adapters import from_linen
 
     model = from_linen(model)
+  haiku = sys.modules.get("haiku")
+  if haiku is not None and isinstance(
+    model, (haiku.Transformed, haiku.TransformedWithState)
+  ):
+    from metajax.models.adapters import from_haiku
+
+    model = from_haiku(model)
   if not (callable(getattr(model, "init", None)) and hasattr(model, "apply")):
     raise ValueError(
       f"model: a {type(model).__name__} has no init and apply; "
-      "metajax.models.adapters makes models of flax.nnx, equinox and haiku "
-      "modules (from_nnx, from_equinox, from_haiku)."
+      "metajax.models.adapters makes models of flax.nnx and equinox modules "
+      "(from_nnx, from_equinox)."
     )
   apply = with_mask(model.apply)
   trains = getattr(model, "train", None)
