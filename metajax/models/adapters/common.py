@@ -46,9 +46,7 @@ def by_batch_statistics(model: Model) -> Forward:
   """
   functions = forward(model)
 
-  def apply(
-    params: Params, inputs: Any, *, mask: Array | None = None
-  ) -> Any:
+  def apply(params: Params, inputs: Any, *, mask: Array | None = None) -> Any:
     return functions.train(params, inputs, None, mask=mask)[0]
 
   return functions._replace(apply=apply)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from metajax.models.adapters.common import (
   AdaptedModel,
@@ -70,7 +71,10 @@ def from_equinox(
     import equinox as eqx
 
     module, state = eqx.nn.make_with_state(build)(rng)
-    return {"params": eqx.filter(module, eqx.is_array), "state": State(state)}
+    params = {"params": eqx.filter(module, eqx.is_array), "state": State(state)}
+    # What is made of a Python number, a counter, say, has a weak type, which it
+    # would lose in the first step.
+    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), params)
 
   def run(
     params: Params,
@@ -147,7 +151,9 @@ def _has_inference(x: Any) -> bool:
 
 
 def _has_switch(module: Any) -> bool:
-  return any(map(_has_inference, jax.tree.leaves(module, is_leaf=_has_inference)))
+  return any(
+    map(_has_inference, jax.tree.leaves(module, is_leaf=_has_inference))
+  )
 
 
 def _needs_state(arguments: Mapping[str, Any]) -> bool:
