@@ -26,7 +26,11 @@ from experiments.script import run
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import ConvLowering, conv4
 from metajax.models.mlp import MLP
-from metajax.models.normalization import BY_BATCH, NORMALIZATIONS
+from metajax.models.normalization import (
+  BY_BATCH,
+  NORMALIZATIONS,
+  statistics,
+)
 from metajax.tasks import image_folder, omniglot
 from metajax.tasks.image_folder import fingerprint, is_image_folder
 
@@ -84,8 +88,8 @@ flags.DEFINE_enum(
   "batch",
   sorted(NORMALIZATIONS),
   "Normalisation in every layer. batch: by the statistics of the very images "
-  "given, which at test lets queries see each other (transductive). running: in "
-  "evaluation by running averages of what was seen in training.",
+  "given, which at test lets queries see each other (transductive). "
+  "running: in evaluation by running averages of those of training.",
 )
 flags.DEFINE_enum(
   "conv_lowering",
@@ -265,10 +269,7 @@ def main() -> None:
       ),
       "normalization": FLAGS.normalization,
       "transductive": FLAGS.normalization == "batch",
-      # By which the network normalises in evaluation; None: by no batch's.
-      "statistics": (
-        FLAGS.normalization if FLAGS.normalization in BY_BATCH else None
-      ),
+      "statistics": statistics(FLAGS.normalization),
       "eval_inner_steps": steps,
       "inner_loss": "mean cross-entropy",
     },

@@ -97,3 +97,12 @@ def normalize(name: str) -> Callable[..., Array]:
       f"normalization={name!r}: must be one of {sorted(NORMALIZATIONS)}."
     )
   return NORMALIZATIONS[name]()
+
+
+def statistics(name: str) -> str | None:
+  """Returns which statistics of batches a layer uses in evaluation.
+
+  "batch", those of the very inputs; "running", the averages of training's; or
+  None, if none.
+  """
+  return name if name in BY_BATCH else None
