@@ -10,7 +10,7 @@ from metajax.training.federated import Clients, federated_trainer
 from metajax.training.mesh import task_mesh, use_cpu_cores
 from metajax.training.state import Trainer, TrainState
 from metajax.training.step import meta_trainer
-from metajax.training.supervised import supervised_trainer
+from metajax.training.supervised import loss_of, supervised_trainer
 
 __all__ = [
   "Clients",
@@ -19,6 +19,7 @@ __all__ = [
   "choose_task_chunk",
   "cohort_trainer",
   "federated_trainer",
+  "loss_of",
   "meta_trainer",
   "supervised_trainer",
   "task_mesh",

@@ -1,7 +1,7 @@
 """Ordinary training on a data set, with the trainer's interface."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax import variables
+from metajax.forward import forward
+from metajax.losses import over_examples
 from metajax.numerics import wide
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
@@ -21,7 +23,15 @@ from metajax.training.state import (
   mean_over_steps,
   next_state,
 )
-from metajax.types import Params, PRNGKey
+from metajax.types import (
+  Array,
+  Batch,
+  LossFn,
+  Metrics,
+  Model,
+  Params,
+  PRNGKey,
+)
 
 # (params, examples, rng) -> (scalar, metrics[, params of new state])
 SupervisedLoss = Callable[[Params, Any, PRNGKey], tuple[Any, ...]]
@@ -130,3 +140,35 @@ def supervised_trainer(
     lambda key: init(place(key, replicated)),
     mean_over_steps(step, data, rng),
   )
+
+
+def loss_of(
+  model: Model,
+  loss_fn: LossFn,
+  metrics: Mapping[str, LossFn] | None = None,
+) -> SupervisedLoss:
+  """Builds what `supervised_trainer` descends, of a model and a loss.
+
+  A pass in training: dropout draws from the step's key, and running statistics
+  take in the batch.
+
+  Args:
+    model: any model; of examples in a `Batch`, which the data are then.
+    loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
+    metrics: more such functions, reported beside "loss".
+  """
+  model = forward(model)
+  report = dict(metrics or {})
+
+  def supervised_loss(
+    params: Params, batch: Batch, rng: PRNGKey
+  ) -> tuple[Array, Metrics, Params]:
+    inputs, targets, mask = batch
+    predictions, new = model.train(params, inputs, rng, mask=mask)
+    loss, *values = (
+      over_examples(f, predictions, targets, mask)
+      for f in (loss_fn, *report.values())
+    )
+    return loss, dict(zip(report, values, strict=True)), new
+
+  return supervised_loss
