@@ -126,9 +126,7 @@ def episode_replay_trainer(
 
     shards = device * held + jnp.arange(held)
     learned = over_shards(learn)(stored, each_key(step_key, shards))
-    grads, metrics = jax.lax.pmean(
-      variables.mean(learned), TASKS
-    )
+    grads, metrics = jax.lax.pmean(variables.mean(learned), TASKS)
     state = next_state(
       optimizer,
       state._replace(opt_state=optimizer_state),
@@ -159,7 +157,9 @@ def episode_replay_trainer(
     empty = buffer.init(episode)
     stored = jax.tree.map(lambda x: jnp.stack([x] * num_shards), empty)
     return TrainState(
-      jnp.int32(0), meta_params, (optimizer.init(variables.weights(meta_params)), stored)
+      jnp.int32(0),
+      meta_params,
+      (optimizer.init(variables.weights(meta_params)), stored),
     )
 
   replicated = NamedSharding(mesh, P())
