@@ -40,7 +40,9 @@ def combine(first: Params, *others: Params) -> Params:
   return jax.tree.map(choose, first, *others, is_leaf=lambda x: x is None)
 
 
-def map_weights(fn: Callable[..., Any], params: Params, *rest: Params) -> Params:
+def map_weights(
+  fn: Callable[..., Any], params: Params, *rest: Params
+) -> Params:
   """Maps over the weights of trees; all else is that of the first."""
   return combine(jax.tree.map(fn, *map(weights, (params, *rest))), params)
 

@@ -12,7 +12,9 @@ from metajax.types import Params
 Mask = Any | Callable[[Params], Any]
 
 _DENSE = re.compile(r"Dense_(\d+)")
-_NORM = re.compile(r"(Batch|Layer|Group)Norm_\d+")
+# Normalisations of flax by their own names, and the names in use for others:
+# bn1, norm, layer_norm, InstanceNorm_0, ...
+_NORM = re.compile(r"(?i)(\w*norm|[bligr]n)_?\d*")
 
 
 def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
@@ -34,9 +36,16 @@ def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
   mask = mask(params) if callable(mask) else mask
   if not any(jax.tree.leaves(mask)):
     raise ValueError("mask: is False everywhere, so that nothing adapts.")
-  fast = jax.tree.map(lambda x, adapts: x if adapts else None, params, mask)
-  slow = jax.tree.map(lambda x, adapts: None if adapts else x, params, mask)
-  return fast, slow
+
+  def keep(chosen: bool) -> Params:
+    return jax.tree.map(
+      lambda x, adapts: x if x is not None and adapts is chosen else None,
+      params,
+      jax.tree.map(bool, mask),
+      is_leaf=lambda x: x is None,
+    )
+
+  return keep(True), keep(False)
 
 
 def merge(fast: Params, slow: Params) -> Params:
@@ -58,7 +67,7 @@ def last_layer(params: Params) -> Params:
   layers = {}  # Numbers by where the layer is.
   for path in _paths(params):
     for i, key in enumerate(path):
-      if m := _DENSE.fullmatch(str(getattr(key, "key", ""))):
+      if m := _DENSE.fullmatch(_key(key)):
         layers[path[: i + 1]] = int(m[1])
         break
   if not layers:
@@ -82,13 +91,25 @@ def all_but_last_layer(params: Params) -> Params:
 
 
 def normalization(params: Params) -> Params:
-  """Masks the normalisations of a flax model: `BatchNorm_0`, ..."""
-  return jax.tree.map_with_path(
-    lambda path, _: any(
-      _NORM.fullmatch(str(getattr(key, "key", ""))) for key in path
-    ),
-    params,
+  """Masks normalisations by their names: `BatchNorm_0`, `bn1`, `RMSNorm`, ...
+
+  Raises:
+    ValueError: if nothing is called so; then give a mask of your own.
+  """
+  mask = jax.tree.map_with_path(
+    lambda path, _: any(_NORM.fullmatch(_key(key)) for key in path), params
   )
+  if not any(jax.tree.leaves(mask)):
+    raise ValueError(
+      "mask: no layer is called like a normalisation (BatchNorm_0, bn1, norm, "
+      "...); give a mask of your own, or switch off what needs one."
+    )
+  return mask
+
+
+def _key(key: Any) -> str:
+  """The name in a path of a dictionary, an object or a sequence."""
+  return str(getattr(key, "key", getattr(key, "name", "")))
 
 
 def _paths(params: Params) -> list[tuple]:
