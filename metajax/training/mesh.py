@@ -7,6 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from metajax import variables
+from metajax.numerics import wide
+from metajax.types import Metrics, Params
+
 TASKS = "tasks"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -81,3 +85,22 @@ def task_mesh(
   count = max(n for n in range(1, fewest + 1) if share % n == 0)
   chosen = [d for group in by_process.values() for d in group[:count]]
   return jax.sharding.Mesh(np.asarray(chosen), (TASKS,))
+
+
+def mean_over_devices(
+  learned: tuple[Params, Metrics], like: Params
+) -> tuple[Params, Metrics]:
+  """Averages what the devices have learned, inside of `shard_map`.
+
+  Args:
+    learned: `(grads, metrics)` of a device.
+    like: a tree whose dtypes the gradient gets.
+
+  Returns:
+    Means, summed in float32 at least, in which the metrics stay.
+  """
+  grads, metrics = jax.lax.pmean(jax.tree.map(wide, learned), TASKS)
+  grads = jax.tree.map(
+    lambda x, y: variables.narrow(x, y.dtype), grads, like
+  )
+  return grads, metrics

@@ -1,20 +1,21 @@
 """The meta-training step: sample tasks, average meta-gradients, update."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax import variables
+from metajax.numerics import wide
 from metajax.training import seeds
 from metajax.training.chunking import choose_task_chunk
-from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.mesh import TASKS, mean_over_devices, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
-  all_finite,
   first_state,
   mean_over_steps,
   next_state,
@@ -66,9 +67,9 @@ def meta_trainer(
       means over the seeds, and all of them stop where one is not finite.
     task_chunk: tasks whose meta-gradient is computed at once, on one device;
       must divide `meta_batch / mesh.size`. None: `choose_task_chunk` says.
-    skip_non_finite: a step whose gradient or loss is not finite changes nothing
-      and counts in no metric but "skipped", the share of such steps. Otherwise
-      training stops before it.
+    skip_non_finite: a step whose gradient, loss or update is not finite changes
+      nothing and counts in no metric but "skipped", the share of such steps.
+      Otherwise training stops before it.
     mesh: a mesh with the axis "tasks". None: `task_mesh(meta_batch)`.
 
   Returns:
@@ -111,7 +112,7 @@ def meta_trainer(
     first = jax.lax.axis_index(TASKS) * num_chunks
     narrow = chunk_grad(meta_params, tasks, step, rng, first)
     # Sums of many chunks in bfloat16 would lose the small ones.
-    total = jax.tree.map(_widen, narrow)
+    total = jax.tree.map(wide, narrow)
 
     def add(total, chunk):
       new = chunk_grad(meta_params, tasks, step, rng, chunk)
@@ -120,19 +121,41 @@ def meta_trainer(
     if num_chunks > 1:
       chunks = first + jnp.arange(1, num_chunks)
       total, _ = jax.lax.scan(add, total, chunks)
-    mean = jax.lax.pmean(jax.tree.map(lambda x: x / num_chunks, total), TASKS)
-    return jax.tree.map(
-      lambda x, like: variables.narrow(x, like.dtype), mean, narrow
+    mean = jax.tree.map(lambda x: x / num_chunks, total)
+    return mean_over_devices(mean, like=narrow[0])
+
+  # Gradients are local to a device until pmean; check_vma would turn the
+  # gradient of replicated parameters into a sum over devices.
+  over_devices = functools.partial(
+    jax.shard_map, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
+  )
+  sharded_grad = sharded_one = over_devices(device_grad)
+  if num_seeds is not None:
+    sharded_grad = over_devices(
+      jax.vmap(device_grad, in_axes=(0, None, None, 0))
     )
 
-  def update(state, grads, metrics):
-    loss = metrics.get("loss", 0.0)
-    state = next_state(optimizer, state, grads, loss, skip=skip_non_finite)
-    if skip_non_finite:
-      finite = all_finite((grads, loss))
-      metrics = {k: jnp.where(finite, m, 0.0) for k, m in metrics.items()}
-      metrics["skipped"] = jnp.where(finite, 0.0, 1.0)
-    return state, metrics
+  def meta_step(state, tasks, rng):
+    grads, metrics = sharded_grad(state.meta_params, tasks, state.step, rng)
+
+    def update(state, grads, metrics, rng):
+      new = next_state(
+        optimizer,
+        state,
+        grads,
+        metrics.get("loss"),
+        at=lambda params: sharded_one(params, tasks, state.step, rng),
+      )
+      if skip_non_finite:
+        finite = new.step > state.step
+        new = new._replace(step=state.step + 1)
+        metrics = {k: jnp.where(finite, m, 0.0) for k, m in metrics.items()}
+        metrics["skipped"] = jnp.where(finite, 0.0, 1.0)
+      return new, metrics
+
+    if num_seeds is not None:
+      update = seeds.together(update)
+    return update(state, grads, metrics, rng)
 
   def start_one(rng, tasks):
     episode = tasks(rng)
@@ -140,19 +163,7 @@ def meta_trainer(
     return first_state(optimizer, meta_params)
 
   if num_seeds is not None:
-    device_grad = jax.vmap(device_grad, in_axes=(0, None, None, 0))
-    update = seeds.together(update)
     start_one = seeds.from_keys(start_one)
-
-  # Gradients are local to a device until pmean; check_vma would turn the
-  # gradient of replicated parameters into a sum over devices.
-  sharded_grad = jax.shard_map(
-    device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
-  )
-
-  def meta_step(state, tasks, rng):
-    grads, metrics = sharded_grad(state.meta_params, tasks, state.step, rng)
-    return update(state, grads, metrics)
 
   start = jax.jit(start_one, out_shardings=replicated)
 
@@ -167,7 +178,3 @@ def task_keys(rng: PRNGKey, step: Array | int, index: Array) -> PRNGKey:
   """Returns the keys from which the tasks `index` of a meta-step are drawn."""
   step_key = jax.random.fold_in(rng, step)
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, index)
-
-
-def _widen(x: Array) -> Array:
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -11,8 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax import variables
-from metajax.numerics import wide
-from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.mesh import TASKS, mean_over_devices, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
@@ -104,10 +103,7 @@ def supervised_trainer(
       variables.weights(params)
     )
     grads = variables.combine(grads, variables.states(new), params)
-    means = jax.lax.pmean(jax.tree.map(wide, (grads, metrics)), TASKS)
-    return jax.tree.map(
-      lambda x, like: variables.narrow(x, like.dtype), means, (grads, metrics)
-    )
+    return mean_over_devices((grads, metrics), like=grads)
 
   sharded_grad = jax.shard_map(
     device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
@@ -115,8 +111,12 @@ def supervised_trainer(
 
   def step(state, data, rng):
     step_key = jax.random.fold_in(rng, state.step)
-    grads, metrics = sharded_grad(state.meta_params, data, step_key)
-    return next_state(optimizer, state, grads, metrics["loss"]), metrics
+
+    def at(params):
+      return sharded_grad(params, data, step_key)
+
+    grads, metrics = at(state.meta_params)
+    return next_state(optimizer, state, grads, metrics["loss"], at=at), metrics
 
   replicated = NamedSharding(mesh, P())
 
