@@ -10,7 +10,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax import variables
 from metajax.numerics import wide
 from metajax.replay.buffers import apart, for_each_shard, lay_out
 from metajax.training.mesh import TASKS, mean_over_devices

@@ -100,7 +100,5 @@ def mean_over_devices(
     Means, summed in float32 at least, in which the metrics stay.
   """
   grads, metrics = jax.lax.pmean(jax.tree.map(wide, learned), TASKS)
-  grads = jax.tree.map(
-    lambda x, y: variables.narrow(x, y.dtype), grads, like
-  )
+  grads = jax.tree.map(lambda x, y: variables.narrow(x, y.dtype), grads, like)
   return grads, metrics

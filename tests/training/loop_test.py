@@ -241,9 +241,7 @@ def test_run_that_is_over_takes_no_step_and_keeps_its_records(tmp_path):
 def test_fewer_steps_than_were_taken_are_an_error(tmp_path):
   schedule = Schedule(6, 2, 6, 6)
   _fit(Counter(), schedule, tmp_path)
-  with pytest.raises(
-    ValueError, match="^num_steps=2: .* has taken 6"
-  ):
+  with pytest.raises(ValueError, match="^num_steps=2: .* has taken 6"):
     _fit(Counter(), schedule._replace(num_steps=2), tmp_path)
   assert _checkpoints(tmp_path) == [6]
   assert _fit(Counter(), schedule, tmp_path).state.step == 6
