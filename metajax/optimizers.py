@@ -1,14 +1,35 @@
 """What optax's optimizers ask for beside the gradient, and where they are."""
 
-import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import SAMState, ScheduleFreeState
 
 from metajax.types import Array, Params
+
+
+class SlowState(NamedTuple):
+  """The state of an optimizer with `optax.lookahead` in it.
+
+  Attributes:
+    inner: its own state.
+    slow: the slow parameters; the fast ones are those that are trained.
+  """
+
+  inner: optax.OptState
+  slow: Params
+
+
+def init(
+  optimizer: optax.GradientTransformation, params: Params
+) -> optax.OptState:
+  """Returns the first state of any of optax's optimizers."""
+  state = optimizer.init(params)
+  lookahead = _states(state, optax.LookaheadState)
+  return SlowState(state, params) if lookahead else state
 
 
 def update(
@@ -30,7 +51,7 @@ def update(
   Args:
     optimizer: a transformation, also one without extra arguments.
     grads: the gradient at `params`.
-    opt_state: the optimizer's state.
+    opt_state: the optimizer's state, from `init`.
     params: the parameters.
     value: the loss at `params`; None: there is none.
     at: `params -> (grads, value)`, the same step at other parameters; it is
@@ -39,11 +60,11 @@ def update(
   Returns:
     `(updates, opt_state)`.
   """
-  extra: dict[str, Any] = {"grad": grads}
+  told: dict[str, Any] = {"grad": grads}
   if value is not None:
-    extra["value"] = value
+    told["value"] = value
   if at is not None:
-    extra["grad_fn"] = lambda params, _: at(params)[0]
+    told["grad_fn"] = lambda params, _: at(params)[0]
   if at is not None and value is not None:
     differentiable = _with_gradient(at)
 
@@ -55,42 +76,71 @@ def update(
       del obj_fn, grad_fn
       return differentiable(params)
 
-    extra |= {"value_fn": value_fn, "obj_fn": differentiable}
-  known = inspect.signature(optimizer.update).parameters
-  if all(p.kind is not p.VAR_KEYWORD for p in known.values()):
-    extra = {name: x for name, x in extra.items() if name in known}
-  return optimizer.update(grads, opt_state, params, **extra)
+    told |= {"value_fn": value_fn, "obj_fn": differentiable}
+  if not isinstance(opt_state, SlowState):
+    return _tell(optimizer, grads, opt_state, params, told)
+  pair = optax.LookaheadParams(params, opt_state.slow)
+  updates, inner = _tell(optimizer, grads, opt_state.inner, pair, told)
+  slow = optax.apply_updates(opt_state.slow, updates.slow)
+  return updates.fast, SlowState(inner, slow)
 
 
 def evaluation_params(opt_state: optax.OptState, params: Params) -> Params:
   """Returns the parameters to evaluate, where the optimizer trains at others.
 
-  Those of `optax.contrib.schedule_free` are averages, and those of
-  `optax.contrib.sam` are those before its adversarial steps. All other
-  optimizers evaluate the parameters that they train.
+  They are the averages of `optax.contrib.schedule_free`, the slow parameters of
+  `optax.lookahead`, and those before the adversarial steps of
+  `optax.contrib.sam`. All other optimizers evaluate what they train.
 
   Args:
     opt_state: the optimizer's state, in which those of other transformations
       may be nested.
     params: the parameters that it trains.
   """
-  for state in jax.tree.leaves(opt_state, is_leaf=_moves_elsewhere):
-    if isinstance(state, optax.contrib.ScheduleFreeState):
+  if isinstance(opt_state, SlowState):
+    return opt_state.slow
+  for free in _states(opt_state, ScheduleFreeState):
 
-      def average(z: Array, y: Array, b1: Array = state.b1) -> Array:
-        b1 = _like(b1, z)
-        return (y - (1 - b1) * z) / b1
+    def average(z: Array, y: Array, b1: Array = free.b1) -> Array:
+      b1 = _like(b1, z)
+      return (y - (1 - b1) * z) / b1
 
-      params = _map_present(average, state.z, params)
-    elif isinstance(state, optax.contrib.SAMState) and state.cache is not None:
+    params = _map_own(average, free.z, params)
+  for sam in _states(opt_state, SAMState):
+    away = sam.steps_since_sync > 0
 
-      def start(
-        kept: Array, now: Array, steps: Array = state.steps_since_sync
-      ) -> Array:
-        return jnp.where(_like(steps, now) > 0, kept, now)
+    def before(kept: Array, now: Array, away: Array = away) -> Array:
+      return jnp.where(_like(away, now), kept, now)
 
-      params = _map_present(start, state.cache, params)
+    if sam.cache is not None:
+      params = _map_own(before, sam.cache, params)
   return params
+
+
+def _tell(
+  optimizer: optax.GradientTransformation,
+  grads: Params,
+  opt_state: optax.OptState,
+  params: Params,
+  told: dict[str, Any],
+) -> tuple[Params, optax.OptState]:
+  """Calls an optimizer with what it accepts."""
+  if isinstance(optimizer, optax.MultiSteps):
+    optimizer = optimizer.gradient_transformation()
+  optimizer = optax.with_extra_args_support(optimizer)
+  while True:
+    try:
+      return optimizer.update(grads, opt_state, params, **told)
+    except TypeError as error:  # `sam` takes `grad_fn` by name, and no others.
+      refused = [n for n in told if f"keyword argument '{n}'" in str(error)]
+      if not refused or "unexpected" not in str(error):
+        raise
+      told = {n: x for n, x in told.items() if n not in refused}
+
+
+def _states(opt_state: optax.OptState, kind: type) -> list[Any]:
+  leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
+  return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
 
 def _like(numbers: Array, x: Array) -> Array:
@@ -98,13 +148,8 @@ def _like(numbers: Array, x: Array) -> Array:
   return numbers.reshape(numbers.shape + (1,) * (x.ndim - numbers.ndim))
 
 
-def _moves_elsewhere(x: Any) -> bool:
-  kinds = (optax.contrib.ScheduleFreeState, optax.contrib.SAMState)
-  return isinstance(x, kinds)
-
-
-def _map_present(fn: Callable[..., Any], own: Params, params: Params) -> Params:
-  """Maps over the parameters that are an optimizer's own, and keeps others."""
+def _map_own(fn: Callable[..., Any], own: Params, params: Params) -> Params:
+  """Maps over the parameters that an optimizer has, and keeps the others."""
 
   def absent(x: Any) -> bool:
     return x is None or isinstance(x, optax.MaskedNode)

@@ -51,7 +51,7 @@ def first_state(
   optimizer: optax.GradientTransformation, meta_params: Params
 ) -> TrainState:
   """Returns the state before the first step."""
-  opt_state = optimizer.init(variables.weights(meta_params))
+  opt_state = optimizers.init(optimizer, variables.weights(meta_params))
   return TrainState(jnp.int32(0), meta_params, opt_state)
 
 
@@ -80,6 +80,9 @@ def next_state(
     loss: its loss; None: there is none.
     at: the same step's `(grads, metrics)` at other meta-parameters, for
       optimizers that ask, such as line searches.
+
+  Raises:
+    ValueError: for an optimizer whose state changes its structure.
   """
   before = variables.weights(state.meta_params)
 
@@ -96,6 +99,11 @@ def next_state(
     value=loss,
     at=None if at is None else elsewhere,
   )
+  if jax.tree.structure(opt_state) != jax.tree.structure(state.opt_state):
+    raise ValueError(
+      "optimizer: a step changes the structure of its state, as that of "
+      "`optax.monitor` does; leave out what does so."
+    )
   new = TrainState(
     state.step + 1,
     variables.combine(
@@ -108,7 +116,7 @@ def next_state(
   finite = (
     all_finite((grads, loss))
     & _stays_finite(new.meta_params, state.meta_params)
-    & _stays_finite(new.opt_state, optimizer.init(before))
+    & _stays_finite(new.opt_state, optimizers.init(optimizer, before))
   )
   return choose(finite, new, state)
 
