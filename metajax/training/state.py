@@ -99,7 +99,8 @@ def next_state(
     value=loss,
     at=None if at is None else elsewhere,
   )
-  if jax.tree.structure(opt_state) != jax.tree.structure(state.opt_state):
+  structures = {jax.tree.structure(x) for x in (opt_state, state.opt_state)}
+  if len(structures) > 1:
     raise ValueError(
       "optimizer: a step changes the structure of its state, as that of "
       "`optax.monitor` does; leave out what does so."
@@ -213,13 +214,17 @@ def mean_over_steps(
   return compile
 
 
-def traced_once(fn: Callable[..., Any]) -> Callable[..., Any]:
+def traced_once(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
   """Keeps what JAX traces of a function that a program calls more than once.
 
   The program is the same: the calls are inlined. For MAML of conv4 a trace
   takes about a second.
+
+  Args:
+    fn: the function.
+    **options: of `jax.jit`, such as `static_argnames`.
   """
-  return jax.jit(fn, inline=True)
+  return jax.jit(fn, inline=True, **options)
 
 
 def _add(

@@ -65,8 +65,9 @@ def meta_trainer(
       in one program, each as it would be alone; `init` then takes keys `[S]`
       too, the state has a leading axis of seeds (but for its step), metrics are
       means over the seeds, and all of them stop where one is not finite.
-    task_chunk: tasks whose meta-gradient is computed at once, on one device;
-      must divide `meta_batch / mesh.size`. None: `choose_task_chunk` says.
+    task_chunk: tasks whose meta-gradient is computed at once, on one device, at
+      most `meta_batch / mesh.size`. The last chunk of a device is smaller where
+      it does not divide them. None: `choose_task_chunk` says.
     skip_non_finite: a step whose gradient, loss or update is not finite changes
       nothing and counts in no metric but "skipped", the share of such steps.
       Otherwise training stops before it.
@@ -76,7 +77,8 @@ def meta_trainer(
     A `Trainer`.
 
   Raises:
-    ValueError: if the mesh or the chunk does not divide the meta-batch.
+    ValueError: if the mesh does not divide the meta-batch, or a chunk is more
+      than the tasks of a device.
   """
   mesh = task_mesh(meta_batch) if mesh is None else mesh
   per_device, rest = divmod(meta_batch, mesh.size)
@@ -89,28 +91,28 @@ def meta_trainer(
     task_chunk = choose_task_chunk(
       learner, tasks, per_device, at_once=num_seeds or 1
     )
-  if task_chunk < 1 or per_device % task_chunk:
+  if not 1 <= task_chunk <= per_device:
     raise ValueError(
-      f"task_chunk={task_chunk}: must divide the {per_device} tasks of a "
+      f"task_chunk={task_chunk}: must be 1 to {per_device}, the tasks of a "
       "device."
     )
-  num_chunks = per_device // task_chunk
+  num_whole, left = divmod(per_device, task_chunk)
+  num_chunks = num_whole + (left > 0)
   tasks = as_partial(tasks)
   replicated = NamedSharding(mesh, P())
 
-  @traced_once
-  def chunk_grad(meta_params, tasks, step, rng, chunk):
-    """The meta-gradient and metrics of one chunk; `chunk` counts globally."""
+  @functools.partial(traced_once, static_argnames="size")
+  def chunk_grad(meta_params, tasks, step, rng, chunk, size=task_chunk):
+    """The meta-gradient and metrics of a device's chunk, of `size` tasks."""
     step_key = jax.random.fold_in(rng, step)
-    index = chunk * task_chunk + jnp.arange(task_chunk)
+    device = jax.lax.axis_index(TASKS)
+    index = device * per_device + chunk * task_chunk + jnp.arange(size)
     episodes: Episode = jax.vmap(tasks)(task_keys(rng, step, index))
-    return learner.at_step(step).meta_grad(
-      meta_params, episodes, jax.random.fold_in(step_key, meta_batch + chunk)
-    )
+    key = jax.random.fold_in(step_key, meta_batch + device * num_chunks + chunk)
+    return learner.at_step(step).meta_grad(meta_params, episodes, key)
 
   def device_grad(meta_params, tasks, step, rng):
-    first = jax.lax.axis_index(TASKS) * num_chunks
-    narrow = chunk_grad(meta_params, tasks, step, rng, first)
+    narrow = chunk_grad(meta_params, tasks, step, rng, jnp.int32(0))
     # Sums of many chunks in bfloat16 would lose the small ones.
     total = jax.tree.map(wide, narrow)
 
@@ -118,10 +120,17 @@ def meta_trainer(
       new = chunk_grad(meta_params, tasks, step, rng, chunk)
       return jax.tree.map(jnp.add, total, new), None
 
-    if num_chunks > 1:
-      chunks = first + jnp.arange(1, num_chunks)
-      total, _ = jax.lax.scan(add, total, chunks)
-    mean = jax.tree.map(lambda x: x / num_chunks, total)
+    if num_whole > 1:
+      total, _ = jax.lax.scan(
+        add, total, jnp.arange(1, num_whole, dtype=jnp.int32)
+      )
+    if left:
+      chunk = jnp.int32(num_whole)
+      last = chunk_grad(meta_params, tasks, step, rng, chunk, size=left)
+      total = jax.tree.map(
+        lambda t, x: t + left / task_chunk * wide(x), total, last
+      )
+    mean = jax.tree.map(lambda x: x / (per_device / task_chunk), total)
     return mean_over_devices(mean, like=narrow[0])
 
   # Gradients are local to a device until pmean; check_vma would turn the
