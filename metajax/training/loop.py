@@ -34,10 +34,12 @@ class Interrupted(Exception):
 
 
 class NonFinite(ArithmeticError):
-  """A loss or gradient is not finite; a checkpoint is from before it."""
+  """A step is not finite; a checkpoint is from before it."""
 
   def __init__(self, step: int, saved: bool = True):
-    super().__init__(f"the loss or the gradient of step {step} is not finite")
+    super().__init__(
+      f"the loss, the gradient or the update of step {step} is not finite"
+    )
     self.step = step
     self.saved = saved
 

@@ -320,6 +320,7 @@ def test_chunks_and_devices_that_do_not_fit_are_named(
 # Ways to spread 16 tasks: how many devices, how many tasks at once on each.
 SPREADS = {
   "8 devices": (8, 1),
+  "2 devices": (2, 3),
   "1 device": (1, 16),
   "default": (None, None),
 }
