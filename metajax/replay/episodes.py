@@ -20,6 +20,7 @@ from metajax.training.state import (
   first_state,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
 from metajax.types import (
   MetaLearner,
@@ -171,7 +172,8 @@ def episode_replay_trainer(
 
   replicated = NamedSharding(mesh, P())
   tasks, rng = place((tasks, rng), replicated)
-  return Trainer(
+  return trainer_on(
+    mesh,
     lambda key: start(place(key, replicated), tasks),
     mean_over_steps(step, tasks, rng),
   )

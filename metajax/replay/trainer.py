@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax import optimizers
 from metajax.models.recurrent import Recurrent
 from metajax.replay.buffers import (
   Replay,
@@ -31,6 +32,7 @@ from metajax.training.state import (
   TrainState,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
 from metajax.types import Array, Metrics, Params, PRNGKey
 
@@ -249,7 +251,7 @@ def replay_trainer(
       jnp.int32(0),
       params,
       ReplayState(
-        optimizer.init(params),
+        optimizers.init(optimizer, params),
         params,
         jnp.int32(0),
         jax.tree.map(lambda x: jnp.stack([x] * num_shards), empty),
@@ -257,4 +259,4 @@ def replay_trainer(
     )
 
   rng = place(rng, NamedSharding(mesh, P()))
-  return Trainer(init, mean_over_steps(step, rng))
+  return trainer_on(mesh, init, mean_over_steps(step, rng))

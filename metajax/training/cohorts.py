@@ -16,6 +16,7 @@ from metajax.training.state import (
   all_finite,
   choose,
   mean_over_steps,
+  trainer_on,
 )
 from metajax.types import Array, Metrics, Params, PRNGKey
 
@@ -108,4 +109,4 @@ def cohort_trainer(
     new = TrainState(step + 1, stack, ())
     return choose(all_finite((models, metrics.get("loss"))), new, state), means
 
-  return Trainer(init, mean_over_steps(train_next, rng))
+  return trainer_on(mesh, init, mean_over_steps(train_next, rng))

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from metajax import optimizers, variables
 from metajax.numerics import wide
+from metajax.training.mesh import under
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 Train = Callable[["TrainState", int], tuple["TrainState", Metrics]]
@@ -45,6 +47,20 @@ class Trainer(NamedTuple):
 
   init: Callable[[PRNGKey], TrainState]
   compile: Callable[[TrainState], tuple[Train, jax.stages.Compiled]]
+
+
+def trainer_on(
+  mesh: Mesh,
+  init: Callable[[PRNGKey], TrainState],
+  compile: Callable[[TrainState], tuple[Train, jax.stages.Compiled]],
+) -> Trainer:
+  """Builds a trainer over a mesh, whatever mesh the caller has set."""
+
+  def compile_on(state: TrainState) -> tuple[Train, jax.stages.Compiled]:
+    train, executable = compile(state)
+    return under(mesh, train), executable
+
+  return Trainer(under(mesh, init), under(mesh, compile_on))
 
 
 def first_state(

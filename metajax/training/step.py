@@ -20,6 +20,7 @@ from metajax.training.state import (
   mean_over_steps,
   next_state,
   traced_once,
+  trainer_on,
 )
 from metajax.types import (
   Array,
@@ -180,7 +181,7 @@ def meta_trainer(
     return start(place(rng, replicated), tasks)
 
   tasks, rng = place((tasks, rng), replicated)
-  return Trainer(init, mean_over_steps(meta_step, tasks, rng))
+  return trainer_on(mesh, init, mean_over_steps(meta_step, tasks, rng))
 
 
 def task_keys(rng: PRNGKey, step: Array | int, index: Array) -> PRNGKey:

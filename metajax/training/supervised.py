@@ -19,6 +19,7 @@ from metajax.training.state import (
   first_state,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
 from metajax.types import Params, PRNGKey
 
@@ -126,7 +127,8 @@ def supervised_trainer(
     return first_state(optimizer, params)
 
   data, rng = place((data, rng), replicated)
-  return Trainer(
+  return trainer_on(
+    mesh,
     lambda key: init(place(key, replicated)),
     mean_over_steps(step, data, rng),
   )

@@ -294,6 +294,19 @@ def test_sam_is_evaluated_where_it_started_its_ascent():
   chex.assert_trees_all_equal(evaluation_params(state), state.meta_params)
 
 
+@pytest.mark.filterwarnings("ignore:Specifying a key")
+def test_noisy_sgd_goes_on_from_a_checkpoint_with_its_key(tmp_path):
+  trainer = _meta_trainer("noisy_sgd")
+  for num_steps in (2, 5):
+    end = fit(
+      trainer, KEY, Schedule(num_steps, 9, 9, 9), tmp_path, tasks_per_step=3
+    )
+  whole = _train(trainer, 5)
+  chex.assert_trees_all_close(end.state.meta_params, whole.meta_params)
+  noisy = optax.tree.get(whole.opt_state, "rng_key")
+  assert jax.dtypes.issubdtype(noisy.dtype, jax.dtypes.prng_key)
+
+
 def test_optimizer_whose_state_changes_its_structure_is_named():
   optimizer = optax.chain(
     optax.monitor({"norm": optax.tree.norm}), optax.sgd(0.1)
