@@ -129,7 +129,10 @@ def gradient_of_mean(meta_loss: MetaLoss) -> MetaGrad:
     def mean_loss(weights):
       params = variables.combine(weights, meta_params)
       losses, metrics, new = over_tasks(one, params, episodes, rng)
-      return losses.mean(), (variables.mean(metrics), variables.mean(new))
+      return losses.mean(), (
+        variables.mean_metrics(metrics),
+        variables.mean(new),
+      )
 
     grads, (metrics, new) = jax.grad(mean_loss, has_aux=True)(
       variables.weights(meta_params)
@@ -161,7 +164,8 @@ def mean_of_gradients(
   """
 
   def meta_grad(meta_params, episodes, rng):
-    return variables.mean(over_tasks(estimator, meta_params, episodes, rng))
+    grads, metrics = over_tasks(estimator, meta_params, episodes, rng)
+    return variables.mean(grads), variables.mean_metrics(metrics)
 
   return meta_grad
 

@@ -189,7 +189,7 @@ def reptile(
     state = variables.mean(variables.states(adapted))
     return (
       variables.combine(grads, state, meta_params),
-      variables.mean(scores),
+      variables.mean_metrics(scores),
     )
 
   return MetaLearner(init, adapt, predict, meta_grad)

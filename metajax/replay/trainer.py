@@ -25,7 +25,7 @@ from metajax.replay.players import epsilon_ladder, q_player
 from metajax.replay.sequences import Sequence, cut, encode, sequence_starts
 from metajax.replay.values import importance_weights
 from metajax.tasks.trials import Trials, first_step, play
-from metajax.training.mesh import TASKS
+from metajax.training.mesh import TASKS, mean_over_devices
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
@@ -154,7 +154,7 @@ def replay_trainer(
       return losses.mean(), (priorities, jax.tree.map(jnp.mean, metrics))
 
     grads, (priorities, metrics) = jax.grad(mean_loss, has_aux=True)(params)
-    grads, metrics = jax.lax.pmean((grads, metrics), TASKS)
+    grads, metrics = mean_over_devices((grads, metrics), like=grads)
     # Counts its updates, not those that are not finite.
     updates, params, opt_state = next_state(
       optimizer,

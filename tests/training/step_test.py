@@ -275,6 +275,26 @@ def test_bfloat16_gradients_of_many_chunks_are_added_in_float32():
   assert expected != -1
 
 
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bfloat16, jnp.float16])
+def test_metrics_of_chunks_and_steps_are_averaged_in_float32(dtype):
+  """Integers are not rounded; 0, 256, ... 1280 are exact in all dtypes."""
+
+  def meta_grad(params, episodes, rng):
+    step = params.astype(jnp.int32)
+    metrics = {"x": (256 * (step + 1)).astype(dtype)}
+    return jnp.float32(-1.0), metrics
+
+  learner = MetaLearner(
+    lambda rng, inputs: jnp.float32(0.0), None, None, meta_grad
+  )
+  trainer = _trainer(learner, optax.sgd(1.0), task_chunk=4)
+  train, _ = trainer.compile(trainer.init(INIT_KEY))
+  _, metrics = train(trainer.init(INIT_KEY), 250)
+  assert metrics["x"].dtype == jnp.float32
+  steps = np.asarray(256 * np.arange(1, 251)).astype(dtype).astype(np.float64)
+  np.testing.assert_allclose(metrics["x"], steps.mean(), rtol=1e-6)
+
+
 def test_state_is_donated():
   trainer = _trainer()
   state = trainer.init(INIT_KEY)
