@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from metajax.batches import real
 from metajax.forward import takes_mask
 from metajax.losses import over_examples
-from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.mesh import TASKS, task_mesh, under
 from metajax.training.processes import place
 from metajax.types import (
   Array,
@@ -185,7 +185,7 @@ def evaluator(
       )
     return {k: np.asarray(v)[:num_tasks] for k, v in values.items()}
 
-  return scores
+  return under(mesh, scores)
 
 
 def solve(

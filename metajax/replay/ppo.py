@@ -17,8 +17,10 @@ from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
+  first_state,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
 from metajax.types import Array, Metrics, Params, PRNGKey
 
@@ -269,10 +271,10 @@ def ppo_trainer(
     _, observation = tasks.reset(rng)
     features = encode(first_step(observation), tasks.num_actions)
     params = network.init(rng, features)
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+    return first_state(optimizer, params)
 
   rng = place(rng, replicated)
-  return Trainer(init, mean_over_steps(step, rng))
+  return trainer_on(mesh, init, mean_over_steps(step, rng))
 
 
 def _of_actions(log_policy: Array, steps: Step) -> Array:

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax import optimizers
 from metajax.models.recurrent import Recurrent
 from metajax.replay.buffers import (
   Replay,
@@ -24,13 +25,14 @@ from metajax.replay.players import epsilon_ladder, q_player
 from metajax.replay.sequences import Sequence, cut, encode, sequence_starts
 from metajax.replay.values import importance_weights
 from metajax.tasks.trials import Trials, first_step, play
-from metajax.training.mesh import TASKS
+from metajax.training.mesh import TASKS, mean_over_devices
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
 from metajax.types import Array, Metrics, Params, PRNGKey
 
@@ -152,7 +154,7 @@ def replay_trainer(
       return losses.mean(), (priorities, jax.tree.map(jnp.mean, metrics))
 
     grads, (priorities, metrics) = jax.grad(mean_loss, has_aux=True)(params)
-    grads, metrics = jax.lax.pmean((grads, metrics), TASKS)
+    grads, metrics = mean_over_devices((grads, metrics), like=grads)
     # Counts its updates, not those that are not finite.
     updates, params, opt_state = next_state(
       optimizer,
@@ -249,7 +251,7 @@ def replay_trainer(
       jnp.int32(0),
       params,
       ReplayState(
-        optimizer.init(params),
+        optimizers.init(optimizer, params),
         params,
         jnp.int32(0),
         jax.tree.map(lambda x: jnp.stack([x] * num_shards), empty),
@@ -257,4 +259,4 @@ def replay_trainer(
     )
 
   rng = place(rng, NamedSharding(mesh, P()))
-  return Trainer(init, mean_over_steps(step, rng))
+  return trainer_on(mesh, init, mean_over_steps(step, rng))

@@ -8,7 +8,7 @@ from metajax.training.chunking import choose_task_chunk
 from metajax.training.cohorts import cohort_trainer
 from metajax.training.federated import Clients, federated_trainer
 from metajax.training.mesh import task_mesh, use_cpu_cores
-from metajax.training.state import Trainer, TrainState
+from metajax.training.state import Trainer, TrainState, evaluation_params
 from metajax.training.step import meta_trainer
 from metajax.training.supervised import loss_of, supervised_trainer
 
@@ -18,6 +18,7 @@ __all__ = [
   "TrainState",
   "choose_task_chunk",
   "cohort_trainer",
+  "evaluation_params",
   "federated_trainer",
   "loss_of",
   "meta_trainer",

@@ -20,6 +20,7 @@ from metajax.training.state import (
   first_state,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
 from metajax.types import Array, Batch, LossFn, Model, Params, PRNGKey
 
@@ -195,7 +196,7 @@ def federated_trainer(
     return start(place(rng, replicated), clients.data.inputs[0])
 
   clients, rng = place((clients, rng), replicated)
-  return Trainer(init, mean_over_steps(one_round, clients, rng))
+  return trainer_on(mesh, init, mean_over_steps(one_round, clients, rng))
 
 
 def _masked_mean(values: Array, mask: Array) -> Array:

@@ -13,8 +13,7 @@ from jax.sharding import PartitionSpec as P
 from metajax import variables
 from metajax.forward import forward
 from metajax.losses import over_examples
-from metajax.numerics import wide
-from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.mesh import TASKS, mean_over_devices, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
@@ -22,6 +21,7 @@ from metajax.training.state import (
   first_state,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
 from metajax.types import (
   Array,
@@ -114,10 +114,7 @@ def supervised_trainer(
       variables.weights(params)
     )
     grads = variables.combine(grads, variables.states(new), params)
-    means = jax.lax.pmean(jax.tree.map(wide, (grads, metrics)), TASKS)
-    return jax.tree.map(
-      lambda x, like: variables.narrow(x, like.dtype), means, (grads, metrics)
-    )
+    return mean_over_devices((grads, metrics), like=grads)
 
   sharded_grad = jax.shard_map(
     device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
@@ -125,8 +122,12 @@ def supervised_trainer(
 
   def step(state, data, rng):
     step_key = jax.random.fold_in(rng, state.step)
-    grads, metrics = sharded_grad(state.meta_params, data, step_key)
-    return next_state(optimizer, state, grads, metrics["loss"]), metrics
+
+    def at(params):
+      return sharded_grad(params, data, step_key)
+
+    grads, metrics = at(state.meta_params)
+    return next_state(optimizer, state, grads, metrics["loss"], at=at), metrics
 
   replicated = NamedSharding(mesh, P())
 
@@ -136,7 +137,8 @@ def supervised_trainer(
     return first_state(optimizer, params)
 
   data, rng = place((data, rng), replicated)
-  return Trainer(
+  return trainer_on(
+    mesh,
     lambda key: init(place(key, replicated)),
     mean_over_steps(step, data, rng),
   )
