@@ -24,7 +24,6 @@ from metajax.types import (
   as_partial,
 )
 
-
 # Any number that is no step, seed or place: those are less than 2^31.
 TAG = np.uint32(0xE7A15EED)
 

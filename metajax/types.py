@@ -110,7 +110,9 @@ def as_partial(tasks: TaskFamily) -> jax.tree_util.Partial:
   traced key cannot index the others. Whatever is no array (numbers, strings,
   functions) is not traced, so that it may say shapes.
   """
-  function, args, keywords = tasks, (), {}
+  function: Any = tasks
+  args: tuple = ()
+  keywords: dict[str, Any] = {}
   while isinstance(function, jax.tree_util.Partial):
     args = (*function.args, *args)
     keywords = {**function.keywords, **keywords}
