@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from metajax.types import Params
 
@@ -62,7 +63,8 @@ def last_layer(params: Params) -> Params:
 
   Raises:
     ValueError: if no layer is called so, or several inner models have such
-      layers and the outer one has none; then give a mask of your own.
+      layers and the outer one has none, or another dense layer beside them has
+      a name of its own; then give a mask of your own.
   """
   layers = {}  # Numbers by where the layer is.
   for path in _paths(params):
@@ -81,6 +83,14 @@ def last_layer(params: Params) -> Params:
       "mask: several inner models have layers Dense_0, ..., and any may be the "
       "last; give a mask of your own."
     )
+  (parent,) = {path[:-1] for path in outer}
+  for path, leaf in jax.tree.leaves_with_path(params):
+    beside = len(path) == depth + 1 and path[:-2] == parent
+    if beside and path[:depth] not in outer and jnp.ndim(leaf) == 2:
+      raise ValueError(
+        f"mask: beside Dense_0, ... there is a layer {_key(path[-2])}, and "
+        "either may be the last; give a mask of your own."
+      )
   last = max(outer, key=lambda path: outer[path])
   return jax.tree.map_with_path(lambda path, _: path[:depth] == last, params)
 

@@ -17,6 +17,7 @@ from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
+  first_state,
   mean_over_steps,
   next_state,
 )
@@ -156,11 +157,8 @@ def episode_replay_trainer(
     meta_params = learner.init(rng, episode.support.inputs)
     empty = buffer.init(episode)
     stored = jax.tree.map(lambda x: jnp.stack([x] * num_shards), empty)
-    return TrainState(
-      jnp.int32(0),
-      meta_params,
-      (optimizer.init(variables.weights(meta_params)), stored),
-    )
+    state = first_state(optimizer, meta_params)
+    return state._replace(opt_state=(state.opt_state, stored))
 
   replicated = NamedSharding(mesh, P())
   tasks, rng = place((tasks, rng), replicated)
