@@ -21,13 +21,10 @@ first = jax.vmap(lambda key: jax.random.split(key)[0])
 
 def _derived(rng):
   """A key, and what users make of it for another purpose."""
-  small = [jax.random.fold_in(rng, i) for i in (-1, 0, 1, 2, 2**31 - 1)]
-  return [
-    rng,
-    *small,
-    *jax.random.split(rng, 3),
-    jax.random.fold_in(small[1], 1),
-  ]
+  numbers = (0, 1, 2, 2**31 - 1, np.uint32(2**32 - 1))
+  folded = [jax.random.fold_in(rng, i) for i in numbers]
+  twice = jax.random.fold_in(folded[0], 1)
+  return [rng, *folded, *jax.random.split(rng, 4)[3:], twice]
 
 
 def _of_meta_trainer(rng):
@@ -36,12 +33,8 @@ def _of_meta_trainer(rng):
 
 
 def _of_episode_replay(rng):
-  return jnp.concatenate(
-    [
-      each(key, jnp.arange(PLACES))
-      for key in first(each(rng, jnp.arange(STEPS)))
-    ]
-  )
+  draw_keys = first(each(rng, jnp.arange(STEPS)))
+  return jnp.concatenate([each(key, jnp.arange(PLACES)) for key in draw_keys])
 
 
 def _of_replay(rng):
@@ -82,9 +75,8 @@ def test_tasks_that_are_scored_are_none_that_are_trained_on():
 
   def meta_grad(params, episodes, rng):
     del rng
-    jax.debug.callback(
-      lambda x: seen.append(np.array(x)), episodes.query.targets
-    )
+    targets = episodes.query.targets
+    jax.debug.callback(lambda x: seen.append(np.array(x)), targets)
     return params, {"loss": jnp.float32(0)}
 
   learner = MetaLearner(
