@@ -156,7 +156,7 @@ def test_modules_without_pure_functions_are_refused():
     def __call__(self, x):
       return x
 
-  with pytest.raises(ValueError, match="^model: a Module has no init and appl"):
+  with pytest.raises(ValueError, match="^model: a Module is no init"):
     REGISTRY["maml"](Module(), cross_entropy, optax.sgd(0.1), 1)
 
 

@@ -176,7 +176,7 @@ def test_federated_averaging_with_tasks_as_clients_is_reptile():
   """Full batch: an epoch is an inner step, a round an outer step."""
   num_steps, rounds = 3, 4
   learner, theta, episodes = _linear("momentum", num_steps)
-  x, y = map(jnp.asarray, _whole(episodes))
+  x, y = map(jnp.asarray, _whole(episodes)[:2])
   trainer = federated_trainer(
     LINEAR,
     mean_squared_error,
@@ -202,7 +202,7 @@ def test_adapt_sees_the_support_and_takes_the_steps_of_evaluation():
     support = jax.tree.map(lambda leaf: leaf[1], episodes.support)
     expected = _fit_by_hand(
       np.asarray(theta),
-      *map(np.asarray, support),
+      *map(np.asarray, support[:2]),
       OPTIMIZERS["adam"][0](),
       steps,
     )
