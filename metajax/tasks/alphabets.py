@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.tasks.drawing import Classes, Form, episode_of
-from metajax.tasks.few_shot import Number, of_classes
+from metajax.tasks.drawing import Classes, episode_of
+from metajax.tasks.few_shot import of_classes
+from metajax.tasks.form import Form, Number
 from metajax.types import Array, Episode, PRNGKey, TaskFamily
 
 

@@ -8,9 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from metajax.tasks.form import Form
 from metajax.types import Array, Batch, Episode, PRNGKey
-
-Bounds = tuple[int, int]  # least and most
 
 
 class Classes(NamedTuple):
@@ -27,34 +26,6 @@ class Classes(NamedTuple):
   examples: Any
   counts: Array | None = None
   starts: Array | None = None
-
-
-class Form(NamedTuple):
-  """What all episodes of a family have in common.
-
-  Attributes:
-    ways: least and most classes of a task.
-    shots: least and most support examples of a class.
-    query_shots: least and most query examples of a class.
-    num_rotations: 1 (none), 2 (0 and 90 degrees) or 4.
-    num_classes: how many there are, rotations not included.
-    most: examples of the largest class.
-    small_classes: whether a class may have fewer examples than a task asks for.
-  """
-
-  ways: Bounds
-  shots: Bounds
-  query_shots: Bounds
-  num_rotations: int
-  num_classes: int
-  most: int
-  small_classes: bool
-
-  @property
-  def masked(self) -> bool:
-    """Whether a task may have fewer examples than its arrays."""
-    bounds = (self.ways, self.shots, self.query_shots)
-    return self.small_classes or any(low < high for low, high in bounds)
 
 
 def episode_of(

@@ -8,16 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from metajax.tasks.drawing import (
-  Bounds,
-  Classes,
-  Form,
-  episode_of,
-  sample_distinct,
-)
+from metajax.tasks.drawing import Classes, episode_of, sample_distinct
+from metajax.tasks.form import Form, Number, checked_arrays, form_of
 from metajax.types import Episode, PRNGKey, TaskFamily
-
-Number = int | Bounds
 
 
 def few_shot_episodes(
@@ -106,7 +99,7 @@ def labelled_episodes(
   Raises:
     ValueError: if the examples do not suffice, naming the argument.
   """
-  arrays = _checked(inputs, "inputs", "[n, ...]", 1)
+  arrays = checked_arrays(inputs, "inputs", "[n, ...]", 1)
   names = np.asarray(labels)
   if names.dtype == object:  # Strings, as tables have them.
     names = np.asarray(names.tolist())
@@ -118,7 +111,7 @@ def labelled_episodes(
     )
   found, classes = np.unique(names, return_inverse=True)
   sizes = np.bincount(classes, minlength=len(found))
-  form = _form(
+  form = form_of(
     arrays,
     num_examples=sizes,
     ways=ways,
@@ -146,15 +139,15 @@ def of_classes(
   small_classes: bool = False,
 ) -> tuple[Classes, Form]:
   """Checks the arguments of `few_shot_episodes` and puts them in order."""
-  arrays = _checked(images, "images", "[classes, examples, ...]", 2)
+  arrays = checked_arrays(images, "images", "[classes, examples, ...]", 2)
   num_classes, room = jax.tree.leaves(arrays)[0].shape[:2]
   sizes = np.full(num_classes, room) if counts is None else np.asarray(counts)
   if sizes.shape != (num_classes,) or np.any((sizes < 0) | (sizes > room)):
     raise ValueError(
-      f"counts={sizes.tolist()}: must be {num_classes} numbers, one for each "
-      f"class, of at most {room} examples."
+      f"counts: {sizes.dtype} {sizes.shape} given, must be one number of at "
+      f"most {room} examples for each of the {num_classes} classes."
     )
-  form = _form(
+  form = form_of(
     arrays,
     num_examples=sizes,
     ways=ways,
@@ -183,94 +176,3 @@ def _sample_episode(data: Classes, rng: PRNGKey, *, form: Form) -> Episode:
   # The four keys are those of 0 to 3.
   size_key = jax.random.fold_in(rng, 4)
   return episode_of(data, form, classes, turns, keys, size_key)
-
-
-def _checked(tree: Any, name: str, axes: str, num_axes: int) -> Any:
-  """Returns a tree of numpy and jax arrays that agree in their first axes."""
-  arrays = jax.tree.map(
-    lambda x: x if isinstance(x, jax.Array) else np.asarray(x), tree
-  )
-  leaves = jax.tree.leaves(arrays)
-  if not leaves or any(
-    x.ndim < num_axes
-    or not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool)
-    for x in leaves
-  ):
-    given = ", ".join(f"{x.dtype} {x.shape}" for x in leaves[:3]) or "nothing"
-    more = f" and {len(leaves) - 3} more" if len(leaves) > 3 else ""
-    raise ValueError(f"{name}: {given}{more} given, must be numbers {axes}.")
-  sizes = sorted({x.shape[:num_axes] for x in leaves})
-  if len(sizes) > 1:
-    raise ValueError(
-      f"{name}: arrays of first axes {sizes} given, must be equal: {axes}."
-    )
-  return arrays
-
-
-def _form(
-  arrays: Any,
-  *,
-  num_examples: np.ndarray,
-  ways: Number,
-  shots: Number,
-  query_shots: Number,
-  num_rotations: int,
-  small_classes: bool,
-  axes: str,
-) -> Form:
-  """Raises a `ValueError` if no episode can be drawn from the arrays."""
-  if num_rotations not in (1, 2, 4):
-    raise ValueError(f"num_rotations={num_rotations}: must be 1, 2 or 4.")
-  leaves = jax.tree.leaves(arrays)
-  if num_rotations > 1 and any(x.ndim != axes.count(",") + 1 for x in leaves):
-    raise ValueError(
-      f"num_rotations={num_rotations}: inputs of {leaves[0].shape} cannot "
-      f"turn, they must be images {axes}."
-    )
-  if num_rotations > 1 and any(x.shape[-3] != x.shape[-2] for x in leaves):
-    height, width = leaves[0].shape[-3:-1]
-    raise ValueError(
-      f"num_rotations={num_rotations}: images of {height} x {width} cannot "
-      "turn, they must be square."
-    )
-  form = Form(
-    ways=_bounds("ways", ways, 2),
-    shots=_bounds("shots", shots, 1),
-    query_shots=_bounds("query_shots", query_shots, 1),
-    num_rotations=num_rotations,
-    num_classes=len(num_examples),
-    most=int(max(num_examples, default=0)),
-    small_classes=small_classes,
-  )
-  if form.ways[1] > form.num_classes * num_rotations:
-    raise ValueError(
-      f"ways={ways}: must be at most {form.num_classes * num_rotations}, the "
-      "number of classes (rotations included)."
-    )
-  fewest = min(num_examples)
-  if small_classes and fewest < 2:
-    raise ValueError(
-      f"small_classes: the smallest class has {fewest} examples, must be 2 or "
-      "more, one to learn from and one to be judged on: leave it out."
-    )
-  if not small_classes and form.shots[1] + form.query_shots[1] > fewest:
-    raise ValueError(
-      f"shots={shots} and query_shots={query_shots}: together at most "
-      f"{fewest}, the number of examples of the smallest class; or give "
-      "small_classes=True, which masks those that are missing."
-    )
-  return form
-
-
-def _bounds(name: str, number: Number, least: int) -> Bounds:
-  bounds = number if isinstance(number, tuple | list) else (number, number)
-  if (
-    len(bounds) != 2
-    or not all(isinstance(x, int | np.integer) for x in bounds)
-    or not least <= bounds[0] <= bounds[1]
-  ):
-    raise ValueError(
-      f"{name}={number}: must be {least} or more, or two such numbers "
-      "(low, high)."
-    )
-  return int(bounds[0]), int(bounds[1])

@@ -3,37 +3,25 @@
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from metajax.tasks.few_shot import Number, labelled_episodes
+from metajax.tasks.few_shot import labelled_episodes
+from metajax.tasks.form import Number
+from metajax.tasks.image_files import (
+  Images,
+  folders_in,
+  images_in,
+  read_images,
+)
 from metajax.types import Splits
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # The folders of classes set apart, by the names in use.
 SPLIT_FOLDERS = (("train",), ("val", "valid", "validation"), ("test",))
 # The shares of training and validation where no classes are set apart.
 TRAIN, VALIDATION = 0.64, 0.16
-BACKGROUND = 255  # White, behind what is transparent.
-# The modes of pillow that can be transparent; a palette can.
-TRANSPARENT = ("P", "PA", "LA", "RGBA", "RGBa")
-
-
-class Images(NamedTuple):
-  """The images of some classes.
-
-  Attributes:
-    images: uint8 `[n, size, size, channels]`, class by class.
-    labels: int `[n]`, the number of each image's class.
-    names: the classes' folders.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-  names: list[str]
 
 
 def image_folder(
@@ -89,11 +77,11 @@ def image_folder(
   eval_query_shots = (
     query_shots if eval_query_shots is None else eval_query_shots
   )
-  listed = [
-    [_stamped(folder) for folder in classes]
+  stamped = [
+    tuple(map(_stamped, classes))
     for classes in _split(Path(data_dir), split_seed)
   ]
-  splits = _read_splits(tuple(map(tuple, listed)), image_size)
+  splits = _read_splits(tuple(stamped), image_size)
   families = []
   eval_ways = ways if eval_ways is None else eval_ways
   for data, name in zip(splits, Splits._fields, strict=True):
@@ -139,28 +127,6 @@ def is_image_folder(data_dir: str | os.PathLike | None) -> bool:
   return any(_split_folders(Path(data_dir))) or bool(_classes(Path(data_dir)))
 
 
-def read_images(classes: Sequence[Path], size: int) -> Images:
-  """Reads the images of each class's folder.
-
-  Raises:
-    ValueError: for a file that is no image.
-  """
-  from tqdm import tqdm  # Only reading needs it.
-
-  files = [_files(folder) for folder in classes]
-  paths = [path for group in files for path in group]
-  decoded = [
-    _decode(path, size)
-    for path in tqdm(paths, "reading images", disable=None, unit="image")
-  ]
-  channels = max(image.shape[-1] for image in decoded)
-  images = np.empty((len(decoded), size, size, channels), np.uint8)
-  for row, image in zip(images, decoded, strict=True):
-    row[:] = image  # A grey image has the same value in all channels.
-  labels = np.repeat(np.arange(len(files)), [len(group) for group in files])
-  return Images(images, labels, [str(folder) for folder in classes])
-
-
 class _Stamped(NamedTuple):
   """A class's folder, and what tells whether its files have changed."""
 
@@ -170,7 +136,7 @@ class _Stamped(NamedTuple):
 
 def _stamped(folder: Path) -> _Stamped:
   folder, files = folder.resolve(), []
-  for path in _files(folder):
+  for path in images_in(folder):
     try:
       stat = path.stat()
     except OSError as error:  # A link to nowhere.
@@ -194,50 +160,6 @@ def _read_splits(
 def _in_colour(data: Images) -> Images:
   shape = (*data.images.shape[:-1], 3)
   return data._replace(images=np.broadcast_to(data.images, shape))
-
-
-def _decode(path: Path, size: int) -> np.ndarray:
-  """Returns uint8 `[size, size, channels]`, of one channel if it is grey."""
-  from PIL import Image  # Only decoding needs it.
-
-  try:
-    with Image.open(path) as image:
-      deep = image.mode in ("I", "F")
-      small = (
-        None
-        if deep
-        else _upright_and_opaque(image).resize(
-          (size, size), Image.Resampling.LANCZOS
-        )
-      )
-  # Pillow and its decoders raise errors of many kinds.
-  except Exception as error:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    raise ValueError(f"{path} is no image: remove it. ({reason})") from error
-  if small is None:
-    raise ValueError(
-      f"{path}: pixels of 32 bits, must be of 8 or 16: convert it."
-    )
-  return np.asarray(small, np.uint8).reshape(size, size, -1)
-
-
-def _upright_and_opaque(image: Any) -> Any:
-  """Returns a pillow image of mode L or RGB."""
-  from PIL import Image, ImageOps
-
-  image = ImageOps.exif_transpose(image)
-  clear = image.info.get("transparency")
-  if image.mode.startswith("I;16"):  # Which `convert` would cut at 255.
-    values = np.asarray(image)
-    grey = (values >> 8).astype(np.uint8)
-    if clear is not None:
-      grey[values == clear] = BACKGROUND
-    return Image.fromarray(grey)
-  mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-  if clear is not None or image.mode in TRANSPARENT:
-    ground = Image.new("RGBA", image.size, (BACKGROUND,) * 4)
-    image = Image.alpha_composite(ground, image.convert("RGBA"))
-  return image.convert(mode)
 
 
 def _split(root: Path, seed: int) -> list[list[Path]]:
@@ -271,10 +193,10 @@ def _split_folders(root: Path) -> list[Path | None]:
 def _refuse_nested(*parents: Path) -> None:
   """Raises a `ValueError` for images deeper than the folders of classes."""
   for parent in parents:
-    for folder in _folders(parent):
+    for folder in folders_in(parent):
       for path, names, _ in os.walk(folder):
         names[:] = [name for name in names if not name.startswith(".")]
-        if Path(path) != folder and _files(Path(path)):
+        if Path(path) != folder and images_in(Path(path)):
           raise ValueError(
             f"{path}: images in a folder within {folder}, must be directly in "
             f"the folders of classes, {parent}/CLASS/: move them."
@@ -282,26 +204,4 @@ def _refuse_nested(*parents: Path) -> None:
 
 
 def _classes(parent: Path) -> list[Path]:
-  return [folder for folder in _folders(parent) if _files(folder)]
-
-
-def _folders(parent: Path) -> list[Path]:
-  if not parent.is_dir():
-    return []
-  with os.scandir(parent) as entries:
-    return sorted(
-      Path(entry.path)
-      for entry in entries
-      if entry.is_dir() and not entry.name.startswith(".")
-    )
-
-
-def _files(folder: Path) -> list[Path]:
-  with os.scandir(folder) as entries:
-    return sorted(
-      Path(entry.path)
-      for entry in entries
-      if entry.name.lower().endswith(SUFFIXES)
-      and not entry.name.startswith(".")
-      and not entry.is_dir()
-    )
+  return [folder for folder in folders_in(parent) if images_in(folder)]

@@ -320,8 +320,11 @@ def test_images_enter_compiled_programs_as_arguments():
     ({"images": {}}, "images: nothing given"),
     ({"images": [[0] * 50] * 50}, "images: int64 .* and 2497 more given"),
     ({"images": (IMAGES, IMAGES[:, :5])}, "images: arrays of first axes "),
-    ({"counts": [7] * 5}, "counts=.* must be 6 numbers"),
-    ({"counts": [7] * 5 + [8]}, "counts=.* of at most 7 examples"),
+    (
+      {"counts": [7] * 5},
+      r"counts: int64 \(5,\) given, must be one .* 6 classes",
+    ),
+    ({"counts": [7] * 5 + [8]}, "counts: .* at most 7 examples"),
     ({"counts": [7] * 5 + [4]}, "shots=2 and .* at most 4, .* smallest class"),
     (
       {"counts": [7] * 5 + [1], "small_classes": True},
