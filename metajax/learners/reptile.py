@@ -125,7 +125,7 @@ def reptile(
     def loss(weights: Params, step: Array, state: tuple) -> tuple[Array, tuple]:
       batch = task
       if order is not None:
-        batch = jax.tree.map(lambda x: x[order[step]], task)
+        batch = jax.tree.map(lambda x: jnp.asarray(x)[order[step]], task)
       predictions, new = model.train(
         variables.combine(weights, *state, params),
         batch.inputs,

@@ -3,7 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from metajax.types import Episode, MetaLearner, Params, PRNGKey, TaskFamily
+from metajax.types import (
+  Episode,
+  MetaLearner,
+  Params,
+  PRNGKey,
+  TaskFamily,
+  as_partial,
+)
 
 # A core is fastest while a chunk's temporaries stay in its cache (conv4-64 and
 # the MLPs of Omniglot: one task at a time); an accelerator while they fill the
@@ -91,7 +98,7 @@ def _shapes(
 ) -> tuple[Params, Episode, PRNGKey]:
   """Returns the shapes of meta-parameters and of a task, and any key."""
   rng = jax.random.key(0)
-  episode = jax.eval_shape(tasks, rng)
+  episode = jax.eval_shape(as_partial(tasks), rng)
   meta_params = jax.eval_shape(learner.init, rng, episode.support.inputs)
   return meta_params, episode, rng
 
