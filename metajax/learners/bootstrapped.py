@@ -35,7 +35,7 @@ def bmg(
   match: Match | None = None,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Bootstrapped meta-gradients (BMG) of an initialisation.
 

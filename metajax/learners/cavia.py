@@ -28,7 +28,7 @@ def cavia(
   num_context: int = 5,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Fast context adaptation via meta-learning (CAVIA).
 

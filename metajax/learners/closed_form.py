@@ -35,7 +35,7 @@ def prototypical(
   num_outputs: int | None = None,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Prototypical networks: classes are the means of their embedded examples.
 
@@ -82,7 +82,7 @@ def ridge_regression(
   num_outputs: int | None = None,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Ridge regression on a learned embedding (the R2-D2 of Bertinetto et al.).
 

@@ -16,7 +16,7 @@ def full_batch(
   *,
   mask: Mask | None = None,
   first_order: bool = False,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> Callable[[Params, Batch, int], Params]:
   """Returns `(params, batch, num_steps) -> adapted params`.
 

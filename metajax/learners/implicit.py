@@ -33,7 +33,7 @@ def imaml(
   cg_steps: int = 5,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Model-agnostic meta-learning with implicit gradients (iMAML).
 

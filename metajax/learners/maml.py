@@ -28,7 +28,7 @@ def maml(
   mask: Mask | None = None,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Model-agnostic meta-learning (MAML), first-order (FOMAML), ANIL and BOIL.
 

@@ -37,7 +37,7 @@ def maml_plus_plus(
   first_order_until: int = 0,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """MAML++ (Antoniou et al. 2019); with all switches off it is MAML.
 

@@ -28,7 +28,7 @@ def meta_sgd(
   *,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Meta-SGD, MAML that learns how far each parameter goes, and which way.
 

@@ -152,7 +152,7 @@ def recurrent(
   cell: Cell = "lstm",
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Learns by reading: adaptation is a hidden state, not a gradient step.
 

@@ -31,7 +31,7 @@ def reptile(
   inner_batch: int | None = None,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Reptile, batched version: the outer step is an average of models.
 

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax import variables
 from metajax.replay.buffers import apart, for_each_shard, lay_out
 from metajax.training.mesh import TASKS
 from metajax.training.processes import place
@@ -126,7 +127,7 @@ def episode_replay_trainer(
     shards = device * held + jnp.arange(held)
     learned = over_shards(learn)(stored, each_key(step_key, shards))
     grads, metrics = jax.lax.pmean(
-      jax.tree.map(lambda x: x.mean(0), learned), TASKS
+      variables.mean(learned), TASKS
     )
     state = next_state(
       optimizer,
@@ -158,7 +159,7 @@ def episode_replay_trainer(
     empty = buffer.init(episode)
     stored = jax.tree.map(lambda x: jnp.stack([x] * num_shards), empty)
     return TrainState(
-      jnp.int32(0), meta_params, (optimizer.init(meta_params), stored)
+      jnp.int32(0), meta_params, (optimizer.init(variables.weights(meta_params)), stored)
     )
 
   replicated = NamedSharding(mesh, P())
