@@ -11,7 +11,11 @@ from metajax.aggregation.alignment import (
   match_units,
   permute_units,
 )
-from metajax.aggregation.interpolation import interpolate, loss_barrier
+from metajax.aggregation.interpolation import (
+  LossBarrier,
+  interpolate,
+  loss_barrier,
+)
 from metajax.aggregation.predictions import (
   Gaussian,
   average_probabilities,
@@ -52,6 +56,7 @@ __all__ = [
   "AverageState",
   "AveragingState",
   "Gaussian",
+  "LossBarrier",
   "RunningAverage",
   "UnitAxes",
   "align_stack",
