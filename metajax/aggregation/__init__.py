@@ -4,13 +4,8 @@ A stack of models is a tree of parameters with a leading model axis, as
 `jax.vmap` over training runs returns it.
 """
 
-from metajax.aggregation.alignment import (
-  UnitAxes,
-  align_stack,
-  chain_axes,
-  match_units,
-  permute_units,
-)
+from metajax.aggregation.alignment import align_stack, match_units
+from metajax.aggregation.discovery import unit_axes
 from metajax.aggregation.interpolation import (
   LossBarrier,
   interpolate,
@@ -44,6 +39,7 @@ from metajax.aggregation.task_vectors import (
   task_vectors,
   ties_vector,
 )
+from metajax.aggregation.units import UnitAxes, chain_axes, permute_units
 from metajax.aggregation.weights import (
   fisher_average,
   fisher_diagonal,
@@ -84,6 +80,7 @@ __all__ = [
   "task_arithmetic",
   "task_vectors",
   "ties_vector",
+  "unit_axes",
   "weighted_average",
   "weighted_vote",
 ]
