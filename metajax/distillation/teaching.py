@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from metajax.aggregation import average_probabilities
 from metajax.distillation.features import hint
 from metajax.distillation.losses import (
+  check_masked,
   knowledge_distillation,
   label_smoothing,
   mutual_learning,
@@ -25,7 +27,7 @@ Loss = Callable[[Params, Examples, PRNGKey], tuple[Array, Metrics]]
 Teacher = Callable[[Array], Array]  # inputs -> logits
 
 
-def alone(model: Model, *, smoothing: float = 0.0) -> Loss:
+def alone(model: Model, *, smoothing: ArrayLike = 0.0) -> Loss:
   """A student of the labels: cross-entropy, with smoothed labels if asked.
 
   Args:
@@ -48,8 +50,8 @@ def taught(
   model: Model,
   teacher: Teacher | None = None,
   *,
-  temperature: float = 4.0,
-  alpha: float = 0.9,
+  temperature: ArrayLike = 4.0,
+  alpha: ArrayLike = 0.9,
 ) -> Loss:
   """A student of a teacher and of the labels.
 
@@ -91,9 +93,9 @@ def hinted(
   model: Model,
   features: Callable[[Params, Array], Array],
   *,
-  weight: float = 1.0,
-  temperature: float = 4.0,
-  alpha: float = 0.9,
+  weight: ArrayLike = 1.0,
+  temperature: ArrayLike = 4.0,
+  alpha: ArrayLike = 0.9,
 ) -> Loss:
   """A student of what a teacher says and of how it sees.
 
@@ -150,7 +152,7 @@ def side_by_side(loss_fn: Loss, *, own: Sequence[str] = ()) -> Loss:
   return stacked
 
 
-def taught_by_peers(model: Model, *, temperature: float = 1.0) -> Loss:
+def taught_by_peers(model: Model, *, temperature: ArrayLike = 1.0) -> Loss:
   """A cohort of students, stacked `[students, ...]`, who learn together.
 
   Args:
@@ -201,7 +203,7 @@ def predict_all(
     `[examples, classes]`.
 
   Raises:
-    ValueError: if the teacher's outputs are not finite.
+    ValueError: if the teacher's outputs are not finite; -inf masks a class.
   """
 
   @jax.jit
@@ -211,8 +213,7 @@ def predict_all(
     )
 
   logits = run(inputs)
-  if not jnp.isfinite(logits).all():
-    raise ValueError("the teacher's outputs are not finite.")
+  check_masked(logits)
   return logits
 
 
