@@ -47,14 +47,15 @@ def forward(model: Model) -> Forward:
       "modules (from_nnx, from_equinox, from_haiku)."
     )
   apply = with_mask(model.apply)
-  if getattr(model, "train", None) is None:
+  trains = getattr(model, "train", None)
+  if trains is None:
 
     def train(params, inputs, rng, mask=None):
       del rng
       return apply(params, inputs, mask=mask), params
 
   else:
-    train = with_mask(model.train)
+    train = with_mask(trains)
   return Forward(model.init, train, apply)
 
 

@@ -27,12 +27,14 @@ class InnerLoop(NamedTuple):
     observed: what `observe` has returned after each step, with a leading axis
       of size `num_steps`; None without it, or without a step.
     state: what the loss has made of the given state.
+    opt_state: the optimizer's state.
   """
 
   params: Params
   losses: Array
   observed: Any = None
   state: Any = None
+  opt_state: optax.OptState = None
 
 
 def minimize(
@@ -42,9 +44,10 @@ def minimize(
   num_steps: int,
   *,
   state: Any = None,
+  opt_state: optax.OptState | None = None,
   first_order: bool = False,
   memory: Memory = "auto",
-  observe: Callable[[Params, Array], Any] | None = None,
+  observe: Callable[..., Any] | None = None,
 ) -> InnerLoop:
   """Takes `num_steps` optimizer steps on a loss, differentiably.
 
@@ -70,6 +73,7 @@ def minimize(
     num_steps: how many steps, at least 0.
     state: what the loss carries from step to step and no gradient passes:
       running statistics. None: nothing.
+    opt_state: of the optimizer at first; None: a new one.
     first_order: treat the inner gradients as constants, so that
       d phi_K / d params is the identity (Finn et al. 2017, section 5.2) for any
       optimizer that reads gradients only. The loss is then not differentiated
@@ -86,7 +90,8 @@ def minimize(
       block whose turn it is, so that memory grows as `2 sqrt(num_steps)`
       states, for one more computation of each step.
     observe: `(params, step) -> tree of arrays`, called with `phi_{k+1}` and k
-      after each step; differentiated like all the rest.
+      after each step, and with `state` with that too; differentiated like all
+      the rest.
 
   Returns:
     An `InnerLoop`: the adapted parameters, the loss before each step, and what
@@ -124,7 +129,8 @@ def minimize(
     grads = checkpoint_name(grads, GRADIENTS)
     updates, opt_state = optimizer.update(grads, opt_state, phi, value=loss)
     phi = optax.apply_updates(phi, updates)
-    return (phi, opt_state, kept), (loss, observe(phi, k) if observe else None)
+    seen = (phi, k) if state is None else (phi, k, kept)
+    return (phi, opt_state, kept), (loss, observe(*seen) if observe else None)
 
   first_step = later_step = step
   if memory != "plain":
@@ -135,7 +141,9 @@ def minimize(
     first_step = jax.checkpoint(step, policy=policy)
     later_step = jax.checkpoint(step, policy=policy, prevent_cse=False)
 
-  carry, outputs = (params, optimizer.init(params), state), []
+  if opt_state is None:
+    opt_state = optimizer.init(params)
+  carry, outputs = (params, opt_state, state), []
   if num_steps > 0:
     # The first step stands outside the scan: under vmap over tasks its
     # parameters are still shared, so the tasks' matrix products merge into
@@ -163,9 +171,10 @@ def minimize(
     carry, rest = jax.lax.scan(later_step, carry, later)
     outputs.append(rest)
   if not outputs:
-    return InnerLoop(carry[0], jnp.zeros(0), None, carry[2])
+    return InnerLoop(params, jnp.zeros(0), None, state, opt_state)
   losses, observed = jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
-  return InnerLoop(carry[0], losses, observed, carry[2])
+  params, opt_state, state = carry
+  return InnerLoop(params, losses, observed, state, opt_state)
 
 
 def check_steps(**numbers: int) -> None:

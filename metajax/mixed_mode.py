@@ -31,9 +31,9 @@ def value_and_grad(
     has_aux: whether it returns `(scalar, aux)`; aux gets no gradient.
 
   Returns:
-    `(params, *rest) -> (loss, grads)`, or `((loss, aux), grads)`, to be differentiated in reverse mode;
-    that derivative can be differentiated in any mode, which is JAX's own way
-    again.
+    `(params, *rest) -> (loss, grads)`, or `((loss, aux), grads)`, to be
+    differentiated in reverse mode; that derivative can be differentiated in any
+    mode, which is JAX's own way again.
 
   References:
     Kemaev et al., `Scalable Meta-Learning via Mixed-Mode Differentiation

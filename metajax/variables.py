@@ -40,7 +40,9 @@ def combine(first: Params, *others: Params) -> Params:
   return jax.tree.map(choose, first, *others, is_leaf=lambda x: x is None)
 
 
-def map_weights(fn: Callable[..., Any], params: Params, *rest: Params) -> Params:
+def map_weights(
+  fn: Callable[..., Any], params: Params, *rest: Params
+) -> Params:
   """Maps over the weights of trees; all else is that of the first."""
   return combine(jax.tree.map(fn, *map(weights, (params, *rest))), params)
 
@@ -49,9 +51,15 @@ def mean(stack: Any) -> Any:
   """Returns the means over the first axes of a tree, state included.
 
   Sums are in float32 at least. Integers, such as counts of updates, become the
-  rounded mean.
+  rounded mean; of keys the first is taken.
   """
-  return jax.tree.map(lambda x: narrow(wide(x).mean(0), x.dtype), stack)
+
+  def of_leaf(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return x[0]
+    return narrow(wide(x).mean(0), x.dtype)
+
+  return jax.tree.map(of_leaf, stack)
 
 
 def narrow(x: jax.Array, dtype: Any) -> jax.Array:

@@ -59,15 +59,19 @@ def training_loss(
   query: Callable[..., tuple[Any, Params]],
   loss_fn: LossFn,
   metrics: Mapping[str, LossFn] | None = None,
+  *,
+  of: str | None = None,
 ) -> MetaLoss:
   """As `query_loss`, with a pass in training over the query.
 
   Args:
     adapt: `(meta_params, support, rng) -> task_params`, to be differentiated.
-    query: `(task_params, inputs, rng, *, mask) -> (predictions, meta_params)`,
-      the latter with new state; None: there is no state.
+    query: `(task_params, inputs, rng, *, mask) -> (predictions, params)`, the
+      latter with new state; None: there is no state.
     loss_fn: `(predictions, targets) -> scalar`.
     metrics: more such functions, reported beside "loss".
+    of: whose parameters those are that `query` returns, a key of the
+      meta-parameters; None: they are the meta-parameters.
 
   Returns:
     `meta_loss(meta_params, episode, rng) -> (scalar, metrics, meta_params)`.
@@ -86,6 +90,8 @@ def training_loss(
       name: over_examples(f, predictions, targets, mask)
       for name, f in report.items()
     }
+    if of is not None and new is not None:
+      new = {**meta_params, of: new}
     return loss, {"loss": loss, **extra}, new
 
   return meta_loss

@@ -13,6 +13,7 @@ from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
+  TrainState,
   all_finite,
   first_state,
   mean_over_steps,
