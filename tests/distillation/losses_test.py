@@ -174,7 +174,8 @@ def test_every_class_may_be_masked_in_one_example_or_another():
   student, teacher = (jnp.float32(x) for x in zip(*rows, strict=True))
   found, (grads, _) = _with_slopes(student, teacher, 2.0)
   alone = [
-    _with_slopes(s[None], t[None], 2.0) for s, t in zip(student, teacher)
+    _with_slopes(s[None], t[None], 2.0)
+    for s, t in zip(student, teacher, strict=True)
   ]
   np.testing.assert_allclose(found, np.mean([x[0] for x in alone]), rtol=1e-6)
   expected = np.concatenate([x[1][0] for x in alone]) / len(rows)
