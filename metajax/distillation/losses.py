@@ -226,7 +226,7 @@ def mix(alpha: ArrayLike, first: Array, second: Array) -> Array:
 def share(weight: ArrayLike, value: Array) -> Array:
   """Returns `weight * value`, and 0 where 0 meets infinity."""
   is_void = (weight == 0) & jnp.isinf(value)
-  return weight * jnp.where(is_void, 0, value)
+  return jnp.multiply(weight, jnp.where(is_void, 0, value))
 
 
 @jax.jit
