@@ -5,11 +5,12 @@ batch, which is a tree with "inputs", "labels" and perhaps "teacher" (the
 teacher's logits, computed before).
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from metajax.aggregation import average_probabilities
@@ -180,13 +181,16 @@ def ensemble(
     model: every member's, predicts logits.
     stack: parameters `[models, ...]`.
     weights: `[models]`, see `average_probabilities`.
+
+  Returns:
+    A `jax.tree_util.Partial`, whose arrays are the stack and the weights.
   """
 
-  def teacher(inputs: Array) -> Array:
+  def teacher(stack: Params, weights: Array | None, inputs: Array) -> Array:
     logits = jax.vmap(model.apply, (0, None))(stack, inputs)
     return average_probabilities(logits, weights)
 
-  return teacher
+  return Partial(teacher, stack, weights)
 
 
 def predict_all(
@@ -195,7 +199,9 @@ def predict_all(
   """Computes a teacher's logits of many inputs once, in bounded memory.
 
   Args:
-    teacher: `(inputs [n, ...]) -> [n, classes]`, of each input by itself.
+    teacher: `(inputs [n, ...]) -> [n, classes]`, of each input by itself. The
+      arrays of a `jax.tree_util.Partial` are arguments of the program, all
+      others that it uses are constants in its text.
     inputs: `[examples, ...]`.
     batch_size: inputs at once.
 
@@ -206,15 +212,17 @@ def predict_all(
     ValueError: if the teacher's outputs are not finite; -inf masks a class.
   """
 
-  @jax.jit
-  def run(inputs: Any) -> Array:
-    return jax.lax.map(
-      lambda x: teacher(x[None])[0], inputs, batch_size=batch_size
-    )
-
-  logits = run(inputs)
+  given = teacher if isinstance(teacher, Partial) else Partial(teacher)
+  logits = _predict_all(given, inputs, batch_size)
   check_masked(logits)
   return logits
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _predict_all(teacher: Teacher, inputs: Array, batch_size: int) -> Array:
+  return jax.lax.map(
+    lambda x: teacher(x[None])[0], inputs, batch_size=batch_size
+  )
 
 
 def _accuracy(logits: Array, labels: Array) -> Array:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import variables
+from metajax.forward import Forward
 from metajax.numerics import wide
 from metajax.training.shuffling import shuffled
-from metajax.types import Array, Batch, LossFn, Model, Params, PRNGKey
+from metajax.types import Array, Batch, LossFn, Params, PRNGKey
 
 
 class Clients(NamedTuple):
@@ -51,7 +52,7 @@ MeanLoss = Callable[[Params, Params, Batch, Rows], Array]
 
 
 def mean_of_rows(
-  model: Model, loss_fn: LossFn, batch_size: int, block: int
+  model: Forward, loss_fn: LossFn, batch_size: int, block: int
 ) -> tuple[MeanLoss, MeanLoss]:
   """Builds the mean loss of a batch, and that of any number of examples.
 
@@ -151,7 +152,8 @@ def end_to_end(clients: Clients) -> tuple[Batch, np.ndarray, np.ndarray]:
   shape = jnp.shape(jax.tree.leaves(data)[0])
   sizes = np.asarray(clients.sizes, np.int32)
   is_padded = clients.offsets is None
-  num_clients = shape[0] if is_padded else np.size(clients.offsets)
+  offsets = np.asarray(0 if is_padded else clients.offsets, np.int32)
+  num_clients = shape[0] if is_padded else offsets.size
   if sizes.shape != (num_clients,):
     raise ValueError(
       f"clients.sizes of shape {sizes.shape}: must be ({num_clients},)."
@@ -159,7 +161,6 @@ def end_to_end(clients: Clients) -> tuple[Batch, np.ndarray, np.ndarray]:
   if is_padded:
     most = np.full(num_clients, shape[1])
   else:
-    offsets = np.asarray(clients.offsets, np.int32)
     most = np.where(offsets < 0, 0, shape[0] - offsets)
   bad = np.flatnonzero((sizes < 1) | (sizes > most))
   if bad.size:

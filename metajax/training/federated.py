@@ -10,8 +10,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from metajax import variables
+from metajax import inner_optimizers, variables
 from metajax.aggregation import pseudo_gradient
+from metajax.forward import forward
 from metajax.numerics import check_number, wide
 from metajax.training.clients import (
   Clients,
@@ -67,7 +68,8 @@ def federated_trainer(
 
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`, which treats
-      examples one by one: no batch statistics.
+      examples one by one: no batch statistics. It is applied as in evaluation:
+      nothing is dropped out, and its state stays as it is.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
     clients: see `Clients`.
     client_optimizer: any optax optimizer.
@@ -117,7 +119,7 @@ def federated_trainer(
       f"clients_per_round={clients_per_round}: must be a multiple of "
       f"{mesh.size} devices times client_chunk={client_chunk}."
     )
-  optimizer = optax.with_extra_args_support(client_optimizer)
+  model = forward(model)
   batch_mean, client_mean = mean_of_rows(
     model, loss_fn, batch_size, block_size(sizes, batch_size)
   )
@@ -127,7 +129,7 @@ def federated_trainer(
     start = variables.weights(params)
 
     def step(carry):
-      weights, opt_state, k = carry
+      trained, opt_state, k = carry
       order_key = jax.random.fold_in(rng, k // steps_per_epoch)
       first = k % steps_per_epoch * batch_size
       count = jnp.minimum(batch_size, size - first)
@@ -140,20 +142,22 @@ def federated_trainer(
         distance = sum(jax.tree.leaves(squares))
         return batch_mean(weights, params, data, rows) + proximal / 2 * distance
 
-      loss, grads = jax.value_and_grad(loss_of)(weights)
-      updates, opt_state = optimizer.update(
-        grads, opt_state, weights, value=loss, grad=grads, value_fn=loss_of
+      loss, grads = jax.value_and_grad(loss_of)(
+        inner_optimizers.gradient_params(trained)
       )
-      return optax.apply_updates(weights, updates), opt_state, k + 1
+      trained, opt_state = inner_optimizers.update(
+        client_optimizer, grads, opt_state, trained, loss, loss_of
+      )
+      return trained, opt_state, k + 1
 
     everything = Rows(None, size, offset, jnp.int32(0), size)
     before = client_mean(start, params, data, everything)
-    weights, _, _ = jax.lax.while_loop(
+    trained, opt_state, _ = jax.lax.while_loop(
       lambda carry: carry[-1] < local_epochs * steps_per_epoch,
       step,
-      (start, optimizer.init(start), jnp.int32(0)),
+      (*inner_optimizers.start(client_optimizer, start), jnp.int32(0)),
     )
-    return weights, before
+    return inner_optimizers.evaluation_params(trained, opt_state), before
 
   def device_round(params, data, sizes, offsets, keys):
     local, before = jax.lax.map(
