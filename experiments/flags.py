@@ -72,9 +72,10 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_enum(
   "memory",
-  "mixed",
+  "auto",
   get_args(Memory),
-  "What the inner loop keeps for its backward pass: the parameters between "
+  "What the inner loop keeps for its backward pass: mixed wherever it is right "
+  "for the loss, else remat (auto); the parameters between "
   "steps and the inner gradients, differentiated forward over reverse "
   "(mixed); everything (plain); the parameters between steps (remat), or "
   "between blocks of steps (nested).",

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
+from metajax.batches import real
+from metajax.forward import takes_mask
+from metajax.losses import over_examples
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
 from metajax.types import (
@@ -80,7 +83,9 @@ def evaluate(
     transductive: whether a task's queries are predicted together. If not, each
       is predicted alone in the company of the support inputs, so that a model
       that normalises by batch statistics cannot look at the other queries
-      (Nichol et al. 2018, section 6.1).
+      (Nichol et al. 2018, section 6.1). By which statistics a model normalises
+      in evaluation, running ones or those of the batch, is the model's to say
+      (`models.adapters`).
     mesh: spreads the tasks over its devices; one device if None.
 
   Returns:
@@ -139,8 +144,13 @@ def evaluator(
       query.inputs,
       adapt_key,
       transductive=transductive,
+      mask=query.mask,
     )
-    return {k: f(predictions, query.targets) for k, f in metrics.items()}
+    scores = {
+      k: over_examples(f, predictions, query.targets, query.mask)
+      for k, f in metrics.items()
+    }
+    return scores, real(query).any()
 
   def score_shard(meta_params, tasks, keys):
     score = functools.partial(score_task, meta_params, tasks)
@@ -166,7 +176,13 @@ def evaluator(
 
   def scores(meta_params: Params) -> dict[str, np.ndarray]:
     # Training may have used fewer devices.
-    values = score(place(meta_params, everywhere), tasks, keys)
+    values, asked = score(place(meta_params, everywhere), tasks, keys)
+    empty = np.flatnonzero(~np.asarray(asked)[:num_tasks])
+    if empty.size:
+      raise ValueError(
+        f"tasks: {empty.size} of {num_tasks} have no query example (task "
+        f"{empty[0]} is the first), and so no score."
+      )
     return {k: np.asarray(v)[:num_tasks] for k, v in values.items()}
 
   return scores
@@ -176,11 +192,12 @@ def solve(
   learner: MetaLearner,
   meta_params: Params,
   support: Batch,
-  inputs: Array,
+  inputs: Any,
   rng: PRNGKey,
   *,
   transductive: bool = True,
-) -> Array:
+  mask: Array | None = None,
+) -> Any:
   """Adapts to a task's support and predicts inputs `[n, ...]`, see `evaluate`.
 
   Args:
@@ -191,16 +208,35 @@ def solve(
     rng: the key of the adaptation.
     transductive: whether all inputs are predicted together, or each in the
       company of the support's.
+    mask: `[n]`, which inputs are real; None: all.
 
   Returns:
     The predictions `[n, ...]`.
   """
   task_params = learner.adapt(meta_params, support, rng)
-  if transductive:
-    return learner.predict(task_params, inputs)
+  predict = learner.predict
 
-  def predict_alone(x: Array) -> Array:
-    company = jnp.concatenate([support.inputs, x[None]])
-    return learner.predict(task_params, company)[-1]
+  def ask(inputs: Any, mask: Array | None) -> Any:
+    if mask is None:
+      return predict(task_params, inputs)
+    if not takes_mask(predict):
+      raise ValueError(
+        "learner.predict: takes no `mask`, which batches of these tasks have."
+      )
+    return predict(task_params, inputs, mask=mask)
+
+  if transductive:
+    return ask(inputs, mask)
+
+  def predict_alone(x: Any) -> Any:
+    company = jax.tree.map(
+      lambda others, own: jnp.concatenate([others, own[None]]),
+      support.inputs,
+      x,
+    )
+    own = None
+    if support.mask is not None:
+      own = jnp.append(support.mask, True)
+    return jax.tree.map(lambda x: x[-1], ask(company, own))
 
   return jax.lax.map(predict_alone, inputs)

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from metajax import mixed_mode
 from metajax.types import Array, Params
 
-Memory = Literal["mixed", "plain", "remat", "nested"]
+Memory = Literal["auto", "mixed", "plain", "remat", "nested"]
 
 
 GRADIENTS = "inner_gradients"  # Their name, for policies of `jax.checkpoint`.
@@ -26,22 +26,28 @@ class InnerLoop(NamedTuple):
     losses: `[num_steps]`, the loss before each step.
     observed: what `observe` has returned after each step, with a leading axis
       of size `num_steps`; None without it, or without a step.
+    state: what the loss has made of the given state.
+    opt_state: the optimizer's state.
   """
 
   params: Params
   losses: Array
   observed: Any = None
+  state: Any = None
+  opt_state: optax.OptState = None
 
 
 def minimize(
-  loss_fn: Callable[[Params, Array], Array],
+  loss_fn: Callable[..., Any],
   params: Params,
   optimizer: optax.GradientTransformation,
   num_steps: int,
   *,
+  state: Any = None,
+  opt_state: optax.OptState | None = None,
   first_order: bool = False,
-  memory: Memory = "mixed",
-  observe: Callable[[Params, Array], Any] | None = None,
+  memory: Memory = "auto",
+  observe: Callable[..., Any] | None = None,
 ) -> InnerLoop:
   """Takes `num_steps` optimizer steps on a loss, differentiably.
 
@@ -59,11 +65,15 @@ def minimize(
 
   Args:
     loss_fn: `(params, step) -> scalar`; `step` is the int32 index k, from
-      which a stochastic loss takes its minibatch or its key.
+      which a stochastic loss takes its minibatch or its key. With `state`,
+      `(params, step, state) -> (scalar, state)`.
     params: the initial parameters, a tree of floating point arrays.
     optimizer: any optax optimizer. It may close over meta-parameters (learned
       step sizes) and it receives the loss as the extra argument `value`.
     num_steps: how many steps, at least 0.
+    state: what the loss carries from step to step and no gradient passes:
+      running statistics. None: nothing.
+    opt_state: of the optimizer at first; None: a new one.
     first_order: treat the inner gradients as constants, so that
       d phi_K / d params is the identity (Finn et al. 2017, section 5.2) for any
       optimizer that reads gradients only. The loss is then not differentiated
@@ -80,7 +90,8 @@ def minimize(
       block whose turn it is, so that memory grows as `2 sqrt(num_steps)`
       states, for one more computation of each step.
     observe: `(params, step) -> tree of arrays`, called with `phi_{k+1}` and k
-      after each step; differentiated like all the rest.
+      after each step, and with `state` with that too; differentiated like all
+      the rest.
 
   Returns:
     An `InnerLoop`: the adapted parameters, the loss before each step, and what
@@ -98,21 +109,28 @@ def minimize(
     raise ValueError(f"memory={memory!r}: must be one of {get_args(Memory)}.")
   optimizer = optax.with_extra_args_support(optimizer)
 
+  if memory == "auto":
+    memory = "mixed"
   if first_order and memory == "mixed":
     memory = "plain"  # Gradients that are constants have none of their own.
   mixed = memory == "mixed"
   value_and_grad = mixed_mode.value_and_grad if mixed else jax.value_and_grad
 
   def step(carry, k):
-    phi, state = carry
+    phi, opt_state, kept = carry
     at = jax.lax.stop_gradient(phi) if first_order else phi
-    loss, grads = value_and_grad(loss_fn)(at, k)
+    if state is None:
+      loss, grads = value_and_grad(loss_fn)(at, k)
+    else:
+      (loss, kept), grads = value_and_grad(loss_fn, has_aux=True)(at, k, kept)
+      kept = jax.lax.stop_gradient(kept)
     if first_order:
       loss, grads = jax.lax.stop_gradient((loss, grads))
     grads = checkpoint_name(grads, GRADIENTS)
-    updates, state = optimizer.update(grads, state, phi, value=loss)
+    updates, opt_state = optimizer.update(grads, opt_state, phi, value=loss)
     phi = optax.apply_updates(phi, updates)
-    return (phi, state), (loss, observe(phi, k) if observe else None)
+    seen = (phi, k) if state is None else (phi, k, kept)
+    return (phi, opt_state, kept), (loss, observe(*seen) if observe else None)
 
   first_step = later_step = step
   if memory != "plain":
@@ -123,7 +141,9 @@ def minimize(
     first_step = jax.checkpoint(step, policy=policy)
     later_step = jax.checkpoint(step, policy=policy, prevent_cse=False)
 
-  carry, outputs = (params, optimizer.init(params)), []
+  if opt_state is None:
+    opt_state = optimizer.init(params)
+  carry, outputs = (params, opt_state, state), []
   if num_steps > 0:
     # The first step stands outside the scan: under vmap over tasks its
     # parameters are still shared, so the tasks' matrix products merge into
@@ -151,9 +171,10 @@ def minimize(
     carry, rest = jax.lax.scan(later_step, carry, later)
     outputs.append(rest)
   if not outputs:
-    return InnerLoop(carry[0], jnp.zeros(0))
+    return InnerLoop(params, jnp.zeros(0), None, state, opt_state)
   losses, observed = jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
-  return InnerLoop(carry[0], losses, observed)
+  params, opt_state, state = carry
+  return InnerLoop(params, losses, observed, state, opt_state)
 
 
 def check_steps(**numbers: int) -> None:

@@ -1,40 +1,88 @@
 """Losses and scores of one batch: `(predictions, targets) -> scalar`."""
 
+from typing import Any
+
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.types import Array
+from metajax.forward import takes_mask
+from metajax.types import Array, LossFn
+
+
+def over_examples(
+  loss_fn: LossFn, predictions: Any, targets: Any, mask: Array | None = None
+) -> Array:
+  """Returns a loss or score of the real examples of a batch.
+
+  ::
+
+    sum_i m_i loss(p_i, t_i) / sum_i m_i
+
+  Without a mask it is `loss_fn(predictions, targets)`; with one, a `loss_fn`
+  that takes `mask` is given it, and any other is asked for each example alone,
+  which for a mean over examples is the same. Without a real example it is 0.
+
+  Args:
+    loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
+    predictions: a tree of arrays `[n, ...]`.
+    targets: a tree of arrays `[n, ...]`.
+    mask: `[n]` bool, or None.
+  """
+  if mask is None:
+    return loss_fn(predictions, targets)
+  if takes_mask(loss_fn):
+    return loss_fn(predictions, targets, mask=mask)  # type: ignore[call-arg]
+
+  def one(prediction: Any, target: Any) -> Array:
+    return loss_fn(*jax.tree.map(lambda x: x[None], (prediction, target)))
+
+  return masked_mean(jax.vmap(one)(predictions, targets), mask)
+
+
+def masked_mean(values: Array, mask: Array | None) -> Array:
+  """Returns the mean of `values` `[n, ...]` over the real examples, else 0."""
+  if mask is None:
+    return values.mean()
+  count = mask.sum() * (values.size // values.shape[0])
+  column = mask.reshape(-1, *[1] * (values.ndim - 1))
+  wide = jnp.promote_types(values.dtype, jnp.float32)
+  total = jnp.where(column, values, 0).sum(dtype=wide)
+  mean = total / jnp.maximum(count, 1)
+  is_float = jnp.issubdtype(values.dtype, jnp.floating)
+  return mean.astype(values.dtype) if is_float else mean
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
   """Mean cross-entropy: `-1/n sum_i log softmax(logits_i)[labels_i]`.
 
   Args:
-    logits: `[n, classes]`.
-    labels: `[n]` integers.
+    logits: `[..., classes]`.
+    labels: `[...]` integers.
 
   Returns:
     A scalar, in nats.
   """
-  chex.assert_rank([logits, labels], [2, 1])
-  chex.assert_equal_shape_prefix([logits, labels], 1)
+  _check_labels(logits, labels)
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-  """Fraction of the rows of `logits` `[n, classes]` whose peak is the label."""
-  chex.assert_rank([logits, labels], [2, 1])
-  chex.assert_equal_shape_prefix([logits, labels], 1)
+  """Fraction of `logits` `[..., classes]` whose peak is the label `[...]`."""
+  _check_labels(logits, labels)
   return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
-def accuracy_by_presentation(logits: Array, labels: Array) -> Array:
+def accuracy_by_presentation(
+  logits: Array, labels: Array, mask: Array | None = None
+) -> Array:
   """Accuracy at the first, second, ... example of a class in a sequence.
 
   Args:
     logits: `[n, classes]`, predictions in the sequence's order.
     labels: `[n]` integers.
+    mask: `[n]` bool, True where an example is real; None: all are.
 
   Returns:
     `[n]`: at k - 1 the fraction of classes whose k-th example was told right;
@@ -42,9 +90,10 @@ def accuracy_by_presentation(logits: Array, labels: Array) -> Array:
   """
   chex.assert_rank([logits, labels], [2, 1])
   chex.assert_equal_shape_prefix([logits, labels], 1)
-  same = labels[:, None] == labels[None, :]
+  real = jnp.ones(len(labels), bool) if mask is None else mask
+  same = (labels[:, None] == labels[None, :]) & real[None, :]
   earlier = jnp.tril(same, -1).sum(-1)
-  at = earlier[None, :] == jnp.arange(len(labels))[:, None]
+  at = (earlier[None, :] == jnp.arange(len(labels))[:, None]) & real[None, :]
   right = jnp.argmax(logits, axis=-1) == labels
   return (at & right).sum(-1) / at.sum(-1)
 
@@ -53,3 +102,15 @@ def mean_squared_error(predictions: Array, targets: Array) -> Array:
   """Mean of `(predictions - targets)^2` over examples and outputs `[n, d]`."""
   chex.assert_equal_shape([predictions, targets])
   return jnp.mean(jnp.square(predictions - targets))
+
+
+def _check_labels(logits: Array, labels: Array) -> None:
+  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    raise ValueError(
+      f"labels: {jnp.result_type(labels)} given, must be integers, the classes."
+    )
+  if jnp.shape(logits)[:-1] != jnp.shape(labels):
+    raise ValueError(
+      f"logits of shape {jnp.shape(logits)} and labels of shape "
+      f"{jnp.shape(labels)}: must be [..., classes] and [...]."
+    )

@@ -10,8 +10,8 @@ from metajax.types import Array, Params
 
 
 def value_and_grad(
-  loss_fn: Callable[..., Array],
-) -> Callable[..., tuple[Array, Params]]:
+  loss_fn: Callable[..., Any], *, has_aux: bool = False
+) -> Callable[..., tuple[Any, Params]]:
   """As `jax.value_and_grad`, but differentiated again by mixed-mode.
 
   The gradient g(p, c) of L with respect to its first argument p, where c is all
@@ -28,20 +28,25 @@ def value_and_grad(
     loss_fn: `(params, *rest) -> scalar`. It may close over anything, traced
       values and meta-parameters among them, which get their gradients; `rest`
       gets none.
+    has_aux: whether it returns `(scalar, aux)`; aux gets no gradient.
 
   Returns:
-    `(params, *rest) -> (loss, grads)`, to be differentiated in reverse mode;
-    that derivative can be differentiated in any mode, which is JAX's own way
-    again.
+    `(params, *rest) -> (loss, grads)`, or `((loss, aux), grads)`, to be
+    differentiated in reverse mode; that derivative can be differentiated in any
+    mode, which is JAX's own way again.
 
   References:
     Kemaev et al., `Scalable Meta-Learning via Mixed-Mode Differentiation
     <https://arxiv.org/abs/2505.00793>`_, 2025, section 3.
   """
 
-  def run(params: Params, *rest: Any) -> tuple[Array, Params]:
+  def with_aux(params: Params, *rest: Any) -> tuple[Array, Any]:
+    return loss_fn(params, *rest) if has_aux else (loss_fn(params, *rest), ())
+
+  def run(params: Params, *rest: Any) -> tuple[Any, Params]:
     # What is closed over must become an argument of the rule below.
-    traced = jax.make_jaxpr(loss_fn)(params, *rest)
+    traced, shapes = jax.make_jaxpr(with_aux, return_shape=True)(params, *rest)
+    outputs = jax.tree.structure(shapes)
     inexact = [
       jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in traced.consts
     ]
@@ -49,31 +54,31 @@ def value_and_grad(
     smooth = [c for c, is_smooth in both if is_smooth]
     others = [c for c, is_smooth in both if not is_smooth]
 
-    def loss(params: Params, smooth: list, others: list, rest: tuple) -> Array:
+    def loss(params: Params, smooth: list, others: list, rest: tuple) -> tuple:
       queues = {True: iter(smooth), False: iter(others)}
       consts = [next(queues[is_smooth]) for is_smooth in inexact]
       inputs = jax.tree.leaves((params, *rest))
-      (value,) = jax.core.eval_jaxpr(traced.jaxpr, consts, *inputs)
-      return value
+      values = jax.core.eval_jaxpr(traced.jaxpr, consts, *inputs)
+      return jax.tree.unflatten(outputs, values)
 
     @jax.custom_vjp
-    def gradient(*arguments: Any) -> tuple[Array, Params]:
-      return jax.value_and_grad(loss)(*arguments)
+    def gradient(*arguments: Any) -> tuple[tuple, Params]:
+      return jax.value_and_grad(loss, has_aux=True)(*arguments)
 
     def forward(*arguments: Any) -> tuple[Any, tuple]:
       # Not `gradient` again: in a scan, JAX's partial evaluation of a call
       # with a rule of its own may lose terms of a second derivative.
-      return jax.value_and_grad(loss)(*arguments), arguments
+      return jax.value_and_grad(loss, has_aux=True)(*arguments), arguments
 
     def backward(arguments: tuple, cotangents: tuple) -> tuple:
       params, smooth, *unchanged = arguments
-      of_loss, along = cotangents
+      (of_loss, _), along = cotangents
 
       # The loss's own cotangent is the tangent of a factor before the loss:
       # its gradient is added along the way, and is no tree to be kept.
       def slopes(params: Params, factor: Array) -> tuple[Params, list]:
         def scaled(params: Params, smooth: list) -> Array:
-          return factor * loss(params, smooth, *unchanged)
+          return factor * loss(params, smooth, *unchanged)[0]
 
         return jax.grad(scaled, (0, 1))(params, smooth)
 
@@ -82,6 +87,7 @@ def value_and_grad(
       return *total, None, None
 
     gradient.defvjp(forward, backward)
-    return gradient(params, smooth, others, rest)
+    (value, aux), grads = gradient(params, smooth, others, rest)
+    return (value, aux) if has_aux else value, grads
 
   return run

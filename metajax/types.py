@@ -11,16 +11,37 @@ Params = Any  # a pytree of arrays
 Metrics = dict[str, Array]  # name -> scalar
 
 
+class State(NamedTuple):
+  """Marks what is no weight in a tree of parameters: running statistics, say.
+
+  Whatever lies under a `State` node gets no gradient, no decay and no step,
+  neither in an inner loop nor in the outer one; it is kept, copied and written
+  to checkpoints with the weights beside it. Who changes it: every pass of a
+  model in training, by the batch of that pass, in the copy of whoever makes
+  the pass. A task's copy goes through its inner loop and its query, and the
+  mean of the tasks' copies is the new state of the meta-parameters.
+
+  Attributes:
+    value: any tree of arrays.
+  """
+
+  value: Any
+
+
 class Batch(NamedTuple):
   """Labelled examples with a leading example axis.
 
   Attributes:
-    inputs: array `[n, ...]`.
-    targets: array `[n, ...]`; class indices `[n]` for classification.
+    inputs: array `[n, ...]`, or a tree of such arrays.
+    targets: array `[n, ...]`, or a tree of such arrays; class indices `[n]` for
+      classification.
+    mask: `[n]` bool, True where an example is real. The others are padding:
+      finite numbers that count nowhere. None: all are real.
   """
 
-  inputs: Array
-  targets: Array
+  inputs: Any
+  targets: Any
+  mask: Array | None = None
 
 
 class Episode(NamedTuple):
@@ -36,19 +57,35 @@ class Episode(NamedTuple):
 
 
 class Model(Protocol):
-  """A pair of pure functions; any `flax.linen.Module` is one."""
+  """A pair of pure functions; any `flax.linen.Module` is one.
 
-  def init(self, rng: PRNGKey, inputs: Array, /) -> Params:
+  A model with running statistics or dropout has a third one, for training
+  (`apply` is then that of evaluation)::
+
+    train(params, inputs, rng) -> (predictions, params)
+
+  Statistics lie under `State` nodes of the parameters, and those that `train`
+  returns have the new ones. A model that lets examples see each other takes
+  `mask` as a keyword, too (see `Batch`), in both functions.
+  `metajax.models.adapters` makes such models of the modules of flax, equinox
+  and haiku.
+  """
+
+  def init(self, rng: PRNGKey, inputs: Any, /) -> Params:
     """Returns fresh parameters for inputs `[n, ...]`."""
 
-  def apply(self, params: Params, inputs: Array, /) -> Array:
+  def apply(self, params: Params, inputs: Any, /) -> Any:
     """Returns predictions `[n, ...]` for inputs `[n, ...]`."""
 
 
 class LossFn(Protocol):
-  """A mean loss over the examples of a batch."""
+  """A mean loss over the examples of a batch.
 
-  def __call__(self, predictions: Array, targets: Array, /) -> Array:
+  A loss that is no mean of what it is for each example alone takes `mask` as a
+  keyword, if it is to be used with masked batches.
+  """
+
+  def __call__(self, predictions: Any, targets: Any, /) -> Array:
     """Returns a scalar."""
 
 
@@ -89,18 +126,20 @@ class MetaLearner(NamedTuple):
       the support inputs `[n, ...]` of one task.
     adapt: `(meta_params, support, rng) -> task_params`, fast learning on one
       task, unbatched. Builds no graph unless somebody differentiates it.
-    predict: `(task_params, inputs) -> predictions`, one task, `[n, ...]`.
+    predict: `(task_params, inputs) -> predictions`, one task, `[n, ...]`. It is
+      given `mask` as a keyword where a query has one.
     meta_grad: `(meta_params, episodes, rng) -> (grads, metrics)`, slow
       learning: the estimate of the meta-gradient, averaged over a chunk of
       tasks (episodes with a leading task axis), and scalar metrics, likewise.
+      The `State` nodes of `grads` hold the new state, no gradient.
     schedule: `(step) -> MetaLearner` for a learner that changes in training, by
       the meta-step, an int32 scalar; the other functions are what it becomes in
       the end. None: it is the same at every step.
   """
 
-  init: Callable[[PRNGKey, Array], Params]
+  init: Callable[[PRNGKey, Any], Params]
   adapt: Callable[[Params, Batch, PRNGKey], Params]
-  predict: Callable[[Params, Array], Array]
+  predict: Callable[..., Any]
   meta_grad: Callable[[Params, Episode, PRNGKey], tuple[Params, Metrics]]
   schedule: Callable[[Array], "MetaLearner"] | None = None
 

@@ -64,7 +64,7 @@ def fit_synthetic(
   synthetic: SyntheticSet,
   num_steps: int,
   *,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> Params:
   """Trains a network on a synthetic set, all of it in every step.
 

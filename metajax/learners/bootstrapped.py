@@ -1,15 +1,19 @@
 """Bootstrapped meta-gradients: catch up with your own future."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metajax import inner_loop
+from metajax.batches import only_array
 from metajax.distillation import regression_distillation, softened_kl
+from metajax.forward import forward
 from metajax.learners.full_batch import full_batch
 from metajax.learners.meta_gradients import gradient_of_mean
+from metajax.losses import over_examples
 from metajax.types import (
   Array,
   Batch,
@@ -35,7 +39,7 @@ def bmg(
   match: Match | None = None,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Bootstrapped meta-gradients (BMG) of an initialisation.
 
@@ -57,7 +61,8 @@ def bmg(
       steps.
     num_steps: K, inner steps in training.
     target_steps: L, steps from there to the target.
-    match: `(predictions, target predictions) -> scalar`; if None,
+    match: `(predictions, target predictions) -> scalar`, a mean over examples;
+      if None,
       `softened_kl` of logits where targets are integers, and
       `regression_distillation` elsewhere.
     num_eval_steps: inner steps of `adapt`; as in training if None.
@@ -83,34 +88,42 @@ def bmg(
   )
   report = {"loss": loss_fn, **(metrics or {})}
 
+  model = forward(model)
   fit = full_batch(model, loss_fn, inner_optimizer, memory=memory)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    del rng
-    return fit(meta_params, support, num_eval_steps)
+    return fit(meta_params, support, num_eval_steps, rng)
 
   def meta_loss(
     meta_params: Params, episode: Episode, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
-    del rng
+  ) -> tuple[Array, Metrics, Params]:
+    fit_key, later_key, last_key, query_key = jax.random.split(rng, 4)
     support, query = episode
-    phi = fit(meta_params, support, num_steps)
+    phi = fit(meta_params, support, num_steps, fit_key)
     target = jax.lax.stop_gradient(phi)
     if target_steps:
-      target = fit(target, support, target_steps - 1)
-      target = fit(target, query, 1)
-    predictions, goal = (
-      model.apply(params, query.inputs) for params in (phi, target)
+      target = fit(target, support, target_steps - 1, later_key)
+      target = fit(target, query, 1, last_key)
+    (predictions, new), (goal, _) = (
+      model.train(params, query.inputs, query_key, mask=query.mask)
+      for params in (phi, target)
     )
     distance = match or _match_of(query.targets)
-    scores = {k: f(predictions, query.targets) for k, f in report.items()}
-    return distance(predictions, jax.lax.stop_gradient(goal)), scores
+    loss = over_examples(
+      distance, predictions, jax.lax.stop_gradient(goal), query.mask
+    )
+    scores = {
+      k: over_examples(f, predictions, query.targets, query.mask)
+      for k, f in report.items()
+    }
+    return loss, scores, new
 
   return MetaLearner(
     model.init, adapt, model.apply, gradient_of_mean(meta_loss)
   )
 
 
-def _match_of(targets: Array) -> Match:
+def _match_of(targets: Any) -> Match:
+  targets = only_array(targets, "targets", "bmg without match")
   is_class = jnp.issubdtype(targets.dtype, jnp.integer)
   return softened_kl if is_class else regression_distillation

@@ -1,12 +1,17 @@
 """CAVIA: a few context parameters adapt, the network does not."""
 
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import inner_loop
-from metajax.learners.meta_gradients import gradient_of_mean, query_loss
+from metajax import inner_loop, variables
+from metajax.batches import only_array
+from metajax.forward import forward
+from metajax.learners.meta_gradients import gradient_of_mean, training_loss
+from metajax.losses import over_examples
 from metajax.types import (
   Array,
   Batch,
@@ -28,7 +33,7 @@ def cavia(
   num_context: int = 5,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Fast context adaptation via meta-learning (CAVIA).
 
@@ -47,7 +52,8 @@ def cavia(
 
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`, of inputs with
-      `num_context` more features than the data.
+      `num_context` more features than the data, which are one array, and
+      float32 where they are integers.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
     inner_optimizer: any optax optimizer; the paper's is SGD of step size 1.
     num_steps: inner steps in training.
@@ -74,42 +80,68 @@ def cavia(
   if num_context < 1:
     raise ValueError(f"num_context={num_context}: must be 1 or more.")
 
-  def widen(inputs: Array, context: Array) -> Array:
+  model = forward(model)
+
+  def numbers(inputs: Any) -> Array:
+    inputs = jnp.asarray(only_array(inputs, "inputs", "cavia"))
+    if jnp.issubdtype(inputs.dtype, jnp.floating):
+      return inputs
+    return inputs.astype(jnp.float32)  # Integers would cut the context.
+
+  def widen(inputs: Any, context: Array) -> Array:
+    inputs = numbers(inputs)
     shape = (*inputs.shape[:-1], num_context)
     context = jnp.broadcast_to(context.astype(inputs.dtype), shape)
     return jnp.concatenate([inputs, context], axis=-1)
 
-  def init(rng: PRNGKey, inputs: Array) -> Params:
+  def init(rng: PRNGKey, inputs: Any) -> Params:
     return model.init(rng, widen(inputs, jnp.zeros(num_context)))
 
-  def predict(task_params: Params, inputs: Array) -> Array:
+  def predict(
+    task_params: Params, inputs: Any, mask: Array | None = None
+  ) -> Any:
     inputs = widen(inputs, task_params["context"])
-    return model.apply(task_params["params"], inputs)
+    return model.apply(task_params["params"], inputs, mask=mask)
 
-  def fit(meta_params: Params, support: Batch, num_steps: int) -> Params:
-    def loss(context: Array, step: Array) -> Array:
-      del step  # The same examples in every step.
-      task_params = {"params": meta_params, "context": context}
-      return loss_fn(predict(task_params, support.inputs), support.targets)
+  def query(
+    task_params: Params, inputs: Any, rng: PRNGKey, mask: Array | None = None
+  ) -> tuple[Any, Params]:
+    inputs = widen(inputs, task_params["context"])
+    return model.train(task_params["params"], inputs, rng, mask=mask)
 
-    start = jnp.zeros(num_context, support.inputs.dtype)
-    context = inner_loop.minimize(
+  def fit(
+    meta_params: Params, support: Batch, num_steps: int, rng: PRNGKey
+  ) -> Params:
+    inputs, targets, mask = support
+    weights = variables.weights(meta_params)
+
+    def loss(context: Array, step: Array, state: tuple) -> tuple[Array, tuple]:
+      task_params = {
+        "params": variables.combine(weights, *state, meta_params),
+        "context": context,
+      }
+      key = jax.random.fold_in(rng, step)
+      predictions, new = query(task_params, inputs, key, mask)
+      value = over_examples(loss_fn, predictions, targets, mask)
+      return value, (variables.states(new),)
+
+    adapted = inner_loop.minimize(
       loss,
-      start,
+      jnp.zeros(num_context, numbers(inputs).dtype),
       inner_optimizer,
       num_steps,
+      state=(variables.states(meta_params),),
       first_order=first_order,
       memory=memory,
-    ).params
-    return {"params": meta_params, "context": context}
+    )
+    params = variables.combine(weights, *adapted.state, meta_params)
+    return {"params": params, "context": adapted.params}
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    del rng
-    return fit(meta_params, support, num_eval_steps)
+    return fit(meta_params, support, num_eval_steps, rng)
 
   def train(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    del rng
-    return fit(meta_params, support, num_steps)
+    return fit(meta_params, support, num_steps, rng)
 
-  meta_loss = query_loss(train, predict, loss_fn, metrics)
+  meta_loss = training_loss(train, query, loss_fn, metrics)
   return MetaLearner(init, adapt, predict, gradient_of_mean(meta_loss))

@@ -1,23 +1,22 @@
 """Learners of the registry that adapt in closed form, without an inner loop."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metajax import inner_loop
-from metajax.learners.embedding import embedding
-from metajax.learners.heads import (
-  Head,
-  nearest_mean,
-  ridge_fit,
-  ridge_predict,
-)
-from metajax.learners.meta_gradients import gradient_of_mean, query_loss
+from metajax.batches import only_array
+from metajax.forward import forward
+from metajax.learners.embedding import embedding, encoded_loss
+from metajax.learners.heads import nearest_mean, ridge_fit, ridge_predict
+from metajax.learners.meta_gradients import gradient_of_mean
 from metajax.types import (
   Array,
   Batch,
+  Episode,
   LossFn,
   MetaLearner,
   Model,
@@ -35,7 +34,7 @@ def prototypical(
   num_outputs: int | None = None,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Prototypical networks: classes are the means of their embedded examples.
 
@@ -50,8 +49,8 @@ def prototypical(
     loss_fn: `(predictions, targets) -> scalar`, of the query.
     inner_optimizer: not used: there is no inner loop.
     num_steps: likewise.
-    num_outputs: number of classes, each of which a support must have; as many
-      as f has outputs if None.
+    num_outputs: number of classes; as many as the support has examples if None.
+      A class that the support lacks is predicted of nothing.
     num_eval_steps: not used.
     metrics: more such functions to be reported by `meta_grad` beside "loss".
     memory: not used.
@@ -66,11 +65,7 @@ def prototypical(
   del inner_optimizer, memory
   _check(num_steps, num_eval_steps)
 
-  def fit(features: Array, labels: Array) -> Params:
-    return nearest_mean(num_outputs or features.shape[-1]).fit(features, labels)
-
-  head = Head(fit, lambda means, x: nearest_mean(len(means)).predict(means, x))
-  return embedding(model, head, loss_fn, metrics=metrics)
+  return embedding(model, nearest_mean(num_outputs), loss_fn, metrics=metrics)
 
 
 def ridge_regression(
@@ -82,7 +77,7 @@ def ridge_regression(
   num_outputs: int | None = None,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Ridge regression on a learned embedding (the R2-D2 of Bertinetto et al.).
 
@@ -102,8 +97,9 @@ def ridge_regression(
     loss_fn: `(predictions, targets) -> scalar`, of the query.
     inner_optimizer: not used: there is no inner loop.
     num_steps: likewise.
-    num_outputs: classes, or numbers to be predicted; as many as f has outputs
-      if None.
+    num_outputs: number of classes; as many as the support has examples if None.
+      A class that the support lacks is predicted of nothing. Of targets that
+      are numbers not looked at.
     num_eval_steps: not used.
     metrics: more such functions to be reported by `meta_grad` beside "loss".
     memory: not used.
@@ -119,7 +115,9 @@ def ridge_regression(
   del inner_optimizer, memory
   _check(num_steps, num_eval_steps)
 
-  def init(rng: PRNGKey, inputs: Array) -> Params:
+  model = forward(model)
+
+  def init(rng: PRNGKey, inputs: Any) -> Params:
     params = model.init(rng, inputs)
     dtype = jax.eval_shape(model.apply, params, inputs).dtype
     return {
@@ -128,20 +126,35 @@ def ridge_regression(
       "log_scale": jnp.zeros((), dtype),
     }
 
+  def fit(meta_params: Params, features: Array, support: Batch) -> Params:
+    targets = only_array(support.targets, "targets", "ridge_regression")
+    strength = jnp.exp(meta_params["log_strength"])
+    return ridge_fit(features, targets, num_outputs, strength, support.mask)
+
+  def scale(meta_params: Params, head: Params, features: Array) -> Array:
+    # Scaled within, so that an absent class keeps its logit.
+    factor = jnp.exp(meta_params["log_scale"])
+    return ridge_predict({**head, "scale": factor}, features)
+
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng
-    features = model.apply(meta_params["embedding"], support.inputs)
-    outputs = num_outputs or features.shape[-1]
-    strength = jnp.exp(meta_params["log_strength"])
-    head = ridge_fit(features, support.targets, outputs, strength)
-    return {**meta_params, "head": head}
+    features = model.apply(
+      meta_params["embedding"], support.inputs, mask=support.mask
+    )
+    return {**meta_params, "head": fit(meta_params, features, support)}
 
-  def predict(task_params: Params, inputs: Array) -> Array:
-    features = model.apply(task_params["embedding"], inputs)
-    scores = ridge_predict(task_params["head"], features)
-    return jnp.exp(task_params["log_scale"]) * scores
+  def predict(
+    task_params: Params, inputs: Any, mask: Array | None = None
+  ) -> Array:
+    features = model.apply(task_params["embedding"], inputs, mask=mask)
+    return scale(task_params, task_params["head"], features)
 
-  meta_loss = query_loss(adapt, predict, loss_fn, metrics)
+  def solve(
+    meta_params: Params, support: Array, query: Array, episode: Episode
+  ) -> Array:
+    return scale(meta_params, fit(meta_params, support, episode.support), query)
+
+  meta_loss = encoded_loss(model.train, solve, loss_fn, metrics, of="embedding")
   return MetaLearner(init, adapt, predict, gradient_of_mean(meta_loss))
 
 

@@ -9,6 +9,7 @@ from metajax.distillation.synthetic import (
   SyntheticSet,
   fit_synthetic,
 )
+from metajax.forward import forward
 from metajax.learners.meta_gradients import gradient_of_mean
 from metajax.types import (
   Array,
@@ -79,4 +80,6 @@ def distill_data(
     loss = objective(synthetic._replace(**fixed), episode.query, rng)
     return loss, {"loss": loss}
 
-  return MetaLearner(init, adapt, model.apply, gradient_of_mean(meta_loss))
+  return MetaLearner(
+    init, adapt, forward(model).apply, gradient_of_mean(meta_loss)
+  )

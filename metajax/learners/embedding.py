@@ -1,16 +1,22 @@
 """Metric and linear learners: one embedding for all tasks, a head for each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from metajax.forward import forward, takes_mask
 from metajax.learners.heads import Head
-from metajax.learners.meta_gradients import gradient_of_mean, query_loss
+from metajax.learners.meta_gradients import MetaLoss, gradient_of_mean
+from metajax.losses import over_examples
 from metajax.types import (
   Array,
   Batch,
+  Episode,
   LossFn,
   MetaLearner,
+  Metrics,
   Model,
   Params,
   PRNGKey,
@@ -48,25 +54,88 @@ def embedding(
   Returns:
     A `MetaLearner` whose meta-parameters are the embedding's.
   """
+  model = forward(model)
 
-  def embed(params: Params, inputs: Array) -> Array:
-    features = model.apply(params, inputs)
-    if normalize:
-      squares = jnp.square(features).sum(-1, keepdims=True)
-      features = features / jnp.sqrt(squares + 1e-12)
-    return features
+  def scaled(features: Array) -> Array:
+    if not normalize:
+      return features
+    squares = jnp.square(features).sum(-1, keepdims=True)
+    return features / jnp.sqrt(squares + 1e-12)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng
-    features = embed(meta_params, support.inputs)
-    return {
-      "embedding": meta_params,
-      "head": head.fit(features, support.targets),
-    }
+    features = model.apply(meta_params, support.inputs, mask=support.mask)
+    head_params = fit_head(head, scaled(features), support)
+    return {"embedding": meta_params, "head": head_params}
 
-  def predict(task_params: Params, inputs: Array) -> Array:
-    features = embed(task_params["embedding"], inputs)
-    return head.predict(task_params["head"], features)
+  def predict(
+    task_params: Params, inputs: Any, mask: Array | None = None
+  ) -> Array:
+    features = model.apply(task_params["embedding"], inputs, mask=mask)
+    return head.predict(task_params["head"], scaled(features))
 
-  meta_loss = query_loss(adapt, predict, loss_fn, metrics)
+  def solve(
+    meta_params: Params, support: Array, query: Array, episode: Episode
+  ) -> Array:
+    head_params = fit_head(head, scaled(support), episode.support)
+    return head.predict(head_params, scaled(query))
+
+  meta_loss = encoded_loss(model.train, solve, loss_fn, metrics)
   return MetaLearner(model.init, adapt, predict, gradient_of_mean(meta_loss))
+
+
+def fit_head(head: Head, features: Array, batch: Batch) -> Params:
+  """Fits a head, with a mask if the batch has one.
+
+  Raises:
+    ValueError: if it has one, and the head takes none.
+  """
+  if batch.mask is None:
+    return head.fit(features, batch.targets)
+  if not takes_mask(head.fit):
+    raise ValueError("head.fit: takes no `mask`, which this batch has.")
+  return head.fit(features, batch.targets, mask=batch.mask)
+
+
+def encoded_loss(
+  encode: Callable[..., tuple[Array, Params]],
+  solve: Callable[[Params, Array, Array, Episode], Array],
+  loss_fn: LossFn,
+  metrics: Mapping[str, LossFn] | None = None,
+  *,
+  of: str | None = None,
+) -> MetaLoss:
+  """Builds the meta-loss of a task whose examples are first encoded.
+
+  Support and query are encoded in training mode, the query by what the support
+  has left of the encoder's state.
+
+  Args:
+    encode: `(params, inputs, rng, *, mask) -> (features, params)`.
+    solve: `(meta_params, support features, query features, episode) ->
+      predictions` of the query.
+    loss_fn: `(predictions, targets) -> scalar`, of the query.
+    metrics: more such functions, reported beside "loss".
+    of: the encoder's key in the meta-parameters; None: they are its own.
+  """
+  report = dict(metrics or {})
+
+  def meta_loss(
+    meta_params: Params, episode: Episode, rng: PRNGKey
+  ) -> tuple[Array, Metrics, Params]:
+    support, query = episode
+    params = meta_params if of is None else meta_params[of]
+    support_key, query_key = jax.random.split(rng)
+    before, params = encode(
+      params, support.inputs, support_key, mask=support.mask
+    )
+    after, params = encode(params, query.inputs, query_key, mask=query.mask)
+    predictions = solve(meta_params, before, after, episode)
+    scores = {
+      name: over_examples(f, predictions, query.targets, query.mask)
+      for name, f in {"loss": loss_fn, **report}.items()
+    }
+    new = params if of is None else {**meta_params, of: params}
+    return scores["loss"], scores, new
+
+  return meta_loss

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 
+import jax
 import optax
 
-from metajax import inner_loop
+from metajax import inner_loop, variables
+from metajax.forward import forward
 from metajax.learners.partition import Mask, merge, split
-from metajax.types import Array, Batch, LossFn, Model, Params
+from metajax.losses import over_examples
+from metajax.types import Array, Batch, LossFn, Model, Params, PRNGKey
 
 
 def full_batch(
@@ -16,13 +19,16 @@ def full_batch(
   *,
   mask: Mask | None = None,
   first_order: bool = False,
-  memory: inner_loop.Memory = "mixed",
-) -> Callable[[Params, Batch, int], Params]:
-  """Returns `(params, batch, num_steps) -> adapted params`.
+  memory: inner_loop.Memory = "auto",
+) -> Callable[[Params, Batch, int, PRNGKey], Params]:
+  """Returns `(params, batch, num_steps, rng) -> adapted params`.
 
   ::
 
     num_steps of optimizer on  L(params; batch), the whole batch in every step
+
+  in training mode: step k draws from `fold_in(rng, k)`, and every step updates
+  the state that the parameters hold.
 
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`.
@@ -32,23 +38,32 @@ def full_batch(
     first_order: see `inner_loop.minimize`.
     memory: see `inner_loop.minimize`.
   """
+  model = forward(model)
 
-  def fit(params: Params, batch: Batch, num_steps: int) -> Params:
-    fast, slow = split(params, mask)
+  def fit(params: Params, batch: Batch, num_steps: int, rng: PRNGKey) -> Params:
+    fast, slow = split(variables.weights(params), mask)
 
-    def loss(fast: Params, step: Array) -> Array:
-      del step  # The same examples in every step.
-      predictions = model.apply(merge(fast, slow), batch.inputs)
-      return loss_fn(predictions, batch.targets)
+    def loss(fast: Params, step: Array, state: tuple) -> tuple[Array, tuple]:
+      predictions, new = model.train(
+        variables.combine(merge(fast, slow), *state, params),
+        batch.inputs,
+        jax.random.fold_in(rng, step),
+        mask=batch.mask,
+      )
+      value = over_examples(loss_fn, predictions, batch.targets, batch.mask)
+      return value, (variables.states(new),)
 
     adapted = inner_loop.minimize(
       loss,
       fast,
       optimizer,
       num_steps,
+      state=(variables.states(params),),
       first_order=first_order,
       memory=memory,
-    ).params
-    return merge(adapted, slow)
+    )
+    return variables.combine(
+      merge(adapted.params, slow), *adapted.state, params
+    )
 
   return fit

@@ -1,13 +1,23 @@
 """Classifiers fitted to the features of one task, in closed form or nearly."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
+from metajax.batches import only_array
+from metajax.numerics import check_number, wide
 from metajax.types import Array, Params
+
+# Of the largest number of a dtype: the logit of a class without examples. A
+# softmax gives it nothing, and sums and differences of it stay finite.
+ABSENT = -0.25
+# On accelerators the default product of float32 is of fewer digits.
+HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Head(NamedTuple):
@@ -17,44 +27,63 @@ class Head(NamedTuple):
   takes as many steps as it needs: it is for features that stay as they are.
 
   Attributes:
-    fit: `(features [n, d], labels [n]) -> head_params`.
+    fit: `(features [n, d], labels [n], mask=None) -> head_params`, of the
+      examples where the mask `[n]` is True.
     predict: `(head_params, features [n, d]) -> logits [n, ways]`.
   """
 
-  fit: Callable[[Array, Array], Params]
+  fit: Callable[..., Params]
   predict: Callable[[Params, Array], Array]
 
 
-def nearest_mean(ways: int) -> Head:
+def nearest_mean(ways: int | None = None) -> Head:
   """Nearest class mean by squared distance, the head of prototypical networks.
 
   ::
 
     logits_c = -|f - mean of class c|^2
 
-  A class that the support lacks has NaN for its mean, and for its logits.
+  A class that the support lacks has the logit `ABSENT`, which is finite and
+  below all others: nothing is taken for it.
+
+  Args:
+    ways: number of classes; None: as many as there are examples, which is
+      enough wherever each of the classes 0, 1, ... has one.
 
   References:
     Snell et al., `Prototypical Networks for Few-shot Learning
     <https://arxiv.org/abs/1703.05175>`_, 2017, equations 1 and 2.
   """
 
-  def fit(features: Array, labels: Array) -> Params:
-    members = jax.nn.one_hot(labels, ways, dtype=features.dtype)
-    return members.T @ features / members.sum(0)[:, None]
+  def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
+    members = _members(labels, mask, ways, wide(features).dtype)
+    counts = members.sum(0)
+    sums = jnp.matmul(members.T, wide(features), precision=HIGHEST)
+    means = sums / jnp.maximum(counts, 1)[:, None]
+    return {"means": means.astype(features.dtype), "present": counts > 0}
 
-  def predict(means: Params, features: Array) -> Array:
+  def predict(head: Params, features: Array) -> Array:
     # |f - m|^2 by one matrix product; around the means' centre, where the
     # squares cancel least.
-    centre = jnp.nanmean(means, axis=0)
-    means, features = means - centre, features - centre
+    present = head["present"][:, None]
+    centre = jnp.mean(head["means"], axis=0, where=present)
+    means = jnp.where(present, head["means"] - centre, 0)
+    features = features - centre
     own = jnp.square(features).sum(-1)[:, None]
-    return 2 * features @ means.T - jnp.square(means).sum(-1) - own
+    products = jnp.matmul(features, means.T, precision=HIGHEST)
+    logits = 2 * products - jnp.square(means).sum(-1) - own
+    return without_absent(logits, head["present"])
 
   return Head(fit, predict)
 
 
-def ridge(ways: int, strength: float = 1.0) -> Head:
+def without_absent(logits: Array, present: Array) -> Array:
+  """Gives the classes `[ways]` that are not present the logit `ABSENT`."""
+  absent = jnp.asarray(ABSENT * float(jnp.finfo(logits.dtype).max))
+  return jnp.where(present, logits, absent.astype(logits.dtype))
+
+
+def ridge(ways: int | None = None, strength: ArrayLike = 1.0) -> Head:
   """Ridge regression with an offset that is not penalised.
 
   ::
@@ -63,52 +92,73 @@ def ridge(ways: int, strength: float = 1.0) -> Head:
 
   solved in the smaller of the spaces of features and of examples (Woodbury).
   Y are the labels as one-hot vectors; labels that are numbers, `[n, ways]`, are
-  taken as they are.
+  taken as they are. A class that the support lacks has the logit `ABSENT`.
+  Products are of the highest precision that the device has.
 
   Args:
-    ways: number of classes, or of numbers to be predicted.
+    ways: number of classes; None: as many as there are examples. Of labels that
+      are numbers not looked at.
     strength: of the penalty, positive.
 
   Raises:
-    ValueError: if the strength is not positive.
+    ValueError: if the strength is known and not positive.
 
   References:
     Bertinetto et al., `Meta-learning with differentiable closed-form solvers
     <https://arxiv.org/abs/1805.08136>`_, 2019, equations 6 and 7.
   """
-  _check_strength(strength)
-  return Head(
-    lambda features, labels: ridge_fit(features, labels, ways, strength),
-    ridge_predict,
-  )
+  check_number("strength", strength, above=0)
+
+  def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
+    return ridge_fit(features, labels, ways, strength, mask)
+
+  return Head(fit, ridge_predict)
 
 
 def ridge_fit(
-  features: Array, labels: Array, ways: int, strength: Array | float
+  features: Array,
+  labels: Array,
+  ways: int | None,
+  strength: ArrayLike,
+  mask: Array | None = None,
 ) -> Params:
   """Solves `ridge`, whose strength may here be learned."""
-  # No solver is there for less.
-  dtype = jnp.promote_types(features.dtype, jnp.float32)
-  features = features.astype(dtype)
-  targets = as_vectors(labels, ways, dtype)
-  offset, centre = targets.mean(0), features.mean(0)
-  x, y = features - centre, targets - offset
-  n, d = x.shape
-  if n < d:
-    dual = jnp.linalg.solve(x @ x.T + strength * jnp.eye(n, dtype=x.dtype), y)
-    weights = x.T @ dual
+  features = wide(features)  # No solver is there for less.
+  is_class = jnp.issubdtype(labels.dtype, jnp.integer)
+  if is_class:
+    targets = _members(labels, mask, ways, features.dtype)
   else:
-    gram = x.T @ x + strength * jnp.eye(d, dtype=x.dtype)
-    weights = jnp.linalg.solve(gram, x.T @ y)
-  return {"weights": weights, "offset": offset - centre @ weights}
+    targets = as_vectors(labels, 0, features.dtype)
+  real = jnp.ones(len(features), features.dtype)
+  if mask is not None:
+    real = mask.astype(features.dtype)
+  count = jnp.maximum(real.sum(), 1)
+  rows = real[:, None]
+  offset, centre = ((rows * z).sum(0) / count for z in (targets, features))
+  # A row of padding is zero on both sides.
+  x, y = rows * (features - centre), rows * (targets - offset)
+  n, d = x.shape
+  product = functools.partial(jnp.matmul, precision=HIGHEST)
+  if n < d:
+    gram = product(x, x.T) + strength * jnp.eye(n, dtype=x.dtype)
+    weights = product(x.T, jnp.linalg.solve(gram, y))
+  else:
+    gram = product(x.T, x) + strength * jnp.eye(d, dtype=x.dtype)
+    weights = jnp.linalg.solve(gram, product(x.T, y))
+  head = {"weights": weights, "offset": offset - product(centre, weights)}
+  return {**head, "present": targets.any(0)} if is_class else head
 
 
-def ridge_predict(params: Params, features: Array) -> Array:
-  """Predicts by what `ridge_fit` has found."""
-  return features @ params["weights"] + params["offset"]
+def ridge_predict(head: Params, features: Array) -> Array:
+  """Predicts by what `ridge_fit` has found, times its "scale" if it has one."""
+  products = jnp.matmul(features, head["weights"], precision=HIGHEST)
+  scores = head.get("scale", 1) * (products + head["offset"])
+  if "present" not in head:
+    return scores
+  return without_absent(scores, head["present"])
 
 
-def logistic(ways: int, strength: float = 1.0, num_steps: int = 50) -> Head:
+def logistic(ways: int, strength: ArrayLike = 1.0, num_steps: int = 50) -> Head:
   """Multinomial logistic regression, by L-BFGS.
 
   ::
@@ -123,20 +173,22 @@ def logistic(ways: int, strength: float = 1.0, num_steps: int = 50) -> Head:
     num_steps: iterations; 50 suffice for features of length about 1.
 
   Raises:
-    ValueError: if the strength is not positive.
+    ValueError: if the strength is known and not positive.
 
   References:
     Tian et al., `Rethinking Few-Shot Image Classification: a Good Embedding Is
     All You Need? <https://arxiv.org/abs/2003.11539>`_, 2020, section 3.2.
   """
-  _check_strength(strength)
+  check_number("strength", strength, above=0)
   optimizer = optax.lbfgs()
 
-  def fit(features: Array, labels: Array) -> Params:
+  def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
     def loss(params: Params) -> Array:
       losses = optax.softmax_cross_entropy_with_integer_labels(
         predict(params, features), labels
       )
+      if mask is not None:
+        losses = jnp.where(mask, losses, 0)
       penalty = jnp.square(params["weights"]).sum()
       return losses.sum() + strength / 2 * penalty
 
@@ -171,6 +223,14 @@ def as_vectors(targets: Array, num_outputs: int, dtype: Any) -> Array:
   return targets.reshape(len(targets), -1).astype(dtype)
 
 
-def _check_strength(strength: float) -> None:
-  if not strength > 0:
-    raise ValueError(f"strength={strength}: must be above 0.")
+def _members(
+  labels: Array, mask: Array | None, ways: int | None, dtype: Any
+) -> Array:
+  """Which example is of which class, `[n, ways]`; padding is of none."""
+  labels = only_array(labels, "targets", "a head of classes")
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(
+      f"targets: {labels.dtype} given, must be integers, the classes."
+    )
+  members = jax.nn.one_hot(labels, ways or len(labels), dtype=dtype)
+  return members if mask is None else members * mask[:, None].astype(dtype)

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
 
-from metajax import inner_loop
-from metajax.learners.meta_gradients import mean_of_gradients, query_loss
+from metajax import inner_loop, variables
+from metajax.forward import forward
+from metajax.learners.meta_gradients import mean_of_gradients, training_loss
+from metajax.losses import over_examples
+from metajax.numerics import check_number, wide
 from metajax.types import (
   Array,
   Batch,
@@ -33,7 +36,7 @@ def imaml(
   cg_steps: int = 5,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Model-agnostic meta-learning with implicit gradients (iMAML).
 
@@ -67,8 +70,8 @@ def imaml(
     A `MetaLearner`, whose task parameters are a tree like its meta-parameters.
 
   Raises:
-    ValueError: for a negative number of steps, or a strength that is not
-      positive.
+    ValueError: for a negative number of steps, or a strength that is known and
+      not positive.
 
   References:
     Rajeswaran et al., `Meta-Learning with Implicit Gradients
@@ -79,46 +82,75 @@ def imaml(
   inner_loop.check_steps(
     num_steps=num_steps, num_eval_steps=num_eval_steps, cg_steps=cg_steps
   )
-  if not strength > 0:
-    raise ValueError(f"strength={strength}: must be above 0.")
+  check_number("strength", strength, above=0)
+  model = forward(model)
   # Of parameters that are adapted already.
-  query = query_loss(lambda phi, *_: phi, model.apply, loss_fn, metrics)
+  query = training_loss(lambda phi, *_: phi, model.train, loss_fn, metrics)
 
-  def loss_of(params: Params, batch: Batch) -> Array:
-    return loss_fn(model.apply(params, batch.inputs), batch.targets)
+  def loss_of(
+    params: Params, batch: Batch, rng: PRNGKey
+  ) -> tuple[Array, Params]:
+    predictions, new = model.train(params, batch.inputs, rng, mask=batch.mask)
+    loss = over_examples(loss_fn, predictions, batch.targets, batch.mask)
+    return loss, variables.states(new)
 
-  def fit(meta_params: Params, support: Batch, num_steps: int) -> Params:
-    def loss(params: Params, step: Array) -> Array:
-      del step  # The same examples in every step.
-      way = jax.tree.map(jnp.subtract, params, meta_params)
+  def fit(
+    meta_params: Params, support: Batch, num_steps: int, rng: PRNGKey
+  ) -> Params:
+    start = variables.weights(meta_params)
+
+    def loss(params: Params, step: Array, state: tuple) -> tuple[Array, tuple]:
+      way = jax.tree.map(jnp.subtract, params, start)
       distance = optax.tree.norm(way, squared=True)
-      return loss_of(params, support) + strength / 2 * distance
+      whole = variables.combine(params, *state, meta_params)
+      value, new = loss_of(whole, support, jax.random.fold_in(rng, step))
+      return value + strength / 2 * distance, (new,)
 
-    return inner_loop.minimize(
-      loss, meta_params, inner_optimizer, num_steps
-    ).params
+    adapted = inner_loop.minimize(
+      loss,
+      start,
+      inner_optimizer,
+      num_steps,
+      state=(variables.states(meta_params),),
+    )
+    return variables.combine(adapted.params, *adapted.state, meta_params)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    del rng
-    return fit(meta_params, support, num_eval_steps)
+    return fit(meta_params, support, num_eval_steps, rng)
 
   def estimate(
     meta_params: Params, episode: Episode, rng: PRNGKey
   ) -> tuple[Params, Metrics]:
-    support = episode.support
-    phi = fit(meta_params, support, num_steps)
-    grads, scores = jax.grad(query, has_aux=True)(phi, episode, rng)
+    fit_key, hessian_key, query_key = jax.random.split(rng, 3)
+    phi = fit(meta_params, episode.support, num_steps, fit_key)
+    at = variables.weights(phi)
+
+    def query_of(weights: Params) -> tuple[Array, tuple]:
+      whole = variables.combine(weights, phi)
+      loss, scores, new = query(whole, episode, query_key)
+      return loss, (scores, variables.states(new))
+
+    def support_of(weights: Params) -> Array:
+      whole = variables.combine(weights, phi)
+      return loss_of(whole, episode.support, hessian_key)[0]
+
+    grads, (scores, state) = jax.grad(query_of, has_aux=True)(at)
 
     def system(x: Params) -> Params:
-      slope = jax.grad(lambda params: loss_of(params, support))
-      _, product = jax.jvp(slope, (phi,), (x,))  # H x
+      narrow = jax.tree.map(lambda v, like: v.astype(like.dtype), x, at)
+      _, product = jax.jvp(jax.grad(support_of), (at,), (narrow,))  # H x
       return jax.tree.map(
-        lambda v, hv: (1 + damping) * v + hv / strength, x, product
+        lambda v, hv: ((1 + damping) * v + wide(hv) / strength).astype(v.dtype),
+        x,
+        product,
       )
 
     # Its tolerance is never reached in so few steps, or it is and all is well.
-    solution, _ = cg(system, grads, x0=grads, maxiter=cg_steps)
-    return solution, scores
+    # In float32 at least, whatever the parameters are.
+    start = jax.tree.map(wide, grads)
+    solution, _ = cg(system, start, x0=start, maxiter=cg_steps)
+    solution = jax.tree.map(lambda v, like: v.astype(like.dtype), solution, at)
+    return variables.combine(solution, state, meta_params), scores
 
   return MetaLearner(
     model.init, adapt, model.apply, mean_of_gradients(estimate)

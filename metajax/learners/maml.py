@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import optax
 
 from metajax import inner_loop
+from metajax.forward import forward
 from metajax.learners.full_batch import full_batch
-from metajax.learners.meta_gradients import gradient_of_mean, query_loss
+from metajax.learners.meta_gradients import gradient_of_mean, training_loss
 from metajax.learners.partition import Mask
 from metajax.types import (
   Batch,
@@ -28,7 +29,7 @@ def maml(
   mask: Mask | None = None,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Model-agnostic meta-learning (MAML), first-order (FOMAML), ANIL and BOIL.
 
@@ -77,6 +78,7 @@ def maml(
   """
   num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
   inner_loop.check_steps(num_steps=num_steps, num_eval_steps=num_eval_steps)
+  model = forward(model)
   fit = full_batch(
     model,
     loss_fn,
@@ -87,14 +89,12 @@ def maml(
   )
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    del rng
-    return fit(meta_params, support, num_eval_steps)
+    return fit(meta_params, support, num_eval_steps, rng)
 
   def train(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    del rng
-    return fit(meta_params, support, num_steps)
+    return fit(meta_params, support, num_steps, rng)
 
-  meta_loss = query_loss(train, model.apply, loss_fn, metrics)
+  meta_loss = training_loss(train, model.train, loss_fn, metrics)
   return MetaLearner(
     model.init, adapt, model.apply, gradient_of_mean(meta_loss)
   )

@@ -1,14 +1,19 @@
 """MAML++: what makes MAML train faster and better, each part a switch."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.typing import ArrayLike
 
-from metajax import inner_loop
+from metajax import inner_loop, variables
+from metajax.forward import forward
 from metajax.learners.meta_gradients import MetaGrad, gradient_of_mean
-from metajax.learners.partition import merge, normalization, split
+from metajax.learners.partition import Mask, merge, normalization, split
+from metajax.losses import over_examples
 from metajax.types import (
   Array,
   Batch,
@@ -32,12 +37,12 @@ def maml_plus_plus(
   num_steps: int,
   *,
   learned_rates: bool = True,
-  step_normalization: bool = True,
+  step_normalization: bool | Mask = True,
   multi_step_loss: int = 0,
   first_order_until: int = 0,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """MAML++ (Antoniou et al. 2019); with all switches off it is MAML.
 
@@ -63,13 +68,13 @@ def maml_plus_plus(
   normalisation is what `models.normalization` does.
 
   Args:
-    model: pure `init(rng, inputs)` and `apply(params, inputs)`; normalisation
-      layers are known by flax's names for them.
+    model: pure `init(rng, inputs)` and `apply(params, inputs)`.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
     inner_optimizer: any optax optimizer; the paper's is SGD.
     num_steps: K, inner steps in training, at least 1; the paper takes 5.
     learned_rates: see above.
-    step_normalization: see above.
+    step_normalization: see above; which parameters those are is
+      `partition.normalization`, or a mask as `partition.split` takes it.
     multi_step_loss: meta-steps, see above; the paper's is 1/15 of the training
       in the authors' code; 0: never.
     first_order_until: meta-steps, see above; the paper's is 1/3 of the
@@ -99,41 +104,65 @@ def maml_plus_plus(
     multi_step_loss=multi_step_loss,
     first_order_until=first_order_until,
   )
+  model = forward(model)
   if num_steps < 1:
     raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
-  if num_eval_steps > num_steps and (learned_rates or step_normalization):
+  own_normalization = step_normalization is not False
+  if num_eval_steps > num_steps and (learned_rates or own_normalization):
     raise ValueError(
       f"num_eval_steps={num_eval_steps}: must be at most num_steps={num_steps},"
       " since each step has parameters of its own."
     )
   report = {"loss": loss_fn, **(metrics or {})}
 
-  def adapts(params: Params) -> Params:
-    fixed = normalization(params)
-    return jax.tree.map(lambda x: not (x and step_normalization), fixed)
+  of_steps = normalization if step_normalization is True else step_normalization
+
+  def parts(params: Params) -> tuple[Params, Params]:
+    """Splits weights into those that adapt and those of the steps."""
+    weights = variables.weights(params)
+    if not own_normalization:
+      return split(weights, None)
+    slow, fast = split(weights, of_steps)
+    return fast, slow
 
   def init(rng: PRNGKey, inputs: Array) -> Params:
-    fast, slow = split(model.init(rng, inputs), adapts)
+    params = model.init(rng, inputs)
+    fast, slow = parts(params)
     stacked = jax.tree.map(lambda x: jnp.stack([x] * num_steps), slow)
+    params = variables.combine(merge(fast, stacked), params)
     if not learned_rates:
-      return {"params": merge(fast, stacked)}
-    rates = jax.tree.map(lambda x: jnp.ones(num_steps, x.dtype), fast)
-    return {"params": merge(fast, stacked), "rates": rates}
+      return {"params": params}
+    rates = jax.tree.map(
+      lambda x: jnp.ones(num_steps, jnp.result_type(x)), fast
+    )
+    return {"params": params, "rates": rates}
 
   def run(
     meta_params: Params,
     support: Batch,
     steps: int,
+    rng: PRNGKey,
     *,
     first_order: bool = False,
-    observe: Callable[[Params], Metrics] | None = None,
+    observe: Callable[[Params], Any] | None = None,
   ) -> tuple[inner_loop.InnerLoop, Params]:
-    """Returns what the inner loop does, and what belongs to its steps."""
-    fast, slow = split(meta_params["params"], adapts)
+    """Returns what the inner loop does, and the model's parameters after it."""
+    params = meta_params["params"]
+    fast, slow = parts(params)
 
-    def loss(fast: Params, step: Array) -> Array:
-      params = _at(fast, slow, step)
-      return loss_fn(model.apply(params, support.inputs), support.targets)
+    def whole(fast: Params, step: Array | int, state: tuple) -> Params:
+      at = jax.tree.map(lambda x: x[step], slow)
+      return variables.combine(merge(fast, at), *state, params)
+
+    def loss(fast: Params, step: Array, state: tuple) -> tuple[Array, tuple]:
+      predictions, new = model.train(
+        whole(fast, step, state),
+        support.inputs,
+        jax.random.fold_in(rng, step),
+        mask=support.mask,
+      )
+      value = over_examples(loss_fn, predictions, support.targets, support.mask)
+      return value, (variables.states(new),)
 
     optimizer = inner_optimizer
     if learned_rates:
@@ -143,43 +172,51 @@ def maml_plus_plus(
       fast,
       optimizer,
       steps,
+      state=(variables.states(params),),
       first_order=first_order,
       memory=memory,
-      observe=observe and (lambda fast, k: observe(_at(fast, slow, k))),
+      observe=observe and (lambda *seen: observe(whole(*seen))),
     )
-    return loop, slow
+    return loop, whole(loop.params, max(steps - 1, 0), loop.state)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    del rng
-    loop, slow = run(meta_params, support, num_eval_steps)
-    return _at(loop.params, slow, max(num_eval_steps - 1, 0))
+    return run(meta_params, support, num_eval_steps, rng)[1]
 
-  def meta_grad_at(step: Array, several: bool, first_order: bool) -> MetaGrad:
+  def meta_grad_at(
+    step: ArrayLike, several: bool, first_order: bool
+  ) -> MetaGrad:
     def meta_loss(
       meta_params: Params, episode: Episode, rng: PRNGKey
-    ) -> tuple[Array, Metrics]:
-      del rng
+    ) -> tuple[Array, Metrics, Params]:
+      adapt_key, query_key = jax.random.split(rng)
+      inputs, targets, mask = episode.query
 
-      def scores(params: Params) -> Metrics:
-        predictions = model.apply(params, episode.query.inputs)
-        return {
-          name: f(predictions, episode.query.targets)
+      def scores(params: Params) -> tuple[Metrics, Params]:
+        predictions, new = model.train(params, inputs, query_key, mask=mask)
+        found = {
+          name: over_examples(f, predictions, targets, mask)
           for name, f in report.items()
         }
+        return found, variables.states(new)
 
-      loop, slow = run(
+      loop, adapted = run(
         meta_params,
         episode.support,
         num_steps,
+        adapt_key,
         first_order=first_order,
         observe=scores if several else None,
       )
-      if not several:
-        last = scores(_at(loop.params, slow, num_steps - 1))
-        return last["loss"], last
-      weights = importance(num_steps, step / multi_step_loss)
-      last = jax.tree.map(lambda x: x[-1], loop.observed)
-      return weights.astype(last["loss"].dtype) @ loop.observed["loss"], last
+      if several:
+        found, state = jax.tree.map(lambda x: x[-1], loop.observed)
+        losses = loop.observed[0]["loss"]
+        weights = importance(num_steps, step / multi_step_loss)
+        loss = weights.astype(losses.dtype) @ losses
+      else:
+        found, state = scores(adapted)
+        loss = found["loss"]
+      params = variables.combine(state, meta_params["params"])
+      return loss, found, {**meta_params, "params": params}
 
     return gradient_of_mean(meta_loss)
 
@@ -196,11 +233,12 @@ def maml_plus_plus(
 
     return MetaLearner(init, adapt, model.apply, meta_grad)
 
-  in_the_end = meta_grad_at(jnp.int32(0), False, False)
+  # numpy's, so that building a learner touches no device.
+  in_the_end = meta_grad_at(np.int32(0), False, False)
   return MetaLearner(init, adapt, model.apply, in_the_end, schedule)
 
 
-def importance(num_steps: int, done: Array | float) -> Array:
+def importance(num_steps: int, done: ArrayLike) -> Array:
   """How much the query loss after each inner step counts in training.
 
   ::
@@ -221,11 +259,6 @@ def importance(num_steps: int, done: Array | float) -> Array:
   other = jnp.maximum((1 - done) / num_steps, least)
   weights = jnp.full(num_steps, other)
   return weights.at[-1].set(1 - (num_steps - 1) * other)
-
-
-def _at(fast: Params, slow: Params, step: Array | int) -> Params:
-  """The model's parameters with what belongs to a step."""
-  return merge(fast, jax.tree.map(lambda x: x[step], slow))
 
 
 def _scale_by(rates: Params) -> optax.GradientTransformation:

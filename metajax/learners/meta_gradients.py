@@ -1,10 +1,14 @@
 """The two ways to make a chunk's meta-gradient from a function of one task."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from metajax import variables
+from metajax.batches import num_tasks
+from metajax.forward import with_mask
+from metajax.losses import over_examples
 from metajax.types import (
   Array,
   Batch,
@@ -16,12 +20,13 @@ from metajax.types import (
 )
 
 MetaGrad = Callable[[Params, Episode, PRNGKey], tuple[Params, Metrics]]
-MetaLoss = Callable[[Params, Episode, PRNGKey], tuple[Array, Metrics]]
+# (meta_params, episode, rng) -> (scalar, metrics[, meta_params of new state])
+MetaLoss = Callable[[Params, Episode, PRNGKey], tuple[Any, ...]]
 
 
 def query_loss(
   adapt: Callable[[Params, Batch, PRNGKey], Params],
-  predict: Callable[[Params, Array], Array],
+  predict: Callable[..., Any],
   loss_fn: LossFn,
   metrics: Mapping[str, LossFn] | None = None,
 ) -> MetaLoss:
@@ -40,17 +45,54 @@ def query_loss(
   Returns:
     `meta_loss(meta_params, episode, rng) -> (scalar, metrics)`.
   """
+  predict = with_mask(predict)
+
+  def query(task_params, inputs, rng, *, mask=None):
+    del rng
+    return predict(task_params, inputs, mask=mask), None
+
+  return training_loss(adapt, query, loss_fn, metrics)
+
+
+def training_loss(
+  adapt: Callable[[Params, Batch, PRNGKey], Params],
+  query: Callable[..., tuple[Any, Params]],
+  loss_fn: LossFn,
+  metrics: Mapping[str, LossFn] | None = None,
+  *,
+  of: str | None = None,
+) -> MetaLoss:
+  """As `query_loss`, with a pass in training over the query.
+
+  Args:
+    adapt: `(meta_params, support, rng) -> task_params`, to be differentiated.
+    query: `(task_params, inputs, rng, *, mask) -> (predictions, params)`, the
+      latter with new state; None: there is no state.
+    loss_fn: `(predictions, targets) -> scalar`.
+    metrics: more such functions, reported beside "loss".
+    of: whose parameters those are that `query` returns, a key of the
+      meta-parameters; None: they are the meta-parameters.
+
+  Returns:
+    `meta_loss(meta_params, episode, rng) -> (scalar, metrics, meta_params)`.
+  """
   report = dict(metrics or {})
 
   def meta_loss(
     meta_params: Params, episode: Episode, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
-    task_params = adapt(meta_params, episode.support, rng)
-    predictions = predict(task_params, episode.query.inputs)
-    targets = episode.query.targets
-    loss = loss_fn(predictions, targets)
-    extra = {name: f(predictions, targets) for name, f in report.items()}
-    return loss, {"loss": loss, **extra}
+  ) -> tuple[Array, Metrics, Params]:
+    adapt_key, query_key = jax.random.split(rng)
+    task_params = adapt(meta_params, episode.support, adapt_key)
+    inputs, targets, mask = episode.query
+    predictions, new = query(task_params, inputs, query_key, mask=mask)
+    loss = over_examples(loss_fn, predictions, targets, mask)
+    extra = {
+      name: over_examples(f, predictions, targets, mask)
+      for name, f in report.items()
+    }
+    if of is not None and new is not None:
+      new = {**meta_params, of: new}
+    return loss, {"loss": loss, **extra}, new
 
   return meta_loss
 
@@ -67,7 +109,9 @@ def gradient_of_mean(meta_loss: MetaLoss) -> MetaGrad:
   cannot do.
 
   Args:
-    meta_loss: `(meta_params, episode, rng) -> (scalar, metrics)`, one task.
+    meta_loss: `(meta_params, episode, rng) -> (scalar, metrics)`, one task. A
+      third result may be the meta-parameters with new state (or None); the
+      mean of the tasks' states becomes that of the gradient.
 
   Returns:
     `meta_grad(meta_params, episodes, rng) -> (grads, metrics)`, where
@@ -76,11 +120,21 @@ def gradient_of_mean(meta_loss: MetaLoss) -> MetaGrad:
   """
 
   def meta_grad(meta_params, episodes, rng):
-    def mean_loss(params):
-      losses, metrics = _over_tasks(meta_loss, params, episodes, rng)
-      return losses.mean(), _mean(metrics)
+    def one(params, episode, key):
+      loss, metrics, *rest = meta_loss(params, episode, key)
+      new = variables.states(rest[0]) if rest and rest[0] is not None else None
+      return loss, metrics, new
 
-    return jax.grad(mean_loss, has_aux=True)(meta_params)
+    def mean_loss(weights):
+      params = variables.combine(weights, meta_params)
+      losses, metrics, new = _over_tasks(one, params, episodes, rng)
+      return losses.mean(), (variables.mean(metrics), variables.mean(new))
+
+    grads, (metrics, new) = jax.grad(mean_loss, has_aux=True)(
+      variables.weights(meta_params)
+    )
+    state = meta_params if new is None else new
+    return variables.combine(grads, state), metrics
 
   return meta_grad
 
@@ -98,23 +152,19 @@ def mean_of_gradients(
   `theta - adapted`, or whose gradient is found another way (implicit solves).
 
   Args:
-    estimator: `(meta_params, episode, rng) -> (grads, metrics)`, one task.
+    estimator: `(meta_params, episode, rng) -> (grads, metrics)`, one task; in
+      the `State` nodes of its gradient stands the new state.
 
   Returns:
     `meta_grad`, with shapes and keys as in `gradient_of_mean`.
   """
 
   def meta_grad(meta_params, episodes, rng):
-    return _mean(_over_tasks(estimator, meta_params, episodes, rng))
+    return variables.mean(_over_tasks(estimator, meta_params, episodes, rng))
 
   return meta_grad
 
 
 def _over_tasks(fn, params, episodes, rng):
-  num_tasks = jax.tree.leaves(episodes)[0].shape[0]
-  keys = jax.random.split(rng, num_tasks)
+  keys = jax.random.split(rng, num_tasks(episodes))
   return jax.vmap(fn, in_axes=(None, 0, 0))(params, episodes, keys)
-
-
-def _mean(tree):
-  return jax.tree.map(lambda x: jnp.mean(x, axis=0), tree)

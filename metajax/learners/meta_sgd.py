@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import inner_loop
+from metajax import inner_loop, variables
+from metajax.forward import forward
 from metajax.learners.full_batch import full_batch
-from metajax.learners.meta_gradients import gradient_of_mean, query_loss
+from metajax.learners.meta_gradients import gradient_of_mean, training_loss
 from metajax.types import (
   Array,
   Batch,
@@ -28,7 +29,7 @@ def meta_sgd(
   *,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Meta-SGD, MAML that learns how far each parameter goes, and which way.
 
@@ -64,11 +65,16 @@ def meta_sgd(
   num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
   inner_loop.check_steps(num_steps=num_steps, num_eval_steps=num_eval_steps)
 
+  model = forward(model)
+
   def init(rng: PRNGKey, inputs: Array) -> Params:
     params = model.init(rng, inputs)
-    return {"params": params, "rates": jax.tree.map(jnp.ones_like, params)}
+    rates = jax.tree.map(jnp.ones_like, variables.weights(params))
+    return {"params": params, "rates": rates}
 
-  def fit(meta_params: Params, support: Batch, num_steps: int) -> Params:
+  def fit(
+    meta_params: Params, support: Batch, num_steps: int, rng: PRNGKey
+  ) -> Params:
     rates = meta_params["rates"]
     optimizer = optax.chain(
       inner_optimizer,
@@ -77,15 +83,13 @@ def meta_sgd(
       ),
     )
     learn = full_batch(model, loss_fn, optimizer, memory=memory)
-    return learn(meta_params["params"], support, num_steps)
+    return learn(meta_params["params"], support, num_steps, rng)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    del rng
-    return fit(meta_params, support, num_eval_steps)
+    return fit(meta_params, support, num_eval_steps, rng)
 
   def train(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    del rng
-    return fit(meta_params, support, num_steps)
+    return fit(meta_params, support, num_steps, rng)
 
-  meta_loss = query_loss(train, model.apply, loss_fn, metrics)
+  meta_loss = training_loss(train, model.train, loss_fn, metrics, of="params")
   return MetaLearner(init, adapt, model.apply, gradient_of_mean(meta_loss))

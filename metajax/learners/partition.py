@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from metajax.types import Params
 
@@ -12,7 +13,9 @@ from metajax.types import Params
 Mask = Any | Callable[[Params], Any]
 
 _DENSE = re.compile(r"Dense_(\d+)")
-_NORM = re.compile(r"(Batch|Layer|Group)Norm_\d+")
+# Normalisations of flax by their own names, and the names in use for others:
+# bn1, norm, layer_norm, InstanceNorm_0, ...
+_NORM = re.compile(r"(?i)(\w*norm|[bligr]n)_?\d*")
 
 
 def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
@@ -34,9 +37,16 @@ def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
   mask = mask(params) if callable(mask) else mask
   if not any(jax.tree.leaves(mask)):
     raise ValueError("mask: is False everywhere, so that nothing adapts.")
-  fast = jax.tree.map(lambda x, adapts: x if adapts else None, params, mask)
-  slow = jax.tree.map(lambda x, adapts: None if adapts else x, params, mask)
-  return fast, slow
+
+  def keep(chosen: bool) -> Params:
+    return jax.tree.map(
+      lambda x, adapts: x if x is not None and adapts is chosen else None,
+      params,
+      jax.tree.map(bool, mask),
+      is_leaf=lambda x: x is None,
+    )
+
+  return keep(True), keep(False)
 
 
 def merge(fast: Params, slow: Params) -> Params:
@@ -53,12 +63,13 @@ def last_layer(params: Params) -> Params:
 
   Raises:
     ValueError: if no layer is called so, or several inner models have such
-      layers and the outer one has none; then give a mask of your own.
+      layers and the outer one has none, or another dense layer beside them has
+      a name of its own; then give a mask of your own.
   """
   layers = {}  # Numbers by where the layer is.
   for path in _paths(params):
     for i, key in enumerate(path):
-      if m := _DENSE.fullmatch(str(getattr(key, "key", ""))):
+      if m := _DENSE.fullmatch(_key(key)):
         layers[path[: i + 1]] = int(m[1])
         break
   if not layers:
@@ -72,6 +83,14 @@ def last_layer(params: Params) -> Params:
       "mask: several inner models have layers Dense_0, ..., and any may be the "
       "last; give a mask of your own."
     )
+  (parent,) = {path[:-1] for path in outer}
+  for path, leaf in jax.tree.leaves_with_path(params):
+    beside = len(path) == depth + 1 and path[:-2] == parent
+    if beside and path[:depth] not in outer and jnp.ndim(leaf) == 2:
+      raise ValueError(
+        f"mask: beside Dense_0, ... there is a layer {_key(path[-2])}, and "
+        "either may be the last; give a mask of your own."
+      )
   last = max(outer, key=lambda path: outer[path])
   return jax.tree.map_with_path(lambda path, _: path[:depth] == last, params)
 
@@ -82,13 +101,25 @@ def all_but_last_layer(params: Params) -> Params:
 
 
 def normalization(params: Params) -> Params:
-  """Masks the normalisations of a flax model: `BatchNorm_0`, ..."""
-  return jax.tree.map_with_path(
-    lambda path, _: any(
-      _NORM.fullmatch(str(getattr(key, "key", ""))) for key in path
-    ),
-    params,
+  """Masks normalisations by their names: `BatchNorm_0`, `bn1`, `RMSNorm`, ...
+
+  Raises:
+    ValueError: if nothing is called so; then give a mask of your own.
+  """
+  mask = jax.tree.map_with_path(
+    lambda path, _: any(_NORM.fullmatch(_key(key)) for key in path), params
   )
+  if not any(jax.tree.leaves(mask)):
+    raise ValueError(
+      "mask: no layer is called like a normalisation (BatchNorm_0, bn1, norm, "
+      "...); give a mask of your own, or switch off what needs one."
+    )
+  return mask
+
+
+def _key(key: Any) -> str:
+  """The name in a path of a dictionary, an object or a sequence."""
+  return str(getattr(key, "key", getattr(key, "name", "")))
 
 
 def _paths(params: Params) -> list[tuple]:

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from metajax import inner_loop
+from metajax.batches import concatenate, only_array
+from metajax.forward import forward
 from metajax.learners.heads import as_vectors
 from metajax.learners.meta_gradients import gradient_of_mean
+from metajax.losses import over_examples
 from metajax.models.recurrent import Cell, Recurrent
 from metajax.models.recurrent import recurrent as recurrent_network
 from metajax.types import (
@@ -45,15 +48,21 @@ class SequenceLearner(NamedTuple):
     start: `(params, inputs) -> Memory` of one who has read nothing; of the
       inputs only the shape is used.
     read: `(params, memory, batch) -> (predictions [n, outputs], memory)`, the
-      predictions made before the label is seen.
+      predictions made before the label is seen. Padding leaves the memory as it
+      is.
     predict: `(params, memory, inputs [n, ...]) -> [n, outputs]`, each input as
       if it came next.
+    read_features: as `read`, `(params, memory, features, targets, mask)`, of
+      examples that are encoded already.
+    predict_features: as `predict`, of features.
   """
 
   init: Callable[[PRNGKey, Array], Params]
   start: Callable[[Params, Array], Memory]
   read: Callable[[Params, Memory, Batch], tuple[Array, Memory]]
-  predict: Callable[[Params, Memory, Array], Array]
+  predict: Callable[..., Array]
+  read_features: Callable[..., tuple[Array, Memory]]
+  predict_features: Callable[[Params, Memory, Array], Array]
 
 
 def sequence_learner(
@@ -83,15 +92,15 @@ def sequence_learner(
     Hochreiter et al., `Learning to Learn Using Gradient Descent
     <https://doi.org/10.1007/3-540-44668-0_13>`_, 2001.
   """
-
-  def network_of(features: Array) -> Recurrent:
-    outputs = features.shape[-1] if num_outputs is None else num_outputs
-    return recurrent_network(outputs, units=units, cell=cell)
+  model = forward(model)
 
   def outputs_of(features: Array) -> int:
     return features.shape[-1] if num_outputs is None else num_outputs
 
-  def init(rng: PRNGKey, inputs: Array) -> Params:
+  def network_of(features: Array) -> Recurrent:
+    return recurrent_network(outputs_of(features), units=units, cell=cell)
+
+  def init(rng: PRNGKey, inputs: Any) -> Params:
     model_key, network_key = jax.random.split(rng)
     params = model.init(model_key, inputs)
     features = model.apply(params, inputs)
@@ -102,32 +111,39 @@ def sequence_learner(
       "network": network_of(features).init(network_key, example),
     }
 
-  def start(params: Params, inputs: Array) -> Memory:
+  def start(params: Params, inputs: Any) -> Memory:
     features = jax.eval_shape(model.apply, params["model"], inputs)
     zeros = jnp.zeros(outputs_of(features), features.dtype)
     state = network_of(features).start()
     return Memory(_cast(state, features.dtype), zeros)
 
-  def read(
-    params: Params, memory: Memory, batch: Batch
+  def read_features(
+    params: Params,
+    memory: Memory,
+    features: Array,
+    targets: Any,
+    mask: Array | None = None,
   ) -> tuple[Array, Memory]:
-    features = model.apply(params["model"], batch.inputs)
     network = network_of(features)
-    labels = as_vectors(batch.targets, outputs_of(features), features.dtype)
-    before = jnp.concatenate([memory.label[None], labels[:-1]])
+    targets = only_array(targets, "targets", "a sequence learner")
+    labels = as_vectors(targets, outputs_of(features), features.dtype)
+    is_real = jnp.ones(len(features), bool) if mask is None else mask
 
-    def one(state: Any, inputs: Array) -> tuple[Any, Array]:
-      hidden, new = network.read(params["network"], state, inputs)
-      return _cast(new, features.dtype), hidden
+    def one(memory: Memory, example: tuple) -> tuple[Memory, Array]:
+      feature, label, is_real = example
+      inputs = jnp.concatenate([feature, memory.label])
+      hidden, state = network.read(params["network"], memory.state, inputs)
+      new = Memory(_cast(state, features.dtype), label)
+      if mask is not None:
+        new = jax.tree.map(lambda a, b: jnp.where(is_real, a, b), new, memory)
+      return new, hidden
 
-    state, hidden = jax.lax.scan(
-      one, memory.state, jnp.concatenate([features, before], axis=-1)
-    )
-    predictions = network.head(params["network"], hidden)
-    return predictions, Memory(state, labels[-1])
+    memory, hidden = jax.lax.scan(one, memory, (features, labels, is_real))
+    return network.head(params["network"], hidden), memory
 
-  def predict(params: Params, memory: Memory, inputs: Array) -> Array:
-    features = model.apply(params["model"], inputs)
+  def predict_features(
+    params: Params, memory: Memory, features: Array
+  ) -> Array:
     network = network_of(features)
     # Each from the same memory.
     state, label = jax.tree.map(
@@ -138,7 +154,21 @@ def sequence_learner(
     )
     return network.head(params["network"], hidden)
 
-  return SequenceLearner(init, start, read, predict)
+  def read(
+    params: Params, memory: Memory, batch: Batch
+  ) -> tuple[Array, Memory]:
+    features = model.apply(params["model"], batch.inputs, mask=batch.mask)
+    return read_features(params, memory, features, batch.targets, batch.mask)
+
+  def predict(
+    params: Params, memory: Memory, inputs: Any, mask: Array | None = None
+  ) -> Array:
+    features = model.apply(params["model"], inputs, mask=mask)
+    return predict_features(params, memory, features)
+
+  return SequenceLearner(
+    init, start, read, predict, read_features, predict_features
+  )
 
 
 def recurrent(
@@ -152,7 +182,7 @@ def recurrent(
   cell: Cell = "lstm",
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Learns by reading: adaptation is a hidden state, not a gradient step.
 
@@ -190,6 +220,7 @@ def recurrent(
   learner = sequence_learner(
     model, num_outputs=num_outputs, units=units, cell=cell
   )
+  encoder = forward(model)
   report = dict(metrics or {})
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
@@ -198,23 +229,38 @@ def recurrent(
     _, memory = learner.read(meta_params, nothing, support)
     return {"params": meta_params, "memory": memory}
 
-  def predict(task_params: Params, inputs: Array) -> Array:
-    return learner.predict(task_params["params"], task_params["memory"], inputs)
+  def predict(
+    task_params: Params, inputs: Any, mask: Array | None = None
+  ) -> Array:
+    params, memory = task_params["params"], task_params["memory"]
+    return learner.predict(params, memory, inputs, mask)
 
   def meta_loss(
     meta_params: Params, episode: Episode, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
-    del rng
+  ) -> tuple[Array, Metrics, Params]:
     support, query = episode
+    support_key, query_key = jax.random.split(rng)
     nothing = learner.start(meta_params, support.inputs)
-    before, memory = learner.read(meta_params, nothing, support)
-    after = learner.predict(meta_params, memory, query.inputs)
-    loss = loss_fn(
-      jnp.concatenate([before, after]),
-      jnp.concatenate([support.targets, query.targets]),
+    params = meta_params["model"]
+    features, params = encoder.train(
+      params, support.inputs, support_key, mask=support.mask
     )
-    scores = {name: f(after, query.targets) for name, f in report.items()}
-    return loss, {"loss": loss, **scores}
+    before, memory = learner.read_features(
+      meta_params, nothing, features, support.targets, support.mask
+    )
+    features, params = encoder.train(
+      params, query.inputs, query_key, mask=query.mask
+    )
+    after = learner.predict_features(meta_params, memory, features)
+    both = concatenate(
+      support._replace(inputs=before), query._replace(inputs=after)
+    )
+    loss = over_examples(loss_fn, *both)
+    scores = {
+      name: over_examples(f, after, query.targets, query.mask)
+      for name, f in report.items()
+    }
+    return loss, {"loss": loss, **scores}, {**meta_params, "model": params}
 
   return MetaLearner(learner.init, adapt, predict, gradient_of_mean(meta_loss))
 

@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import inner_loop
+from metajax import inner_loop, variables
 from metajax.aggregation import pseudo_gradient
+from metajax.batches import concatenate, num_examples, num_tasks
+from metajax.forward import forward
+from metajax.losses import over_examples
 from metajax.types import (
   Array,
   Batch,
@@ -19,6 +23,7 @@ from metajax.types import (
   Model,
   Params,
   PRNGKey,
+  State,
 )
 
 
@@ -29,9 +34,11 @@ def reptile(
   num_steps: int,
   *,
   inner_batch: int | None = None,
+  carry_optimizer: bool = False,
+  held_out_report: bool = False,
   num_eval_steps: int | None = None,
   metrics: Mapping[str, LossFn] | None = None,
-  memory: inner_loop.Memory = "mixed",
+  memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
   """Reptile, batched version: the outer step is an average of models.
 
@@ -49,20 +56,28 @@ def reptile(
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
-    inner_optimizer: any optax optimizer; the paper's is Adam with b1 = 0, whose
-      state starts anew with every task.
+    inner_optimizer: any optax optimizer; the paper's is Adam with b1 = 0.
     num_steps: inner steps in training.
     inner_batch: examples of an inner step, in training and at test; None, or
       more than there are: all. The task is shuffled, and anew when all of it
       has been seen. (The paper's is 10 in 5-way, and 10 shots in training.)
+    carry_optimizer: whether the optimizer's state (Adam's moments) goes on from
+      task to task, as in the authors' code, rather than starting anew with
+      every task, as the paper's algorithm reads and as the results of this
+      repository are. A chunk's tasks all begin with the same state, and the
+      mean of theirs is the next one.
+    held_out_report: see `metrics`.
     num_eval_steps: inner steps of `adapt`; as in training if None.
     metrics: more `(predictions, targets) -> scalar` functions to be reported
-      by `meta_grad` beside "loss": on the query after adaptation to the support
-      alone, which costs an inner loop of its own.
+      beside "loss", which is the mean loss of the inner steps. They are of the
+      query's predictions by phi, which has learned from the query, too; with
+      `held_out_report` by parameters adapted to the support alone, which takes
+      as long as the step itself.
     memory: see `inner_loop.minimize`; nothing is differentiated here.
 
   Returns:
     A `MetaLearner`, whose task parameters are a tree like its meta-parameters.
+    With `carry_optimizer` these are `{"params": theta, "optimizer": state}`.
 
   Raises:
     ValueError: for a negative number of steps, or an empty batch.
@@ -76,57 +91,132 @@ def reptile(
   inner_loop.check_steps(num_steps=num_steps, num_eval_steps=num_eval_steps)
   if inner_batch is not None and inner_batch < 1:
     raise ValueError(f"inner_batch={inner_batch}: must be 1 or more.")
-  report = {"loss": loss_fn, **(metrics or {})}
+  report = dict(metrics or {})
+  model = forward(model)
 
-  def fit(params: Params, task: Batch, num_steps: int, rng: PRNGKey) -> Params:
-    count = len(task.targets)
+  def init(rng: PRNGKey, inputs: Any) -> Params:
+    params = model.init(rng, inputs)
+    if not carry_optimizer:
+      return params
+    opt_state = inner_optimizer.init(variables.weights(params))
+    return {"params": params, "optimizer": State(opt_state)}
+
+  def model_params(meta_params: Params) -> Params:
+    return meta_params["params"] if carry_optimizer else meta_params
+
+  def run(
+    meta_params: Params, task: Batch, num_steps: int, rng: PRNGKey
+  ) -> tuple[Params, Array]:
+    """Returns meta-parameters after learning a task, and the mean loss."""
+    params = model_params(meta_params)
+    opt_state = meta_params["optimizer"].value if carry_optimizer else None
+    order_key, draw_key = jax.random.split(rng)
+    count = num_examples(task)
     size = min(inner_batch or count, count)
-    order = minibatches(rng, count, size, num_steps)
+    order = None
+    if size < count:
+      order = minibatches(order_key, count, size, num_steps, task.mask)
 
-    def loss(params: Params, step: Array) -> Array:
+    def loss(weights: Params, step: Array, state: tuple) -> tuple[Array, tuple]:
       batch = task
-      if size < count:
+      if order is not None:
         batch = jax.tree.map(lambda x: x[order[step]], task)
-      return loss_fn(model.apply(params, batch.inputs), batch.targets)
+      predictions, new = model.train(
+        variables.combine(weights, *state, params),
+        batch.inputs,
+        jax.random.fold_in(draw_key, step),
+        mask=batch.mask,
+      )
+      value = over_examples(loss_fn, predictions, batch.targets, batch.mask)
+      return value, (variables.states(new),)
 
-    return inner_loop.minimize(
-      loss, params, inner_optimizer, num_steps, memory=memory
-    ).params
+    loop = inner_loop.minimize(
+      loss,
+      variables.weights(params),
+      inner_optimizer,
+      num_steps,
+      state=(variables.states(params),),
+      opt_state=opt_state,
+      memory=memory,
+    )
+    adapted = variables.combine(loop.params, *loop.state, params)
+    if carry_optimizer:
+      adapted = {"params": adapted, "optimizer": State(loop.opt_state)}
+    return adapted, loop.losses.mean() if num_steps else jnp.zeros(())
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    return fit(meta_params, support, num_eval_steps, rng)
+    return run(meta_params, support, num_eval_steps, rng)[0]
+
+  def predict(
+    task_params: Params, inputs: Any, mask: Array | None = None
+  ) -> Any:
+    return model.apply(model_params(task_params), inputs, mask=mask)
 
   def learn(
     meta_params: Params, episode: Episode, rng: PRNGKey
   ) -> tuple[Params, Metrics]:
-    together = jax.tree.map(lambda *x: jnp.concatenate(x), *episode)
-    phi = fit(meta_params, episode.support, num_steps, rng)
-    predictions = model.apply(phi, episode.query.inputs)
-    scores = {
-      k: f(predictions, episode.query.targets) for k, f in report.items()
-    }
-    return fit(meta_params, together, num_steps, rng), scores
+    learn_key, report_key, query_key = jax.random.split(rng, 3)
+    phi, loss = run(meta_params, concatenate(*episode), num_steps, learn_key)
+    scores = {"loss": loss}
+    if report:
+      judged = phi
+      if held_out_report:
+        judged, _ = run(meta_params, episode.support, num_steps, report_key)
+      inputs, targets, mask = episode.query
+      predictions, _ = model.train(
+        model_params(judged), inputs, query_key, mask=mask
+      )
+      scores |= {
+        k: over_examples(f, predictions, targets, mask)
+        for k, f in report.items()
+      }
+    return phi, scores
 
   def meta_grad(
     meta_params: Params, episodes: Episode, rng: PRNGKey
   ) -> tuple[Params, Metrics]:
-    keys = jax.random.split(rng, len(episodes.query.targets))
+    keys = jax.random.split(rng, num_tasks(episodes))
     adapted, scores = jax.vmap(learn, in_axes=(None, 0, 0))(
       meta_params, episodes, keys
     )
-    grads = pseudo_gradient(meta_params, adapted)
-    return grads, {k: v.mean() for k, v in scores.items()}
+    grads = pseudo_gradient(
+      variables.weights(meta_params), variables.weights(adapted)
+    )
+    state = variables.mean(variables.states(adapted))
+    return (
+      variables.combine(grads, state, meta_params),
+      variables.mean(scores),
+    )
 
-  return MetaLearner(model.init, adapt, model.apply, meta_grad)
+  return MetaLearner(init, adapt, predict, meta_grad)
 
 
-def minibatches(rng: PRNGKey, count: int, size: int, num_steps: int) -> Array:
+def minibatches(
+  rng: PRNGKey,
+  count: int,
+  size: int,
+  num_steps: int,
+  mask: Array | None = None,
+) -> Array:
   """Returns which of `count` examples each step sees, `[num_steps, size]`.
 
-  All examples come in a random order, then all again in another, and so on.
+  All examples come in a random order, then all again in another, and so on;
+  with a mask `[count]`, all real ones.
   """
   passes = max(1, math.ceil(num_steps * size / count))
-  orders = jax.vmap(lambda key: jax.random.permutation(key, count))(
-    jax.random.split(rng, passes)
+  if mask is None:
+    orders = jax.vmap(lambda key: jax.random.permutation(key, count))(
+      jax.random.split(rng, passes)
+    )
+    return orders.reshape(-1)[: num_steps * size].reshape(num_steps, size)
+  real = jnp.maximum(mask.sum(), 1)
+
+  def draw(place: Array) -> Array:
+    key = jax.random.fold_in(rng, place // real)
+    draws = jax.random.uniform(key, (count,))
+    # The real ones first.
+    return jnp.argsort(jnp.where(mask, draws, 2.0))[place % real]
+
+  return jax.vmap(jax.vmap(draw))(
+    jnp.arange(num_steps * size).reshape(num_steps, size)
   )
-  return orders.reshape(-1)[: num_steps * size].reshape(num_steps, size)

@@ -28,7 +28,7 @@ class Conv4(nn.Module):
   num_context: int
 
   @nn.compact
-  def __call__(self, inputs: Array) -> Array:
+  def __call__(self, inputs: Array, mask: Array | None = None) -> Array:
     channels = inputs.shape[-1] - self.num_context
     x, context = inputs[..., :channels], inputs[:, :1, :1, channels:]
     for block in range(self.num_blocks):
@@ -42,7 +42,7 @@ class Conv4(nn.Module):
         kernel_init=nn.initializers.glorot_uniform(),
         conv_general_dilated_cls=lambda: convolution(self.conv_lowering),
       )(x)
-      x = normalize(self.normalization)(x)
+      x = normalize(self.normalization)(x, mask)
       if self.num_context and block == self.num_blocks // 2:
         dense = nn.Dense(2 * self.filters, use_bias=False, name="modulation")
         scale, shift = jnp.split(dense(context), 2, axis=-1)

@@ -19,39 +19,52 @@ class BatchNorm(nn.Module):
     y = scale (x - mean(x)) / sqrt(var(x) + epsilon) + bias
 
   There are no running averages, so `apply` is pure, in training and at test
-  alike: the examples of a batch see each other.
+  alike: the examples of a batch see each other. With a mask `[n]` the
+  statistics are of the real examples.
   """
 
   epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, mask: Array | None = None) -> Array:
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
     axes = tuple(range(x.ndim - 1))
-    centred = x - x.mean(axes)
-    variance = jnp.square(centred).mean(axes)
+    real = None
+    if mask is not None:
+      real = mask.reshape(-1, *[1] * (x.ndim - 1))
+    centred = x - x.mean(axes, where=real)
+    variance = jnp.square(centred).mean(axes, where=real)
     return centred * (scale * lax.rsqrt(variance + self.epsilon)) + bias
 
 
-def _layer_norm() -> Callable[[Array], Array]:
-  def layer(x: Array) -> Array:
+def _layer_norm() -> Callable[..., Array]:
+  def layer(x: Array, mask: Array | None = None) -> Array:
+    del mask
     # Over everything but the examples; scale and bias by channel.
     return nn.LayerNorm(reduction_axes=tuple(range(1, x.ndim)))(x)
 
   return layer
 
 
-NORMALIZATIONS: dict[str, Callable[[], Callable[[Array], Array]]] = {
+def _group_norm() -> Callable[..., Array]:
+  def layer(x: Array, mask: Array | None = None) -> Array:
+    del mask
+    return nn.GroupNorm(num_groups=GROUPS)(x)
+
+  return layer
+
+
+NORMALIZATIONS: dict[str, Callable[[], Callable[..., Array]]] = {
   "batch": BatchNorm,
   "layer": _layer_norm,
-  "group": lambda: nn.GroupNorm(num_groups=GROUPS),
-  "none": lambda: lambda x: x,
+  "group": _group_norm,
+  "none": lambda: lambda x, mask=None: x,
 }
 
 
-def normalize(name: str) -> Callable[[Array], Array]:
-  """Returns a fresh normalisation layer.
+def normalize(name: str) -> Callable[..., Array]:
+  """Returns a fresh normalisation layer, `(x, mask=None) -> x`.
 
   Args:
     name: "batch" (statistics of the very inputs given: transductive), "layer"

@@ -7,22 +7,26 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from metajax import variables
+from metajax.forward import forward
 from metajax.types import Array, Model, Params, PRNGKey
 
 
 class Network(NamedTuple):
-  """A `Model` of two functions."""
+  """A `Model` of three functions."""
 
-  init: Callable[[PRNGKey, Array], Params]
-  apply: Callable[[Params, Array], Array]
+  init: Callable[[PRNGKey, Any], Params]
+  apply: Callable[..., Any]
+  train: Callable[..., tuple[Any, Params]]
 
 
 def compute_in(model: Model, dtype: DTypeLike) -> Model:
   """Lets a model compute in `dtype`, with float32 at both ends.
 
   Parameters stay as `init` makes them, so gradients and optimizers are of their
-  precision; they and the inputs are cast on the way in, and the predictions to
-  float32 on the way out, where losses need its range and digits.
+  precision, and so does state; weights and inputs are cast on the way in, and
+  the predictions to float32 on the way out, where losses need its range and
+  digits.
 
   Args:
     model: any model.
@@ -32,8 +36,25 @@ def compute_in(model: Model, dtype: DTypeLike) -> Model:
   def cast(x: Any) -> Any:
     return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
-  def apply(params: Params, inputs: Array) -> Array:
-    outputs = model.apply(jax.tree.map(cast, params), cast(inputs))
-    return outputs.astype(jnp.float32)
+  def widen(x: Any) -> Any:
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(jnp.float32) if is_float else x
 
-  return Network(model.init, apply)
+  inner = forward(model)
+
+  def apply(params: Params, inputs: Any, mask: Array | None = None) -> Any:
+    narrow = variables.map_weights(cast, params)
+    outputs = inner.apply(narrow, jax.tree.map(cast, inputs), mask=mask)
+    return jax.tree.map(widen, outputs)
+
+  def train(
+    params: Params, inputs: Any, rng: PRNGKey, mask: Array | None = None
+  ) -> tuple[Any, Params]:
+    narrow = variables.map_weights(cast, params)
+    outputs, new = inner.train(
+      narrow, jax.tree.map(cast, inputs), rng, mask=mask
+    )
+    new = variables.combine(variables.weights(params), new)
+    return jax.tree.map(widen, outputs), new
+
+  return Network(inner.init, apply, train)

@@ -10,12 +10,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax import variables
 from metajax.replay.buffers import apart, for_each_shard, lay_out
 from metajax.training.mesh import TASKS
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
+  first_state,
   mean_over_steps,
   next_state,
 )
@@ -125,9 +127,7 @@ def episode_replay_trainer(
 
     shards = device * held + jnp.arange(held)
     learned = over_shards(learn)(stored, each_key(step_key, shards))
-    grads, metrics = jax.lax.pmean(
-      jax.tree.map(lambda x: x.mean(0), learned), TASKS
-    )
+    grads, metrics = jax.lax.pmean(variables.mean(learned), TASKS)
     state = next_state(
       optimizer,
       state._replace(opt_state=optimizer_state),
@@ -157,9 +157,8 @@ def episode_replay_trainer(
     meta_params = learner.init(rng, episode.support.inputs)
     empty = buffer.init(episode)
     stored = jax.tree.map(lambda x: jnp.stack([x] * num_shards), empty)
-    return TrainState(
-      jnp.int32(0), meta_params, (optimizer.init(meta_params), stored)
-    )
+    state = first_state(optimizer, meta_params)
+    return state._replace(opt_state=(state.opt_state, stored))
 
   replicated = NamedSharding(mesh, P())
   tasks, rng = place((tasks, rng), replicated)

@@ -17,6 +17,7 @@ from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
+  first_state,
   mean_over_steps,
   next_state,
 )
@@ -188,7 +189,7 @@ def federated_trainer(
   @functools.partial(jax.jit, out_shardings=replicated)
   def start(rng: PRNGKey, inputs: Array) -> TrainState:
     params = model.init(rng, inputs)
-    return TrainState(jnp.int32(0), params, server_optimizer.init(params))
+    return first_state(server_optimizer, params)
 
   def init(rng: PRNGKey) -> TrainState:
     return start(place(rng, replicated), clients.data.inputs[0])

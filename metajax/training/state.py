@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax import variables
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 Train = Callable[["TrainState", int], tuple["TrainState", Metrics]]
@@ -44,6 +45,14 @@ class Trainer(NamedTuple):
   compile: Callable[[TrainState], tuple[Train, jax.stages.Compiled]]
 
 
+def first_state(
+  optimizer: optax.GradientTransformation, meta_params: Params
+) -> TrainState:
+  """Returns the state before the first step."""
+  opt_state = optimizer.init(variables.weights(meta_params))
+  return TrainState(jnp.int32(0), meta_params, opt_state)
+
+
 def next_state(
   optimizer: optax.GradientTransformation,
   state: TrainState,
@@ -54,14 +63,22 @@ def next_state(
 ) -> TrainState:
   """Returns the state after a step of the outer optimizer.
 
+  The optimizer sees weights only; the `State` nodes of the new parameters are
+  those of the gradient (see `types.State`).
+
   Where the gradient or the loss is not finite, it is the given state: its step
   does not advance, by which `mean_over_steps` knows that it must stop. With
   `skip` the step does, and nothing else.
   """
+  before = variables.weights(state.meta_params)
   updates, opt_state = optimizer.update(
-    grads, state.opt_state, state.meta_params
+    variables.weights(grads), state.opt_state, before
   )
-  meta_params = optax.apply_updates(state.meta_params, updates)
+  meta_params = variables.combine(
+    optax.apply_updates(before, updates),
+    variables.states(grads),
+    state.meta_params,
+  )
   finite = all_finite((grads, loss))
   meta_params, opt_state = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old),

@@ -6,6 +6,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax import variables
 from metajax.training import seeds
 from metajax.training.chunking import choose_task_chunk
 from metajax.training.mesh import TASKS, task_mesh
@@ -14,6 +15,7 @@ from metajax.training.state import (
   Trainer,
   TrainState,
   all_finite,
+  first_state,
   mean_over_steps,
   next_state,
   traced_once,
@@ -119,7 +121,9 @@ def meta_trainer(
       chunks = first + jnp.arange(1, num_chunks)
       total, _ = jax.lax.scan(add, total, chunks)
     mean = jax.lax.pmean(jax.tree.map(lambda x: x / num_chunks, total), TASKS)
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), mean, narrow)
+    return jax.tree.map(
+      lambda x, like: variables.narrow(x, like.dtype), mean, narrow
+    )
 
   def update(state, grads, metrics):
     loss = metrics.get("loss", 0.0)
@@ -130,15 +134,15 @@ def meta_trainer(
       metrics["skipped"] = jnp.where(finite, 0.0, 1.0)
     return state, metrics
 
-  def first_state(rng, tasks):
+  def start_one(rng, tasks):
     episode = tasks(rng)
     meta_params = learner.init(rng, episode.support.inputs)
-    return TrainState(jnp.int32(0), meta_params, optimizer.init(meta_params))
+    return first_state(optimizer, meta_params)
 
   if num_seeds is not None:
     device_grad = jax.vmap(device_grad, in_axes=(0, None, None, 0))
     update = seeds.together(update)
-    first_state = seeds.from_keys(first_state)
+    start_one = seeds.from_keys(start_one)
 
   # Gradients are local to a device until pmean; check_vma would turn the
   # gradient of replicated parameters into a sum over devices.
@@ -150,7 +154,7 @@ def meta_trainer(
     grads, metrics = sharded_grad(state.meta_params, tasks, state.step, rng)
     return update(state, grads, metrics)
 
-  start = jax.jit(first_state, out_shardings=replicated)
+  start = jax.jit(start_one, out_shardings=replicated)
 
   def init(rng: PRNGKey) -> TrainState:
     return start(place(rng, replicated), tasks)

@@ -10,18 +10,21 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax import variables
+from metajax.numerics import wide
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
+  first_state,
   mean_over_steps,
   next_state,
 )
-from metajax.types import Array, Metrics, Params, PRNGKey
+from metajax.types import Params, PRNGKey
 
-# (params, examples, rng) -> (scalar, metrics)
-SupervisedLoss = Callable[[Params, Any, PRNGKey], tuple[Array, Metrics]]
+# (params, examples, rng) -> (scalar, metrics[, params of new state])
+SupervisedLoss = Callable[[Params, Any, PRNGKey], tuple[Any, ...]]
 
 
 def supervised_trainer(
@@ -49,7 +52,8 @@ def supervised_trainer(
     init_params: `(rng) -> params`.
     loss_fn: `(params, examples, rng) -> (scalar, metrics)`, the scalar a mean
       over the examples, the metrics means likewise, scalars by name. It sees
-      the examples of one device.
+      the examples of one device. A third result may be the parameters with new
+      `State` nodes; the new state is the mean over the devices.
     optimizer: any optax optimizer.
     data: a tree of arrays `[examples, ...]`: inputs, labels, a teacher's
       predictions, whatever the loss reads.
@@ -87,10 +91,23 @@ def supervised_trainer(
       )
     )(place)
     batch = jax.tree.map(lambda x: x[chosen], data)
-    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      params, batch, jax.random.fold_in(step_key, batch_size)
+
+    def loss_of(weights):
+      loss, metrics, *new = loss_fn(
+        variables.combine(weights, params),
+        batch,
+        jax.random.fold_in(step_key, batch_size),
+      )
+      return loss, ({"loss": loss, **metrics}, new[0] if new else params)
+
+    grads, (metrics, new) = jax.grad(loss_of, has_aux=True)(
+      variables.weights(params)
     )
-    return jax.lax.pmean((grads, {"loss": loss, **metrics}), TASKS)
+    grads = variables.combine(grads, variables.states(new), params)
+    means = jax.lax.pmean(jax.tree.map(wide, (grads, metrics)), TASKS)
+    return jax.tree.map(
+      lambda x, like: variables.narrow(x, like.dtype), means, (grads, metrics)
+    )
 
   sharded_grad = jax.shard_map(
     device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
@@ -106,7 +123,7 @@ def supervised_trainer(
   @functools.partial(jax.jit, out_shardings=replicated)
   def init(rng: PRNGKey) -> TrainState:
     params = init_params(rng)
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+    return first_state(optimizer, params)
 
   data, rng = place((data, rng), replicated)
   return Trainer(

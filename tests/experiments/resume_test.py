@@ -345,7 +345,7 @@ def test_config_holds_flags_versions_device_and_commit(straight):
     "inner_lr": 0.01,
     "outer_lr": 0.001,
     "outer_schedule": "cosine",
-    "memory": "mixed",
+    "memory": "auto",
     "shots": 5,
     "query_shots": 10,
     "eval_shots": [5],

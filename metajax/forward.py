@@ -1,0 +1,79 @@
+"""How learners call a model: in training or not, with or without a mask."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from metajax.types import Array, Model, Params, PRNGKey
+
+
+class Forward(NamedTuple):
+  """A model's functions, all with the same arguments for every model.
+
+  Attributes:
+    init: `(rng, inputs) -> params`.
+    train: `(params, inputs, rng, *, mask=None) -> (predictions, params)`, the
+      parameters as they were but for new state.
+    apply: `(params, inputs, *, mask=None) -> predictions`, in evaluation.
+  """
+
+  init: Callable[[PRNGKey, Any], Params]
+  train: Callable[..., tuple[Any, Params]]
+  apply: Callable[..., Any]
+
+
+def forward(model: Model) -> Forward:
+  """Returns the functions of any model.
+
+  A `flax.linen.Module` goes through `models.adapters.from_linen`; whatever has
+  no `train` is the same in training and evaluation.
+
+  Raises:
+    ValueError: if it has no `init` and `apply`; it says which adapter makes a
+      model of it.
+  """
+  if isinstance(model, Forward):
+    return model
+  linen = sys.modules.get("flax.linen")
+  if linen is not None and isinstance(model, linen.Module):
+    from metajax.models.adapters import from_linen
+
+    model = from_linen(model)
+  if not (callable(getattr(model, "init", None)) and hasattr(model, "apply")):
+    raise ValueError(
+      f"model: a {type(model).__name__} has no init and apply; "
+      "metajax.models.adapters makes models of flax.nnx, equinox and haiku "
+      "modules (from_nnx, from_equinox, from_haiku)."
+    )
+  apply = with_mask(model.apply)
+  trains = getattr(model, "train", None)
+  if trains is None:
+
+    def train(params, inputs, rng, mask=None):
+      del rng
+      return apply(params, inputs, mask=mask), params
+
+  else:
+    train = with_mask(trains)
+  return Forward(model.init, train, apply)
+
+
+def with_mask(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Lets any function be given a mask, which it sees if it takes one."""
+  takes = takes_mask(fn)
+
+  def call(*arguments: Any, mask: Array | None = None) -> Any:
+    if takes and mask is not None:
+      return fn(*arguments, mask=mask)
+    return fn(*arguments)
+
+  return call
+
+
+def takes_mask(fn: Callable[..., Any]) -> bool:
+  """Tells whether a function has an argument called `mask`."""
+  try:
+    return "mask" in inspect.signature(fn).parameters
+  except (TypeError, ValueError):  # Some builtins have no signature.
+    return False
