@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax import variables
+from metajax.numerics import wide
 from metajax.replay.buffers import apart, for_each_shard, lay_out
 from metajax.training.mesh import TASKS
 from metajax.training.processes import place
@@ -22,6 +23,7 @@ from metajax.training.state import (
   next_state,
 )
 from metajax.types import (
+  Array,
   MetaLearner,
   Metrics,
   Params,
@@ -166,3 +168,8 @@ def episode_replay_trainer(
     lambda key: start(place(key, replicated), tasks),
     mean_over_steps(step, tasks, rng),
   )
+
+
+def _mean_over_devices(x: Array) -> Array:
+  """The mean in the dtype of its terms: a count in the state stays one."""
+  return variables.narrow(jax.lax.pmean(wide(x), TASKS), x.dtype)

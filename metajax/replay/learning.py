@@ -169,9 +169,7 @@ def acting_priorities(
   values = values[sequences.start[:, None] + jnp.arange(length)]
   errors, _ = temporal_differences(sequences, values, values, objective)
   counts = _counts(sequences, objective)
-  return jax.lax.stop_gradient(
-    sequence_priority(errors, counts, objective.eta)
-  )
+  return jax.lax.stop_gradient(sequence_priority(errors, counts, objective.eta))
 
 
 def temporal_differences(

@@ -219,9 +219,7 @@ def replay_trainer(
       params, act_key, first + jnp.arange(num_actors)
     )
     store = over_shards(functools.partial(add, buffer))
-    kept = kept._replace(
-      buffer=store(kept.buffer, *apart(together(new), held))
-    )
+    kept = kept._replace(buffer=store(kept.buffer, *apart(together(new), held)))
     # Shards are filled alike.
     ready = over_shards(buffer.can_sample)(kept.buffer)[0]
     nothing = {"loss": jnp.float32(0), "q": jnp.float32(0)}

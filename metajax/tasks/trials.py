@@ -89,13 +89,13 @@ def trials(
 
   A task is a draw of the environment's parameters, and of what every episode of
   the task begins with: what `reset_env` draws (the goal of a maze, the arms of
-  a bandit) is drawn anew for a task, not for an episode. With `new_starts` it is
-  drawn for each episode, and the parameters alone make the task. The starts are
-  those of the task's key, whatever the player does.
+  a bandit) is drawn anew for a task, not for an episode. With `new_starts` it
+  is drawn for each episode, and the parameters alone make the task. The starts
+  depend on the key of the task, not on what the player does.
 
-  `reset_env` runs once for a task. With `new_starts` it runs in those steps in
-  which an episode ends, under `vmap` in any of the tasks that are played at
-  once.
+  `reset_env` runs once for a task. With `new_starts` it also runs in each step
+  that ends an episode; under `vmap`, in each step that ends one in any of the
+  tasks.
 
   Args:
     environment: with `reset_env`, `step_env` and `is_truncated`, as gymnax has
@@ -162,10 +162,10 @@ def trials(
 
 
 def _where_ended(reset: Callable[[PRNGKey, Any], Any]) -> Callable[..., Any]:
-  """Returns `(ended, key, params, old) -> reset(key, params) if ended else old`.
+  """Returns `(ended, key, params, old)` -> a fresh start where ended, else old.
 
-  Under `vmap` a `lax.cond` would run both branches. This one runs the reset in
-  steps in which an episode of any task ends, for all tasks at once.
+  Under `vmap` a `lax.cond` would run both branches in every step. This runs the
+  reset, for all tasks at once, only in a step that ends an episode in any.
   """
 
   @jax.custom_batching.custom_vmap
