@@ -37,6 +37,12 @@ flags.DEFINE_integer(
   lower_bound=0,
 )
 flags.DEFINE_bool(
+  "carry_optimizer",
+  False,
+  "reptile: the inner optimizer's moments go on from task to task, as in the "
+  "authors' code.",
+)
+flags.DEFINE_bool(
   "learned_rates",
   True,
   "maml_plus_plus: learn a step size for each array of parameters and step.",
@@ -44,7 +50,8 @@ flags.DEFINE_bool(
 flags.DEFINE_bool(
   "step_normalization",
   True,
-  "maml_plus_plus: learn scale and bias of normalisations for each step.",
+  "maml_plus_plus: learn scale and bias of normalisations for each step; by "
+  "default where the network has any.",
 )
 flags.DEFINE_float(
   "multi_step_part",
@@ -102,7 +109,7 @@ INNER = ("inner_optimizer", "inner_steps", "inner_lr", "memory")
 ANY_WAYS = ("prototypical", "ridge")
 # The flags that are a learner's own.
 OWN = {
-  "reptile": ("inner_batch",),
+  "reptile": ("inner_batch", "carry_optimizer"),
   "maml_plus_plus": (
     "learned_rates",
     "step_normalization",
@@ -181,11 +188,14 @@ def own(name: str) -> dict[str, Any]:
         )
   match name:
     case "reptile":
-      return {"inner_batch": FLAGS.inner_batch or None}
+      return {
+        "inner_batch": FLAGS.inner_batch or None,
+        "carry_optimizer": FLAGS.carry_optimizer,
+      }
     case "maml_plus_plus":
       return {
         "learned_rates": FLAGS.learned_rates,
-        "step_normalization": FLAGS.step_normalization,
+        "step_normalization": _step_normalization(),
         "multi_step_loss": round(FLAGS.multi_step_part * FLAGS.steps),
         "first_order_until": round(FLAGS.first_order_part * FLAGS.steps),
       }
@@ -224,9 +234,16 @@ def possible_steps(name: str, wanted: Iterable[int]) -> list[int]:
 
 
 def _has_step(name: str, steps: int) -> bool:
-  own_steps = FLAGS.learned_rates or FLAGS.step_normalization
+  own_steps = FLAGS.learned_rates or _step_normalization()
   bounded = name == "maml_plus_plus" and own_steps
   return not bounded or steps <= FLAGS.inner_steps
+
+
+def _step_normalization() -> bool:
+  """What the flag says, or by default whether the network normalises."""
+  if FLAGS["step_normalization"].present or not FLAGS.step_normalization:
+    return FLAGS.step_normalization
+  return "normalization" in FLAGS and FLAGS.normalization != "none"
 
 
 def protocol(name: str) -> dict[str, Any]:

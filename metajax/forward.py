@@ -30,8 +30,7 @@ def forward(model: Model) -> Forward:
   no `train` is the same in training and evaluation.
 
   Raises:
-    ValueError: if it has no `init` and `apply`; it says which adapter makes a
-      model of it.
+    ValueError: if it is none; it says which adapter makes one of it.
   """
   if isinstance(model, Forward):
     return model
@@ -40,12 +39,16 @@ def forward(model: Model) -> Forward:
     from metajax.models.adapters import from_linen
 
     model = from_linen(model)
-  if not (callable(getattr(model, "init", None)) and hasattr(model, "apply")):
+  # haiku's functions take their arguments in another order.
+  foreign = type(model).__module__.split(".")[0] == "haiku"
+  if foreign or not callable(getattr(model, "apply", None)):
     raise ValueError(
-      f"model: a {type(model).__name__} has no init and apply; "
-      "metajax.models.adapters makes models of flax.nnx, equinox and haiku "
-      "modules (from_nnx, from_equinox, from_haiku)."
+      f"model: a {type(model).__name__} is no init(rng, inputs) and "
+      "apply(params, inputs); metajax.models.adapters makes one of flax.nnx, "
+      "equinox and haiku modules (from_nnx, from_equinox, from_haiku)."
     )
+  # Parameters may come from elsewhere.
+  init = getattr(model, "init", None) or _no_init
   apply = with_mask(model.apply)
   trains = getattr(model, "train", None)
   if trains is None:
@@ -56,7 +59,11 @@ def forward(model: Model) -> Forward:
 
   else:
     train = with_mask(trains)
-  return Forward(model.init, train, apply)
+  return Forward(init, train, apply)
+
+
+def _no_init(rng: PRNGKey, inputs: Any) -> Params:
+  raise ValueError("model: has no init(rng, inputs), which is needed here.")
 
 
 def with_mask(fn: Callable[..., Any]) -> Callable[..., Any]:

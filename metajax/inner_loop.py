@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 
-from metajax import mixed_mode
+from metajax import (
+  custom_rules,
+  differentiability,
+  inner_optimizers,
+  mixed_mode,
+  variables,
+)
 from metajax.types import Array, Params
 
 Memory = Literal["auto", "mixed", "plain", "remat", "nested"]
@@ -59,17 +65,21 @@ def minimize(
   The result can be differentiated with respect to `params` and to everything
   that `loss_fn` and `optimizer` close over, to any order; it can be jitted,
   vmapped and scanned. With `memory="mixed"` the first derivative is taken in
-  reverse mode (`jax.hessian` does, `jax.jacfwd` alone does not). Adam's
-  meta-gradient is NaN wherever an inner gradient is zero unless the optimizer
-  is built with `eps_root > 0`.
+  reverse mode (`jax.hessian` does, `jax.jacfwd` alone does not). Some
+  optimizers have meta-gradients that are NaN, Adam's without `eps_root > 0`
+  wherever an inner gradient is zero: who differentiates them is warned.
 
   Args:
     loss_fn: `(params, step) -> scalar`; `step` is the int32 index k, from
       which a stochastic loss takes its minibatch or its key. With `state`,
       `(params, step, state) -> (scalar, state)`.
-    params: the initial parameters, a tree of floating point arrays.
-    optimizer: any optax optimizer. It may close over meta-parameters (learned
-      step sizes) and it receives the loss as the extra argument `value`.
+    params: the initial parameters, a tree of arrays or Python floats. Leaves
+      that are not floating point (counts, keys) are constants: the loss sees
+      them, the optimizer does not.
+    optimizer: any optimizer of optax. It may close over meta-parameters
+      (learned step sizes). It receives what it asks for (`value`, `grad`,
+      `value_fn`, ..., all of the step's own loss); one that is evaluated at
+      other parameters than it trains (schedule-free, lookahead) is.
     num_steps: how many steps, at least 0.
     state: what the loss carries from step to step and no gradient passes:
       running statistics. None: nothing.
@@ -79,12 +89,15 @@ def minimize(
       optimizer that reads gradients only. The loss is then not differentiated
       again and nothing is stored of it; what `optimizer` closes over still gets
       its gradient, what `loss_fn` closes over gets none.
-    memory: what is kept for the backward pass. `"mixed"`, the fastest that was
-      measured on CPUs, keeps parameters, optimizer state and inner gradients
-      of every step, and differentiates the gradients forward over reverse
-      (`mixed_mode.value_and_grad`); it takes least of a deep model, too.
-      `"plain"` is JAX's own way, reverse over reverse, and keeps every step's
-      activations; `"remat"` keeps the parameters and optimizer state between
+    memory: what is kept for the backward pass. `"auto"` is `"mixed"`, but
+      `"remat"` if the loss has a differentiation rule of its own that need not
+      be a derivative (a `custom_vjp`, say; see `custom_rules.first`).
+      `"mixed"`, the fastest that was measured on CPUs, keeps parameters,
+      optimizer state and inner gradients of every step, and differentiates the
+      gradients forward over reverse (`mixed_mode.value_and_grad`); it takes
+      least of a deep model, too, and is an error with such a rule. `"plain"` is
+      JAX's own way, reverse over reverse, and keeps every step's activations;
+      `"remat"` keeps the parameters and optimizer state between
       steps only, and computes each step again when its turn comes; `"nested"`
       keeps them between blocks of `sqrt(num_steps)` steps, and within the
       block whose turn it is, so that memory grows as `2 sqrt(num_steps)`
@@ -98,7 +111,8 @@ def minimize(
     was observed.
 
   Raises:
-    ValueError: if `num_steps` is negative or `memory` is unknown.
+    ValueError: if `num_steps` is negative, `memory` is unknown, or `"mixed"`
+      with a loss whose rules need not be derivatives.
 
   References:
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -107,30 +121,44 @@ def minimize(
   check_steps(num_steps=num_steps)
   if memory not in get_args(Memory):
     raise ValueError(f"memory={memory!r}: must be one of {get_args(Memory)}.")
-  optimizer = optax.with_extra_args_support(optimizer)
 
-  if memory == "auto":
-    memory = "mixed"
-  if first_order and memory == "mixed":
+  def loss_of(phi: Params, k: Array, kept: Any) -> tuple[Array, Any]:
+    phi = variables.combine(phi, params)
+    return (loss_fn(phi, k), None) if state is None else loss_fn(phi, k, kept)
+
+  weights = jax.tree.map(jnp.asarray, variables.weights(params))
+  if first_order and memory in ("auto", "mixed"):
     memory = "plain"  # Gradients that are constants have none of their own.
+  elif memory == "auto":
+    traced = jax.make_jaxpr(loss_of)(weights, jnp.int32(0), state)
+    memory = "remat" if custom_rules.first(traced.jaxpr) else "mixed"
   mixed = memory == "mixed"
   value_and_grad = mixed_mode.value_and_grad if mixed else jax.value_and_grad
 
   def step(carry, k):
-    phi, opt_state, kept = carry
+    trained, opt_state, kept = carry
+    phi = inner_optimizers.gradient_params(trained)
     at = jax.lax.stop_gradient(phi) if first_order else phi
-    if state is None:
-      loss, grads = value_and_grad(loss_fn)(at, k)
-    else:
-      (loss, kept), grads = value_and_grad(loss_fn, has_aux=True)(at, k, kept)
-      kept = jax.lax.stop_gradient(kept)
+    (loss, new), grads = value_and_grad(loss_of, has_aux=True)(at, k, kept)
     if first_order:
       loss, grads = jax.lax.stop_gradient((loss, grads))
     grads = checkpoint_name(grads, GRADIENTS)
-    updates, opt_state = optimizer.update(grads, opt_state, phi, value=loss)
-    phi = optax.apply_updates(phi, updates)
-    seen = (phi, k) if state is None else (phi, k, kept)
-    return (phi, opt_state, kept), (loss, observe(*seen) if observe else None)
+    grads = differentiability.watched(grads, optimizer, phi)
+    trained, opt_state = inner_optimizers.update(
+      optimizer,
+      grads,
+      opt_state,
+      trained,
+      loss,
+      lambda phi: loss_of(phi, k, kept)[0],
+    )
+    phi = inner_optimizers.evaluation_params(trained, opt_state)
+    new = jax.lax.stop_gradient(new)
+    seen = None
+    if observe is not None:
+      phi = variables.combine(phi, params)
+      seen = observe(phi, k) if state is None else observe(phi, k, new)
+    return (trained, opt_state, new), (loss, seen)
 
   first_step = later_step = step
   if memory != "plain":
@@ -141,9 +169,9 @@ def minimize(
     first_step = jax.checkpoint(step, policy=policy)
     later_step = jax.checkpoint(step, policy=policy, prevent_cse=False)
 
-  if opt_state is None:
-    opt_state = optimizer.init(params)
-  carry, outputs = (params, opt_state, state), []
+  trained, fresh = inner_optimizers.start(optimizer, weights)
+  carry = trained, fresh if opt_state is None else opt_state, state
+  outputs = []
   if num_steps > 0:
     # The first step stands outside the scan: under vmap over tasks its
     # parameters are still shared, so the tasks' matrix products merge into
@@ -170,11 +198,13 @@ def minimize(
   if later.size:
     carry, rest = jax.lax.scan(later_step, carry, later)
     outputs.append(rest)
+  trained, opt_state, state = carry
+  adapted = inner_optimizers.evaluation_params(trained, opt_state)
+  adapted = variables.combine(adapted, params)
   if not outputs:
-    return InnerLoop(params, jnp.zeros(0), None, state, opt_state)
+    return InnerLoop(adapted, jnp.zeros(0), None, state, opt_state)
   losses, observed = jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
-  params, opt_state, state = carry
-  return InnerLoop(params, losses, observed, state, opt_state)
+  return InnerLoop(adapted, losses, observed, state, opt_state)
 
 
 def check_steps(**numbers: int) -> None:

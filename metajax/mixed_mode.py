@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metajax import custom_rules
 from metajax.types import Array, Params
 
 
@@ -20,7 +21,8 @@ def value_and_grad(
 
     u' dg/dp, u' dg/dc  =  d/de  grad_(p, c) L(p + e u, c)   at e = 0
 
-  since the matrix of second derivatives is symmetric. Reverse-over-reverse,
+  since the matrix of second derivatives is symmetric. It is for every gradient
+  that is one: a `custom_vjp` may have any other rule. Reverse-over-reverse,
   JAX's own way, keeps the whole backward pass of the inner gradient until the
   outer one comes; here p, c and nothing else are kept.
 
@@ -35,6 +37,10 @@ def value_and_grad(
     differentiated in reverse mode; that derivative can be differentiated in any
     mode, which is JAX's own way again.
 
+  Raises:
+    ValueError: when it is called, if `loss_fn` has a differentiation rule that
+      need not be a derivative, see `custom_rules.first`, or is no scalar.
+
   References:
     Kemaev et al., `Scalable Meta-Learning via Mixed-Mode Differentiation
     <https://arxiv.org/abs/2505.00793>`_, 2025, section 3.
@@ -45,8 +51,14 @@ def value_and_grad(
 
   def run(params: Params, *rest: Any) -> tuple[Any, Params]:
     # What is closed over must become an argument of the rule below.
-    traced, shapes = jax.make_jaxpr(with_aux, return_shape=True)(params, *rest)
-    outputs = jax.tree.structure(shapes)
+    trace = jax.make_jaxpr(with_aux, return_shape=True)
+    traced, output = trace(params, *rest)
+    jaxpr, tree = traced.jaxpr, jax.tree.structure(output)
+    if rule := custom_rules.first(jaxpr):
+      raise ValueError(
+        f"memory='mixed': loss_fn has the {rule}, which need not be a "
+        "derivative; give memory='auto' or 'remat'."
+      )
     inexact = [
       jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in traced.consts
     ]
@@ -58,8 +70,9 @@ def value_and_grad(
       queues = {True: iter(smooth), False: iter(others)}
       consts = [next(queues[is_smooth]) for is_smooth in inexact]
       inputs = jax.tree.leaves((params, *rest))
-      values = jax.core.eval_jaxpr(traced.jaxpr, consts, *inputs)
-      return jax.tree.unflatten(outputs, values)
+      # Not `traced`, which has tracers that JAX's caches would keep.
+      outputs = jax.core.eval_jaxpr(jaxpr, consts, *inputs)
+      return jax.tree.unflatten(tree, outputs)
 
     @jax.custom_vjp
     def gradient(*arguments: Any) -> tuple[tuple, Params]:

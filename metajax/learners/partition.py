@@ -85,8 +85,8 @@ def last_layer(params: Params) -> Params:
     )
   (parent,) = {path[:-1] for path in outer}
   for path, leaf in jax.tree.leaves_with_path(params):
-    beside = len(path) == depth + 1 and path[:-2] == parent
-    if beside and path[:depth] not in outer and jnp.ndim(leaf) == 2:
+    beside = path[:-2] == parent and path[:-1] not in outer
+    if beside and _key(path[-1]) == "kernel" and jnp.ndim(leaf) == 2:
       raise ValueError(
         f"mask: beside Dense_0, ... there is a layer {_key(path[-2])}, and "
         "either may be the last; give a mask of your own."

@@ -26,6 +26,9 @@ from metajax.types import (
   State,
 )
 
+# Folded into a task's key for what is drawn beside the order of examples.
+APART = 2**30
+
 
 def reptile(
   model: Model,
@@ -110,12 +113,13 @@ def reptile(
     """Returns meta-parameters after learning a task, and the mean loss."""
     params = model_params(meta_params)
     opt_state = meta_params["optimizer"].value if carry_optimizer else None
-    order_key, draw_key = jax.random.split(rng)
+    # The order's keys are split from `rng` itself.
+    draw_key = jax.random.fold_in(rng, APART)
     count = num_examples(task)
     size = min(inner_batch or count, count)
     order = None
     if size < count:
-      order = minibatches(order_key, count, size, num_steps, task.mask)
+      order = minibatches(rng, count, size, num_steps, task.mask)
 
     def loss(weights: Params, step: Array, state: tuple) -> tuple[Array, tuple]:
       batch = task
@@ -155,10 +159,12 @@ def reptile(
   def learn(
     meta_params: Params, episode: Episode, rng: PRNGKey
   ) -> tuple[Params, Metrics]:
-    learn_key, report_key, query_key = jax.random.split(rng, 3)
-    phi, loss = run(meta_params, concatenate(*episode), num_steps, learn_key)
+    phi, loss = run(meta_params, concatenate(*episode), num_steps, rng)
     scores = {"loss": loss}
     if report:
+      report_key, query_key = jax.random.split(
+        jax.random.fold_in(rng, APART + 1)
+      )
       judged = phi
       if held_out_report:
         judged, _ = run(meta_params, episode.support, num_steps, report_key)

@@ -313,7 +313,7 @@ def test_members_that_do_not_adapt_have_their_posterior_at_beta_n():
 
   learner = maml(NETWORK, loss, optax.sgd(0.2), num_steps=0)
   ensemble = learned_ensemble(learner, members, weighted_average, loss)
-  x, y = task.support
+  x, y, _ = task.support
   by_model = np.stack(
     [
       log_likelihoods(_network_apply(_member(members, m), x), y)[:, 0]

@@ -74,7 +74,7 @@ def test_first_order_takes_no_gradient_through_the_loop():
   episodes = jax.tree.map(lambda x: x[None], jax.jit(sinusoid(4, 6))(RNG))
   grads, _ = learner.meta_grad(weights, episodes, RNG)
   context = learner.adapt(weights, SUPPORT, RNG)["context"][0]
-  x, y = jax.tree.map(lambda a: np.asarray(a[0]), episodes.query)
+  x, y, _ = jax.tree.map(lambda a: np.asarray(a[0]), episodes.query)
   wide = np.concatenate([x, np.full_like(x, context)], axis=1)
   expected = 2 * wide.T @ (wide @ np.asarray(weights) - y) / len(x)
   np.testing.assert_allclose(grads, expected, rtol=1e-4)

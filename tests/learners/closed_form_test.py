@@ -71,14 +71,15 @@ def test_ridge_is_scikit_learns_of_the_learned_strength_and_scale(numbers):
 
 
 @pytest.mark.parametrize("build", [prototypical, ridge_regression])
-def test_there_are_as_many_outputs_as_the_embedding_has_unless_told(build):
+def test_there_are_as_many_outputs_as_examples_unless_told(build):
   for outputs in (None, WAYS):
     learner = build(MODEL, cross_entropy, num_outputs=outputs)
     params = learner.init(RNG, SUPPORT.inputs)
     predictions = _predictions(learner, params)
-    assert predictions.shape == (len(OTHERS), outputs or FEATURES)
-    # Classes that the support lacks have no mean; the others are told apart.
-    assert np.all(np.isfinite(predictions[:, :WAYS]))
+    assert predictions.shape == (len(OTHERS), outputs or len(SUPPORT.targets))
+    assert np.all(np.isfinite(predictions))
+    # Classes that the support lacks are predicted of nothing.
+    assert predictions.argmax(-1).max() < WAYS
 
 
 @pytest.mark.parametrize("build", [prototypical, ridge_regression])

@@ -51,6 +51,10 @@ OPTIONS = {
   # positive definite, and well conditioned; without it rounding decides what is
   # solved.
   "imaml": {"damping": 32.0},
+  # The network here has none.
+  "maml_plus_plus": {"step_normalization": False},
+  # What is reported for nothing is not of the support alone.
+  "reptile": {"held_out_report": True},
 }
 
 # Those that are no other one with other arguments.

@@ -287,6 +287,8 @@ def test_only_the_supports_labels_influence_predictions():
 
 def test_meta_parameters_are_the_embeddings():
   learner, meta_grad, _ = _compiled()
-  assert learner.init == MODEL.init
+  found = learner.init(RNG, EPISODES.support.inputs[0])
+  expected = MODEL.init(RNG, EPISODES.support.inputs[0])
+  chex.assert_trees_all_equal(found, expected)
   grads, _ = meta_grad(PARAMS, EPISODES, RNG)
   chex.assert_trees_all_equal_shapes_and_dtypes(grads, PARAMS)

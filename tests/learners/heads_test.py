@@ -53,7 +53,7 @@ def test_nearest_mean_is_by_squared_distance():
   assert len(set(np.bincount(labels))) > 1
   means = np.stack([features[labels == c].mean(0) for c in range(WAYS)])
   found, logits = _solve(nearest_mean(WAYS))(features, labels, others)
-  np.testing.assert_allclose(found, means, rtol=1e-12)
+  np.testing.assert_allclose(found["means"], means, rtol=1e-12)
   gaps = others[:, None] - means
   np.testing.assert_allclose(logits, -(gaps**2).sum(-1), rtol=1e-10)
 

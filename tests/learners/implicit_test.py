@@ -56,7 +56,7 @@ def _meta_grad(num_steps, **options):
 
 def _solution():
   """Hessian, and the minimum of the proximal loss."""
-  x, y = SUPPORT
+  x, y, _ = SUPPORT
   hessian = 2 * x.T @ x / EXAMPLES
   slope = 2 * x.T @ y / EXAMPLES
   a = hessian + STRENGTH * np.eye(FEATURES)
@@ -64,7 +64,7 @@ def _solution():
 
 
 def _query_gradient(phi):
-  x, y = QUERY
+  x, y, _ = QUERY
   return 2 * x.T @ (x @ phi - y) / EXAMPLES
 
 

@@ -60,7 +60,7 @@ def _episodes(seed=0):
 
 def _tasks(episodes):
   """Yields X, y, X_query, y_query of each task, in numpy."""
-  (x, y), (x_query, y_query) = jax.tree.map(np.asarray, episodes)
+  (x, y, _), (x_query, y_query, _) = jax.tree.map(np.asarray, episodes)
   yield from zip(x, y[..., 0], x_query, y_query[..., 0], strict=True)
 
 
@@ -262,7 +262,7 @@ def test_first_order_is_the_query_gradient_at_the_adapted_parameters():
 
   def query_gradient(episode):
     phi = learner.adapt(params, episode.support, RNG)
-    x, y = episode.query
+    x, y, _ = episode.query
     return jax.grad(lambda p: jnp.mean((learner.predict(p, x) - y) ** 2))(phi)
 
   expected = jax.tree.map(

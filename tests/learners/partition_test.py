@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from metajax.learners import all_but_last_layer, last_layer, maml
-from metajax.learners.partition import merge, split
+from metajax.learners.partition import merge, normalization, split
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.models.transformer import Transformer
@@ -139,3 +139,35 @@ def test_merge_undoes_split():
   assert len(jax.tree.leaves(fast)) == 2
   assert len(jax.tree.leaves(slow)) == 4
   chex.assert_trees_all_equal(merge(fast, slow), _params())
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "BatchNorm_0",
+    "bn1",
+    "RMSNorm",
+    "InstanceNorm_2",
+    "norm",
+    "layer_norm",
+    "ln",
+  ],
+)
+def test_normalizations_are_known_by_many_names(name):
+  params = {"params": {name: {"scale": 1.0}, "Dense_0": {"kernel": 1.0}}}
+  found = normalization(params)
+  assert found == {
+    "params": {name: {"scale": True}, "Dense_0": {"kernel": False}}
+  }
+
+
+def test_a_model_without_normalization_is_refused():
+  with pytest.raises(ValueError, match="^mask: no layer is called like a norm"):
+    normalization({"params": {"Dense_0": {"kernel": 1.0}}})
+
+
+def test_a_named_head_beside_dense_layers_is_not_passed_over():
+  kernel = {"kernel": jnp.ones((2, 2))}
+  params = {"params": {"Dense_0": kernel, "head": kernel}}
+  with pytest.raises(ValueError, match="there is a layer head, and either"):
+    last_layer(params)

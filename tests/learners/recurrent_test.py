@@ -123,7 +123,7 @@ def _by_hand(params, support, query, cell="lstm"):
   zeros = np.zeros(UNITS)
   state = zeros if cell == "gru" else (zeros, zeros)
   label, predictions = np.zeros(OUTPUTS), []
-  for x, y in zip(*support, strict=True):
+  for x, y in zip(*support[:2], strict=True):
     prediction, state = _step(cell)(params, state, x, label)
     predictions.append(prediction)
     label = _vector(y)

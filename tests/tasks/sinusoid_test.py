@@ -44,8 +44,8 @@ def curves():
 
 def test_support_and_query_are_points_of_one_curve(curves):
   """y = A sin(x - phase): the support's fit predicts the query (trap 8)."""
-  amplitude, phase = _fit(*curves.support)
-  for x, y in curves:
+  amplitude, phase = _fit(*curves.support[:2])
+  for x, y, _ in curves:
     fitted = amplitude[:, None] * np.sin(x - phase[:, None])
     # Float32: x - phase is off by 8 * 6e-8, and A by up to 5 times that; the
     # fit amplifies it where the support's points lie close to each other.

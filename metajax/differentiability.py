@@ -1,0 +1,128 @@
+"""Says which optimizers have derivatives that are not finite, or not exact."""
+
+import re
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+
+from metajax import inner_optimizers
+from metajax.types import Array, Params
+
+_STEPS = 6  # By then `radam` has had its step that is NaN at any gradient.
+_SEARCH = re.compile(r"\bwhile\[")
+# Operations whose derivatives may not be finite.
+_RISKY = re.compile(r"\b(div|sqrt|rsqrt|cbrt|pow|log|atan2|while)\b")
+
+
+def watched(
+  grads: Params, optimizer: inner_optimizers.Optimizer, params: Params
+) -> Params:
+  """Returns `grads`; warns if the optimizer should not be differentiated.
+
+  Only when they are differentiated. Until then nothing is done, and nothing
+  ever enters the program.
+
+  Args:
+    grads: the gradients on their way to the optimizer.
+    optimizer: any optimizer of optax.
+    params: the parameters that it trains, of which the shapes are looked at.
+  """
+
+  @jax.custom_jvp
+  def same(grads: Params) -> Params:
+    return grads
+
+  @same.defjvp
+  def rule(primals: tuple, tangents: tuple) -> tuple:
+    if fault := find_fault(optimizer, params):
+      warnings.warn(f"The inner optimizer {fault}", stacklevel=2)
+    return primals[0], tangents[0]
+
+  del rule
+  return same(grads)
+
+
+def find_fault(
+  optimizer: inner_optimizers.Optimizer, params: Params
+) -> str | None:
+  """Tries an optimizer's derivatives on a few numbers.
+
+  It takes six steps, once at ordinary gradients and once at zero.
+
+  Args:
+    optimizer: any optimizer of optax. Of one that closes over traced values (a
+      learned step size) nothing can be found.
+    params: parameters that it can train.
+
+  Returns:
+    What is wrong, and what to do, in one line; None if nothing is.
+  """
+
+  def adapted(params: Params, scale: Array) -> Array:
+    def loss_fn(params: Params) -> Array:
+      return scale * _total(jax.tree.map(jnp.sin, params))
+
+    def step(carry: tuple, _: None) -> tuple:
+      trained, state = carry
+      at = inner_optimizers.gradient_params(trained)
+      loss, grads = jax.value_and_grad(loss_fn)(at)
+      carry = inner_optimizers.update(
+        optimizer, grads, state, trained, loss, loss_fn
+      )
+      return carry, None
+
+    carry, _ = step(inner_optimizers.start(optimizer, params), None)
+    carry, _ = jax.lax.scan(step, carry, None, length=_STEPS - 1)
+    return _total(inner_optimizers.evaluation_params(*carry))
+
+  # Few parameters, unless the optimizer has a mask of these.
+  for like in ({"w": np.zeros((2, 2)), "b": np.zeros(2)}, params):
+    try:
+      with jax.ensure_compile_time_eval():
+        small = jax.tree.map(lambda p: _numbers(p.shape), like)
+        derivatives = jax.grad(adapted, (0, 1))
+        traced = jax.make_jaxpr(derivatives)(small, 1.0)
+        if not _RISKY.search(str(traced)):
+          return None
+        run = jax.jit(jaxpr_as_fun(traced))
+        finite = [
+          all(np.isfinite(x).all() for x in run(*jax.tree.leaves(small), scale))
+          for scale in (1.0, 0.0)
+        ]
+    except (TypeError, ValueError, AttributeError, KeyError):
+      continue
+    return _fault(str(traced), *finite)
+  return None
+
+
+def _fault(program: str, ordinary: bool, zero: bool) -> str | None:
+  if not ordinary:
+    return (
+      "has derivatives that are NaN at any gradient: give another one "
+      "(docs/optimizers.md), or first_order=True."
+    )
+  if not zero:
+    return (
+      "has derivatives that are NaN where gradients are zero: build it with "
+      "eps_root=1e-8 if it has that, else give another one "
+      "(docs/optimizers.md), or first_order=True."
+    )
+  if _SEARCH.search(program):
+    return (
+      "searches for a step size, which is a constant in derivatives of the "
+      "adapted parameters: give another one if they must be exact."
+    )
+  return None
+
+
+def _numbers(shape: tuple[int, ...]) -> Array:
+  shape = tuple(min(size, 2) for size in shape)
+  return 0.5 + jnp.arange(np.prod(shape, dtype=int)).reshape(shape) / 4
+
+
+def _total(tree: Any) -> Array:
+  return sum((x.sum() for x in jax.tree.leaves(tree)), jnp.zeros(()))
