@@ -126,10 +126,17 @@ def make_buffer(replay: Replay, num_shards: int = 1) -> Any:
 def add(buffer: Any, stored: Any, items: Any, priorities: Array) -> Any:
   """Adds items `[new, ...]` with priorities of their own, `[new]`.
 
-  flashbax gives new items the largest priority so far, as an integer.
+  flashbax gives new items the largest priority so far, as an integer. It is
+  told that this is 0: a leaf of its tree is changed by sums, and a small number
+  would lose its digits to a large one.
   """
   capacity = jax.tree.leaves(stored.experience)[0].shape[1]
   places = (stored.current_index + jnp.arange(priorities.size)) % capacity
+  tree = stored.sum_tree_state
+  tree = tree.replace(
+    max_recorded_priority=jnp.zeros_like(tree.max_recorded_priority)
+  )
+  stored = stored.replace(sum_tree_state=tree)
   return set_priorities(buffer, buffer.add(stored, items), places, priorities)
 
 

@@ -129,7 +129,7 @@ def episode_replay_trainer(
 
     shards = device * held + jnp.arange(held)
     learned = over_shards(learn)(stored, each_key(step_key, shards))
-    grads, metrics = jax.lax.pmean(variables.mean(learned), TASKS)
+    grads, metrics = jax.tree.map(_mean_over_devices, variables.mean(learned))
     state = next_state(
       optimizer,
       state._replace(opt_state=optimizer_state),

@@ -56,7 +56,7 @@ def check_objective(objective: Objective, length: int) -> None:
   check_number("discount", objective.discount, at_least=0, at_most=1)
   check_number("eta", objective.eta, at_least=0, at_most=1)
   if objective.eps is not None:
-    check_number("eps", objective.eps, above=0)
+    check_number("eps", objective.eps, at_least=0)
 
 
 def q_values(

@@ -107,4 +107,4 @@ def epsilon_ladder(
   check_number("epsilon", epsilon, at_least=0, at_most=1)
   check_number("alpha", alpha, at_least=0)
   place = jnp.arange(num_actors) / max(num_actors - 1, 1)
-  return epsilon ** (1 + alpha * place)
+  return jnp.power(epsilon, 1 + alpha * place)
