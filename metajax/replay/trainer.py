@@ -153,7 +153,12 @@ def replay_trainer(
     player = q_player(network, params, tasks.num_actions, epsilons[actor])
     trial = play(player, tasks, jax.random.fold_in(rng, actor))
     sequences = cut(trial, replay.length, replay.period)
-    priorities = acting_priorities(network, params, trial, sequences, objective)
+    if replay.priority_exponent == 0:  # All are alike.
+      priorities = jnp.ones(len(starts))
+    else:
+      priorities = acting_priorities(
+        network, params, trial, sequences, objective
+      )
     return (sequences, priorities), trial.rewards.sum()
 
   def draw(stored: Any, rng: PRNGKey) -> tuple[Any, Array]:
