@@ -144,8 +144,7 @@ def walks(tasks: Trials, player: Player) -> dict[str, list[trial_plots.Walk]]:
 
 def _seen(task: Any, observation: Array) -> Array:
   """Adds what players do not see: where they are, and where the goal is."""
-  _, _, state = task
-  return jnp.concatenate([state.pos, state.goal, observation])
+  return jnp.concatenate([task.state.pos, task.state.goal, observation])
 
 
 if __name__ == "__main__":
