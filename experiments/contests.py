@@ -39,7 +39,7 @@ NO_CHOICE = {"": ()}
 # Tasks that a reference plays at once, so that its samples stay in the cache.
 TASKS_AT_ONCE = 50
 # Numbers of samples of optimistic players; Duan et al. tried all of 1 to 20.
-SAMPLES = (1, 2, 3, 5, 7, 10, 14, 20)
+SAMPLES = (1, 2, 5, 10, 20)
 AS_PUBLISHED = "_as_published"
 # Of a published player whose parameter is chosen as those of all others are.
 ON_OTHERS = "_chosen_on_validation"
