@@ -42,7 +42,7 @@ def _recorder(batch):
     return {"tasks": jnp.zeros(batch), "key": jnp.float32(0)}
 
   def meta_grad(params, episodes, rng):
-    (numbers, targets), query = episodes
+    (numbers, targets, _), query = episodes
     # Whole episodes are kept: their parts stay together.
     is_whole = (
       (numbers == -targets) & (numbers == query.inputs) & (targets == query[1])
@@ -236,7 +236,7 @@ def test_step_is_that_of_the_learner_on_what_was_sampled():
     support, query = after.opt_state[1].experience
     x, y = (
       np.float64(np.concatenate([a, b], axis=-2)[0, 0, 0])
-      for a, b in zip(support, query, strict=True)
+      for a, b in zip(support[:2], query[:2], strict=True)
     )
     theta = np.float64(before.meta_params)
     expected = theta - rate * 2 / len(y) * x.T @ (x @ theta - y)
