@@ -158,13 +158,6 @@ def alphabets() -> tuple[Clients, Batch, Batch]:
   background = np.unique(data.alphabets[data.is_background])
   own = [turned[name] for name in background]
   others = [turned[name] for name in turned if name not in background]
-  sizes = np.array([len(turns) for _, turns in own], np.int32)
-
-  def padded(arrays: list[np.ndarray]) -> jax.Array:
-    out = np.zeros((len(own), max(sizes), *arrays[0].shape[1:]))
-    for row, array in zip(out, arrays, strict=True):
-      row[: len(array)] = array
-    return jnp.asarray(out.astype(arrays[0].dtype))
 
   def joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
     images, turns = zip(*parts, strict=True)
@@ -172,10 +165,8 @@ def alphabets() -> tuple[Clients, Batch, Batch]:
       jnp.asarray(np.concatenate(images)), jnp.asarray(np.concatenate(turns))
     )
 
-  images, turns = zip(*own, strict=True)
-  clients = Clients(
-    Batch(padded(list(images)), padded(list(turns))), jnp.asarray(sizes)
-  )
+  sizes = np.array([len(turns) for _, turns in own])
+  clients = Clients(joined(own), sizes, np.cumsum(sizes) - sizes)
   half = len(others) // 2
   return clients, joined(others[:half]), joined(others[half:])
 

@@ -1,4 +1,7 @@
-"""Predictions of several models combined into one."""
+"""Predictions of several models combined into one, in float32 at least.
+
+A logit of -inf masks a class; not all classes of an example may be masked.
+"""
 
 from typing import NamedTuple
 
@@ -7,7 +10,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from metajax.aggregation.stacks import check_stack, normalized_weights
+from metajax.numerics import wide
 from metajax.types import Array
+
+# Stands for log 0 = -inf inside of sums: exp of it is 0, and so is its slope.
+LOG_ZERO = -1e30
 
 
 class Gaussian(NamedTuple):
@@ -36,7 +43,8 @@ def average_probabilities(
     weights: `[models]`, not negative, of any scale; equal if None.
 
   Returns:
-    Log probabilities `[..., classes]`, which serve as logits.
+    Log probabilities `[..., classes]`, which serve as logits; -inf where all
+    models mask a class.
 
   Raises:
     ValueError: see `check_stack` and `normalized_weights`.
@@ -47,7 +55,10 @@ def average_probabilities(
     section 2.4.
   """
   column = _column(weights, logits)
-  return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0, b=column)
+  log_p = jax.nn.log_softmax(wide(logits))
+  log_p = jnp.where(jnp.isneginf(log_p), LOG_ZERO, log_p)
+  mean = jax.nn.logsumexp(log_p, axis=0, b=column)
+  return jnp.where(mean > LOG_ZERO / 2, mean, -jnp.inf)
 
 
 def log_pool(logits: Array, weights: ArrayLike | None = None) -> Array:
@@ -62,7 +73,8 @@ def log_pool(logits: Array, weights: ArrayLike | None = None) -> Array:
     weights: `[models]`, not negative, of any scale; equal if None.
 
   Returns:
-    Log probabilities `[..., classes]`.
+    Log probabilities `[..., classes]`; -inf where a model of positive weight
+    masks a class, so everywhere if no class is left.
 
   Raises:
     ValueError: see `check_stack` and `normalized_weights`.
@@ -72,7 +84,12 @@ def log_pool(logits: Array, weights: ArrayLike | None = None) -> Array:
     <https://doi.org/10.1162/089976602760128018>`_, 2002, equation 1.
   """
   column = _column(weights, logits)
-  return jax.nn.log_softmax((column * jax.nn.log_softmax(logits)).sum(0))
+  log_p = jax.nn.log_softmax(wide(logits))
+  is_masked = jnp.isneginf(log_p)
+  vetoed = (is_masked & (column > 0)).any(0)
+  mean = (column * jnp.where(is_masked, 0, log_p)).sum(0)
+  pooled = jax.nn.log_softmax(jnp.where(vetoed, LOG_ZERO, mean))
+  return jnp.where(vetoed, -jnp.inf, pooled)
 
 
 def weighted_vote(logits: Array, weights: ArrayLike | None = None) -> Array:
@@ -120,9 +137,9 @@ def mixture_moments(
     Estimation using Deep Ensembles <https://arxiv.org/abs/1612.01474>`_, 2017,
     section 2.4.
   """
-  check_stack(predictions)
-  means, variances = predictions
-  column = _column(weights, means)
+  size = check_stack(predictions)
+  means, variances = map(wide, predictions)
+  column = _broadcast(weights, size, means)
   mean = (column * means).sum(0)
   spread = variances + jnp.square(means - mean)
   return Gaussian(mean, (column * spread).sum(0))
@@ -136,6 +153,10 @@ def posterior_weights(
   ::
 
     w_m = prior_m exp(sum_i log p_m(y_i | x_i)) / sum of the same over models
+
+  An example that a model deems impossible (-inf) rules the model out. Where
+  that leaves none, those with the fewest such examples are compared on the
+  others, which is the limit of equally small likelihoods in their place.
 
   Args:
     log_likelihoods: `[models, n]`, of the held-out examples.
@@ -151,8 +172,15 @@ def posterior_weights(
     Hoeting et al., `Bayesian Model Averaging: A Tutorial
     <https://doi.org/10.1214/ss/1009212519>`_, 1999, equation 2.
   """
-  prior = normalized_weights(prior, check_stack(log_likelihoods))
-  return jax.nn.softmax(log_likelihoods.sum(-1) + jnp.log(prior))
+  size = _check_likelihoods(log_likelihoods)
+  prior = normalized_weights(prior, size)
+  possible, is_impossible = _possible(log_likelihoods)
+  # What all models share is taken off first: sums of many lose digits.
+  evidence = (possible - possible.max(0)).sum(-1)
+  misses = jnp.where(prior > 0, is_impossible.sum(-1), is_impossible.size + 1)
+  is_left = misses == misses.min()
+  log_prior = jnp.log(jnp.where(is_left, prior, 1))
+  return jax.nn.softmax(jnp.where(is_left, evidence + log_prior, -jnp.inf))
 
 
 def stacking_weights(log_likelihoods: Array, num_steps: int = 1000) -> Array:
@@ -168,6 +196,9 @@ def stacking_weights(log_likelihoods: Array, num_steps: int = 1000) -> Array:
     w_m <- 1/n sum_i r_mi,   r_mi = w_m p_mi / sum_k w_k p_ki
 
   Unlike Bayesian averaging it does not tend to a single model.
+
+  A model may deem examples impossible (-inf); an example that all deem
+  impossible tells nothing.
 
   Args:
     log_likelihoods: `[models, n]`, `log p_m(y_i | x_i)` of held-out examples.
@@ -187,18 +218,45 @@ def stacking_weights(log_likelihoods: Array, num_steps: int = 1000) -> Array:
   """
   if num_steps < 0:
     raise ValueError(f"num_steps={num_steps}: must be 0 or more.")
-  size = check_stack(log_likelihoods)
+  size = _check_likelihoods(log_likelihoods)
+  possible, is_impossible = _possible(log_likelihoods)
+  is_impossible &= ~is_impossible.all(0)
+  best = jnp.where(is_impossible, LOG_ZERO, possible).max(0)
+  shift = jax.lax.stop_gradient(best)
+  likelihoods = jnp.where(is_impossible, 0, jnp.exp(possible - shift))
 
-  def step(log_weights: Array, _: None) -> tuple[Array, None]:
-    shares = jax.nn.log_softmax(log_weights[:, None] + log_likelihoods, axis=0)
-    return jax.nn.logsumexp(shares, axis=1) - jnp.log(shares.shape[1]), None
+  def step(weights: Array, _: None) -> tuple[Array, None]:
+    ratios = likelihoods / (weights[:, None] * likelihoods).sum(0)
+    return weights * ratios.mean(1), None
 
-  start = jnp.full(size, -jnp.log(size), log_likelihoods.dtype)
-  log_weights, _ = jax.lax.scan(step, start, length=num_steps)
-  return jax.nn.softmax(log_weights)
+  start = jnp.full(size, 1 / size, likelihoods.dtype)
+  weights, _ = jax.lax.scan(step, start, length=num_steps)
+  return weights / weights.sum()
 
 
-def _column(weights: ArrayLike | None, stack: Array) -> Array:
-  """Returns weights that broadcast against `[models, ...]`."""
-  normal = normalized_weights(weights, check_stack(stack))
-  return normal.reshape(-1, *[1] * (stack.ndim - 1))
+def _possible(log_likelihoods: Array) -> tuple[Array, Array]:
+  """Returns the array with 0 in the place of -inf, and where it was."""
+  is_impossible = jnp.isneginf(log_likelihoods)
+  return jnp.where(is_impossible, 0, wide(log_likelihoods)), is_impossible
+
+
+def _check_likelihoods(log_likelihoods: Array) -> int:
+  """Returns the number of models; -inf is a number here."""
+  if isinstance(log_likelihoods, jax.core.Tracer):
+    return check_stack(log_likelihoods)
+  with jax.ensure_compile_time_eval():
+    return check_stack(_possible(log_likelihoods)[0])
+
+
+def _column(weights: ArrayLike | None, logits: Array) -> Array:
+  """Returns weights that broadcast against logits `[models, ..., classes]`."""
+  if isinstance(logits, jax.core.Tracer) or logits.ndim < 2:
+    return _broadcast(weights, check_stack(logits), logits)
+  # The largest is NaN or +inf where there is one, -inf where all are masked.
+  with jax.ensure_compile_time_eval():
+    size = check_stack(logits.max(-1))
+  return _broadcast(weights, size, logits)
+
+
+def _broadcast(weights: ArrayLike | None, size: int, stack: Array) -> Array:
+  return normalized_weights(weights, size).reshape(-1, *[1] * (stack.ndim - 1))

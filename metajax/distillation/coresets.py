@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from metajax.numerics import wide
 from metajax.types import Array
 
 
@@ -33,7 +34,7 @@ def herding(features: Array, num_chosen: int) -> Array:
   size = features.shape[0]
   if not 1 <= num_chosen <= size:
     raise ValueError(f"num_chosen={num_chosen}: must be 1 to {size}.")
-  features = features.reshape(size, -1)
+  features = wide(features.reshape(size, -1))
   mean = features.mean(0)
 
   def choose(carry, count):

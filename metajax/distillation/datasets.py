@@ -10,6 +10,7 @@ examples of every class, the class changing fastest: example i is of class
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from metajax import inner_loop
 from metajax.distillation.kernels import Kernel, kernel_ridge
@@ -18,6 +19,7 @@ from metajax.distillation.synthetic import (
   SyntheticSet,
   fit_synthetic,
 )
+from metajax.numerics import wide
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
 
@@ -127,7 +129,7 @@ def gradient_distance(grads: Params, other: Params) -> Array:
   def distance(a: Array, b: Array) -> Array:
     if a.ndim < 2:
       return jnp.zeros(())
-    a, b = (x.reshape(-1, x.shape[-1]) for x in (a, b))
+    a, b = (wide(x.reshape(-1, x.shape[-1])) for x in (a, b))
     squares = [jnp.square(x).sum(0) for x in (a, b)]
     # A unit that gets no gradient has no direction, and no distance.
     known = (squares[0] > 0) & (squares[1] > 0)
@@ -162,14 +164,14 @@ def distribution_matching(embedding: Model) -> Objective:
 
     def means(inputs: Array) -> Array:
       features = embedding.apply(params, inputs)
-      return _by_class(features, num_classes).mean(1)
+      return wide(_by_class(features, num_classes)).mean(1)
 
     return jnp.square(means(synthetic.inputs) - means(real.inputs)).sum()
 
   return objective
 
 
-def kernel_inducing(kernel: Kernel, ridge: float = 1e-3) -> Objective:
+def kernel_inducing(kernel: Kernel, ridge: ArrayLike = 1e-3) -> Objective:
   """Kernel inducing points (KIP): regression on S predicts the real labels.
 
   ::

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metajax.distillation.losses import fixed, pair, wide
+from metajax.distillation.losses import fixed, pair
+from metajax.numerics import wide
 from metajax.types import Array
 
 

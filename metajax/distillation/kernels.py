@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from metajax.numerics import check_number
 from metajax.types import Array
 
 Kernel = Callable[[Array, Array], Array]
@@ -65,7 +67,7 @@ def relu_tangent_kernel(num_layers: int = 2) -> Kernel:
 
 
 def kernel_ridge(
-  kernel: Kernel, inputs: Array, targets: Array, ridge: float = 1e-3
+  kernel: Kernel, inputs: Array, targets: Array, ridge: ArrayLike = 1e-3
 ) -> Callable[[Array], Array]:
   """Fits kernel ridge regression and returns its predictor.
 
@@ -82,12 +84,11 @@ def kernel_ridge(
   Raises:
     ValueError: if the ridge is not positive.
   """
-  if not ridge > 0:
-    raise ValueError(f"ridge={ridge}: must be above 0.")
+  check_number("ridge", ridge, above=0)
   gram = kernel(inputs, inputs)
   jitter = ridge * jnp.trace(gram) / gram.shape[0]
   factor = jax.scipy.linalg.cho_factor(
     gram + jitter * jnp.eye(gram.shape[0], dtype=gram.dtype)
   )
   weights = jax.scipy.linalg.cho_solve(factor, targets)
-  return lambda x: kernel(x, inputs) @ weights
+  return lambda x: jnp.matmul(kernel(x, inputs), weights, precision="highest")

@@ -4,15 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
+from metajax.numerics import check_number, wide
 from metajax.types import Array
 
-# Below, log E exp is computed by its series, which cancels nothing.
+# Below, exp(d) - 1 - d is computed by its series, which cancels nothing.
 SMALL = 0.5
+
+# Stands for the -inf of a masked class, less than the largest logit: at every
+# temperature its probability is 0, and 0 times it is 0.
+MASKED = -1e25
 
 
 def softened_kl(
-  student_logits: Array, teacher_logits: Array, temperature: float = 1.0
+  student_logits: Array, teacher_logits: Array, temperature: ArrayLike = 1.0
 ) -> Array:
   """Divergence of softened predictions, in units that do not depend on T.
 
@@ -25,6 +31,10 @@ def softened_kl(
   cancellation by which differences of log probabilities lose all their digits
   at high T.
 
+  A class is masked by a logit of -inf, or by a very negative one: a teacher may
+  keep its top k classes only. The divergence is infinite where the student
+  masks a class that the teacher does not; its gradient is finite there, too.
+
   Args:
     student_logits: `[n, classes]`.
     teacher_logits: `[n, classes]`; no gradient is taken of it.
@@ -35,15 +45,17 @@ def softened_kl(
 
   Raises:
     ValueError: if T is not positive, the class counts differ, or the teacher's
-      logits are known and not finite.
+      logits are known and hold NaN, +inf, or an example without a class.
 
   References:
     Hinton et al., `Distilling the Knowledge in a Neural Network
     <https://arxiv.org/abs/1503.02531>`_, 2015, section 2.
   """
-  _check_temperature(temperature)
-  student, teacher = _check_logits(student_logits, teacher_logits)
-  divergence = _kl(teacher / temperature, student / temperature)
+  check_number("temperature", temperature, above=0)
+  _check_classes(student_logits, teacher_logits)
+  check_masked(teacher_logits)
+  teacher = jax.lax.stop_gradient(wide(teacher_logits))
+  divergence = _kl(teacher, wide(student_logits), temperature)
   return temperature**2 * divergence.mean()
 
 
@@ -52,8 +64,8 @@ def knowledge_distillation(
   teacher_logits: Array,
   labels: Array,
   *,
-  temperature: float = 4.0,
-  alpha: float = 0.9,
+  temperature: ArrayLike = 4.0,
+  alpha: ArrayLike = 0.9,
 ) -> Array:
   """The classic loss: some of the labels, some of the teacher.
 
@@ -78,13 +90,12 @@ def knowledge_distillation(
     Hinton et al., `Distilling the Knowledge in a Neural Network
     <https://arxiv.org/abs/1503.02531>`_, 2015, section 2.
   """
-  if not 0 <= alpha <= 1:
-    raise ValueError(f"alpha={alpha}: must be 0 to 1.")
+  check_number("alpha", alpha, at_least=0, at_most=1)
   soft = softened_kl(student_logits, teacher_logits, temperature)
   hard = optax.softmax_cross_entropy_with_integer_labels(
     wide(student_logits), labels
   ).mean()
-  return (1 - alpha) * hard + alpha * soft
+  return mix(alpha, hard, soft)
 
 
 def logit_matching(student_logits: Array, teacher_logits: Array) -> Array:
@@ -100,19 +111,23 @@ def logit_matching(student_logits: Array, teacher_logits: Array) -> Array:
 
   Raises:
     ValueError: if the class counts differ, or the teacher's logits are known
-      and not finite.
+      and not finite: masked classes have no distance, so leave them out of
+      both, or take `softened_kl`.
 
   References:
     Hinton et al., `Distilling the Knowledge in a Neural Network
     <https://arxiv.org/abs/1503.02531>`_, 2015, section 2.1.
   """
-  student, teacher = _check_logits(student_logits, teacher_logits)
+  _check_classes(student_logits, teacher_logits)
+  student, teacher = pair(student_logits, teacher_logits, "logits")
   difference = student - teacher
   centred = difference - difference.mean(-1, keepdims=True)
   return jnp.square(centred).mean() / 2
 
 
-def label_smoothing(logits: Array, labels: Array, smoothing: float) -> Array:
+def label_smoothing(
+  logits: Array, labels: Array, smoothing: ArrayLike
+) -> Array:
   """Cross-entropy with a teacher who knows the label but is never sure.
 
   ::
@@ -120,7 +135,8 @@ def label_smoothing(logits: Array, labels: Array, smoothing: float) -> Array:
     (1 - s) CE(student, labels) + s CE(student, uniform)
 
   It is distillation from a uniform teacher at T = 1: up to the constant entropy
-  `s log N`, `knowledge_distillation` with zero logits and alpha = s.
+  `s log N`, `knowledge_distillation` with zero logits and alpha = s. With s > 0
+  it is infinite where the student masks a class.
 
   Args:
     logits: `[n, N]`.
@@ -137,16 +153,15 @@ def label_smoothing(logits: Array, labels: Array, smoothing: float) -> Array:
     Szegedy et al., `Rethinking the Inception Architecture for Computer Vision
     <https://arxiv.org/abs/1512.00567>`_, 2016, section 7.
   """
-  if not 0 <= smoothing <= 1:
-    raise ValueError(f"smoothing={smoothing}: must be 0 to 1.")
+  check_number("smoothing", smoothing, at_least=0, at_most=1)
   logits = wide(logits)
-  targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-  targets = optax.smooth_labels(targets, smoothing)
-  return optax.softmax_cross_entropy(logits, targets).mean()
+  hard = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  uniform = -jax.nn.log_softmax(logits).mean(-1)
+  return mix(smoothing, hard.mean(), uniform.mean())
 
 
 def mutual_learning(
-  cohort_logits: Array, labels: Array, *, temperature: float = 1.0
+  cohort_logits: Array, labels: Array, *, temperature: ArrayLike = 1.0
 ) -> Array:
   """Losses of a cohort of students who learn from each other.
 
@@ -203,60 +218,118 @@ def regression_distillation(
   return jnp.square(student - teacher).mean() / 2
 
 
-def _kl(p_logits: Array, q_logits: Array) -> Array:
+def mix(alpha: ArrayLike, first: Array, second: Array) -> Array:
+  """Returns `(1 - alpha) first + alpha second`; 0 times infinity is 0."""
+  return share(1 - alpha, first) + share(alpha, second)
+
+
+def share(weight: ArrayLike, value: Array) -> Array:
+  """Returns `weight * value`, and 0 where 0 meets infinity."""
+  is_void = (weight == 0) & jnp.isinf(value)
+  return jnp.multiply(weight, jnp.where(is_void, 0, value))
+
+
+@jax.jit
+def _kl(p_logits: Array, q_logits: Array, temperature: ArrayLike) -> Array:
   """`KL(p || q)` over the last axis, exact also where p and q nearly agree.
 
-  With d = q_logits - p_logits less its mean under p: KL = log E_p exp(d).
+  With d = (q_logits - p_logits) / T less its mean under p::
+
+    KL = log E_p exp(d) = log(1 + sum_i p_i (exp(d_i) - 1 - d_i))
+
+  whose terms are all positive, so that nothing cancels.
   """
-  log_p = jax.nn.log_softmax(p_logits)
-  p = jnp.exp(log_p)
-  d = q_logits - p_logits
-  d = d - (p * d).sum(-1, keepdims=True)
-  is_small = jnp.abs(d).max(-1, keepdims=True) < SMALL
-  small = jnp.where(is_small, d, 0.0)
-  # exp(d) - 1 - d, whose first two terms have mean zero; 9 terms are exact to
-  # float32 (and to 1e-9 in float64) for |d| < 0.5.
-  series = jnp.zeros_like(small)
-  for k in range(10, 1, -1):
-    series = (series + 1) * small / k
-  series = series * small
-  near = jnp.log1p((p * series).sum(-1))
-  far = jax.nn.logsumexp(log_p + jnp.where(is_small, 0.0, d), axis=-1)
-  return jnp.where(is_small[..., 0], near, far)
+  is_masked = jnp.isneginf(q_logits)
+  p_top, q_top = (
+    jax.lax.stop_gradient(x.max(-1, keepdims=True))
+    for x in (p_logits, q_logits)
+  )
+  p_logits = _bounded(p_logits, p_top + MASKED)
+  q_logits = _bounded(q_logits, q_top + MASKED)
+  # What all classes share does not matter, and would take digits from d;
+  # rounded itself, it is only taken off where it is large.
+  shift = jnp.where(jnp.abs(q_top - p_top) > temperature, q_top - p_top, 0)
+  q_logits = q_logits - shift
+  d = (q_logits - p_logits) / temperature
+  p_logits, q_logits = ((x - p_top) / temperature for x in (p_logits, q_logits))
+  total = jax.nn.logsumexp(p_logits, axis=-1, keepdims=True)
+  p = jnp.exp(p_logits - total)
+  mean = (p * d).sum(-1, keepdims=True)
+  d = d - mean
+  far = jax.nn.logsumexp(q_logits, axis=-1, keepdims=True) - total - mean
+  is_near = far < 1
+  log_q = jnp.where(is_near, q_logits - total - mean, 0.0)  # Of p exp(d).
+  is_small = jnp.abs(d) < SMALL
+  terms = jnp.where(
+    is_small,
+    p * _second_order(jnp.where(is_small, d, 0.0)),
+    jnp.exp(log_q) - p - p * d,
+  )
+  near = jnp.log1p(jnp.where(is_near, terms, 0.0).sum(-1, keepdims=True))
+  impossible = (is_masked & (p > 0)).any(-1)
+  return jnp.where(is_near, near, far)[..., 0] + jnp.where(
+    impossible, jnp.inf, 0.0
+  )
 
 
-def _check_temperature(temperature: float) -> None:
-  if not temperature > 0:
-    raise ValueError(f"temperature={temperature}: must be above 0.")
+def _bounded(x: Array, bound: Array) -> Array:
+  """What is below the bound is put there; what is finite keeps its gradient."""
+  finite = jnp.where(jnp.isneginf(x), 0, x)
+  kept = bound + (finite - jax.lax.stop_gradient(finite))
+  return jnp.where(x > bound, x, kept)
 
 
-def _check_logits(student: Array, teacher: Array) -> tuple[Array, Array]:
+def _second_order(x: Array) -> Array:
+  """`exp(x) - 1 - x` for |x| < 0.5, by as many terms as the dtype can tell."""
+  num_terms = 10 if jnp.finfo(x.dtype).bits == 32 else 17
+  series = jnp.zeros_like(x)
+  for k in range(num_terms, 1, -1):
+    series = (series + 1) * x / k
+  return series * x
+
+
+def _check_classes(student: Array, teacher: Array) -> None:
   if student.shape[-1] != teacher.shape[-1]:
     raise ValueError(
       f"the student has {student.shape[-1]} classes but the teacher "
       f"{teacher.shape[-1]}: they must be equal."
     )
-  return pair(student, teacher, "logits")
+  _check_shapes(student, teacher, "logits")
 
 
-def pair(student: Array, teacher: Array, what: str) -> tuple[Array, Array]:
-  """Returns both in float32 at least, the teacher as a constant."""
+def _check_shapes(student: Array, teacher: Array, what: str) -> None:
   if student.shape != teacher.shape:
     raise ValueError(
       f"{what}: the student's have shape {student.shape} but the teacher's "
       f"{teacher.shape}."
     )
+
+
+def check_masked(logits: Array) -> None:
+  """Checks a teacher's logits, where they are known: -inf masks a class.
+
+  Raises:
+    ValueError: for NaN, +inf, or an example all of whose classes are masked.
+  """
+  if isinstance(logits, jax.core.Tracer):
+    return
+  # The largest is NaN or +inf where there is one, -inf where all are masked.
+  if not np.isfinite(np.asarray(logits, float).max(-1)).all():
+    raise ValueError(
+      "the teacher's outputs are not finite: of logits only -inf is allowed, "
+      "for a masked class, and not for all classes of an example."
+    )
+
+
+def pair(student: Array, teacher: Array, what: str) -> tuple[Array, Array]:
+  """Returns both in float32 at least, the teacher as a constant."""
+  _check_shapes(student, teacher, what)
   return wide(student), fixed(teacher)
 
 
 def fixed(teacher: Array) -> Array:
   """The teacher in float32 at least, as a constant."""
   if not isinstance(teacher, jax.core.Tracer):
-    if not np.isfinite(np.asarray(teacher, np.float32)).all():
+    if not np.isfinite(np.asarray(teacher, float)).all():
       raise ValueError("the teacher's outputs are not finite.")
   return jax.lax.stop_gradient(wide(teacher))
-
-
-def wide(x: Array) -> Array:
-  """Returns `x` in float32 at least."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

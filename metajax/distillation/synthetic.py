@@ -6,8 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from metajax import inner_loop
+from metajax.numerics import check_number
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
 
@@ -30,7 +32,7 @@ Objective = Callable[[SyntheticSet, Batch, PRNGKey], Array]
 
 
 def synthetic_set(
-  inputs: Array, num_classes: int, step_size: float = 0.1
+  inputs: Array, num_classes: int, step_size: ArrayLike = 0.1
 ) -> SyntheticSet:
   """Starts a synthetic set at real examples, or at noise.
 
@@ -48,8 +50,7 @@ def synthetic_set(
       f"inputs: {len(inputs)} examples, must be a multiple of {num_classes} "
       "classes."
     )
-  if not step_size > 0:
-    raise ValueError(f"step_size={step_size}: must be above 0.")
+  check_number("step_size", step_size, above=0)
   labels = jnp.arange(len(inputs)) % num_classes
   return SyntheticSet(
     jnp.asarray(inputs),

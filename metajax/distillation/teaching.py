@@ -5,15 +5,18 @@ batch, which is a tree with "inputs", "labels" and perhaps "teacher" (the
 teacher's logits, computed before).
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from metajax.aggregation import average_probabilities
 from metajax.distillation.features import hint
 from metajax.distillation.losses import (
+  check_masked,
   knowledge_distillation,
   label_smoothing,
   mutual_learning,
@@ -25,7 +28,7 @@ Loss = Callable[[Params, Examples, PRNGKey], tuple[Array, Metrics]]
 Teacher = Callable[[Array], Array]  # inputs -> logits
 
 
-def alone(model: Model, *, smoothing: float = 0.0) -> Loss:
+def alone(model: Model, *, smoothing: ArrayLike = 0.0) -> Loss:
   """A student of the labels: cross-entropy, with smoothed labels if asked.
 
   Args:
@@ -48,8 +51,8 @@ def taught(
   model: Model,
   teacher: Teacher | None = None,
   *,
-  temperature: float = 4.0,
-  alpha: float = 0.9,
+  temperature: ArrayLike = 4.0,
+  alpha: ArrayLike = 0.9,
 ) -> Loss:
   """A student of a teacher and of the labels.
 
@@ -91,9 +94,9 @@ def hinted(
   model: Model,
   features: Callable[[Params, Array], Array],
   *,
-  weight: float = 1.0,
-  temperature: float = 4.0,
-  alpha: float = 0.9,
+  weight: ArrayLike = 1.0,
+  temperature: ArrayLike = 4.0,
+  alpha: ArrayLike = 0.9,
 ) -> Loss:
   """A student of what a teacher says and of how it sees.
 
@@ -150,7 +153,7 @@ def side_by_side(loss_fn: Loss, *, own: Sequence[str] = ()) -> Loss:
   return stacked
 
 
-def taught_by_peers(model: Model, *, temperature: float = 1.0) -> Loss:
+def taught_by_peers(model: Model, *, temperature: ArrayLike = 1.0) -> Loss:
   """A cohort of students, stacked `[students, ...]`, who learn together.
 
   Args:
@@ -178,13 +181,16 @@ def ensemble(
     model: every member's, predicts logits.
     stack: parameters `[models, ...]`.
     weights: `[models]`, see `average_probabilities`.
+
+  Returns:
+    A `jax.tree_util.Partial`, whose arrays are the stack and the weights.
   """
 
-  def teacher(inputs: Array) -> Array:
+  def teacher(stack: Params, weights: Array | None, inputs: Array) -> Array:
     logits = jax.vmap(model.apply, (0, None))(stack, inputs)
     return average_probabilities(logits, weights)
 
-  return teacher
+  return Partial(teacher, stack, weights)
 
 
 def predict_all(
@@ -193,7 +199,9 @@ def predict_all(
   """Computes a teacher's logits of many inputs once, in bounded memory.
 
   Args:
-    teacher: `(inputs [n, ...]) -> [n, classes]`, of each input by itself.
+    teacher: `(inputs [n, ...]) -> [n, classes]`, of each input by itself. The
+      arrays of a `jax.tree_util.Partial` are arguments of the program, all
+      others that it uses are constants in its text.
     inputs: `[examples, ...]`.
     batch_size: inputs at once.
 
@@ -201,19 +209,19 @@ def predict_all(
     `[examples, classes]`.
 
   Raises:
-    ValueError: if the teacher's outputs are not finite.
+    ValueError: if the teacher's outputs are not finite; -inf masks a class.
   """
-
-  @jax.jit
-  def run(inputs: Any) -> Array:
-    return jax.lax.map(
-      lambda x: teacher(x[None])[0], inputs, batch_size=batch_size
-    )
-
-  logits = run(inputs)
-  if not jnp.isfinite(logits).all():
-    raise ValueError("the teacher's outputs are not finite.")
+  given = teacher if isinstance(teacher, Partial) else Partial(teacher)
+  logits = _predict_all(given, inputs, batch_size)
+  check_masked(logits)
   return logits
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _predict_all(teacher: Teacher, inputs: Array, batch_size: int) -> Array:
+  return jax.lax.map(
+    lambda x: teacher(x[None])[0], inputs, batch_size=batch_size
+  )
 
 
 def _accuracy(logits: Array, labels: Array) -> Array:

@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from metajax.distillation import regression_distillation, softened_kl
+from metajax.distillation.losses import mix
 from metajax.learners.meta_gradients import gradient_of_mean
+from metajax.numerics import check_number
 from metajax.types import (
   Array,
   Episode,
@@ -22,8 +25,8 @@ def taught(
   teacher_params: Params,
   loss_fn: LossFn,
   *,
-  alpha: float = 0.9,
-  temperature: float = 1.0,
+  alpha: ArrayLike = 0.9,
+  temperature: ArrayLike = 1.0,
 ) -> MetaLearner:
   """Distils what one meta-learner predicts after a task into another.
 
@@ -59,10 +62,8 @@ def taught(
     Classification <https://arxiv.org/abs/1903.11341>`_, 2019, section 3.4, for
     ensembles; there on classes of the training set, here on the query.
   """
-  if not 0 <= alpha <= 1:
-    raise ValueError(f"alpha={alpha}: must be 0 to 1.")
-  if not temperature > 0:
-    raise ValueError(f"temperature={temperature}: must be above 0.")
+  check_number("alpha", alpha, at_least=0, at_most=1)
+  check_number("temperature", temperature, above=0)
 
   def answer(
     learner: MetaLearner, params: Params, episode: Episode, rng: PRNGKey
@@ -86,8 +87,7 @@ def taught(
       extra = {"agreement": same.mean()}
     else:
       match, extra = regression_distillation(predictions, goal), {}
-    total = (1 - alpha) * loss + alpha * match
-    return total, {"loss": loss, "match": match, **extra}
+    return mix(alpha, loss, match), {"loss": loss, "match": match, **extra}
 
   # What a student's schedule would change is replaced.
   return student._replace(meta_grad=gradient_of_mean(meta_loss), schedule=None)

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.numerics import wide
+from metajax import variables
 from metajax.replay.buffers import apart, for_each_shard, lay_out
 from metajax.training.mesh import TASKS, mean_over_devices
 from metajax.training.processes import place
@@ -133,8 +133,7 @@ def episode_replay_trainer(
 
     def at(params: Params) -> tuple[Params, Metrics]:
       learned = over_shards(functools.partial(learn, params))(stored, step_keys)
-      means = jax.tree.map(lambda x: wide(x).mean(0), learned)
-      return mean_over_devices(means, like=learned[0])
+      return mean_over_devices(variables.mean(learned), like=learned[0])
 
     grads, metrics = at(state.meta_params)
     state = next_state(

@@ -5,8 +5,9 @@ alone needs neither orbax nor TensorBoard.
 """
 
 from metajax.training.chunking import choose_task_chunk
+from metajax.training.clients import Clients
 from metajax.training.cohorts import cohort_trainer
-from metajax.training.federated import Clients, federated_trainer
+from metajax.training.federated import federated_trainer
 from metajax.training.mesh import task_mesh, use_cpu_cores
 from metajax.training.state import Trainer, TrainState, evaluation_params
 from metajax.training.step import meta_trainer

@@ -1,17 +1,26 @@
 """Federated learning, simulated: clients are tasks, the server aggregates."""
 
 import functools
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
-from metajax import inner_loop
+from metajax import inner_optimizers, variables
 from metajax.aggregation import pseudo_gradient
+from metajax.forward import forward
+from metajax.numerics import check_number, wide
+from metajax.training.clients import (
+  Clients,
+  Rows,
+  block_size,
+  end_to_end,
+  mean_of_rows,
+)
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
@@ -22,20 +31,7 @@ from metajax.training.state import (
   next_state,
   trainer_on,
 )
-from metajax.types import Array, Batch, LossFn, Model, Params, PRNGKey
-
-
-class Clients(NamedTuple):
-  """The clients' examples, padded to the largest client.
-
-  Attributes:
-    data: arrays `[clients, max_size, ...]`; padding is finite, and not used.
-    sizes: int32 `[clients]`, how many examples of each client are real; at
-      least 1.
-  """
-
-  data: Batch
-  sizes: Array
+from metajax.types import LossFn, Model, PRNGKey
 
 
 def federated_trainer(
@@ -49,7 +45,7 @@ def federated_trainer(
   rng: PRNGKey,
   local_epochs: int = 1,
   batch_size: int | None = None,
-  proximal: float = 0.0,
+  proximal: ArrayLike = 0.0,
   client_chunk: int = 1,
   mesh: Mesh | None = None,
 ) -> Trainer:
@@ -67,9 +63,14 @@ def federated_trainer(
   one epoch besides FedSGD, with `proximal` FedProx, and with `optax.adam` on
   the server FedAdam. The client's optimizer starts anew in every round.
 
+  A round costs what the examples of its clients do: each takes as many steps as
+  it has batches, and where batches are larger than most clients, a step goes
+  through its batch in blocks, of which padding is half at most.
+
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`, which treats
-      examples one by one: no batch statistics.
+      examples one by one: no batch statistics. It is applied as in evaluation:
+      nothing is dropped out, and its state stays as it is.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
     clients: see `Clients`.
     client_optimizer: any optax optimizer.
@@ -81,7 +82,8 @@ def federated_trainer(
       of an epoch holds the rest.
     proximal: mu of FedProx.
     client_chunk: clients that train at once on a device, which bounds the
-      memory; must divide `clients_per_round / mesh.size`.
+      memory; must divide `clients_per_round / mesh.size`. Chunks are of clients
+      alike in size, and take as many steps as the largest of them.
     mesh: a mesh with the axis "tasks", over which the clients of a round are
       spread; None: `task_mesh(clients_per_round)`.
 
@@ -100,125 +102,113 @@ def federated_trainer(
     Reddi et al., `Adaptive Federated Optimization
     <https://arxiv.org/abs/2003.00295>`_, 2021, algorithm 2.
   """
-  num_clients, max_size = jnp.shape(clients.data.targets)[:2]
-  batch_size = max_size if batch_size is None else min(batch_size, max_size)
-  _check(clients.sizes, max_size, clients_per_round, num_clients)
-  mesh = task_mesh(clients_per_round) if mesh is None else mesh
-  for name, number, low in (
-    ("local_epochs", local_epochs, 1),
-    ("batch_size", batch_size, 1),
-    ("proximal", proximal, 0),
-    ("client_chunk", client_chunk, 1),
-  ):
-    if number < low:
-      raise ValueError(f"{name}={number}: must be {low} or more.")
-  if clients_per_round % (mesh.size * client_chunk):
-    raise ValueError(
-      f"clients_per_round={clients_per_round}: must be a multiple of "
-      f"{mesh.size} devices times client_chunk={client_chunk}."
-    )
-  max_steps = local_epochs * -(-max_size // batch_size)
-
-  def losses(params: Params, data: Batch) -> Array:
-    """The loss of each example, `[n]`."""
-    predictions = model.apply(params, data.inputs)
-    return jax.vmap(lambda p, t: loss_fn(p[None], t[None]))(
-      predictions, data.targets
-    )
-
-  def train_client(
-    params: Params, data: Batch, size: Array, rng: PRNGKey
-  ) -> tuple[Params, Array]:
-    steps_per_epoch = -(-size // batch_size)
-
-    def local_loss(local: Params, step: Array) -> Array:
-      epoch, batch = step // steps_per_epoch, step % steps_per_epoch
-      # Real examples come first, in an order of this epoch's own.
-      draw = jax.random.uniform(jax.random.fold_in(rng, epoch), (max_size,))
-      order = jnp.argsort(jnp.where(jnp.arange(max_size) < size, draw, 2.0))
-      place = batch * batch_size + jnp.arange(batch_size)
-      chosen = order.at[place].get(mode="clip")
-      values = losses(local, jax.tree.map(lambda x: x[chosen], data))
-      distance = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), local, params)
-      return _masked_mean(values, place < size) + proximal / 2 * sum(
-        jax.tree.leaves(distance)
-      )
-
-    # Smaller clients are done earlier.
-    optimizer = optax.transforms.conditionally_mask(
-      client_optimizer,
-      lambda step: step < local_epochs * steps_per_epoch,
-    )
-    before = _masked_mean(losses(params, data), jnp.arange(max_size) < size)
-    local = inner_loop.minimize(local_loss, params, optimizer, max_steps).params
-    return local, before
-
-  def device_round(params, data, sizes, keys):
-    local, before = jax.lax.map(
-      lambda client: train_client(params, *client),
-      (data, sizes, keys),
-      batch_size=client_chunk,
-    )
-    loss = jnp.average(before, weights=sizes)
-    means = pseudo_gradient(params, local, sizes), {"loss": loss}
-    share = sizes.sum() / jax.lax.psum(sizes.sum(), TASKS)
-    return jax.tree.map(
-      lambda x: jax.lax.psum((share * x).astype(x.dtype), TASKS), means
-    )
-
-  sharded_round = jax.shard_map(
-    device_round,
-    mesh=mesh,
-    in_specs=(P(), P(TASKS), P(TASKS), P(TASKS)),
-    out_specs=P(),
-    check_vma=False,
-  )
-
-  def one_round(state, clients, rng):
-    draw_key, order_key = jax.random.split(jax.random.fold_in(rng, state.step))
-    chosen = jax.random.choice(
-      draw_key, num_clients, (clients_per_round,), replace=False
-    )
-    data, sizes = jax.tree.map(lambda x: x[chosen], clients)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(order_key, chosen)
-    grads, metrics = sharded_round(state.meta_params, data, sizes, keys)
-    state = next_state(server_optimizer, state, grads, metrics["loss"])
-    return state, metrics
-
-  replicated = NamedSharding(mesh, P())
-
-  @functools.partial(jax.jit, out_shardings=replicated)
-  def start(rng: PRNGKey, inputs: Array) -> TrainState:
-    params = model.init(rng, inputs)
-    return first_state(server_optimizer, params)
-
-  def init(rng: PRNGKey) -> TrainState:
-    return start(place(rng, replicated), clients.data.inputs[0])
-
-  clients, rng = place((clients, rng), replicated)
-  return trainer_on(mesh, init, mean_over_steps(one_round, clients, rng))
-
-
-def _masked_mean(values: Array, mask: Array) -> Array:
-  return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
-
-
-def _check(
-  sizes: Array, max_size: int, clients_per_round: int, num_clients: int
-) -> None:
+  data, sizes, offsets = end_to_end(clients)
+  num_clients, max_size = len(sizes), int(sizes.max())
   if not 1 <= clients_per_round <= num_clients:
     raise ValueError(
       f"clients_per_round={clients_per_round}: must be 1 to {num_clients}, the "
       "number of clients."
     )
-  values = np.asarray(sizes)
-  if values.shape != (num_clients,):
+  batch_size = max_size if batch_size is None else min(batch_size, max_size)
+  mesh = task_mesh(clients_per_round) if mesh is None else mesh
+  check_number("local_epochs", local_epochs, at_least=1)
+  check_number("batch_size", batch_size, at_least=1)
+  check_number("client_chunk", client_chunk, at_least=1)
+  check_number("proximal", proximal, at_least=0)
+  if clients_per_round % (mesh.size * client_chunk):
     raise ValueError(
-      f"clients.sizes of shape {values.shape}: must be ({num_clients},)."
+      f"clients_per_round={clients_per_round}: must be a multiple of "
+      f"{mesh.size} devices times client_chunk={client_chunk}."
     )
-  bad = np.flatnonzero((values < 1) | (values > max_size))
-  if bad.size:
-    raise ValueError(
-      f"clients.sizes: client {bad[0]} has {values[bad[0]]}, must be 1 to "
-      f"{max_size}."
+  model = forward(model)
+  batch_mean, client_mean = mean_of_rows(
+    model, loss_fn, batch_size, block_size(sizes, batch_size)
+  )
+
+  def train_client(params, data, size, offset, rng):
+    steps_per_epoch = -(-size // batch_size)
+    start = variables.weights(params)
+
+    def step(carry):
+      trained, opt_state, k = carry
+      order_key = jax.random.fold_in(rng, k // steps_per_epoch)
+      first = k % steps_per_epoch * batch_size
+      count = jnp.minimum(batch_size, size - first)
+      rows = Rows(order_key, size, offset, first, count)
+
+      def loss_of(weights):
+        squares = jax.tree.map(
+          lambda a, b: jnp.square(wide(a) - wide(b)).sum(), weights, start
+        )
+        distance = sum(jax.tree.leaves(squares))
+        return batch_mean(weights, params, data, rows) + proximal / 2 * distance
+
+      loss, grads = jax.value_and_grad(loss_of)(
+        inner_optimizers.gradient_params(trained)
+      )
+      trained, opt_state = inner_optimizers.update(
+        client_optimizer, grads, opt_state, trained, loss, loss_of
+      )
+      return trained, opt_state, k + 1
+
+    everything = Rows(None, size, offset, jnp.int32(0), size)
+    before = client_mean(start, params, data, everything)
+    trained, opt_state, _ = jax.lax.while_loop(
+      lambda carry: carry[-1] < local_epochs * steps_per_epoch,
+      step,
+      (*inner_optimizers.start(client_optimizer, start), jnp.int32(0)),
     )
+    return inner_optimizers.evaluation_params(trained, opt_state), before
+
+  def device_round(params, data, sizes, offsets, keys):
+    local, before = jax.lax.map(
+      lambda client: train_client(params, data, *client),
+      (sizes, offsets, keys),
+      batch_size=client_chunk if client_chunk > 1 else None,
+    )
+    grads = pseudo_gradient(variables.weights(params), local, sizes)
+    means = grads, {"loss": jnp.average(before, weights=sizes)}
+    share = sizes.sum() / jax.lax.psum(sizes.sum(), TASKS)
+    grads, metrics = jax.tree.map(
+      lambda x: jax.lax.psum(share * wide(x), TASKS).astype(x.dtype), means
+    )
+    return variables.combine(grads, params), metrics
+
+  sharded_round = jax.shard_map(
+    device_round,
+    mesh=mesh,
+    in_specs=(P(), P(), P(TASKS), P(TASKS), P(TASKS)),
+    out_specs=P(),
+    check_vma=False,
+  )
+
+  def one_round(state, data, sizes, offsets, rng):
+    draw_key, order_key = jax.random.split(jax.random.fold_in(rng, state.step))
+    chosen = jax.random.choice(
+      draw_key, num_clients, (clients_per_round,), replace=False
+    )
+    # The largest first, dealt out to the devices in turn: chunks are alike in
+    # size, and so is what the devices have to do.
+    chosen = chosen[jnp.argsort(-sizes[chosen])]
+    chosen = chosen.reshape(-1, mesh.size).T.reshape(-1)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(order_key, chosen)
+    grads, metrics = sharded_round(
+      state.meta_params, data, sizes[chosen], offsets[chosen], keys
+    )
+    state = next_state(server_optimizer, state, grads, metrics["loss"])
+    return state, metrics
+
+  replicated = NamedSharding(mesh, P())
+  of_first = slice(int(offsets[0]), int(offsets[0] + sizes[0]))
+
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def start(rng: PRNGKey, inputs: Any) -> TrainState:
+    inputs = jax.tree.map(lambda x: x[of_first], inputs)
+    return first_state(server_optimizer, model.init(rng, inputs))
+
+  def init(rng: PRNGKey) -> TrainState:
+    return start(place(rng, replicated), data.inputs)
+
+  data, sizes, offsets, rng = place((data, sizes, offsets, rng), replicated)
+  train = mean_over_steps(one_round, data, sizes, offsets, rng)
+  return trainer_on(mesh, init, train)

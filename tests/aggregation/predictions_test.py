@@ -161,10 +161,156 @@ def test_stacking_keeps_two_models_that_each_know_half():
   np.testing.assert_allclose(posterior_weights(log_p), [0.9, 0.1], rtol=1e-3)
 
 
+INF = np.inf
+# Models, one example, classes: the last is masked by all, another by some.
+MASKED = np.array([[1.0, 2.0, 0.5, -INF], [0.0, -INF, 1.0, -INF]])
+
+
+def _average(probabilities, weights):
+  return np.log(np.einsum("m,mc->c", weights, probabilities))
+
+
+def _product(probabilities, weights):
+  mass = np.prod(probabilities ** weights[:, None], axis=0)
+  return np.log(mass / mass.sum())
+
+
+@pytest.mark.parametrize("weights", [[0.3, 0.7], [1.0, 0.0]])
+@pytest.mark.parametrize(
+  "pool, by_hand", [(average_probabilities, _average), (log_pool, _product)]
+)
+def test_masked_classes_are_pooled(pool, by_hand, weights):
+  """Values, and slopes against finite differences, eagerly and compiled."""
+  weights = np.array(weights)
+  with np.errstate(divide="ignore"):
+    expected = by_hand(scipy.special.softmax(MASKED, axis=-1), weights)
+  for fn in (pool, jax.jit(pool)):
+    found = fn(jnp.asarray(MASKED, jnp.float32), weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+  kept = np.isfinite(expected)
+  direction = np.array([0.3, -1.0, 2.0, 1.0])[kept]
+
+  def score(logits, weights):
+    log_p = pool(logits, weights)
+    return jnp.where(kept, jnp.exp(log_p), 0)[kept] @ direction
+
+  def nudged(entry, step):
+    logits = MASKED.copy()
+    logits[entry] += step
+    p = np.exp(by_hand(scipy.special.softmax(logits, axis=-1), weights))
+    return p[kept] @ direction
+
+  by_logits, by_weights = jax.grad(score, argnums=(0, 1))(
+    jnp.asarray(MASKED, jnp.float32), jnp.asarray(weights, jnp.float32)
+  )
+  assert np.isfinite(by_weights).all()
+  with np.errstate(divide="ignore"):
+    for entry in np.ndindex(MASKED.shape):
+      slope = (nudged(entry, 1e-5) - nudged(entry, -1e-5)) / 2e-5
+      np.testing.assert_allclose(by_logits[entry], slope, atol=1e-6)
+
+
+def test_no_class_is_left_where_the_models_rule_out_them_all():
+  logits = jnp.array([[0.0, -jnp.inf], [-jnp.inf, 0.0]])
+  np.testing.assert_array_equal(log_pool(logits), [-INF, -INF])
+  np.testing.assert_allclose(
+    average_probabilities(logits), np.log([0.5, 0.5]), rtol=1e-6
+  )
+  # A finite mask is a number like others.
+  np.testing.assert_allclose(
+    log_pool(jnp.maximum(logits, -1e9)), np.log([0.5, 0.5]), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_pooled_in_float32(dtype):
+  """Of 300 models, whose sum would stand still, or be inexact."""
+  draw = np.random.default_rng(4)
+  logits = jnp.asarray(3 * draw.normal(size=(300, 5)), dtype)
+  weights = jnp.asarray(draw.uniform(0.5, 1, 300), dtype)
+  exact, share = np.float64(logits), np.float64(weights)
+  share /= share.sum()
+  p = scipy.special.softmax(exact, axis=-1)
+  for pool, by_hand in (
+    (average_probabilities, _average),
+    (log_pool, _product),
+  ):
+    found = pool(logits, weights)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, by_hand(p, share), rtol=1e-4, atol=1e-5)
+  mean, variance = mixture_moments(
+    Gaussian(logits, jnp.zeros_like(logits)), weights
+  )
+  np.testing.assert_allclose(mean, share @ exact, rtol=1e-3, atol=1e-5)
+  expected = share @ (exact - share @ exact) ** 2
+  np.testing.assert_allclose(variance, expected, rtol=1e-4)
+  likelihoods = jnp.asarray(-draw.uniform(0, 2, (2, 2000)), dtype)
+  found = posterior_weights(likelihoods / 1024)
+  assert found.dtype == jnp.float32
+  expected = scipy.special.softmax(np.float64(likelihoods / 1024).sum(-1))
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  assert stacking_weights(likelihoods, 3).dtype == jnp.float32
+
+
+def test_posterior_keeps_its_digits_over_very_many_examples():
+  """The sums are -2e6 each, where float32 tells 0.1 from nothing."""
+  n = 1_000_000
+  log_p = np.full((2, n), -2.0, np.float32)
+  log_p[0, :100] += 0.01
+  found = posterior_weights(jnp.asarray(log_p))
+  expected = scipy.special.expit(np.float64(log_p[0] - log_p[1]).sum())
+  np.testing.assert_allclose(found[0], expected, rtol=1e-4)
+
+
+def test_posterior_of_impossible_examples_is_the_limit_of_small_likelihoods():
+  ruled_out = np.array(
+    [[-1.0, -INF, -1.0], [-2.0, -3.0, -1.5], [0, -INF, -INF]]
+  )
+  found = jax.jit(posterior_weights)(jnp.asarray(ruled_out))
+  np.testing.assert_array_equal(found, [0, 1, 0])
+  # Each misses one: the other examples decide.
+  all_miss = np.array([[-1.0, -INF, -1.0], [-2.0, -0.5, -INF], [0, -INF, -INF]])
+  mass = np.exp(np.where(np.isinf(all_miss), -60, all_miss).sum(-1)) * [1, 3, 5]
+  np.testing.assert_allclose(
+    posterior_weights(jnp.asarray(all_miss), [1, 3, 5]),
+    mass / mass.sum(),
+    rtol=1e-5,
+    atol=1e-20,
+  )
+  # A model of no prior is not the one with the fewest.
+  found = posterior_weights(jnp.asarray(ruled_out), [1, 0, 1])
+  np.testing.assert_array_equal(found, [1, 0, 0])
+  grads = jax.grad(lambda x: posterior_weights(x, [1, 0, 3])[0])(
+    jnp.asarray(all_miss)
+  )
+  assert np.isfinite(grads).all()
+
+
+def test_stacking_of_impossible_examples_is_that_of_tiny_likelihoods():
+  log_p = _log_likelihoods(3, 60)
+  log_p[0, :20] = -INF
+  log_p[1, 15:40] = -INF
+  with_none = np.concatenate([log_p, np.full((3, 7), -INF)], axis=1)
+  expected = stacking_weights(jnp.asarray(np.maximum(log_p, -60)), 3000)
+  for impossible in (log_p, with_none):
+    found = jax.jit(stacking_weights, static_argnums=1)(
+      jnp.asarray(impossible), 3000
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+  never = jnp.asarray(np.concatenate([log_p, np.full((1, 60), -INF)]))
+  np.testing.assert_allclose(
+    stacking_weights(never, 3000), [*expected, 0], rtol=1e-3, atol=1e-5
+  )
+  grads = jax.grad(lambda x: stacking_weights(x, 10)[0])(never)
+  assert np.isfinite(grads).all()
+  assert np.abs(grads[0, 20:]).max() > 1e-4
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_predictions_that_are_none_are_named(pool):
-  with pytest.raises(ValueError, match="model 1 is not finite"):
-    pool(jnp.array([[0.0, 1.0], [0.0, jnp.nan]]))
+  for bad in ([0.0, jnp.nan], [0.0, jnp.inf], [-jnp.inf, -jnp.inf]):
+    with pytest.raises(ValueError, match="model 1 is not finite"):
+      pool(jnp.array([[0.0, -jnp.inf], bad]))
   with pytest.raises(ValueError, match="must be finite and 0 or more"):
     pool(jnp.zeros((2, 3)), [1.0, -1.0])
 

@@ -111,6 +111,177 @@ def test_divergence_is_zero_only_where_predictions_are_equal():
   assert softened_kl(student, teacher) > 0.1
 
 
+# Student and teacher: masked by -1e9, by -inf, the top k classes, both.
+INF = np.inf
+MASKS = {
+  "teacher, finite": ([1, 2, 3], [1, 2, -1e9]),
+  "teacher, infinite": ([1, 2, 3], [1, 2, -INF]),
+  "teacher, lowest float": ([1, 2, 3], [1, 2, -3.4e38]),
+  "teacher, barely": ([1, 2, 3], [1, 2, -60]),
+  "top 1 of 4": ([1, 2, 3, 4], [-INF, 7, -INF, -INF]),
+  "both, infinite": ([1, 2, -INF], [2, 1, -INF]),
+  "both, finite": ([1, 2, -1e9], [2, 1, -1e9]),
+  "both, each its way": ([1, 2, -INF], [2, 1, -1e9]),
+  "student, finite": ([1, 2, -1e9], [1, 2, 3]),
+  "another level": ([10001.5, 10002.25, 10003], [1.25, 2.5, -INF]),
+  "agree but for a hair": ([1, 2, 3, -12], [1, 2, 3, -INF]),
+  "agree nearly": ([1, 2 + 2**-8, 3, -INF], [1, 2, 3, -INF]),
+}
+
+
+@jax.jit
+def _with_slopes(student, teacher, temperature):
+  return jax.value_and_grad(softened_kl, argnums=(0, 2))(
+    student, teacher, temperature
+  )
+
+
+def _masked_kl(student, teacher, temperature):
+  """As `_kl`, with 0 log 0 = 0, and the gradient by the student."""
+  q, p = (_log_softmax(x / temperature) for x in (student, teacher))
+  mass = np.exp(p)
+  real = mass > 0
+  terms = np.zeros_like(mass)
+  terms[real] = mass[real] * (p[real] - q[real])
+  gradient = temperature * (np.exp(q) - mass) / len(student)
+  return float(temperature**2 * terms.sum(-1).mean()), np.float64(gradient)
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_divergence_of_masked_classes_is_right(name, temperature):
+  """Value, and gradients by the student's logits and the temperature."""
+  student, teacher = (np.float32([x]) for x in MASKS[name])
+  found, (grads, slope) = _with_slopes(student, teacher, temperature)
+  student, teacher = (x.astype(np.longdouble) for x in (student, teacher))
+  expected, expected_grads = _masked_kl(student, teacher, temperature)
+  np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-30)
+  np.testing.assert_allclose(
+    grads, expected_grads, rtol=2e-4, atol=2e-7 * temperature
+  )
+  h = 1e-3 * temperature
+  ends = [
+    _masked_kl(student, teacher, temperature + step)[0] for step in (h, -h)
+  ]
+  difference = (ends[0] - ends[1]) / (2 * h)
+  scale = expected / temperature
+  np.testing.assert_allclose(slope, difference, rtol=1e-3, atol=1e-3 * scale)
+
+
+def test_every_class_may_be_masked_in_one_example_or_another():
+  """Examples do not meet: the mean over a batch is that of its examples."""
+  rows = [v for v in MASKS.values() if len(v[0]) == 3]
+  student, teacher = (jnp.float32(x) for x in zip(*rows, strict=True))
+  found, (grads, _) = _with_slopes(student, teacher, 2.0)
+  alone = [
+    _with_slopes(s[None], t[None], 2.0)
+    for s, t in zip(student, teacher, strict=True)
+  ]
+  np.testing.assert_allclose(found, np.mean([x[0] for x in alone]), rtol=1e-6)
+  expected = np.concatenate([x[1][0] for x in alone]) / len(rows)
+  np.testing.assert_allclose(grads, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_equal_masks_are_equal_and_a_class_too_many_is_not():
+  logits = jnp.array([[1.0, 2.0, -jnp.inf], [3.0, -1e9, 0.5]])
+  assert softened_kl(logits, logits) == 0
+  other = logits.at[0, 2].set(-20.0)
+  expected = np.exp(-20) / (np.exp(1) + np.exp(2)) / 2
+  np.testing.assert_allclose(softened_kl(other, logits), expected, rtol=1e-5)
+
+
+def test_class_that_only_the_student_masks_is_infinite_but_not_its_gradient():
+  student = jnp.array([[1.0, 2.0, -jnp.inf]])
+  teacher = jnp.array([[1.0, 2.0, 3.0]])
+  loss, (grads, _) = _with_slopes(student, teacher, 2.0)
+  assert loss == np.inf
+  _, expected = _masked_kl(np.array([[1, 2, -1e9]]), np.array([[1, 2, 3]]), 2.0)
+  np.testing.assert_allclose(grads[0, :2], expected[0, :2], rtol=1e-5)
+  assert grads[0, 2] == 0  # Nothing moves it from there.
+
+
+def test_hessian_with_masks_is_that_of_the_log_normaliser():
+  with jax.enable_x64(True):
+    student, teacher = (jnp.array(x, float) for x in MASKS["top 1 of 4"])
+    found = jax.hessian(lambda s: softened_kl(s[None], teacher[None], 2.0))(
+      student
+    )
+    q = np.exp(np.float64(_log_softmax(np.array(MASKS["top 1 of 4"][0]) / 2)))
+    np.testing.assert_allclose(found, np.diag(q) - np.outer(q, q), rtol=1e-10)
+
+
+def test_divergence_is_exact_in_float64():
+  teacher = np.array([[1.0, 2.0, 3.0, -INF], [0.3, 2.0, -1e9, 1.0]])
+  # Where they nearly agree, float64 logits themselves tell d to few digits.
+  for scale, rtol in ((1e-4, 1e-10), (0.1, 1e-12), (0.5, 1e-12), (9.0, 1e-12)):
+    student = teacher + scale * np.array([[0.2, -1, 0.5, 3], [1, 0.1, 0.2, -1]])
+    with jax.enable_x64(True):
+      found = softened_kl(jnp.array(student), jnp.array(teacher), 1.5)
+    expected, _ = _masked_kl(*map(np.longdouble, (student, teacher)), 1.5)
+    np.testing.assert_allclose(found, expected, rtol=rtol)
+
+
+def test_nothing_of_what_counts_for_nothing_is_counted():
+  """Where the labels, or the teacher, are infinitely far but weigh 0."""
+  student = jnp.array([[1.0, 2.0, -jnp.inf]])
+  far, near = jnp.array([2]), jnp.array([1])
+  taught = jax.jit(jax.value_and_grad(knowledge_distillation))
+  loss, grads = taught(student, student, far, temperature=1.0, alpha=1.0)
+  assert loss == 0
+  np.testing.assert_array_equal(grads, jnp.zeros((1, 3)))
+  loss, grads = taught(
+    student, jnp.zeros((1, 3)), near, temperature=1.0, alpha=0.0
+  )
+  np.testing.assert_allclose(loss, np.log1p(np.exp(-1)), rtol=1e-6)
+  assert np.isfinite(grads).all()
+  smoothed = jax.value_and_grad(label_smoothing)
+  loss, grads = smoothed(student, near, 0.0)
+  np.testing.assert_allclose(loss, np.log1p(np.exp(-1)), rtol=1e-6)
+  assert np.isfinite(grads).all()
+  assert smoothed(student, near, 0.1)[0] == np.inf
+
+
+def test_peers_may_mask_what_their_peers_mask():
+  cohort = np.stack([STUDENT, TEACHER, STUDENT[::-1]])
+  masked = np.concatenate([cohort, np.full((3, 6, 1), -INF)], axis=-1)
+  found, grads = jax.jit(
+    jax.value_and_grad(lambda x: mutual_learning(x, LABELS).sum())
+  )(jnp.float32(masked))
+  expected, without = jax.value_and_grad(
+    lambda x: mutual_learning(x, LABELS).sum()
+  )(jnp.float32(cohort))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(grads[..., :5], without, rtol=1e-4, atol=1e-6)
+  np.testing.assert_array_equal(grads[..., 5], jnp.zeros((3, 6)))
+
+
+def test_hyper_parameters_are_swept_and_learned():
+  student, teacher = _float32(STUDENT, TEACHER)
+
+  def loss(alpha, temperature):
+    return knowledge_distillation(
+      student, teacher, LABELS, temperature=temperature, alpha=alpha
+    )
+
+  alphas, temperatures = jnp.array([0.0, 0.3, 1.0]), jnp.array([0.5, 2.0, 9.0])
+  found = jax.vmap(loss)(alphas, temperatures)
+  expected = [
+    loss(float(a), float(t)) for a, t in zip(alphas, temperatures, strict=True)
+  ]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  slope = jax.grad(loss)(0.3, 2.0)
+  np.testing.assert_allclose(
+    slope,
+    _kl(STUDENT, TEACHER, 2.0) - _cross_entropy(STUDENT, LABELS),
+    rtol=1e-5,
+  )
+  by_smoothing = jax.grad(label_smoothing, argnums=2)(student, LABELS, 0.2)
+  uniform = -float(_log_softmax(STUDENT).mean())
+  np.testing.assert_allclose(
+    by_smoothing, uniform - _cross_entropy(STUDENT, LABELS), rtol=1e-5
+  )
+
+
 def test_high_temperature_is_logit_matching():
   """Value and gradient (Hinton et al. 2015, equation 4)."""
   student, teacher = _float32(STUDENT, TEACHER)
@@ -207,6 +378,15 @@ def test_bad_input_is_named():
     softened_kl(student, teacher[:, :4])
   with pytest.raises(ValueError, match="teacher's outputs are not finite"):
     logit_matching(student, teacher.at[2, 1].set(jnp.nan))
+  with pytest.raises(ValueError, match="teacher's outputs are not finite"):
+    logit_matching(student, teacher.at[2, 1].set(-jnp.inf))
+  for bad in (
+    teacher.at[2, 1].set(jnp.nan),
+    teacher.at[2, 1].set(jnp.inf),
+    teacher.at[2].set(-jnp.inf),
+  ):
+    with pytest.raises(ValueError, match="only -inf is allowed"):
+      softened_kl(student, bad)
   with pytest.raises(ValueError, match=r"alpha=1\.5: must be 0 to 1"):
     knowledge_distillation(student, teacher, LABELS, alpha=1.5)
   with pytest.raises(ValueError, match=r"smoothing=-0\.1: must be 0 to 1"):

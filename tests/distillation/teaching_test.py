@@ -1,6 +1,7 @@
 """Students' losses, and teachers as constant predictions."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,38 @@ def test_all_predictions_are_those_of_the_teacher():
   np.testing.assert_allclose(found, TEACHER(INPUTS), rtol=1e-5, atol=1e-6)
   with pytest.raises(ValueError, match="teacher's outputs are not finite"):
     predict_all(lambda x: TEACHER(x) / 0, INPUTS)
+
+
+def test_members_of_an_ensemble_are_arguments_not_constants():
+  """So a second ensemble of the same shapes takes no new program."""
+  traces = []
+
+  def apply(params, inputs):
+    traces.append(inputs.shape)
+    return MODEL.apply(params, inputs)
+
+  model = SimpleNamespace(init=None, apply=apply)
+  teacher = ensemble(model, STACK)
+  other = jax.tree_util.Partial(
+    teacher.func, jax.tree.map(lambda x: -x, STACK), None
+  )
+  found = predict_all(teacher, INPUTS)
+  count = len(traces)
+  assert not np.allclose(predict_all(other, INPUTS), found)
+  assert len(traces) == count
+  np.testing.assert_allclose(found, ensemble(MODEL, STACK)(INPUTS), rtol=1e-5)
+
+
+def test_teachers_may_mask_classes_but_not_all():
+  masked = predict_all(lambda x: TEACHER(x).at[:, 1].set(-jnp.inf), INPUTS)
+  assert (masked[:, 1] == -jnp.inf).all()
+  (loss, _), grads = jax.value_and_grad(taught(MODEL), has_aux=True)(
+    _member(1), BATCH | {"teacher": masked}, RNG
+  )
+  assert np.isfinite(loss)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+  with pytest.raises(ValueError, match="only -inf is allowed"):
+    predict_all(lambda x: TEACHER(x) - jnp.inf, INPUTS)
 
 
 def test_peers_lose_what_mutual_learning_says():

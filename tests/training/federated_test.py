@@ -14,7 +14,7 @@ import scipy.special
 
 from metajax.losses import cross_entropy, mean_squared_error
 from metajax.training import Clients, federated_trainer, task_mesh
-from metajax.types import Batch
+from metajax.types import Batch, State
 from tests.processes import run_python
 
 RNG, INIT_KEY = jax.random.key(0), jax.random.key(1)
@@ -161,7 +161,7 @@ def _adam(rate):
 
 def _by_hand(w, clients, client, server, rounds, epochs, proximal):
   """Full batches; `client` and `server` make new optimizers in numpy."""
-  x, y = (np.asarray(part) for part in clients.data)
+  x, y = map(np.asarray, clients.data[:2])
   sizes = np.asarray(clients.sizes)
   step, losses = server(), []
   for _ in range(rounds):
@@ -179,17 +179,18 @@ def _by_hand(w, clients, client, server, rounds, epochs, proximal):
 
 
 @pytest.mark.parametrize(
-  "momentum, server, proximal",
+  "momentum, server, proximal, sizes",
   [
-    (0.0, ("sgd", 1.0), 2.0),  # FedProx
-    (0.0, ("adam", 0.3), 0.0),  # FedAdam
+    (0.0, ("sgd", 1.0), 2.0, SIZES),  # FedProx
+    (0.0, ("adam", 0.3), 0.0, SIZES),  # FedAdam
     # The client's momentum starts anew in every round, the server's does not.
-    (0.9, ("sgd", 0.5, 0.9), 0.5),
+    # So uneven, the examples of a step are computed 5 at once.
+    (0.9, ("sgd", 0.5, 0.9), 0.5, (40, 1, 2, 1, 3, 1, 1, 2)),
   ],
   ids=str,
 )
-def test_rounds_equal_loops_in_numpy(momentum, server, proximal):
-  clients, rounds, epochs = _regression(), 3, 4
+def test_rounds_equal_loops_in_numpy(momentum, server, proximal, sizes):
+  clients, rounds, epochs = _regression(sizes, max(sizes)), 3, 4
   by_hand = {"sgd": _sgd, "adam": _adam}
   in_optax = {
     "sgd": lambda rate, momentum=None: optax.sgd(rate, momentum),
@@ -201,7 +202,7 @@ def test_rounds_equal_loops_in_numpy(momentum, server, proximal):
     clients,
     optax.sgd(0.1, momentum),
     in_optax[server[0]](*server[1:]),
-    clients_per_round=len(SIZES),
+    clients_per_round=len(sizes),
     rng=RNG,
     local_epochs=epochs,
     proximal=proximal,
@@ -221,6 +222,138 @@ def test_rounds_equal_loops_in_numpy(momentum, server, proximal):
   # Of the clients before they train, by size; then the mean over rounds.
   np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-9)
   assert state.step == rounds
+
+
+def test_line_searches_see_the_examples_of_their_step():
+  """Of all blocks, with gradients: L-BFGS against itself in a Python loop."""
+  clients = _regression((24, 2, 2, 2, 2, 2), 24)  # 6 examples at once.
+  optimizer, epochs = optax.lbfgs(0.5), 2
+  trainer = federated_trainer(
+    LINEAR,
+    mean_squared_error,
+    clients,
+    optimizer,
+    optax.sgd(1.0),
+    clients_per_round=6,
+    rng=RNG,
+    local_epochs=epochs,
+    mesh=task_mesh(1),
+  )
+  state, train = _start(trainer)
+  start, average = np.array(state.meta_params), 0.0
+
+  @functools.partial(jax.jit, static_argnums=3)
+  def fit(x, y, w, epochs):
+    def loss(w):
+      return mean_squared_error(x @ w, y)
+
+    opt_state = optimizer.init(w)
+    for _ in range(epochs):
+      value, grad = jax.value_and_grad(loss)(w)
+      updates, opt_state = optimizer.update(
+        grad, opt_state, w, value=value, grad=grad, value_fn=loss
+      )
+      w = w + updates
+    return w
+
+  for x, y, n in zip(*clients.data[:2], clients.sizes, strict=True):
+    average += int(n) / 34 * fit(x[:n], y[:n], jnp.array(start), epochs)
+  state, _ = train(state, 1)
+  np.testing.assert_allclose(state.meta_params, average, rtol=1e-8)
+
+
+def test_clients_end_to_end_of_trees_are_those_that_are_padded():
+  """In any order in the arrays, of numpy, and with state that nobody moves."""
+  padded = _regression(sizes=(3, 6, 2, 5), max_size=6)
+  own = [
+    [np.asarray(part[k, :n]) for part in padded.data[:2]]
+    for k, n in enumerate(np.asarray(padded.sizes))
+  ]
+  x, y = (
+    np.concatenate([own[k][part] for k in (2, 0, 3, 1)]) for part in (0, 1)
+  )
+  model = SimpleNamespace(
+    init=lambda rng, inputs: {
+      "weights": LINEAR.init(rng, inputs["x"]),
+      "statistics": State({"count": jnp.int32(3), "mean": jnp.ones(2)}),
+    },
+    apply=lambda params, inputs: (inputs["x"] @ params["weights"],),
+  )
+  flat = Clients(Batch({"x": x}, (y,)), np.array([3, 6, 2, 5]), [2, 10, 0, 5])
+  found = []
+  for of_trees, clients, loss_fn in (
+    (LINEAR, padded, mean_squared_error),
+    (model, flat, lambda p, t: mean_squared_error(p[0], t[0])),
+  ):
+    trainer = federated_trainer(
+      of_trees,
+      loss_fn,
+      clients,
+      optax.sgd(0.1, momentum=0.9),
+      optax.adam(0.1),
+      clients_per_round=2,
+      rng=RNG,
+      batch_size=2,
+      local_epochs=2,
+      proximal=0.1,
+    )
+    state, train = _start(trainer)
+    found.append(train(state, 3))
+  (expected, _), (state, _) = found
+  chex.assert_trees_all_close(found[0][1], found[1][1], rtol=1e-12)
+  np.testing.assert_allclose(
+    state.meta_params["weights"], expected.meta_params, rtol=1e-12
+  )
+  kept = state.meta_params["statistics"].value
+  assert kept["count"] == 3
+  np.testing.assert_array_equal(kept["mean"], [1, 1])
+
+
+# --- What it costs. ---
+
+
+def _computed(sizes, **arguments):
+  """Returns how many examples a round computes, padding included."""
+  counts = []
+
+  def apply(params, inputs):
+    jax.debug.callback(lambda: counts.append(len(inputs)))
+    return LINEAR.apply(params, inputs)
+
+  trainer = federated_trainer(
+    SimpleNamespace(init=LINEAR.init, apply=apply),
+    mean_squared_error,
+    _regression(sizes, max(sizes)),
+    optax.sgd(0.1),
+    optax.sgd(1.0),
+    clients_per_round=len(sizes),
+    rng=RNG,
+    mesh=task_mesh(1),
+    **arguments,
+  )
+  state, train = _start(trainer)
+  train(state, 1)
+  jax.effects_barrier()
+  return sum(counts)
+
+
+UNEVEN = (4,) * 4 + (200,) + (4,) * 5
+
+
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_a_round_costs_what_its_examples_do(batch_size):
+  """Not what clients times the largest would: 2,000 examples a pass."""
+  epochs = 3
+  computed = _computed(UNEVEN, batch_size=batch_size, local_epochs=epochs)
+  # One more pass is for the loss before.
+  exact = (epochs + 1) * sum(UNEVEN)
+  assert exact <= computed <= (exact if batch_size else 2 * exact)
+
+
+def test_chunks_are_of_clients_alike_in_size():
+  # What a chunk does together is counted once.
+  computed = 3 * _computed((4, 40) * 3, batch_size=4, client_chunk=3)
+  assert computed == 2 * 3 * (4 + 40)
 
 
 # --- Which examples are visited, and in which order. ---
@@ -427,6 +560,13 @@ def test_clients_spread_over_devices_learn_what_one_device_does(name, spread):
     ({"sizes": (3, 7, 5)}, r"clients.sizes of shape \(3,\): must be \(4,\)"),
     ({"sizes": (3, 0, 5, 1)}, "clients.sizes: client 1 has 0, must be 1 to 7"),
     ({"sizes": (3, 7, 8, 1)}, "clients.sizes: client 2 has 8, must be 1 to 7"),
+    (
+      {"offsets": (0, 3, 10, 28)},
+      "clients.sizes: client 3 has 1, must be 1 to 0",
+    ),
+    ({"offsets": (0, -1, 10, 15)}, "clients.sizes: client 1 has 7, must be 1"),
+    ({"offsets": (0, 3, 10)}, r"clients.sizes of shape \(4,\): must be \(3,\)"),
+    ({"mask": True}, "clients.data: a mask was given, must be None"),
   ],
 )
 def test_numbers_out_of_range_are_named(arguments, message):
@@ -438,6 +578,12 @@ def test_numbers_out_of_range_are_named(arguments, message):
   }
   sizes = jnp.int32(arguments.pop("sizes", SIZES))
   clients = _regression()._replace(sizes=sizes)
+  if "offsets" in arguments:
+    data = Batch(*(x.reshape(28, -1) for x in clients.data[:2]))
+    clients = Clients(data, sizes, jnp.int32(arguments.pop("offsets")))
+  if arguments.pop("mask", False):
+    data = clients.data._replace(mask=jnp.ones((4, MAX_SIZE), bool))
+    clients = clients._replace(data=data)
   with pytest.raises(ValueError, match=f"^{message}"):
     federated_trainer(
       LINEAR,
