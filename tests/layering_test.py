@@ -34,7 +34,10 @@ ALLOWED = {
   "training": {
     "training",
     "aggregation",
+    "forward",
     "inner_loop",
+    "inner_optimizers",
+    "losses",
     "optimizers",
     "types",
     "variables",
