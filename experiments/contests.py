@@ -262,7 +262,9 @@ def total(rewards: np.ndarray) -> float:
 
 def totals(played: Played, *rivals: str) -> dict[str, Estimate]:
   """Means of the players' totals, and of the rivals' differences to "rer"."""
-  sums = {name: r.sum(-1, dtype=np.float64) for name, r in played.rewards.items()}
+  sums = {
+    name: r.sum(-1, dtype=np.float64) for name, r in played.rewards.items()
+  }
   if "rer" not in sums:
     rivals = ()
   return {name: estimate(s) for name, s in sums.items()} | {

@@ -104,9 +104,7 @@ def posterior_sampling(
   return planner(sizes, plan)
 
 
-def ucrl2(
-  sizes: Sizes, scale: ArrayLike, prior: Prior = TRUE_PRIOR
-) -> Player:
+def ucrl2(sizes: Sizes, scale: ArrayLike, prior: Prior = TRUE_PRIOR) -> Player:
   """Plans with the best MDP within confidence bounds (Jaksch et al. 2010).
 
   Of rewards the bound is `scale sqrt(log(t + 2) / (1 + n))`, of transitions in

@@ -81,7 +81,7 @@ class Posterior(NamedTuple):
 def posterior(counts: Counts, prior: Prior) -> Posterior:
   """Returns what is believed of an MDP of which this was seen::
 
-    mean = (weight_0 mean_0 + sum of rewards) / (weight_0 + visits)
+  mean = (weight_0 mean_0 + sum of rewards) / (weight_0 + visits)
   """
   weight = prior.rewards + counts.visits
   return Posterior(

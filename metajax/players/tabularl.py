@@ -91,9 +91,7 @@ def tabularl_ucrl2(sizes: Sizes, scale: ArrayLike) -> Player:
     four_l = 4 * jnp.log(2 * pairs * (episode + 1) / DELTA)
     seen = counts.next_states.sum(-1)
     width = scale * jnp.sqrt(four_l / jnp.maximum(counts.visits, 1))
-    distance = scale * jnp.sqrt(
-      sizes.states * four_l / jnp.maximum(seen, 1)
-    )
+    distance = scale * jnp.sqrt(sizes.states * four_l / jnp.maximum(seen, 1))
     return optimistic_values(
       beliefs.means + width, beliefs.transitions, distance, sizes
     )

@@ -69,8 +69,7 @@ def from_linen(
       inputs,
       rngs=rngs,
       mutable=list(kept),
-      **keywords,
-      **mask_keyword(arguments, mask),
+      **{**keywords, **mask_keyword(arguments, mask)},
     )
     check_mask(arguments, mask, kept, new, type(module).__name__)
     return predictions, {**params, **{k: State(v) for k, v in new.items()}}

@@ -56,9 +56,10 @@ def from_nnx(
 
     # Outside of any trace, where nnx takes a bare array for static.
     with jax.ensure_compile_time_eval():
-      graph, streams, _, arrays = nnx.split(
+      parts: Any = nnx.split(
         build(nnx.Rngs(0)), nnx.RngState, nnx.Variable, ...
       )
+      graph, streams, _, arrays = parts
     # Without variables, which must be new in every trace.
     return graph, nnx.to_pure_dict(streams), nnx.to_pure_dict(arrays)
 
@@ -141,7 +142,9 @@ def _seed(module: Any, rng: PRNGKey) -> None:
 
   keys = nnx.to_flat_state(nnx.state(module, nnx.RngKey))
   names = sorted({key.tag for _, key in keys})
-  seeds = {name: jax.random.fold_in(rng, i) for i, name in enumerate(names)}
+  seeds: Any = {
+    name: jax.random.fold_in(rng, i) for i, name in enumerate(names)
+  }
   if len(names) == 1:
     seeds = {names[0]: rng}
   nnx.reseed(module, policy="match_shape", **seeds)
