@@ -211,7 +211,6 @@ def predict_all(
   Raises:
     ValueError: if the teacher's outputs are not finite; -inf masks a class.
   """
-
   given = teacher if isinstance(teacher, Partial) else Partial(teacher)
   logits = _predict_all(given, inputs, batch_size)
   check_masked(logits)
