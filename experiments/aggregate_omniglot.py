@@ -276,7 +276,7 @@ def draw_barrier(runs: Members, seeds: Params, aligned: Params) -> None:
   @jax.jit
   def line(stack: Params, index: Array) -> Array:
     one, other = (jax.tree.map(lambda x, i=i: x[i], stack) for i in (0, index))
-    return aggregation.loss_barrier(loss, one, other, num_points=11)[1]
+    return aggregation.loss_barrier(loss, one, other, num_points=11).losses
 
   lines = {}
   grid = np.linspace(0, 1, 11)

@@ -1,5 +1,7 @@
 """Trained players and others on the same tasks."""
 
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,9 +31,33 @@ flags.DEFINE_bool(
   "Show trained players the observation before, too.",
 )
 
-# A player of its parameter, and values to choose it from, by name.
-Reference = tuple[Callable[[Any], Player], Mapping[str, Any]]
+flags.DEFINE_bool(
+  "references_only", False, "Train nothing: only the players that need none."
+)
+
 NO_CHOICE = {"": ()}
+# Tasks that a reference plays at once, so that its samples stay in the cache.
+TASKS_AT_ONCE = 50
+# Numbers of samples of optimistic players; Duan et al. tried all of 1 to 20.
+SAMPLES = (1, 2, 5, 10, 20)
+AS_PUBLISHED = "_as_published"
+# Of a published player whose parameter is chosen as those of all others are.
+ON_OTHERS = "_chosen_on_validation"
+
+
+class Reference(NamedTuple):
+  """A player that needs no training.
+
+  Attributes:
+    make: the player of its parameter.
+    grid: values to choose the parameter from, by name. Integers are known
+      when the player is built, numbers of samples, say.
+    on_test: choose by the test tasks, too, as a paper did.
+  """
+
+  make: Callable[[Any], Player]
+  grid: Mapping[str, Any] = NO_CHOICE
+  on_test: bool = False
 
 
 class Played(NamedTuple):
@@ -39,7 +65,8 @@ class Played(NamedTuple):
 
   Attributes:
     workdir: the run's folder.
-    trained: the last state, and the seconds of all trainings.
+    trained: the last state, and the seconds of all trainings; without any, no
+      state, and the seconds of the references.
     players: those that were trained, by name.
     rewards: `[tasks, steps]` by the player's name; "rer" is trained by replay,
       "rl2_ppo" on policy.
@@ -71,30 +98,49 @@ def play_all(
   """
   refuse("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
   seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
-  trainees = {"rer": replaying.trainee(seen)}
-  if FLAGS.ppo:
-    trainees["rl2_ppo"] = on_policy.trainee(seen)
+  trainees = {}
+  if not FLAGS.references_only:
+    trainees["rer"] = replaying.trainee(seen)
+    if FLAGS.ppo:
+      trainees["rl2_ppo"] = on_policy.trainee(seen)
   stages = Stages(experiment)
   rewards, seconds, players = {}, {}, {}
   for name, trainee in trainees.items():
     trained, rewards[name] = train(stages, name, trainee, seen)
     seconds[name] = trained.wall_seconds
     players[name] = trainee.player(trained.state.meta_params)
-  chosen, levels = {}, {}
-  for name, (make, grid) in references.items():
-    best, levels[name], rewards[name] = search(make, grid, tasks)
-    if len(grid) > 1:
-      chosen[name] = best
+  chosen, levels, of_references = {}, {}, {}
+  for name, reference in references.items():
+    began = time.monotonic()
+    found = search(reference, tasks)
+    of_references[name] = time.monotonic() - began
+    print(f"{name}: {of_references[name]:.1f} s", file=sys.stderr)
+    rewards[name], levels[name] = found.rewards, found.level
+    if len(reference.grid) > 1:
+      chosen[name] = found.best
+    if reference.on_test:
+      rewards[name + ON_OTHERS] = rewards[name]
+      chosen[name + ON_OTHERS] = chosen[name]
+      rewards[name], chosen[name] = found.rewards_of_test, found.best_of_test
+  about = {"parameters_of_players": chosen}
+  if not trainees:
+    total = sum(of_references.values())
+    trained = Trained(None, total, 0.0)
+    about["seconds_of_players"] = of_references
+    return Played(stages.workdir, trained, players, rewards, about)
   history = {name: progress(stages, name, tasks) for name in trainees}
   trial_plots.learning(
     stages.workdir / "learning.png",
     history,
-    {name: levels[name] for name in levels if name != "random"},
+    {
+      name: level
+      for name, level in levels.items()
+      if name != "random" and not name.endswith(AS_PUBLISHED)
+    },
     "environment steps",
     "reward of a task, validation",
   )
-  about = {
-    "parameters_of_players": chosen,
+  about |= {
     "training_seconds": seconds,
     f"environment_steps_to_{rival}": {
       name: reached(points, levels[rival]) for name, points in history.items()
@@ -153,35 +199,74 @@ def scorer(tasks: Trials, split: str) -> Callable[[Player], jax.Array]:
   )
 
 
-def search(
-  make: Callable[[Any], Player], grid: Mapping[str, Any], tasks: Trials
-) -> tuple[str, float, np.ndarray]:
-  """Chooses on validation tasks what `make` is given.
+class Found(NamedTuple):
+  """The best values of a grid.
 
-  Args:
-    make: a player of the chosen value.
-    grid: values to choose from, by name.
-    tasks: what is played.
-
-  Returns:
-    The name of the best value, its mean total at validation, and its rewards
-    `[tasks, steps]` at test.
+  Attributes:
+    best: the name of the value that is best on validation tasks.
+    level: its mean total there.
+    rewards: its own `[tasks, steps]` on test tasks.
+    best_of_test: the name of the value that is best on test tasks.
+    rewards_of_test: its rewards there.
   """
-  rewards = {
-    split: jax.jit(lambda value, s=split: scorer(tasks, s)(make(value)))
-    for split in ("validation", "test")
+
+  best: str
+  level: float
+  rewards: np.ndarray
+  best_of_test: str
+  rewards_of_test: np.ndarray
+
+
+def search(reference: Reference, tasks: Trials) -> Found:
+  """Chooses a reference's value on validation tasks, and on test tasks."""
+
+  def rewards(split: str, value: Any) -> np.ndarray:
+    keys = jax.random.split(training.evaluation_key(split), FLAGS.eval_tasks)
+    static = isinstance(value, int)
+    return np.asarray((fixed if static else traced)(value, keys))
+
+  def playing(value: Any, keys: jax.Array) -> jax.Array:
+    player = reference.make(value)
+    return jax.lax.map(
+      lambda key: play(player, tasks, key).rewards,
+      keys,
+      batch_size=TASKS_AT_ONCE,
+    )
+
+  fixed = jax.jit(playing, static_argnums=0)
+  traced = jax.jit(playing)
+
+  levels = {
+    name: total(rewards("validation", value))
+    for name, value in reference.grid.items()
   }
-  totals = {
-    name: float(rewards["validation"](value).sum(-1).mean())
-    for name, value in grid.items()
+  best = max(levels, key=lambda name: levels[name])
+  tested = {
+    name: rewards("test", reference.grid[name])
+    for name in (reference.grid if reference.on_test else [best])
   }
-  best = max(totals, key=lambda name: totals[name])
-  return best, totals[best], np.asarray(rewards["test"](grid[best]))
+  best_of_test = max(tested, key=lambda name: total(tested[name]))
+  return Found(
+    best,
+    levels[best],
+    tested[best],
+    best_of_test,
+    tested[best_of_test],
+  )
+
+
+def total(rewards: np.ndarray) -> float:
+  """Returns the mean total of `[tasks, steps]`."""
+  return float(rewards.sum(-1, dtype=np.float64).mean())
 
 
 def totals(played: Played, *rivals: str) -> dict[str, Estimate]:
   """Means of the players' totals, and of the rivals' differences to "rer"."""
-  sums = {name: r.sum(-1) for name, r in played.rewards.items()}
+  sums = {
+    name: r.sum(-1, dtype=np.float64) for name, r in played.rewards.items()
+  }
+  if "rer" not in sums:
+    rivals = ()
   return {name: estimate(s) for name, s in sums.items()} | {
     f"rer_minus_{name}": estimate(sums["rer"] - sums[name]) for name in rivals
   }
@@ -195,19 +280,23 @@ def finish(
   published: Mapping[str, float],
 ) -> None:
   """Writes the results, and prints the published ones below."""
+  of_training = {
+    **replaying.protocol(),
+    **on_policy.protocol(),
+    "last_observation": FLAGS.last_observation,
+  }
   training.finish(
     played.workdir,
     experiment,
     {
       **protocol,
-      **replaying.protocol(),
-      **on_policy.protocol(),
-      "last_observation": FLAGS.last_observation,
+      **({} if FLAGS.references_only else of_training),
       **played.about,
       "published": published,
     },
     metrics,
     played.trained,
+    steps=0 if FLAGS.references_only else None,
   )
   if published:
     print("\npublished: " + "  ".join(f"{k} {v}" for k, v in published.items()))

@@ -26,7 +26,11 @@ from experiments.script import run
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import ConvLowering, conv4
 from metajax.models.mlp import MLP
-from metajax.models.normalization import NORMALIZATIONS
+from metajax.models.normalization import (
+  BY_BATCH,
+  NORMALIZATIONS,
+  statistics,
+)
 from metajax.tasks import image_folder, omniglot
 from metajax.tasks.image_folder import fingerprint, is_image_folder
 
@@ -84,7 +88,8 @@ flags.DEFINE_enum(
   "batch",
   sorted(NORMALIZATIONS),
   "Normalisation in every layer. batch: by the statistics of the very images "
-  "given, which at test lets queries see each other (transductive).",
+  "given, which at test lets queries see each other (transductive). "
+  "running: in evaluation by running averages of those of training.",
 )
 flags.DEFINE_enum(
   "conv_lowering",
@@ -125,10 +130,10 @@ def main() -> None:
         conv_lowering=FLAGS.conv_lowering,
         num_context=meta_learners.num_context(name),
       )
-    if name == "cavia" and FLAGS.normalization == "batch":
+    if name == "cavia" and FLAGS.normalization in BY_BATCH:
       raise ValueError(
-        "--normalization=batch: takes away what the context of cavia adds in "
-        "an mlp; give --normalization=layer, or --model=conv4."
+        f"--normalization={FLAGS.normalization}: takes away what the context "
+        "of cavia adds in an mlp; give --normalization=layer, or --model=conv4."
       )
     return MLP(num_outputs, (256, 128, 64, 64), FLAGS.normalization)
 
@@ -264,6 +269,7 @@ def main() -> None:
       ),
       "normalization": FLAGS.normalization,
       "transductive": FLAGS.normalization == "batch",
+      "statistics": statistics(FLAGS.normalization),
       "eval_inner_steps": steps,
       "inner_loss": "mean cross-entropy",
     },

@@ -23,7 +23,7 @@ from experiments.stages import Stages
 from metajax.evaluation import Estimate, estimate, solve
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
-from metajax.models.normalization import NORMALIZATIONS
+from metajax.models.normalization import NORMALIZATIONS, statistics
 from metajax.tasks.alphabets import alphabet_episodes
 from metajax.tasks.omniglot import OmniglotImages, load_omniglot
 from metajax.tasks.one_shot_runs import MINIMAL, WAYS, load_one_shot_runs
@@ -49,7 +49,8 @@ flags.DEFINE_enum(
   "normalization",
   "batch",
   sorted(NORMALIZATIONS),
-  "Normalisation in every layer; batch: by the statistics of the images given.",
+  "Normalisation in every layer; batch: by the statistics of the images given, "
+  "running: in evaluation by running averages of those of training.",
 )
 FLAGS.set_default("learner", "prototypical")
 FLAGS.set_default("steps", 2000)
@@ -126,6 +127,7 @@ def main() -> None:
       "trained_on": trained_on,
       "filters": FLAGS.filters,
       "normalization": FLAGS.normalization,
+      "statistics": statistics(FLAGS.normalization),
       "trials": len(trials.query.targets) * WAYS,
       "binomial_intervals": intervals,
       "published": PUBLISHED,

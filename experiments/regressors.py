@@ -111,7 +111,7 @@ def lines_between_pairs(
   def line(curve_key: PRNGKey, one: Params, other: Params) -> Array:
     return aggregation.loss_barrier(
       lambda params: own_error(curve_key, params), one, other
-    )[1]
+    ).losses
 
   curve_keys, init_keys = jax.random.split(rng, (2, num_pairs))
   one, other = pair(curve_keys, init_keys)

@@ -81,7 +81,7 @@ def variants() -> dict[str, Variant]:
 def main() -> None:
   refuse(
     *"learner task_chunk inner_steps inner_lr memory capacity".split(),
-    *("zero_state", "last_observation"),
+    *("zero_state", "last_observation", "references_only"),
   )
   tasks = bandits(FLAGS.arms, FLAGS.pulls)
   starts = sequence_starts(tasks.num_steps, FLAGS.length, FLAGS.period)
@@ -102,10 +102,11 @@ def main() -> None:
     if name not in trainees:
       raise ValueError(f"--rows={name}: must be of {', '.join(trainees)}.")
   stages = Stages("rer_ablations")
-  _, level, of_rival = contests.search(
-    lambda _: players.thompson(FLAGS.arms), contests.NO_CHOICE, tasks
+  rival = contests.search(
+    contests.Reference(lambda _: players.thompson(FLAGS.arms)), tasks
   )
-  totals, curves, discrepancies = {"ts": of_rival.sum(-1)}, {}, {}
+  level = rival.level
+  totals, curves, discrepancies = {"ts": rival.rewards.sum(-1)}, {}, {}
   for name in rows:
     trainee, discrepant = trainees[name]
     _, rewards = contests.train(stages, name, trainee, tasks, discrepant)

@@ -6,7 +6,9 @@ is a row of the RL^2 paper's table (Duan et al. 2016, section 3.1): total reward
 in `--pulls` pulls of Bernoulli arms whose probabilities are uniform, mean over
 1000 new bandits. The recurrent player ("rer") learns in its hidden state alone;
 the others are told the prior, and their parameters are searched on validation
-bandits.
+bandits. Those "as_published" are the paper's own: ties go to the first arm, and
+parameters are chosen by the test bandits. With --references_only the players
+that need no training play alone, in minutes.
 """
 
 import functools
@@ -62,25 +64,45 @@ def main() -> None:
 
 
 def references(arms: int, pulls: int) -> dict[str, contests.Reference]:
-  one = contests.NO_CHOICE
-  discounts = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
-  return {
-    "random": (lambda _: players.random_player(arms), one),
-    "gittins": (
+  reference = contests.Reference
+  published = functools.partial(reference, on_test=True)
+  discounts = (0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+  tenths = [i / 10 for i in range(11)]
+  ours = {
+    "random": reference(lambda _: players.random_player(arms)),
+    "gittins": reference(
       functools.partial(players.gittins, arms),
       {f"discount {d}": players.gittins_indices(pulls, d) for d in discounts},
     ),
-    "ts": (lambda _: players.thompson(arms), one),
-    "ots": (lambda _: players.thompson(arms, optimistic=True), one),
-    "ucb1": (
+    "ts": reference(lambda _: players.thompson(arms)),
+    "ots_may": reference(lambda _: players.thompson(arms, optimistic=True)),
+    "ucb1": reference(
       functools.partial(players.ucb1, arms),
       {f"scale {c}": c for c in (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)},
     ),
-    "eps_greedy": (
+    "eps_greedy": reference(
       functools.partial(players.epsilon_greedy, arms),
       {f"epsilon {e}": e for e in (0.01, 0.02, 0.05, 0.1, 0.2)},
     ),
-    "greedy": (lambda _: players.greedy(arms), one),
+    "greedy": reference(lambda _: players.greedy(arms)),
+  }
+  papers = {
+    "ots": published(
+      functools.partial(players.likeliest_thompson, arms),
+      {f"samples {n}": n for n in contests.SAMPLES},
+    ),
+    "ucb1": published(
+      functools.partial(players.ucb1, arms, ties="first", count_first=False),
+      {f"scale {c}": c for c in tenths},
+    ),
+    "eps_greedy": published(
+      functools.partial(players.epsilon_greedy, arms, ties="first"),
+      {f"epsilon {e}": e for e in tenths},
+    ),
+    "greedy": reference(lambda _: players.greedy(arms, ties="first")),
+  }
+  return ours | {
+    name + contests.AS_PUBLISHED: paper for name, paper in papers.items()
   }
 
 

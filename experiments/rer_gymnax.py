@@ -43,7 +43,7 @@ def main() -> None:
   # It computes as it is imported, which must not be before the flags' module.
   import gymnax
 
-  refuse("last_observation")
+  refuse("last_observation", "references_only")
   environment, params = gymnax.make(FLAGS.environment)
   # Players read the time, which is best of the size of all else.
   params = params.replace(normalize_time=True)
@@ -59,9 +59,8 @@ def main() -> None:
     "rer_gymnax",
     tasks,
     {
-      "random": (
-        lambda _: players.random_player(tasks.num_actions),
-        contests.NO_CHOICE,
+      "random": contests.Reference(
+        lambda _: players.random_player(tasks.num_actions)
       )
     },
     "random",
@@ -144,8 +143,7 @@ def walks(tasks: Trials, player: Player) -> dict[str, list[trial_plots.Walk]]:
 
 def _seen(task: Any, observation: Array) -> Array:
   """Adds what players do not see: where they are, and where the goal is."""
-  _, _, state = task
-  return jnp.concatenate([state.pos, state.goal, observation])
+  return jnp.concatenate([task.state.pos, task.state.goal, observation])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ is a row of the RL^2 paper's table (Duan et al. 2016, section 3.2): total reward
 in `--episodes` episodes of a random MDP (10 states, 5 actions, horizon 10),
 mean over 1000 new MDPs. The recurrent player ("rer") learns in its hidden state
 alone; the others are told the prior, and their parameters are searched on
-validation MDPs.
+validation MDPs. Those "as_published" are the paper's own: they are not told the
+prior, and their parameters are chosen by the test MDPs. With --references_only
+the players that need no training play alone.
 """
 
 import functools
@@ -54,6 +56,8 @@ def main() -> None:
   played = contests.play_all("rer_mdps", tasks, references(), "psrl")
   metrics = contests.totals(played, "psrl")
   metrics["optimum_of_an_episode"] = estimate(optima(tasks))
+  # Of which shares were published (Mishra et al. 2018, table 4).
+  metrics["optimum_discounted_0.99"] = estimate(optima(tasks, 0.99))
   plots.curves(
     played.workdir / "episodes.png",
     {name: by_episode(r, episodes) for name, r in played.rewards.items()},
@@ -70,34 +74,55 @@ def main() -> None:
 
 
 def references() -> dict[str, contests.Reference]:
-  one = contests.NO_CHOICE
-  return {
-    "random": (lambda _: players.random_player(SIZES.actions), one),
-    "psrl": (lambda _: players.posterior_sampling(SIZES), one),
-    "opsrl": (lambda _: players.posterior_sampling(SIZES, 5), one),
-    "ucrl2": (
+  reference = contests.Reference
+  published = functools.partial(reference, on_test=True)
+  ours = {
+    "random": reference(lambda _: players.random_player(SIZES.actions)),
+    "psrl": reference(lambda _: players.posterior_sampling(SIZES)),
+    "opsrl": reference(lambda _: players.posterior_sampling(SIZES, 5)),
+    "ucrl2": reference(
       functools.partial(players.ucrl2, SIZES),
       {f"scale {c}": c for c in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)},
     ),
-    "beb": (
+    "beb": reference(
       functools.partial(players.mdp_bonus, SIZES),
       {f"scale {c}": c for c in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)},
     ),
-    "eps_greedy": (
+    "eps_greedy": reference(
       functools.partial(players.mdp_epsilon_greedy, SIZES),
       {f"epsilon {e}": e for e in (0.01, 0.03, 0.1, 0.2, 0.3)},
     ),
-    "greedy": (lambda _: players.mdp_epsilon_greedy(SIZES, 0.0), one),
+    "greedy": reference(lambda _: players.mdp_epsilon_greedy(SIZES, 0.0)),
+  }
+  scales = {f"scale {c:.4g}": float(c) for c in np.geomspace(1e-4, 1, 21)}
+  papers = {
+    "psrl": reference(lambda _: players.tabularl_psrl(SIZES)),
+    "opsrl": published(
+      functools.partial(players.tabularl_psrl, SIZES),
+      {f"samples {n}": n for n in contests.SAMPLES},
+    ),
+    "ucrl2": published(
+      functools.partial(players.tabularl_ucrl2, SIZES), scales
+    ),
+    "beb": published(functools.partial(players.tabularl_beb, SIZES), scales),
+    "eps_greedy": published(
+      functools.partial(players.tabularl_epsilon_greedy, SIZES),
+      {f"epsilon {i / 10}": i / 10 for i in range(1, 11)},
+    ),
+    "greedy": reference(lambda _: players.tabularl_epsilon_greedy(SIZES, 0.0)),
+  }
+  return ours | {
+    name + contests.AS_PUBLISHED: paper for name, paper in papers.items()
   }
 
 
-def optima(tasks: Trials) -> np.ndarray:
+def optima(tasks: Trials, discount: float = 1.0) -> np.ndarray:
   """The most that can be expected of an episode, of the test MDPs."""
 
   def one(key: jax.Array) -> jax.Array:
     task_key, _ = jax.random.split(key)  # As in `trials.play`.
     (params, *_), _ = tasks.reset(task_key)
-    return players.optimal_value(params, SIZES)
+    return players.optimal_value(params, SIZES, discount)
 
   keys = jax.random.split(training.evaluation_key("test"), FLAGS.eval_tasks)
   return np.asarray(jax.jit(jax.vmap(one))(keys))

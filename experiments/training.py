@@ -14,7 +14,12 @@ import optax
 from experiments.flags import FLAGS
 from metajax.evaluation import Estimate, estimate, evaluator
 from metajax.results import open_workdir, write_results
-from metajax.training import Trainer, meta_trainer, task_mesh
+from metajax.training import (
+  Trainer,
+  evaluation_params,
+  meta_trainer,
+  task_mesh,
+)
 from metajax.training.loop import Schedule, Trained, fit
 from metajax.training.processes import is_main, main_alone
 from metajax.types import LossFn, MetaLearner, Params, PRNGKey, TaskFamily
@@ -136,7 +141,7 @@ def train(
     schedule(),
     workdir,
     tasks_per_step=FLAGS.meta_batch * rng.size,
-    validate=lambda state: validate(state.meta_params),
+    validate=lambda state: validate(evaluation_params(state)),
     must_save=FLAGS.must_save,
     stall_seconds=FLAGS.stall_seconds,
   )

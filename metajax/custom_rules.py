@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 # Whose `custom_jvp` rules are derivatives; a root is as good as its solver.
 _PACKAGES = tuple(
-  os.path.dirname(package.__file__) + os.sep for package in (jax, optax)
+  os.path.dirname(str(package.__file__)) + os.sep for package in (jax, optax)
 )
 _INEXACT = ("_custom_root",)
 # The one linear solver of JAX that does not iterate.

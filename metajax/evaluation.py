@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from metajax.batches import real
 from metajax.forward import takes_mask
 from metajax.losses import over_examples
-from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.mesh import TASKS, task_mesh, under
 from metajax.training.processes import place
 from metajax.types import (
   Array,
@@ -26,6 +26,9 @@ from metajax.types import (
   TaskFamily,
   as_partial,
 )
+
+# Any number that is no step, seed or place: those are less than 2^31.
+TAG = np.uint32(0xE7A15EED)
 
 
 class Estimate(NamedTuple):
@@ -76,8 +79,8 @@ def evaluate(
     meta_params: its meta-parameters.
     tasks: the task family to report on.
     metrics: `(predictions, targets) -> scalar` functions by name.
-    rng: the key that fixes the tasks: those of task i and of its adaptation
-      are split from `fold_in(rng, i)`.
+    rng: the key that fixes the tasks. It may be the one that a trainer has:
+      the tasks are others (see `evaluation_keys`).
     num_tasks: how many tasks, at least 2.
     task_chunk: tasks treated at once on a device, which bounds the memory.
     transductive: whether a task's queries are predicted together. If not, each
@@ -170,8 +173,7 @@ def evaluator(
   )
   # Whole chunks on every device; the surplus is cut off below.
   padded = -(-num_tasks // (mesh.size * task_chunk)) * mesh.size * task_chunk
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(padded))
-  keys = place(keys, NamedSharding(mesh, P(TASKS)))
+  keys = place(evaluation_keys(rng, padded), NamedSharding(mesh, P(TASKS)))
   tasks = place(tasks, everywhere)
 
   def scores(meta_params: Params) -> dict[str, np.ndarray]:
@@ -185,7 +187,24 @@ def evaluator(
       )
     return {k: np.asarray(v)[:num_tasks] for k, v in values.items()}
 
-  return scores
+  return under(mesh, scores)
+
+
+def evaluation_keys(rng: PRNGKey, num_tasks: int) -> PRNGKey:
+  """Returns keys `[num_tasks]`, from each of which a task is split.
+
+  ::
+
+    key_i = fold_in(fold_in(rng, TAG), i)
+
+  No trainer folds the tag into a key, so that whatever keys training and
+  evaluation are given, the same or one split from the other, they have no task
+  in common. Without it they would: `split(key)[0]` is `fold_in(key, 0)`, and
+  the task split from `fold_in(rng, i)` that of place 0 in step i of
+  `meta_trainer`.
+  """
+  tagged = jax.random.fold_in(rng, TAG)
+  return jax.vmap(jax.random.fold_in, (None, 0))(tagged, jnp.arange(num_tasks))
 
 
 def solve(

@@ -26,8 +26,9 @@ class Forward(NamedTuple):
 def forward(model: Model) -> Forward:
   """Returns the functions of any model.
 
-  A `flax.linen.Module` goes through `models.adapters.from_linen`; whatever has
-  no `train` is the same in training and evaluation.
+  A `flax.linen.Module` goes through `models.adapters.from_linen`, a transformed
+  function of haiku through `from_haiku`; whatever has no `train` is the same in
+  training and evaluation.
 
   Raises:
     ValueError: if it is none; it says which adapter makes one of it.
@@ -39,13 +40,18 @@ def forward(model: Model) -> Forward:
     from metajax.models.adapters import from_linen
 
     model = from_linen(model)
-  # haiku's functions take their arguments in another order.
-  foreign = type(model).__module__.split(".")[0] == "haiku"
-  if foreign or not callable(getattr(model, "apply", None)):
+  haiku = sys.modules.get("haiku")
+  if haiku is not None and isinstance(
+    model, (haiku.Transformed, haiku.TransformedWithState)
+  ):
+    from metajax.models.adapters import from_haiku
+
+    model = from_haiku(model)
+  if not callable(getattr(model, "apply", None)):
     raise ValueError(
       f"model: a {type(model).__name__} is no init(rng, inputs) and "
-      "apply(params, inputs); metajax.models.adapters makes one of flax.nnx, "
-      "equinox and haiku modules (from_nnx, from_equinox, from_haiku)."
+      "apply(params, inputs); metajax.models.adapters makes one of flax.nnx "
+      "and equinox modules (from_nnx, from_equinox)."
     )
   # Parameters may come from elsewhere.
   init = getattr(model, "init", None) or _no_init

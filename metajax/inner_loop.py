@@ -170,7 +170,8 @@ def minimize(
     later_step = jax.checkpoint(step, policy=policy, prevent_cse=False)
 
   trained, fresh = inner_optimizers.start(optimizer, weights)
-  carry = trained, fresh if opt_state is None else opt_state, state
+  opt_state = fresh if opt_state is None else opt_state
+  carry = trained, opt_state, jax.lax.stop_gradient(state)
   outputs = []
   if num_steps > 0:
     # The first step stands outside the scan: under vmap over tasks its

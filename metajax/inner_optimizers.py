@@ -10,7 +10,7 @@ from optax.contrib import ScheduleFreeState
 from metajax.constant_loops import constant_loops
 from metajax.types import Array, Params
 
-Optimizer = optax.GradientTransformation | optax.MultiSteps
+Optimizer = Any  # a transformation of optax, or an `optax.MultiSteps`
 
 
 def start(optimizer: Optimizer, params: Params) -> tuple[Params, Any]:

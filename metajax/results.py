@@ -13,6 +13,7 @@ import jax
 from absl import logging
 
 from metajax.evaluation import Estimate
+from metajax.training.legal_json import legal_json
 from metajax.training.processes import is_main
 
 PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -39,6 +40,7 @@ def open_workdir(
       another process's.
   """
   path = workdir / "config.json"
+  config, defaults = json.loads(legal_json([config, defaults or {}]))
   if path.exists():
     _lock(workdir)
     try:
@@ -48,7 +50,7 @@ def open_workdir(
       raise ValueError(
         f"{path} is unreadable ({error}); choose another --workdir."
       ) from error
-    before = {**(defaults or {}), **before}
+    before = {**defaults, **before}
     for name in sorted({*before, *config}):
       if before.get(name) != config.get(name):
         raise ValueError(
@@ -75,7 +77,7 @@ def open_workdir(
     )
   workdir.mkdir(parents=True, exist_ok=True)
   _lock(workdir)
-  write_json(path, {"flags": dict(config), "environment": environment()})
+  write_json(path, {"flags": config, "environment": environment()})
 
 
 def _lock(workdir: Path) -> None:
@@ -159,7 +161,7 @@ def write_json(path: Path, value: Any) -> None:
   if not is_main():
     return
   temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(json.dumps(value, indent=2) + "\n")
+  temporary.write_text(legal_json(value, indent=2) + "\n")
   os.replace(temporary, path)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 PRNGKey = jax.Array
@@ -103,11 +105,40 @@ class TaskFamily(Protocol):
 def as_partial(tasks: TaskFamily) -> jax.tree_util.Partial:
   """Makes any task family a pytree of the arrays that it carries.
 
-  A `Partial` around a `Partial` would hide the arrays of the inner one.
+  They are those in the arguments of a `Partial`, or in a callable that is a
+  pytree itself. Arrays of numpy become jax's when the family is called, since a
+  traced key cannot index the others. Whatever is no array (numbers, strings,
+  functions) is not traced, so that it may say shapes.
   """
-  if isinstance(tasks, jax.tree_util.Partial):
-    return tasks
-  return jax.tree_util.Partial(tasks)
+  function: Any = tasks
+  args: tuple = ()
+  keywords: dict[str, Any] = {}
+  while isinstance(function, jax.tree_util.Partial):
+    args = (*function.args, *args)
+    keywords = {**function.keywords, **keywords}
+    function = function.func
+    # A partial within a `Partial` is in a box of jax's.
+    if hasattr(function, "func") and hasattr(function, "fun"):
+      function = function.fun
+  leaves, tree = jax.tree.flatten((function, args, keywords))
+  arrays = [x if _is_array(x) else None for x in leaves]
+  others = [None if _is_array(x) else x for x in leaves]
+
+  def sample(arrays: list[Array | None], rng: PRNGKey) -> Episode:
+    whole = [
+      other if array is None else jnp.asarray(array)
+      for array, other in zip(arrays, others, strict=True)
+    ]
+    function, args, keywords = jax.tree.unflatten(tree, whole)
+    return function(*args, rng, **keywords)
+
+  return jax.tree_util.Partial(sample, arrays)
+
+
+def _is_array(x: Any) -> bool:
+  if isinstance(x, np.ndarray):
+    return x.dtype == bool or jnp.issubdtype(x.dtype, np.number)
+  return isinstance(x, jax.Array)
 
 
 class Splits(NamedTuple):

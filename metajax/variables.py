@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.numerics import wide
-from metajax.types import Params, State
+from metajax.types import Metrics, Params, State
 
 
 def weights(params: Params) -> Params:
@@ -60,6 +60,11 @@ def mean(stack: Any) -> Any:
     return narrow(wide(x).mean(0), x.dtype)
 
   return jax.tree.map(of_leaf, stack)
+
+
+def mean_metrics(stack: Metrics) -> Metrics:
+  """Returns the means over the first axes of metrics, in float32 at least."""
+  return jax.tree.map(lambda x: wide(x).mean(0), stack)
 
 
 def narrow(x: jax.Array, dtype: Any) -> jax.Array:

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.evaluation import Estimate, estimate, evaluate, evaluator
+from metajax.evaluation import (
+  Estimate,
+  estimate,
+  evaluate,
+  evaluation_keys,
+  evaluator,
+)
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
@@ -30,11 +36,11 @@ def _offset_learner():
 
 
 def _values_by_hand(meta_params, num_tasks):
-  """Task i is drawn from the first half of fold_in(RNG, i); one at a time."""
+  """Task i is drawn from the first half of the i-th key; one at a time."""
   learner = _offset_learner()
   values = []
-  for i in range(num_tasks):
-    task_key, adapt_key = jax.random.split(jax.random.fold_in(RNG, i))
+  for key in evaluation_keys(RNG, num_tasks):
+    task_key, adapt_key = jax.random.split(key)
     support, query = SINUSOID(task_key)
     task_params = learner.adapt(meta_params, support, adapt_key)
     predictions = learner.predict(task_params, query.inputs)

@@ -1,14 +1,18 @@
 """The folder of a run: whose it is, and what it is told of."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import metajax
 from metajax import results
+from metajax.evaluation import Estimate
 
 CONFIG = {"experiment": "one", "steps": 3}
 
@@ -64,3 +68,52 @@ def test_run_that_began_in_another_environment_is_told(key, tmp_path, caplog):
   # What it began with stays on record.
   stored = json.loads((folder / "config.json").read_text())
   assert stored["environment"] == json.loads(json.dumps(began))
+
+
+def _refuse(constant):
+  raise AssertionError(f"{constant} is no JSON")
+
+
+def test_results_are_json_whatever_the_numbers_are(tmp_path):
+  metrics = {
+    "loss": Estimate(math.nan, math.inf, 3),
+    "score": Estimate(0.5, 0.1, 3),
+  }
+  path = results.write_results(
+    tmp_path,
+    experiment="one",
+    protocol={"scale": np.float32(-np.inf), "rates": jnp.array([0.5, jnp.nan])},
+    metrics=metrics,
+    wall_seconds=1.0,
+    compile_seconds=np.float64(0.5),
+    steps=np.int64(3),
+    seed=0,
+  )
+  found = json.loads(path.read_text(), parse_constant=_refuse)
+  assert found["metrics"]["loss"] == {
+    "mean": "nan",
+    "ci95": "inf",
+    "num_tasks": 3,
+  }
+  assert found["metrics"]["score"]["mean"] == 0.5
+  assert found["protocol"] == {"scale": "-inf", "rates": [0.5, "nan"]}
+  assert (found["steps"], found["compile_seconds"]) == (3, 0.5)
+  # And `float` reads them.
+  assert math.isnan(float(found["metrics"]["loss"]["mean"]))
+
+
+def test_flags_that_are_not_finite_are_json_and_the_same_run(tmp_path):
+  config = {**CONFIG, "limit": math.inf, "rate": math.nan}
+  folder = tmp_path / "run"
+  results.open_workdir(folder, config)
+  text = (folder / "config.json").read_text()
+  flags = json.loads(text, parse_constant=_refuse)["flags"]
+  assert flags == {**CONFIG, "limit": "inf", "rate": "nan"}
+  written = tmp_path / "again"
+  written.mkdir()
+  (written / "config.json").write_text(text)
+  results.open_workdir(written, config)  # The same flags, so the same run.
+  with pytest.raises(ValueError, match="--limit=inf, not 2.0"):
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "config.json").write_text(text)
+    results.open_workdir(tmp_path / "third", {**config, "limit": 2.0})

@@ -4,14 +4,13 @@ A stack of models is a tree of parameters with a leading model axis, as
 `jax.vmap` over training runs returns it.
 """
 
-from metajax.aggregation.alignment import (
-  UnitAxes,
-  align_stack,
-  chain_axes,
-  match_units,
-  permute_units,
+from metajax.aggregation.alignment import align_stack, match_units
+from metajax.aggregation.discovery import unit_axes
+from metajax.aggregation.interpolation import (
+  LossBarrier,
+  interpolate,
+  loss_barrier,
 )
-from metajax.aggregation.interpolation import interpolate, loss_barrier
 from metajax.aggregation.predictions import (
   Gaussian,
   average_probabilities,
@@ -40,6 +39,7 @@ from metajax.aggregation.task_vectors import (
   task_vectors,
   ties_vector,
 )
+from metajax.aggregation.units import UnitAxes, chain_axes, permute_units
 from metajax.aggregation.weights import (
   fisher_average,
   fisher_diagonal,
@@ -52,6 +52,7 @@ __all__ = [
   "AverageState",
   "AveragingState",
   "Gaussian",
+  "LossBarrier",
   "RunningAverage",
   "UnitAxes",
   "align_stack",
@@ -79,6 +80,7 @@ __all__ = [
   "task_arithmetic",
   "task_vectors",
   "ties_vector",
+  "unit_axes",
   "weighted_average",
   "weighted_vote",
 ]

@@ -1,6 +1,6 @@
 """Permutes the hidden units of models so that they can be averaged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,103 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.aggregation.stacks import check_stack
+from metajax.aggregation.units import (
+  Factors,
+  UnitAxes,
+  described,
+  group_sizes,
+  permute_units,
+  split,
+)
+from metajax.numerics import check_number
 from metajax.types import Params
 
-# The group of units along each axis of an array, by the array's path; None
-# where the order is fixed (inputs, outputs, positions of a filter).
-UnitAxes = Mapping[str, Sequence[str | None]]
 Permutations = dict[str, np.ndarray]  # group -> the unit that comes i-th
-
-
-def chain_axes(params: Params, layers: Sequence[Sequence[str]]) -> UnitAxes:
-  """Describes a chain of layers, each of which reads the one before.
-
-  An array belongs to the layer whose name is among the keys of its path. Its
-  last axis counts the layer's units, and of arrays with more axes the last but
-  one counts the units of the layer before: flax's dense and convolution
-  kernels, biases, and the scales of normalisations. Where a dense layer reads a
-  flattened image, that axis is positions times channels.
-
-  Normalisation over groups of channels ties the order of channels to the
-  groups; a network with it cannot be permuted.
-
-  Args:
-    params: the parameters of one model.
-    layers: the names of what makes up each layer, in order, such as
-      `[["Conv_0", "BatchNorm_0"], ["Dense_0"]]`. The first layer's inputs and
-      the last one's outputs stay in place.
-
-  Returns:
-    The groups of units by path, each named by the layer's first name.
-
-  Raises:
-    ValueError: for a layer without arrays, an array in no or several layers or
-      without axes, or axes that do not fit one another.
-  """
-  axes: dict[str, tuple[str | None, ...]] = {}
-  sizes: dict[str, int] = {}
-  for index, names in enumerate(layers):
-    found = False
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-      if not set(names) & {_key(entry) for entry in path}:
-        continue
-      name, found = jax.tree_util.keystr(path), True
-      if name in axes:
-        raise ValueError(f"layers: {name} is in more than one of them.")
-      if not leaf.ndim:
-        raise ValueError(f"layers: {name} is a scalar, it has no units.")
-      out = names[0] if index < len(layers) - 1 else None
-      read = layers[index - 1][0] if index and leaf.ndim > 1 else None
-      if out and sizes.setdefault(out, leaf.shape[-1]) != leaf.shape[-1]:
-        raise ValueError(
-          f"layers: {name} has {leaf.shape[-1]} units, but another array of "
-          f"its layer {sizes[out]}."
-        )
-      if read and leaf.shape[-2] % sizes[read]:
-        raise ValueError(
-          f"layers: {name} reads {leaf.shape[-2]} numbers, which are no "
-          f"multiple of the {sizes[read]} units of the layer before."
-        )
-      axes[name] = (*[None] * max(leaf.ndim - 2, 0), read, out)[-leaf.ndim :]
-    if not found:
-      raise ValueError(f"layers: no array belongs to {list(names)}.")
-  for path, _ in jax.tree_util.tree_leaves_with_path(params):
-    if jax.tree_util.keystr(path) not in axes:
-      raise ValueError(
-        f"layers: {jax.tree_util.keystr(path)} is in none of them."
-      )
-  return axes
-
-
-def permute_units(
-  params: Params, permutations: Mapping[str, np.ndarray], axes: UnitAxes
-) -> Params:
-  """Reorders hidden units; the function of the model stays what it is.
-
-  Args:
-    params: the parameters of one model.
-    permutations: for some or all groups, `[units]`: unit `permutation[i]`
-      comes i-th. In a flattened image units are channels, which run fastest.
-    axes: see `chain_axes`.
-
-  Raises:
-    ValueError: for a permutation whose length does not fit an axis.
-  """
-
-  def permute(path: Sequence[Any], leaf: Any) -> Any:
-    for axis, group in enumerate(axes[jax.tree_util.keystr(tuple(path))]):
-      if group is not None and group in permutations:
-        order = permutations[group]
-        if leaf.shape[axis] % len(order):
-          raise ValueError(
-            f"permutations: {group} has {len(order)} units, which do not "
-            f"divide an axis of {leaf.shape[axis]}."
-          )
-        offsets = np.arange(0, leaf.shape[axis], len(order))
-        leaf = leaf.take((offsets[:, None] + order).reshape(-1), axis)
-    return leaf
-
-  return jax.tree_util.tree_map_with_path(permute, params)
+Arrays = dict[str, np.ndarray]  # by path
 
 
 def match_units(
@@ -122,9 +38,14 @@ def match_units(
     sum over arrays of  <A, P B>
 
   by coordinate descent: with all the other groups of units in place, the best
-  order of one is a linear assignment problem, solved exactly. The sum never
-  falls; it ends in a local optimum, and narrow networks have several: another
-  seed may find a better one.
+  order of one is a linear assignment problem, solved exactly. It ends in a
+  local optimum, and narrow networks have several: another seed may find a
+  better one.
+
+  Where a group is on several axes of an array, such as the recurrent kernel of
+  a network, all of them are permuted, and the problem is not linear: it is
+  solved for each axis with the others as they are, and what was best is
+  returned. So the sum is never less than without permuting.
 
   Args:
     reference: A.
@@ -136,6 +57,10 @@ def match_units(
   Returns:
     Permutations for `permute_units(model, ..., axes)`.
 
+  Raises:
+    ValueError: for an array that `axes` does not describe, or whose axes do not
+      fit the groups.
+
   References:
     Ainsworth et al., `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023,
     algorithm 1.
@@ -144,35 +69,57 @@ def match_units(
   from scipy.optimize import linear_sum_assignment
 
   rng = np.random.default_rng(seed)
-  target = _numpy_leaves(reference)
-  source = jax.tree.map(np.asarray, model)
-  found = {
-    group: np.arange(_group_size(group, target, axes))
-    for group in sorted({g for groups in axes.values() for g in groups if g})
+  factors = _factors(reference, axes)
+  target, source = (_factored(p, factors) for p in (reference, model))
+  places: dict[str, list[tuple[str, int]]] = {}
+  for path, found in factors.items():
+    for place, (group, _) in enumerate(found):
+      if group is not None:
+        places.setdefault(group, []).append((path, place))
+  order = {
+    group: np.arange(target[where[0][0]].shape[where[0][1]])
+    for group, where in sorted(places.items())
   }
+
+  def permuted(path: str, but: int | None = None) -> np.ndarray:
+    array = source[path]
+    for place, (group, _) in enumerate(factors[path]):
+      if group is not None and place != but:
+        array = array.take(order[group], place)
+    return array
+
+  def likeness() -> float:
+    return sum(np.vdot(target[path], permuted(path)) for path in factors)
+
+  best, highest = dict(order), likeness()
   for _ in range(max_sweeps):
     improved = False
-    for group in rng.permutation(sorted(found)):
-      others = {g: p for g, p in found.items() if g != group}
-      moved = _numpy_leaves(permute_units(source, others, axes))
-      similarity = np.zeros((len(found[group]),) * 2)
-      for name, groups in axes.items():
-        for axis, other in enumerate(groups):
-          if other == group:
-            one = _units_first(target[name], axis, len(found[group]))
-            two = _units_first(moved[name], axis, len(found[group]))
-            similarity += one @ two.T
-      _, order = linear_sum_assignment(similarity, maximize=True)
-      rows = np.arange(len(order))
-      gain = similarity[rows, order] - similarity[rows, found[group]]
+    for group in rng.permutation(sorted(order)):
+      similarity = np.zeros((len(order[group]),) * 2)
+      for path, place in places[group]:
+        one = _units_first(target[path], place)
+        two = _units_first(permuted(path, but=place), place)
+        similarity += one @ two.T
+      _, found = linear_sum_assignment(similarity, maximize=True)
+      rows = np.arange(len(found))
+      gain = similarity[rows, found] - similarity[rows, order[group]]
       if gain.sum() > 1e-9 * np.abs(similarity).max():
-        found[group], improved = order, True
+        order[group], improved = found, True
     if not improved:
       break
-  return found
+    if (value := likeness()) > highest:
+      best, highest = dict(order), value
+  return best
 
 
-def align_stack(stack: Params, axes: UnitAxes, *, rounds: int = 1) -> Params:
+def align_stack(
+  stack: Params,
+  axes: UnitAxes,
+  *,
+  rounds: int = 1,
+  apply: Callable[[Params, Any], Any] | None = None,
+  inputs: Any = None,
+) -> Params:
   """Aligns every model of a stack, for their average to make sense.
 
   In the first round the others to model 0; in each later round every one, model
@@ -180,21 +127,24 @@ def align_stack(stack: Params, axes: UnitAxes, *, rounds: int = 1) -> Params:
 
   Args:
     stack: a tree of arrays `[models, ...]`.
-    axes: see `chain_axes`.
+    axes: see `chain_axes` and `unit_axes`.
     rounds: rounds at most, at least 1.
+    apply: `(params, inputs) -> predictions`. If given, the outputs of every
+      model before and after are compared, since wrong axes make other models.
+    inputs: what `apply` is tried on; a few examples do.
 
   Returns:
-    A stack of models that compute what they did.
+    A stack of models that compute what they did, if the axes are right.
 
   Raises:
-    ValueError: see `check_stack`; if `rounds` is less than 1.
+    ValueError: see `check_stack`; if `rounds` is less than 1; if a model
+      computes something else than before.
 
   References:
     Ainsworth et al., `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023,
     algorithms 1 and 3.
   """
-  if rounds < 1:
-    raise ValueError(f"rounds={rounds}: must be 1 or more.")
+  check_number("rounds", rounds, at_least=1)
   size = check_stack(stack)
   models = [
     jax.tree.map(lambda leaf, m=m: np.asarray(leaf[m]), stack)
@@ -216,38 +166,69 @@ def align_stack(stack: Params, axes: UnitAxes, *, rounds: int = 1) -> Params:
       changed |= align(m, others, seed)
     if not changed:
       break
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+  aligned = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+  if apply is not None:
+    _check_outputs(jax.jit(apply), stack, aligned, size, inputs)
+  return aligned
+
+
+def _check_outputs(
+  apply: Callable[[Params, Any], Any],
+  stack: Params,
+  aligned: Params,
+  size: int,
+  inputs: Any,
+) -> None:
+  for m in range(size):
+    before, after = (
+      jax.tree.leaves(apply(jax.tree.map(lambda x, m=m: x[m], tree), inputs))
+      for tree in (stack, aligned)
+    )
+    for one, two in zip(before, after, strict=True):
+      rounding = float(jnp.finfo(one.dtype).eps) ** 0.5
+      one, two = np.asarray(one, np.float64), np.asarray(two, np.float64)
+      scale, change = np.abs(one).max(), np.abs(two - one).max()
+      if not change <= rounding * scale:
+        raise ValueError(
+          f"axes: after the alignment the outputs of model {m} differ by up to "
+          f"{change:.2g} from what they were, up to {scale:.2g}; these groups "
+          "are not the network's (unit_axes finds them)."
+        )
 
 
 def _sum(*arrays: np.ndarray) -> np.ndarray:
-  return np.sum(arrays, axis=0)
+  return np.sum([np.asarray(x, np.float64) for x in arrays], axis=0)
 
 
-def _numpy_leaves(params: Params) -> dict[str, np.ndarray]:
+def _factors(params: Params, axes: UnitAxes) -> Mapping[str, Factors]:
+  """Returns the factors of all the axes of each array, in a row."""
   leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {
-    jax.tree_util.keystr(path): np.asarray(leaf, np.float64)
+  found = {
+    jax.tree_util.keystr(path): (leaf.shape, described(path, leaf, axes))
     for path, leaf in leaves
+  }
+  shapes = {path: shape for path, (shape, _) in found.items()}
+  sizes = group_sizes(shapes, {p: a for p, (_, a) in found.items()})
+  return {
+    path: tuple(
+      factor
+      for axis, n in zip(described_axes, shape, strict=True)
+      for factor in split(axis, n, sizes)
+    )
+    for path, (shape, described_axes) in found.items()
   }
 
 
-def _group_size(
-  group: str, leaves: Mapping[str, np.ndarray], axes: UnitAxes
-) -> int:
-  """The smallest axis of the group: others are multiples, by positions."""
-  return min(
-    leaves[name].shape[axis]
-    for name, groups in axes.items()
-    for axis, other in enumerate(groups)
-    if other == group
-  )
+def _factored(params: Params, factors: Mapping[str, Factors]) -> Arrays:
+  """Returns the arrays with an axis for each factor, in float64."""
+  arrays = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = jax.tree_util.keystr(path)
+    shape = [n for _, n in factors[name]]
+    arrays[name] = np.asarray(leaf, np.float64).reshape(shape)
+  return arrays
 
 
-def _units_first(leaf: np.ndarray, axis: int, units: int) -> np.ndarray:
+def _units_first(array: np.ndarray, place: int) -> np.ndarray:
   """Returns `[units, all the rest]`."""
-  leaf = np.moveaxis(leaf, axis, -1)
-  return np.moveaxis(leaf.reshape(-1, units), -1, 0)
-
-
-def _key(entry: Any) -> str:
-  return str(getattr(entry, "key", getattr(entry, "name", entry)))
+  return np.moveaxis(array, place, 0).reshape(array.shape[place], -1)

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
+from metajax.numerics import check_number, wide
 from metajax.types import Array, Params
 
 
@@ -30,10 +32,15 @@ class AverageState(NamedTuple):
   Attributes:
     step: int32 scalar, the number of updates.
     average: a tree like the parameters.
+    rest: a tree of float32 at least, what rounding took from the average: the
+      sum of the two is right to twice the digits. Without it an average would
+      stand still as soon as its steps are smaller than its rounding: in
+      bfloat16 after some hundred models, in float32 at decays near 1.
   """
 
   step: Array
   average: Params
+  rest: Params = ()
 
 
 class AveragingState(NamedTuple):
@@ -91,7 +98,7 @@ def averaging(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def ema(decay: float, *, debias: bool = True) -> RunningAverage:
+def ema(decay: ArrayLike, *, debias: bool = True) -> RunningAverage:
   """Exponential moving average.
 
   ::
@@ -115,18 +122,18 @@ def ema(decay: float, *, debias: bool = True) -> RunningAverage:
     <https://doi.org/10.1137/0330046>`_, 1992.
     Kingma and Ba, `Adam <https://arxiv.org/abs/1412.6980>`_, 2015, section 3.
   """
-  if not 0 <= decay < 1:
-    raise ValueError(f"decay={decay}: must be at least 0 and below 1.")
+  check_number("decay", decay, at_least=0, below=1)
 
   def update(params: Params, state: AverageState) -> AverageState:
-    step = state.step + 1
-    # Debiased by a rate that falls from 1 to 1 - d: the same average, without
-    # the zero start and without its rounding.
-    rate = (1 - decay) / (1 - decay**step) if debias else 1 - decay
-    average = jax.tree.map(
-      lambda a, p: a + (rate * (p - a)).astype(a.dtype), state.average, params
-    )
-    return AverageState(step, average)
+    step, rate = state.step + 1, 1 - decay
+    if debias:
+      # By a rate that falls from 1 to 1 - d: the same average, without the zero
+      # start and without its rounding. Near d = 1, 1 - d^t cancels; this does
+      # not.
+      rate = jnp.where(
+        step == 1, 1.0, rate / -jnp.expm1(step * jnp.log1p(-rate))
+      )
+    return _towards(params, state, rate)
 
   return RunningAverage(_start, update, _average)
 
@@ -148,7 +155,9 @@ def swa(start: int = 0, period: int = 1) -> RunningAverage:
     period: c, updates between two models that count.
 
   Returns:
-    A `RunningAverage`; its value before `start` is the newest model.
+    A `RunningAverage`; its value before `start` is the newest model, so that it
+    can be evaluated at any time. (PyTorch's `AveragedModel` remains the initial
+    model until its first update.)
 
   Raises:
     ValueError: if `start` is negative or `period` not positive.
@@ -157,20 +166,15 @@ def swa(start: int = 0, period: int = 1) -> RunningAverage:
     Izmailov et al., `Averaging Weights Leads to Wider Optima and Better
     Generalization <https://arxiv.org/abs/1803.05407>`_, 2018, algorithm 1.
   """
-  if start < 0 or period < 1:
-    raise ValueError(
-      f"start={start}, period={period}: must be at least 0 and at least 1."
-    )
+  check_number("start", start, at_least=0)
+  check_number("period", period, at_least=1)
 
   def update(params: Params, state: AverageState) -> AverageState:
     since = state.step - start
     count = jnp.maximum(since, 0) // period  # Models in the average.
     counts = (since >= 0) & (since % period == 0)
     rate = jnp.where(since < 0, 1.0, jnp.where(counts, 1 / (count + 1), 0.0))
-    average = jax.tree.map(
-      lambda a, p: a + (rate * (p - a)).astype(a.dtype), state.average, params
-    )
-    return AverageState(state.step + 1, average)
+    return _towards(params, state, rate)
 
   return RunningAverage(_start, update, _average)
 
@@ -190,30 +194,67 @@ def recent(count: int, period: int) -> RunningAverage:
   Raises:
     ValueError: if a number is not positive.
   """
-  if count < 1 or period < 1:
-    raise ValueError(f"count={count}, period={period}: must be at least 1.")
+  check_number("count", count, at_least=1)
+  check_number("period", period, at_least=1)
 
   def init(params: Params) -> AverageState:
     copies = jax.tree.map(
-      lambda p: jnp.broadcast_to(p, (count, *p.shape)), params
+      lambda p: jnp.broadcast_to(p, (count, *jnp.shape(p))), params
     )
     return AverageState(jnp.int32(0), copies)
 
   def update(params: Params, state: AverageState) -> AverageState:
     step = state.step + 1
+    due = step % period == 0
+    place = (step // period - 1) % count  # Of the oldest, where it is due.
 
-    def push(stack: Array, p: Array) -> Array:
-      newer = jnp.concatenate([stack[1:], p[None].astype(stack.dtype)])
-      return jnp.where(step % period == 0, newer, stack)
+    def push(ring: Array, p: Array) -> Array:
+      # Writes one model, if only the one that is there.
+      new = jnp.where(due, jnp.asarray(p, ring.dtype), ring[place])
+      return jax.lax.dynamic_update_index_in_dim(ring, new, place, 0)
 
     return AverageState(step, jax.tree.map(push, state.average, params))
 
-  return RunningAverage(init, update, _average)
+  def value(state: AverageState) -> Params:
+    oldest = (state.step // period) % count
+    return jax.tree.map(lambda ring: jnp.roll(ring, -oldest, 0), state.average)
+
+  return RunningAverage(init, update, value)
 
 
 def _start(params: Params) -> AverageState:
-  return AverageState(jnp.int32(0), params)
+  # A copy: whoever donates the parameters and this state gives no array twice.
+  average = jax.tree.map(jnp.array, params)
+  rest = jax.tree.map(lambda p: jnp.zeros_like(wide(p)), average)
+  return AverageState(jnp.int32(0), average, rest)
 
 
 def _average(state: AverageState) -> Params:
   return state.average
+
+
+def _towards(
+  params: Params, state: AverageState, rate: ArrayLike
+) -> AverageState:
+  """Moves `average + rest` by `rate` times the way to the parameters."""
+
+  def move(average: Array, rest: Array, p: Array) -> tuple[Array, Array]:
+    if not jnp.issubdtype(average.dtype, jnp.inexact):
+      return jnp.asarray(p), rest  # Counts: the newest.
+    old = wide(average)
+    change = rest + rate * ((wide(p) - old) - rest)
+    new = jnp.where(rate == 1, wide(p), _rounded(old + change, average.dtype))
+    rest = jnp.where(rate == 1, 0.0, change - (new - old))
+    return new.astype(average.dtype), rest.astype(change.dtype)
+
+  moved = jax.tree.map(move, state.average, state.rest, params)
+  average, rest = jax.tree.transpose(
+    jax.tree.structure(params), jax.tree.structure((0, 0)), moved
+  )
+  return AverageState(state.step + 1, average, rest)
+
+
+def _rounded(x: Array, dtype: jnp.dtype) -> Array:
+  """Rounds to `dtype`; XLA may leave out a cast there and back."""
+  kind = jnp.finfo(dtype)
+  return jax.lax.reduce_precision(x, kind.nexp, kind.nmant)

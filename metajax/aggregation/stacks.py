@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from metajax import variables
+from metajax.numerics import wide
 from metajax.types import Array, Params
 
 Leaves = Sequence[tuple[Sequence[Any], Array]]  # (path, leaf)
@@ -61,15 +63,19 @@ def num_models(stack: Params) -> int:
 def check_stack(stack: Params) -> int:
   """Returns the number of models of a stack that can be combined.
 
-  Values are looked at where they are known: not inside `jit`.
+  Values are looked at where they are known: not inside `jit`. `State` nodes may
+  hold integers, such as counts.
 
   Raises:
     ValueError: if the leaves have no common model axis or are no floating
       point numbers, or if a model holds NaN or infinity; it is named.
   """
   size = num_models(stack)
+  in_state = set(map(id, jax.tree.leaves(variables.states(stack))))
   for path, leaf in jax.tree_util.tree_leaves_with_path(stack):
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      if id(leaf) in in_state:
+        continue
       raise ValueError(
         f"stack: {_name(path)} is {leaf.dtype}, only floating point "
         "parameters can be combined."
@@ -88,6 +94,8 @@ def check_stack(stack: Params) -> int:
 
 def normalized_weights(weights: ArrayLike | None, size: int) -> Array:
   """Returns weights `[size]` that sum to one; equal ones if None.
+
+  They are in float32 at least, whatever their sum.
 
   Raises:
     ValueError: for another shape, a negative or non-finite weight, or weights
@@ -108,7 +116,26 @@ def normalized_weights(weights: ArrayLike | None, size: int) -> Array:
       raise ValueError(f"weights={values}: must be finite and 0 or more.")
     if not values.any():
       raise ValueError(f"weights={values}: one must be above 0.")
+  weights = wide(weights)
+  # Their sum may be more than the dtype holds, and so may the reciprocal of the
+  # largest, by which XLA multiplies instead of dividing.
+  root = jnp.sqrt(jax.lax.stop_gradient(weights.max()))
+  weights = weights / root / root
   return weights / weights.sum()
+
+
+def weighted_sum(weights: Array, leaf: Array) -> Array:
+  """Returns `sum_m w_m x_m` of `[models, ...]`, in float32 at least.
+
+  At the highest precision, since accelerators multiply float32 in fewer bits.
+  """
+  leaf = wide(leaf)
+  return jax.lax.dot_general(
+    weights.astype(leaf.dtype),
+    leaf,
+    (((0,), (0,)), ((), ())),
+    precision=jax.lax.Precision.HIGHEST,
+  )
 
 
 def _check_alike(first: Leaves, other: Leaves, index: int) -> None:

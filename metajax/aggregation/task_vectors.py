@@ -2,14 +2,23 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from metajax.aggregation.stacks import check_stack, normalized_weights
+from metajax.aggregation.stacks import (
+  check_stack,
+  normalized_weights,
+  weighted_sum,
+)
+from metajax.numerics import check_number, wide
 from metajax.types import Array, Params
 
 
 def task_vectors(stack: Params, base: Params) -> Params:
   """Returns `tau_m = theta_m - theta_0`, a tree of `[models, ...]`.
+
+  They are in float32 at least, in which differences of narrower numbers are
+  exact or nearly so.
 
   Args:
     stack: fine-tuned models, a tree of arrays `[models, ...]`.
@@ -23,7 +32,7 @@ def task_vectors(stack: Params, base: Params) -> Params:
     <https://arxiv.org/abs/2212.04089>`_, 2023, section 2.
   """
   check_stack(stack)
-  return jax.tree.map(lambda leaf, start: leaf - start, stack, base)
+  return jax.tree.map(lambda x, start: wide(x) - wide(start), stack, base)
 
 
 def task_arithmetic(base: Params, vectors: Params, scales: ArrayLike) -> Params:
@@ -40,7 +49,7 @@ def task_arithmetic(base: Params, vectors: Params, scales: ArrayLike) -> Params:
       forget a task.
 
   Returns:
-    One model.
+    One model, of the dtypes of `base`; sums are in float32 at least.
 
   Raises:
     ValueError: see `check_stack`; if there is another number of scales.
@@ -57,8 +66,8 @@ def task_arithmetic(base: Params, vectors: Params, scales: ArrayLike) -> Params:
     )
   scales = jnp.broadcast_to(scales, (size,))
   return jax.tree.map(
-    lambda start, leaf: (
-      start + jnp.tensordot(scales, leaf, axes=1).astype(start.dtype)
+    lambda start, leaf: (wide(start) + weighted_sum(scales, leaf)).astype(
+      start.dtype
     ),
     base,
     vectors,
@@ -69,7 +78,7 @@ def ties_vector(
   vectors: Params,
   weights: ArrayLike | None = None,
   *,
-  density: float = 0.2,
+  density: ArrayLike = 0.2,
 ) -> Params:
   """Merges task vectors: trim, elect signs, average those that agree.
 
@@ -98,20 +107,23 @@ def ties_vector(
     Yadav et al., `TIES-Merging: Resolving Interference When Merging Models
     <https://arxiv.org/abs/2306.01708>`_, 2023, algorithm 1.
   """
-  if not 0 < density <= 1:
-    raise ValueError(f"density={density}: must be above 0 and at most 1.")
+  check_number("density", density, above=0, at_most=1)
   size = check_stack(vectors)
   normal = normalized_weights(weights, size)
   magnitudes = jnp.concatenate(
-    [jnp.abs(v).reshape(size, -1) for v in jax.tree.leaves(vectors)], axis=1
+    [jnp.abs(wide(v)).reshape(size, -1) for v in jax.tree.leaves(vectors)],
+    axis=1,
   )
-  kept = max(1, round(density * magnitudes.shape[1]))
-  threshold = jax.lax.top_k(magnitudes, kept)[0][:, -1]
+  count = magnitudes.shape[1]
+  numpy = jnp if isinstance(density, jax.core.Tracer) else np
+  kept = numpy.clip(numpy.round(density * count), 1, count).astype(int)
+  threshold = jnp.sort(magnitudes, axis=1)[:, count - kept]
 
   def merge(leaf: Array) -> Array:
     as_column = (-1, *[1] * (leaf.ndim - 1))
+    vector = wide(leaf)
     trimmed = jnp.where(
-      jnp.abs(leaf) >= threshold.reshape(as_column), leaf, 0.0
+      jnp.abs(vector) >= threshold.reshape(as_column), vector, 0.0
     )
     column = normal.reshape(as_column)
     elected = jnp.sign((column * trimmed).sum(0))

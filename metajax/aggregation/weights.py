@@ -1,16 +1,21 @@
 """Models combined in weight space: averages, soups, and Fisher merging."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.typing import ArrayLike
 
+from metajax import batches, variables
 from metajax.aggregation.stacks import (
   check_stack,
   normalized_weights,
+  weighted_sum,
 )
+from metajax.numerics import check_number, wide
 from metajax.types import Array, Batch, Params
 
 
@@ -42,14 +47,7 @@ def weighted_average(stack: Params, weights: ArrayLike | None = None) -> Params:
   """
   normal = normalized_weights(weights, check_stack(stack))
 
-  def average(leaf: Array) -> Array:
-    wide = jnp.promote_types(leaf.dtype, jnp.float32)
-    mean = jax.lax.dot_general(
-      normal.astype(wide), leaf.astype(wide), (((0,), (0,)), ((), ()))
-    )
-    return mean.astype(leaf.dtype)
-
-  return jax.tree.map(average, stack)
+  return _average(normal, stack)
 
 
 def pseudo_gradient(
@@ -59,7 +57,10 @@ def pseudo_gradient(
 
   ::
 
-    g = theta - sum_m w_m phi_m / sum_m w_m
+    g = sum_m w_m (theta - phi_m) / sum_m w_m
+
+  The differences are averaged, in float32 at least: of models that moved by
+  less than the rounding of their average, the difference to it would be 0.
 
   An optimizer that descends it moves theta towards the average: SGD with step
   size 1 lands on it (FedAvg), with a smaller one it is Reptile's outer step,
@@ -71,7 +72,7 @@ def pseudo_gradient(
     weights: as in `weighted_average`.
 
   Returns:
-    A tree like `params`.
+    A tree like `params`; its `State` nodes are the average.
 
   Raises:
     ValueError: see `weighted_average`.
@@ -82,7 +83,15 @@ def pseudo_gradient(
     Reddi et al., `Adaptive Federated Optimization
     <https://arxiv.org/abs/2003.00295>`_, 2021, algorithm 1.
   """
-  return jax.tree.map(jnp.subtract, params, weighted_average(stack, weights))
+  normal = normalized_weights(weights, check_stack(stack))
+
+  def difference(start: Array, leaf: Array) -> Array:
+    return weighted_sum(normal, wide(start) - wide(leaf)).astype(start.dtype)
+
+  states = _average(normal, variables.states(stack))
+  return variables.combine(
+    jax.tree.map(difference, *map(variables.weights, (params, stack))), states
+  )
 
 
 def greedy_soup(
@@ -130,9 +139,11 @@ def greedy_soup(
 
 
 def fisher_diagonal(
-  log_likelihood: Callable[[Params, Array, Array], Array],
+  log_likelihood: Callable[[Params, Any, Any], Array],
   params: Params,
   batch: Batch,
+  *,
+  batch_size: int | None = None,
 ) -> Params:
   """Estimates the diagonal of the empirical Fisher information.
 
@@ -140,25 +151,61 @@ def fisher_diagonal(
 
     F_j = 1/n sum_i (d log p(y_i | x_i, theta) / d theta_j)^2
 
-  with the gradients of all examples by vmap. Given targets drawn from the
-  model, it estimates the Fisher information itself.
+  over the real examples of the batch. Given targets drawn from the model, it
+  estimates the Fisher information itself.
 
   Args:
     log_likelihood: `(params, input, target) -> scalar`, of one example.
     params: theta.
     batch: `[n, ...]`.
+    batch_size: how many examples' gradients are held at once, all if None. The
+      result does not depend on it.
 
   Returns:
-    A tree like `params`.
+    A tree like `params`, in float32 at least; zeros in `State` nodes.
+
+  Raises:
+    ValueError: if `batch_size` is less than 1.
 
   References:
     Matena and Raffel, `Merging Models with Fisher-Weighted Averaging
     <https://arxiv.org/abs/2111.09832>`_, 2022, section 3.2.
   """
-  grads = jax.vmap(jax.grad(log_likelihood), in_axes=(None, 0, 0))(
-    params, batch.inputs, batch.targets
+  if batch_size is not None:
+    check_number("batch_size", batch_size, at_least=1)
+  real = batches.real(batch)
+  size = min(batch_size or len(real), len(real))
+  padding = -len(real) % size
+
+  def chunked(x: Array, fill: Array) -> Array:
+    x = jnp.concatenate([x, jnp.broadcast_to(fill, (padding, *x.shape[1:]))])
+    return x.reshape(-1, size, *x.shape[1:])
+
+  data = jax.tree.map(lambda x: chunked(x, x[0]), batch[:2])
+  chunks = (*data, chunked(real, jnp.zeros_like(real[0])))
+
+  def log_p(weights: Params, x: Any, y: Any) -> Array:
+    return log_likelihood(variables.combine(weights, params), x, y)
+
+  def add(sums: Params, chunk: tuple[Any, Any, Array]) -> tuple[Params, None]:
+    inputs, targets, real = chunk
+    grads = jax.vmap(jax.grad(log_p), in_axes=(None, 0, 0))(
+      variables.weights(params), inputs, targets
+    )
+
+    def plus(total: Array, g: Array) -> Array:
+      mask = real.reshape(-1, *[1] * (g.ndim - 1))
+      return total + jnp.where(mask, jnp.square(wide(g)), 0).sum(0)
+
+    return jax.tree.map(plus, sums, grads), None
+
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros_like(wide(x)), variables.weights(params)
   )
-  return jax.tree.map(lambda g: jnp.square(g).mean(0), grads)
+  sums, _ = jax.lax.scan(add, zeros, chunks)
+  return variables.combine(
+    jax.tree.map(lambda x: x / real.sum(), sums), optax.tree.zeros_like(params)
+  )
 
 
 def fisher_average(
@@ -193,18 +240,24 @@ def fisher_average(
     Matena and Raffel, `Merging Models with Fisher-Weighted Averaging
     <https://arxiv.org/abs/2111.09832>`_, 2022, equation 4.
   """
-  if not floor > 0:
-    raise ValueError(f"floor={floor}: must be above 0.")
+  check_number("floor", floor, above=0)
   size = check_stack(stack)
   check_stack(fishers)
   normal = normalized_weights(weights, size)
 
   def merge(leaf: Array, fisher: Array) -> Array:
     column = normal.reshape(-1, *[1] * (leaf.ndim - 1))
-    mass = column * (fisher + floor)
-    return ((mass * leaf).sum(0) / mass.sum(0)).astype(leaf.dtype)
+    mass = column * (wide(fisher) + floor)
+    mean = (mass * wide(leaf)).sum(0) / mass.sum(0)
+    return variables.narrow(mean, leaf.dtype)
 
   return jax.tree.map(merge, stack, fishers)
+
+
+def _average(normal: Array, stack: Params) -> Params:
+  return jax.tree.map(
+    lambda leaf: variables.narrow(weighted_sum(normal, leaf), leaf.dtype), stack
+  )
 
 
 def _model(stack: Params, index: int) -> Params:

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from metajax.aggregation import fisher_diagonal
 from metajax.continual.reservoir import Reservoir, add, draw, reservoir
+from metajax.numerics import wide
 from metajax.types import Array, Batch, Params, PRNGKey
 
 # `(params, example) -> scalar`; the example has no leading axis.
@@ -182,14 +183,14 @@ def elastic_weights(
 
   def init(params: Params, example: Batch) -> Learned:
     del example
-    nothing = jax.tree.map(jnp.zeros_like, params)
+    nothing = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), params)
     return Learned(params, (nothing, nothing))
 
   def observe(learned: Learned, example: Batch, rng: PRNGKey) -> Learned:
     del rng
     precision, pull = learned.memory  # sum_k F_k, and sum_k F_k theta_k
     grads = jax.tree.map(
-      lambda g, f, b, x: g + strength * (f * x - b),
+      lambda g, f, b, x: g + (strength * (f * x - b)).astype(g.dtype),
       jax.grad(loss_fn)(learned.params, example),
       precision,
       pull,

@@ -127,6 +127,8 @@ def _stream(
     )
   if num_tasks < 1:
     raise ValueError(f"num_tasks={num_tasks}: must be 1 or more.")
+  # Traced indices do not index arrays of numpy.
+  train, test = jax.tree.map(jnp.asarray, (train, test))
 
   def one(task: Array, key: PRNGKey) -> Stream:
     choice_key, change_key = jax.random.split(key)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
 from metajax import variables
 from metajax.batches import num_tasks
@@ -127,8 +128,11 @@ def gradient_of_mean(meta_loss: MetaLoss) -> MetaGrad:
 
     def mean_loss(weights):
       params = variables.combine(weights, meta_params)
-      losses, metrics, new = _over_tasks(one, params, episodes, rng)
-      return losses.mean(), (variables.mean(metrics), variables.mean(new))
+      losses, metrics, new = over_tasks(one, params, episodes, rng)
+      return losses.mean(), (
+        variables.mean_metrics(metrics),
+        variables.mean(new),
+      )
 
     grads, (metrics, new) = jax.grad(mean_loss, has_aux=True)(
       variables.weights(meta_params)
@@ -160,11 +164,26 @@ def mean_of_gradients(
   """
 
   def meta_grad(meta_params, episodes, rng):
-    return variables.mean(_over_tasks(estimator, meta_params, episodes, rng))
+    grads, metrics = over_tasks(estimator, meta_params, episodes, rng)
+    return variables.mean(grads), variables.mean_metrics(metrics)
 
   return meta_grad
 
 
-def _over_tasks(fn, params, episodes, rng):
+def over_tasks(
+  fn: Callable[[Params, Episode, PRNGKey], Any],
+  params: Params,
+  episodes: Episode,
+  rng: PRNGKey,
+) -> Any:
+  """Maps a function of one task over a chunk's tasks, each with its own key.
+
+  Where the tasks are spread over explicit axes of a mesh (`jax.set_mesh`), so
+  are the results; in between the compiler decides.
+  """
   keys = jax.random.split(rng, num_tasks(episodes))
-  return jax.vmap(fn, in_axes=(None, 0, 0))(params, episodes, keys)
+  mapped = jax.vmap(fn, in_axes=(None, 0, 0))
+  spec = jax.typeof(jax.tree.leaves(episodes)[0]).sharding.spec
+  if spec and spec[0] is not None:
+    mapped = jax.sharding.auto_axes(mapped, out_sharding=PartitionSpec(spec[0]))
+  return mapped(params, episodes, keys)

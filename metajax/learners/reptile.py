@@ -10,8 +10,9 @@ import optax
 
 from metajax import inner_loop, variables
 from metajax.aggregation import pseudo_gradient
-from metajax.batches import concatenate, num_examples, num_tasks
+from metajax.batches import concatenate, num_examples
 from metajax.forward import forward
+from metajax.learners.meta_gradients import over_tasks
 from metajax.losses import over_examples
 from metajax.types import (
   Array,
@@ -124,7 +125,7 @@ def reptile(
     def loss(weights: Params, step: Array, state: tuple) -> tuple[Array, tuple]:
       batch = task
       if order is not None:
-        batch = jax.tree.map(lambda x: x[order[step]], task)
+        batch = jax.tree.map(lambda x: jnp.asarray(x)[order[step]], task)
       predictions, new = model.train(
         variables.combine(weights, *state, params),
         batch.inputs,
@@ -181,17 +182,14 @@ def reptile(
   def meta_grad(
     meta_params: Params, episodes: Episode, rng: PRNGKey
   ) -> tuple[Params, Metrics]:
-    keys = jax.random.split(rng, num_tasks(episodes))
-    adapted, scores = jax.vmap(learn, in_axes=(None, 0, 0))(
-      meta_params, episodes, keys
-    )
+    adapted, scores = over_tasks(learn, meta_params, episodes, rng)
     grads = pseudo_gradient(
       variables.weights(meta_params), variables.weights(adapted)
     )
     state = variables.mean(variables.states(adapted))
     return (
       variables.combine(grads, state, meta_params),
-      variables.mean(scores),
+      variables.mean_metrics(scores),
     )
 
   return MetaLearner(init, adapt, predict, meta_grad)

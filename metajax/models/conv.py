@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from metajax.models.normalization import GROUPS, NORMALIZATIONS, normalize
+from metajax.models.normalization import (
+  BY_BATCH,
+  GROUPS,
+  NORMALIZATIONS,
+  normalize,
+)
 from metajax.models.patches import patch_conv
 from metajax.types import Array
 
@@ -28,7 +33,9 @@ class Conv4(nn.Module):
   num_context: int
 
   @nn.compact
-  def __call__(self, inputs: Array, mask: Array | None = None) -> Array:
+  def __call__(
+    self, inputs: Array, mask: Array | None = None, train: bool = False
+  ) -> Array:
     channels = inputs.shape[-1] - self.num_context
     x, context = inputs[..., :channels], inputs[:, :1, :1, channels:]
     for block in range(self.num_blocks):
@@ -37,12 +44,11 @@ class Conv4(nn.Module):
         (3, 3),
         strides=2 if self.strided else 1,
         padding="SAME",
-        # Batch norm subtracts whatever a bias adds.
-        use_bias=self.normalization != "batch",
+        use_bias=self.normalization not in BY_BATCH,
         kernel_init=nn.initializers.glorot_uniform(),
         conv_general_dilated_cls=lambda: convolution(self.conv_lowering),
       )(x)
-      x = normalize(self.normalization)(x, mask)
+      x = normalize(self.normalization)(x, mask, train)
       if self.num_context and block == self.num_blocks // 2:
         dense = nn.Dense(2 * self.filters, use_bias=False, name="modulation")
         scale, shift = jnp.split(dense(context), 2, axis=-1)

@@ -25,9 +25,11 @@ class MLP(nn.Module):
   normalization: str = "none"
 
   @nn.compact
-  def __call__(self, inputs: Array, mask: Array | None = None) -> Array:
+  def __call__(
+    self, inputs: Array, mask: Array | None = None, train: bool = False
+  ) -> Array:
     x = inputs.reshape(inputs.shape[0], -1)
     for width in self.hidden:
       x = nn.Dense(width)(x)
-      x = nn.relu(normalize(self.normalization)(x, mask))
+      x = nn.relu(normalize(self.normalization)(x, mask, train))
     return x if self.num_outputs is None else nn.Dense(self.num_outputs)(x)

@@ -1,9 +1,8 @@
 """Players of Bernoulli bandits with their own learning, not a learned one.
 
-All count successes and failures of the arms. Those of Duan et al. (2016,
-section 3.1): they know that the arms' probabilities are uniform, and UCB1,
-epsilon-greedy and greedy begin with a success and a failure of each arm, which
-is the same. Ties go to an arm at random.
+All count successes and failures of the arms, and take the arms' probabilities
+to be uniform at first, as Duan et al. (2016, section 3.1). Ties go to an arm at
+random; in their experiments, to the first (`ties="first"`).
 """
 
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from metajax.players.choices import Ties, best, gamma
 from metajax.tasks.trials import Player, Step
 from metajax.types import Array, PRNGKey
 
@@ -30,24 +30,28 @@ class Counts(NamedTuple):
 
 
 def _by_score(
-  num_arms: int, score: Callable[[Counts, PRNGKey], Array]
+  num_arms: int,
+  score: Callable[[Counts, PRNGKey], Array],
+  *,
+  ties: Ties = "random",
+  epsilon: ArrayLike = 0.0,
 ) -> Player:
-  """Pulls an arm whose score is highest."""
+  """Pulls an arm whose score is highest, but any with this probability."""
 
   def start() -> Counts:
     return Counts(jnp.ones(num_arms), jnp.ones(num_arms))
 
   def act(memory: Counts, step: Step, rng: PRNGKey) -> tuple[Array, Counts]:
-    score_key, tie_key = jax.random.split(rng)
+    score_key, tie_key, explore_key, arm_key = jax.random.split(rng, 4)
     arm = jax.nn.one_hot(step.action, num_arms) * ~step.first
     memory = Counts(
       memory.successes + arm * step.reward,
       memory.failures + arm * (1 - step.reward),
     )
-    scores = score(memory, score_key)
-    ties = jax.random.uniform(tie_key, (num_arms,))
-    best = jnp.where(scores >= scores.max(), ties, -1.0)
-    return best.argmax(), memory
+    explores = jax.random.bernoulli(explore_key, epsilon)
+    any_arm = jax.random.randint(arm_key, (), 0, num_arms)
+    choice = best(score(memory, score_key), tie_key, ties=ties)
+    return jnp.where(explores, any_arm, choice), memory
 
   return Player(start, act)
 
@@ -62,19 +66,18 @@ def random_player(num_actions: int) -> Player:
   return Player(lambda: (), act)
 
 
-def greedy(num_arms: int) -> Player:
+def greedy(num_arms: int, *, ties: Ties = "random") -> Player:
   """Pulls the arm with the highest posterior mean."""
-  return _by_score(num_arms, lambda counts, rng: counts.means)
+  return epsilon_greedy(num_arms, 0.0, ties=ties)
 
 
-def epsilon_greedy(num_arms: int, epsilon: float) -> Player:
+def epsilon_greedy(
+  num_arms: int, epsilon: ArrayLike, *, ties: Ties = "random"
+) -> Player:
   """With probability `epsilon` any arm, otherwise the greedy one."""
-
-  def score(counts: Counts, rng: PRNGKey) -> Array:
-    explores = jax.random.bernoulli(rng, epsilon)
-    return jnp.where(explores, 0.0, counts.means)  # All tie: any arm.
-
-  return _by_score(num_arms, score)
+  return _by_score(
+    num_arms, lambda counts, rng: counts.means, ties=ties, epsilon=epsilon
+  )
 
 
 def thompson(num_arms: int, *, optimistic: bool = False) -> Player:
@@ -82,30 +85,69 @@ def thompson(num_arms: int, *, optimistic: bool = False) -> Player:
 
   Args:
     num_arms: arms.
-    optimistic: a sample counts as the posterior mean at least (OTS; May et al.
-      2012).
+    optimistic: a sample counts as the posterior mean at least (May et al.
+      2012). What Duan et al. call optimistic is `likeliest_thompson`.
   """
 
   def score(counts: Counts, rng: PRNGKey) -> Array:
-    sample = jax.random.beta(rng, counts.successes, counts.failures)
+    wins, losses = gamma(rng, jnp.stack(counts))
+    sample = wins / (wins + losses)
     return jnp.maximum(sample, counts.means) if optimistic else sample
 
   return _by_score(num_arms, score)
 
 
-def ucb1(num_arms: int, scale: float) -> Player:
+def likeliest_thompson(num_arms: int, num_samples: int) -> Player:
+  """The best arm of the likeliest of several samples of the posterior::
+
+    argmax_i p^n_i,  n = argmax_n sum_i log Beta(p^n_i; successes_i, failures_i)
+
+  This is what Duan et al. (2016) ran as optimistic Thompson sampling, with 1 to
+  20 samples. One sample is Thompson sampling.
+
+  Raises:
+    ValueError: if there is no sample.
+  """
+  if num_samples < 1:
+    raise ValueError(f"num_samples={num_samples}: must be 1 or more.")
+
+  def score(counts: Counts, rng: PRNGKey) -> Array:
+    shapes = jnp.stack(counts)[:, None]
+    shapes = jnp.broadcast_to(shapes, (2, num_samples, num_arms))
+    drawn = gamma(rng, shapes)
+    total = drawn.sum(0)
+    # The density but for a constant; 0 log 0 = 0.
+    density = jax.scipy.special.xlogy(shapes - 1, drawn / total).sum((0, 2))
+    return (drawn[0] / total)[density.argmax()]
+
+  return _by_score(num_arms, score)
+
+
+def ucb1(
+  num_arms: int,
+  scale: ArrayLike,
+  *,
+  ties: Ties = "random",
+  count_first: bool = True,
+) -> Player:
   """`mean + scale sqrt(2 log t / T_i)` (Auer et al. 2002).
 
-  t counts all pulls and T_i those of arm i, with the two that every arm begins
-  with.
+  Args:
+    num_arms: arms.
+    scale: of the bonus.
+    ties: who is pulled of equals.
+    count_first: whether t, the number of all pulls, has the two that every arm
+      begins with, as T_i has; in Duan et al.'s experiments it has not.
   """
+  first = 0 if count_first else 2 * num_arms
 
   def score(counts: Counts, rng: PRNGKey) -> Array:
     del rng
     pulls = counts.successes + counts.failures
-    return counts.means + scale * jnp.sqrt(2 * jnp.log(pulls.sum()) / pulls)
+    total = jnp.maximum(pulls.sum() - first, 1)
+    return counts.means + scale * jnp.sqrt(2 * jnp.log(total) / pulls)
 
-  return _by_score(num_arms, score)
+  return _by_score(num_arms, score, ties=ties)
 
 
 def gittins(num_arms: int, indices: ArrayLike) -> Player:

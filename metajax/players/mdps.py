@@ -1,174 +1,110 @@
 """Players of random tabular MDPs that plan with what they have counted.
 
-Those of Duan et al. (2016, section 3.2): they know the prior (flat Dirichlet
-transitions; normal rewards of variance 1, whose means are N(1, 1)), the horizon
-and where episodes begin, plan at the beginning of every episode, and follow the
-plan to its end. The numbers that they are given are searched.
+Without a `prior` they are told the true one (flat Dirichlet transitions; normal
+rewards of variance 1, whose means are N(1, 1)), which makes them harder
+opponents than those of Duan et al. (2016, section 3.2): see `tabularl`. The
+numbers that they are given are searched.
 """
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from metajax.tasks.tabular_mdp import MDPParams
-from metajax.tasks.trials import Player, Step
+from metajax.players.choices import gamma
+from metajax.players.planning import (
+  Counts,
+  Prior,
+  Sizes,
+  planner,
+  posterior,
+  value_iteration,
+)
+from metajax.tasks.trials import Player
 from metajax.types import Array, PRNGKey
 
-
-class Beliefs(NamedTuple):
-  """Posterior of an MDP.
-
-  Attributes:
-    next_states: `[states, actions, states]`, counts, each beginning at 1.
-    visits: `[states, actions]`.
-    rewards: `[states, actions]`, their sums.
-  """
-
-  next_states: Array
-  visits: Array
-  rewards: Array
-
-  @property
-  def means(self) -> Array:
-    """Posterior means of the mean rewards; their variances are 1/(1 + n)."""
-    return (1 + self.rewards) / (1 + self.visits)
-
-  @property
-  def transitions(self) -> Array:
-    """Posterior means of the transitions."""
-    return self.next_states / self.next_states.sum(-1, keepdims=True)
+TRUE_PRIOR = Prior()
 
 
-class Memory(NamedTuple):
-  """Beliefs, the plan `[horizon, states, actions]`, and the last state."""
-
-  beliefs: Beliefs
-  plan: Array
-  place: Array
-  time: Array
-
-
-class Sizes(NamedTuple):
-  """Of an MDP: numbers of states and actions, and steps of an episode."""
-
-  states: int = 10
-  actions: int = 5
-  horizon: int = 10
-
-
-# (expected values [..., states, actions] of what follows) for V [states]
-Backup = Callable[[Array], Array]
-
-
-def value_iteration(backup: Backup, sizes: Sizes) -> Array:
-  """Returns `Q [horizon, states, actions]`: `Q_h = backup(max_a Q_{h+1})`."""
-
-  def one(values: Array, _: None) -> tuple[Array, Array]:
-    q = backup(values)
-    return q.max(-1), q
-
-  _, q = jax.lax.scan(
-    one, jnp.zeros(sizes.states), None, length=sizes.horizon, reverse=True
-  )
-  return q
-
-
-def optimal_value(params: MDPParams, sizes: Sizes) -> Array:
-  """The most that can be expected of an episode of a known MDP."""
-  q = value_iteration(lambda v: params.means + params.transitions @ v, sizes)
-  return q[0, 0].max()
-
-
-def _planner(
-  sizes: Sizes,
-  plan: Callable[[Beliefs, PRNGKey], Array],
-  epsilon: Array | float = 0.0,
+def mdp_epsilon_greedy(
+  sizes: Sizes, epsilon: ArrayLike, prior: Prior = TRUE_PRIOR
 ) -> Player:
-  """Follows a plan made anew for every episode, but for random actions."""
-  num_states, num_actions, horizon = sizes
-  shape = (num_states, num_actions)
-
-  def start() -> Memory:
-    return Memory(
-      Beliefs(
-        jnp.ones((*shape, num_states)), jnp.zeros(shape), jnp.zeros(shape)
-      ),
-      jnp.zeros((horizon, *shape)),
-      jnp.int32(0),
-      jnp.int32(0),
-    )
-
-  def act(memory: Memory, step: Step, rng: PRNGKey) -> tuple[Array, Memory]:
-    plan_key, explore_key, action_key = jax.random.split(rng, 3)
-    place = step.observation.argmax()
-    beliefs, old = memory.beliefs, memory.place
-    counts = jnp.where(step.first, 0.0, 1.0)
-    # Where an episode ends its last state is not seen.
-    seen = jnp.where(step.ended, 0.0, counts)
-    beliefs = Beliefs(
-      beliefs.next_states.at[old, step.action, place].add(seen),
-      beliefs.visits.at[old, step.action].add(counts),
-      beliefs.rewards.at[old, step.action].add(counts * step.reward),
-    )
-    begins = step.first | step.ended
-    time = jnp.where(begins, 0, memory.time + 1)
-    # Episodes of all tasks begin together, which vmap sees: it stays a branch.
-    q = jax.lax.cond(
-      begins, lambda: plan(beliefs, plan_key), lambda: memory.plan
-    )
-    explores = jax.random.bernoulli(explore_key, epsilon)
-    any_action = jax.random.randint(action_key, (), 0, num_actions)
-    action = jnp.where(explores, any_action, q[time, place].argmax())
-    return action, Memory(beliefs, q, place, time)
-
-  return Player(start, act)
-
-
-def mdp_epsilon_greedy(sizes: Sizes, epsilon: Array | float) -> Player:
   """Plans with the posterior means; acts at random with this probability."""
-  return mdp_bonus(sizes, 0.0, epsilon)
+  return mdp_bonus(sizes, 0.0, epsilon, prior)
 
 
 def mdp_bonus(
-  sizes: Sizes, scale: Array | float, epsilon: Array | float = 0.0
+  sizes: Sizes,
+  scale: ArrayLike,
+  epsilon: ArrayLike = 0.0,
+  prior: Prior = TRUE_PRIOR,
 ) -> Player:
   """Adds `scale / (1 + visits)` to mean rewards: BEB (Kolter and Ng 2009)."""
 
-  def plan(beliefs: Beliefs, rng: PRNGKey) -> Array:
-    del rng
-    rewards = beliefs.means + scale / (1 + beliefs.visits)
-    return value_iteration(lambda v: rewards + beliefs.transitions @ v, sizes)
+  def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
+    del episode, rng
+    beliefs = posterior(counts, prior)
+    rewards = beliefs.means + scale / (1 + counts.visits)
+    return value_iteration(
+      lambda v, _: rewards + beliefs.transitions @ v, sizes
+    )
 
-  return _planner(sizes, plan, epsilon)
+  return planner(sizes, plan, epsilon)
 
 
-def posterior_sampling(sizes: Sizes, num_samples: int = 1) -> Player:
+def posterior_sampling(
+  sizes: Sizes,
+  num_samples: int = 1,
+  prior: Prior = TRUE_PRIOR,
+  *,
+  solve_separately: bool = False,
+) -> Player:
   """Plans with a sample of the posterior: PSRL (Strens 2000).
 
   Args:
     sizes: of the MDP.
     num_samples: with more than one, every action is as good as in the best of
-      them, state by state: optimistic (OPSRL).
-  """
+      them: optimistic (OPSRL).
+    prior: its `transitions` must be at least 1.
+    solve_separately: whether each sample is solved by itself, and the best
+      value of each state, action and step taken then (Osband and Van Roy's
+      code); otherwise the best is taken in each step of value iteration, and
+      the step before builds on it.
 
-  def plan(beliefs: Beliefs, rng: PRNGKey) -> Array:
+  Raises:
+    ValueError: if there is no sample, or the prior's weights are too small.
+  """
+  if num_samples < 1:
+    raise ValueError(f"num_samples={num_samples}: must be 1 or more.")
+  weight = prior.transitions
+  if not isinstance(weight, jax.core.Tracer) and weight < 1:
+    raise ValueError(
+      f"prior.transitions={weight}: samples need 1 or more of each next state."
+    )
+
+  def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
+    del episode
     transition_key, mean_key = jax.random.split(rng)
-    shape = (num_samples, *beliefs.visits.shape)
+    beliefs = posterior(counts, prior)
+    shape = (num_samples, *counts.visits.shape)
     # A Dirichlet sample is one of gammas, divided by their sum.
-    gammas = jax.random.gamma(
-      transition_key, beliefs.next_states, (*shape, sizes.states)
+    gammas = gamma(
+      transition_key,
+      jnp.broadcast_to(beliefs.next_states, (*shape, sizes.states)),
     )
     transitions = gammas / gammas.sum(-1, keepdims=True)
     noise = jax.random.normal(mean_key, shape)
-    rewards = beliefs.means + noise / jnp.sqrt(1 + beliefs.visits)
-    return value_iteration(lambda v: (rewards + transitions @ v).max(0), sizes)
+    rewards = beliefs.means + noise / jnp.sqrt(beliefs.weight)
+    if not solve_separately:
+      return value_iteration(
+        lambda v, _: (rewards + transitions @ v).max(0), sizes
+      )
+    solve = lambda r, p: value_iteration(lambda v, _: r + p @ v, sizes)  # noqa: E731
+    return jax.vmap(solve)(rewards, transitions).max(0)
 
-  return _planner(sizes, plan)
+  return planner(sizes, plan)
 
 
-def ucrl2(sizes: Sizes, scale: Array | float) -> Player:
+def ucrl2(sizes: Sizes, scale: ArrayLike, prior: Prior = TRUE_PRIOR) -> Player:
   """Plans with the best MDP within confidence bounds (Jaksch et al. 2010).
 
   Of rewards the bound is `scale sqrt(log(t + 2) / (1 + n))`, of transitions in
@@ -176,23 +112,43 @@ def ucrl2(sizes: Sizes, scale: Array | float) -> Player:
   visits of t in all: the paper's with one factor for its constants.
   """
 
-  def plan(beliefs: Beliefs, rng: PRNGKey) -> Array:
-    del rng
-    total = beliefs.visits.sum()
-    width = scale * jnp.sqrt(jnp.log(total + 2) / (1 + beliefs.visits))
-    rewards = beliefs.means + width
+  def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
+    del episode, rng
+    total = counts.visits.sum()
+    width = scale * jnp.sqrt(jnp.log(total + 2) / (1 + counts.visits))
+    beliefs = posterior(counts, prior)
     distance = jnp.sqrt(float(sizes.states)) * width
+    return optimistic_values(
+      beliefs.means + width, beliefs.transitions, distance, sizes
+    )
 
-    def backup(values: Array) -> Array:
-      order = jnp.argsort(-values)
-      likely = beliefs.transitions[..., order]
-      # Half of the distance goes to the best state, away from the worst ones.
-      best = jnp.minimum(likely[..., 0] + distance / 2, 1.0)
-      likely = likely.at[..., 0].set(best)
-      above = jnp.cumsum(likely, axis=-1)
-      kept = jnp.clip(1.0 - (above - likely), 0.0, likely)
-      return rewards + kept @ values[order]
+  return planner(sizes, plan)
 
-    return value_iteration(backup, sizes)
 
-  return _planner(sizes, plan)
+def optimistic_values(
+  rewards: Array, transitions: Array, distance: Array, sizes: Sizes
+) -> Array:
+  """Value iteration with the best transitions near to some (Jaksch et al.).
+
+  Args:
+    rewards: `[states, actions]`.
+    transitions: `[states, actions, states]`.
+    distance: `[states, actions]`, how far the best ones may be, in L1 norm.
+    sizes: of the MDP.
+
+  Returns:
+    `[horizon, states, actions]`.
+  """
+
+  def backup(values: Array, left: Array) -> Array:
+    del left
+    order = jnp.argsort(-values)
+    likely = transitions[..., order]
+    # Half of the distance goes to the best state, away from the worst ones.
+    best = jnp.minimum(likely[..., 0] + distance / 2, 1.0)
+    likely = likely.at[..., 0].set(best)
+    above = jnp.cumsum(likely, axis=-1)
+    kept = jnp.clip(1.0 - (above - likely), 0.0, likely)
+    return rewards + kept @ values[order]
+
+  return value_iteration(backup, sizes)

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from metajax.numerics import check_number
 from metajax.training.mesh import task_mesh
+from metajax.types import Array
 
 
 class Replay(NamedTuple):
@@ -44,6 +46,21 @@ class Replay(NamedTuple):
   importance_exponent: float = 0.6
   target_period: int = 100
   shards: int | None = None
+
+
+def check_replay(replay: Replay) -> None:
+  """Checks the numbers that do not depend on tasks or devices.
+
+  Raises:
+    ValueError: for one that is out of its range.
+  """
+  check_number("ratio", replay.ratio, above=0)
+  check_number("epsilon", replay.epsilon, at_least=0, at_most=1)
+  check_number("alpha", replay.alpha, at_least=0)
+  exponent = replay.priority_exponent
+  check_number("priority_exponent", exponent, at_least=0, at_most=1)
+  check_number("importance_exponent", replay.importance_exponent, at_least=0)
+  check_number("target_period", replay.target_period, at_least=1)
 
 
 class Layout(NamedTuple):
@@ -104,6 +121,31 @@ def make_buffer(replay: Replay, num_shards: int = 1) -> Any:
     priority_exponent=replay.priority_exponent,
     device=jax.default_backend(),
   )
+
+
+def add(buffer: Any, stored: Any, items: Any, priorities: Array) -> Any:
+  """Adds items `[new, ...]` with priorities of their own, `[new]`.
+
+  flashbax gives new items the largest priority so far, as an integer. It is
+  told that this is 0: a leaf of its tree is changed by sums, and a small number
+  would lose its digits to a large one.
+  """
+  capacity = jax.tree.leaves(stored.experience)[0].shape[1]
+  places = (stored.current_index + jnp.arange(priorities.size)) % capacity
+  tree = stored.sum_tree_state
+  tree = tree.replace(
+    max_recorded_priority=jnp.zeros_like(tree.max_recorded_priority)
+  )
+  stored = stored.replace(sum_tree_state=tree)
+  return set_priorities(buffer, buffer.add(stored, items), places, priorities)
+
+
+def set_priorities(
+  buffer: Any, stored: Any, places: Array, priorities: Array
+) -> Any:
+  """Sets priorities; those that are not finite would stay in the sums."""
+  finite = jnp.where(jnp.isfinite(priorities), priorities, 0.0)
+  return buffer.set_priorities(stored, places, finite + 1e-6)
 
 
 def without_empty(sample: Any) -> Any:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.models.recurrent import Recurrent
-from metajax.replay.learning import Objective, q_values
+from metajax.replay.learning import Objective, check_objective, q_values
 from metajax.replay.sequences import Sequence, cut
 from metajax.tasks.trials import Trial
 from metajax.types import Array, Params
@@ -52,13 +52,15 @@ def q_discrepancy(
     period: from the start of a sequence to that of the next.
 
   Raises:
-    ValueError: if there is but one sequence, which begins with the trial.
+    ValueError: if there is but one sequence, which begins with the trial, or
+      the objective does not fit the sequences.
 
   References:
     Kapturowski et al., `Recurrent Experience Replay in Distributed
     Reinforcement Learning <https://openreview.net/forum?id=r1lyTjAqYX>`_, 2019,
     section 3.
   """
+  check_objective(objective, length)
   sequences = jax.tree.map(lambda x: x[1:], cut(trial, length, period))
   if not len(sequences.start):
     raise ValueError(

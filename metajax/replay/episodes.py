@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from metajax import variables
 from metajax.replay.buffers import apart, for_each_shard, lay_out
-from metajax.training.mesh import TASKS
+from metajax.training.mesh import TASKS, mean_over_devices
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
@@ -20,6 +20,7 @@ from metajax.training.state import (
   first_state,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
 from metajax.types import (
   MetaLearner,
@@ -120,19 +121,27 @@ def episode_replay_trainer(
     stored = over_shards(buffer.add)(stored, new)
     learns = learner.at_step(state.step).meta_grad
 
-    def learn(stored: Any, rng: PRNGKey) -> tuple[Params, Metrics]:
+    def learn(
+      params: Params, stored: Any, rng: PRNGKey
+    ) -> tuple[Params, Metrics]:
       sample_key, learn_key = jax.random.split(rng)
       episodes = buffer.sample(stored, sample_key).experience
-      return learns(state.meta_params, episodes, learn_key)
+      return learns(params, episodes, learn_key)
 
     shards = device * held + jnp.arange(held)
-    learned = over_shards(learn)(stored, each_key(step_key, shards))
-    grads, metrics = jax.lax.pmean(variables.mean(learned), TASKS)
+    step_keys = each_key(step_key, shards)
+
+    def at(params: Params) -> tuple[Params, Metrics]:
+      learned = over_shards(functools.partial(learn, params))(stored, step_keys)
+      return mean_over_devices(variables.mean(learned), like=learned[0])
+
+    grads, metrics = at(state.meta_params)
     state = next_state(
       optimizer,
       state._replace(opt_state=optimizer_state),
       grads,
-      metrics.get("loss", 0.0),
+      metrics.get("loss"),
+      at=at,
     )
     return state._replace(opt_state=(state.opt_state, stored)), metrics
 
@@ -162,7 +171,8 @@ def episode_replay_trainer(
 
   replicated = NamedSharding(mesh, P())
   tasks, rng = place((tasks, rng), replicated)
-  return Trainer(
+  return trainer_on(
+    mesh,
     lambda key: start(place(key, replicated), tasks),
     mean_over_steps(step, tasks, rng),
   )

@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from metajax.models.recurrent import Recurrent, choose, unroll
+from metajax.numerics import check_number
+from metajax.replay.players import action_values, checked_values
 from metajax.replay.sequences import Sequence, encode
 from metajax.replay.values import n_step_double_q, sequence_priority
+from metajax.tasks.trials import Trial
 from metajax.types import Array, Metrics, Params
 
 
@@ -37,6 +40,25 @@ class Objective(NamedTuple):
   zero_state: bool = False
 
 
+def check_objective(objective: Objective, length: int) -> None:
+  """Checks the numbers of an objective, for sequences of `length` actions.
+
+  Raises:
+    ValueError: for one that is out of its range.
+  """
+  if objective.n < 1:
+    raise ValueError(f"n={objective.n}: must be 1 or more.")
+  if not 0 <= objective.burn_in < length:
+    raise ValueError(
+      f"burn_in={objective.burn_in}: must be from 0 to {length - 1}, less than "
+      "the length of a sequence."
+    )
+  check_number("discount", objective.discount, at_least=0, at_most=1)
+  check_number("eta", objective.eta, at_least=0, at_most=1)
+  if objective.eps is not None:
+    check_number("eps", objective.eps, at_least=0)
+
+
 def q_values(
   network: Recurrent,
   params: Params,
@@ -62,7 +84,8 @@ def q_values(
   state = choose(sequences.start == 0, state, jax.lax.stop_gradient(state))
   after, _ = unroll(network, params, state, inputs[b:], first[b:])
   hidden = jnp.concatenate([before, after])
-  return network.head(params, hidden).swapaxes(0, 1)
+  values = checked_values(network.head(params, hidden), objective.num_actions)
+  return values.swapaxes(0, 1)
 
 
 def replay_loss(
@@ -93,22 +116,11 @@ def replay_loss(
   Returns:
     The loss; the priorities `[batch]`, and metrics.
   """
+  check_objective(objective, sequences.steps.reward.shape[1] - 1)
   online = q_values(network, params, sequences, objective)
   target = q_values(network, target_params, sequences, objective)
-  actions = sequences.steps.action[:, 1:]
-  rewards = sequences.steps.reward[:, 1:]
-  place = jnp.arange(actions.shape[1])
-  done = sequences.start[:, None] + place + 1
-  discounts = jnp.where(done < objective.num_steps, objective.discount, 0.0)
-  targets = jax.vmap(
-    lambda r, d, q, q_target: n_step_double_q(
-      r, d, q, q_target, objective.n, eps=objective.eps
-    )
-  )(rewards, discounts, online, target)
-  chosen = jnp.take_along_axis(online[:, :-1], actions[..., None], -1)[..., 0]
-  counts = (place >= objective.burn_in) | (sequences.start[:, None] == 0)
-  counts = counts.astype(jnp.float32)
-  errors = targets - chosen
+  errors, chosen = temporal_differences(sequences, online, target, objective)
+  counts = _counts(sequences, objective)
   squares = 0.5 * jnp.square(errors) * counts * weights[:, None]
   loss = squares.sum() / counts.sum()
   priorities = sequence_priority(errors, counts, objective.eta)
@@ -117,3 +129,78 @@ def replay_loss(
     "q": (chosen * counts).sum() / counts.sum(),
   }
   return loss, (jax.lax.stop_gradient(priorities), metrics)
+
+
+def acting_priorities(
+  network: Recurrent,
+  params: Params,
+  trial: Trial,
+  sequences: Sequence,
+  objective: Objective,
+) -> Array:
+  """Computes the priorities of a trial's sequences before any is learned from.
+
+  They are those of the actor's own values: it is the online network, and the
+  target network too (Horgan et al. 2018, algorithm 1)::
+
+    p = eta max_t |delta_t| + (1 - eta) mean_t |delta_t|
+
+  Values are read at the states that the player had, one step from each.
+
+  Args:
+    network: its head gives the values of actions.
+    params: of the player.
+    trial: what it has played.
+    sequences: `[sequences, ...]`, cut from the trial.
+    objective: what is learned.
+
+  Returns:
+    `[sequences]`, without a gradient.
+
+  References:
+    Horgan et al., `Distributed Prioritized Experience Replay
+    <https://arxiv.org/abs/1803.00933>`_, 2018.
+    Kapturowski et al. 2019 (see `values`), section 2.3.
+  """
+  values, _ = action_values(
+    network, params, trial.memories, trial.steps, objective.num_actions
+  )
+  length = sequences.steps.reward.shape[1]
+  values = values[sequences.start[:, None] + jnp.arange(length)]
+  errors, _ = temporal_differences(sequences, values, values, objective)
+  counts = _counts(sequences, objective)
+  return jax.lax.stop_gradient(sequence_priority(errors, counts, objective.eta))
+
+
+def temporal_differences(
+  sequences: Sequence, online: Array, target: Array, objective: Objective
+) -> tuple[Array, Array]:
+  """Computes `y_t - Q(s_t, a_t)` with targets y of `n_step_double_q`.
+
+  Args:
+    sequences: `[batch, ...]`.
+    online: `[batch, L + 1, actions]`, values of the online network.
+    target: those of the target network.
+    objective: what is learned.
+
+  Returns:
+    The errors `[batch, L]`, and the values of the actions taken.
+  """
+  actions = sequences.steps.action[:, 1:]
+  rewards = sequences.steps.reward[:, 1:]
+  done = sequences.start[:, None] + jnp.arange(actions.shape[1]) + 1
+  discounts = jnp.where(done < objective.num_steps, objective.discount, 0.0)
+  targets = jax.vmap(
+    lambda r, d, q, q_target: n_step_double_q(
+      r, d, q, q_target, objective.n, eps=objective.eps
+    )
+  )(rewards, discounts, online, target)
+  chosen = jnp.take_along_axis(online[:, :-1], actions[..., None], -1)[..., 0]
+  return targets - chosen, chosen
+
+
+def _counts(sequences: Sequence, objective: Objective) -> Array:
+  """Which steps are learned from, `[batch, L]`: those behind burn-in."""
+  place = jnp.arange(sequences.steps.reward.shape[1] - 1)
+  is_first = sequences.start[:, None] == 0
+  return ((place >= objective.burn_in) | is_first).astype(jnp.float32)

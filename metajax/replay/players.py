@@ -1,27 +1,35 @@
 """The fast learner: a recurrent network that plays."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from metajax.models.recurrent import Recurrent
+from metajax.numerics import check_number, wide
 from metajax.replay.sequences import encode
-from metajax.tasks.trials import Player, Step
+from metajax.tasks.trials import Player, Step, Trials, first_step
 from metajax.types import Array, Params, PRNGKey
 
 
 def q_player(
-  network: Recurrent, params: Params, num_actions: int, epsilon: Array | float
+  network: Recurrent, params: Params, num_actions: int, epsilon: ArrayLike
 ) -> Player:
   """Takes the action of highest value; with probability `epsilon` any action.
 
   Its memory is the network's state, fed with what each action brought.
+
+  Raises:
+    ValueError: if `epsilon` is no probability, or, when it acts, if the
+      network's head does not give `num_actions` values.
   """
+  check_number("epsilon", epsilon, at_least=0, at_most=1)
 
   def act(memory: Any, step: Step, rng: PRNGKey) -> tuple[Array, Any]:
-    hidden, memory = network.read(params, memory, encode(step, num_actions))
-    best = network.head(params, hidden).argmax()
+    values, memory = action_values(network, params, memory, step, num_actions)
+    best = values.argmax()
     explore_key, action_key = jax.random.split(rng)
     any_action = jax.random.randint(action_key, (), 0, num_actions)
     explores = jax.random.bernoulli(explore_key, epsilon)
@@ -30,9 +38,73 @@ def q_player(
   return Player(network.start, act)
 
 
+def action_values(
+  network: Recurrent,
+  params: Params,
+  memory: Any,
+  step: Step,
+  num_actions: int,
+) -> tuple[Array, Any]:
+  """Reads steps `[...]` at given states.
+
+  Returns:
+    The values of the actions, `[..., num_actions]`, and the new states.
+  """
+  hidden, memory = network.read(params, memory, encode(step, num_actions))
+  return checked_values(network.head(params, hidden), num_actions), memory
+
+
+def checked_values(values: Any, num_actions: int) -> Array:
+  """Returns a head's values `[..., num_actions]`, in float32 at least.
+
+  Raises:
+    ValueError: if they are not of so many actions.
+  """
+  shape = getattr(values, "shape", None)
+  if shape is None or shape[-1:] != (num_actions,):
+    given = "no single array" if shape is None else f"{shape[-1:][0]} outputs"
+    raise ValueError(
+      f"network: its head gives {given}, but there are num_actions="
+      f"{num_actions}; build it with so many outputs and a head of values, "
+      '"dueling" or "linear".'
+    )
+  return wide(values)
+
+
+def first_params(network: Recurrent, tasks: Trials, rng: PRNGKey) -> Params:
+  """Returns fresh parameters of a network that reads these tasks."""
+  _, observation = jax.eval_shape(tasks.reset, rng)
+  step = first_step(jnp.zeros(observation.shape))
+  return network.init(rng, encode(step, tasks.num_actions))
+
+
+def check_head(
+  network: Recurrent, tasks: Trials, checked: Callable[[Any, int], Any]
+) -> None:
+  """Lets `checked(outputs, num_actions)` see what the head gives for tasks.
+
+  Nothing is computed: the outputs are traced.
+  """
+
+  def read(rng: PRNGKey) -> None:
+    params = first_params(network, tasks, rng)
+    _, observation = tasks.reset(rng)
+    features = encode(first_step(observation), tasks.num_actions)
+    hidden, _ = network.read(params, network.start(), features)
+    checked(network.head(params, hidden), tasks.num_actions)
+
+  jax.eval_shape(read, jax.eval_shape(lambda: jax.random.key(0)))
+
+
 def epsilon_ladder(
-  num_actors: int, epsilon: float = 0.4, alpha: float = 7.0
+  num_actors: int, epsilon: ArrayLike = 0.4, alpha: ArrayLike = 7.0
 ) -> Array:
-  """`epsilon^(1 + alpha i / (N - 1))` for actor i of N (Horgan et al. 2018)."""
+  """`epsilon^(1 + alpha i / (N - 1))` for actor i of N (Horgan et al. 2018).
+
+  Raises:
+    ValueError: if `epsilon` is no probability, or `alpha` is negative.
+  """
+  check_number("epsilon", epsilon, at_least=0, at_most=1)
+  check_number("alpha", alpha, at_least=0)
   place = jnp.arange(num_actors) / max(num_actors - 1, 1)
-  return epsilon ** (1 + alpha * place)
+  return jnp.power(epsilon, 1 + alpha * place)

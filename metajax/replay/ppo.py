@@ -10,15 +10,19 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.models.recurrent import Recurrent, unroll
+from metajax.numerics import check_number, wide
+from metajax.replay.players import check_head, first_params
 from metajax.replay.sequences import encode
-from metajax.tasks.trials import Player, Step, Trials, first_step, play
+from metajax.tasks.trials import Player, Step, Trials, play
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
+  first_state,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
 from metajax.types import Array, Metrics, Params, PRNGKey
 
@@ -69,16 +73,40 @@ def policy_player(
   """Draws actions from the policy, or takes the most probable one.
 
   Its memory is the network's state, fed with what each action brought.
+
+  Raises:
+    ValueError: when it acts, if the network's head does not give logits of
+      `num_actions` actions and a value.
   """
 
   def act(memory: Any, step: Step, rng: PRNGKey) -> tuple[Array, Any]:
     hidden, memory = network.read(params, memory, encode(step, num_actions))
-    logits, _ = network.head(params, hidden)
+    logits, _ = checked_policy(network.head(params, hidden), num_actions)
     if greedy:
       return logits.argmax(), memory
     return jax.random.categorical(rng, logits), memory
 
   return Player(network.start, act)
+
+
+def checked_policy(outputs: Any, num_actions: int) -> tuple[Array, Array]:
+  """Returns a head's logits `[..., num_actions]` and values, float32 at least.
+
+  Raises:
+    ValueError: if they are no such pair.
+  """
+  if not isinstance(outputs, tuple) or len(outputs) != 2:
+    raise ValueError(
+      "network: its head gives no pair of logits and value; build it with "
+      'head="actor_critic".'
+    )
+  logits, values = outputs
+  if logits.shape != (*values.shape, num_actions):
+    raise ValueError(
+      f"network: its head gives {logits.shape[-1]} logits, but there are "
+      f"num_actions={num_actions}; build it with so many outputs."
+    )
+  return wide(logits), wide(values)
 
 
 def generalized_advantages(
@@ -127,7 +155,9 @@ def policy_and_values(
     lambda x: jnp.broadcast_to(x, (inputs.shape[1], *x.shape)), network.start()
   )
   hidden, _ = unroll(network, params, start, inputs, steps.first.swapaxes(0, 1))
-  logits, values = network.head(params, hidden.swapaxes(0, 1))
+  logits, values = checked_policy(
+    network.head(params, hidden.swapaxes(0, 1)), num_actions
+  )
   return jax.nn.log_softmax(logits[:, :-1]), values.at[:, -1].set(0.0)
 
 
@@ -191,7 +221,8 @@ def ppo_trainer(
     "reward" (the mean total of a trial), means over the step's updates.
 
   Raises:
-    ValueError: if devices and minibatches do not divide the actors.
+    ValueError: if devices and minibatches do not divide the actors, if a number
+      is out of its range, or the network's head does not fit the tasks.
 
   References:
     Duan et al., `RL^2: Fast Reinforcement Learning via Slow Reinforcement
@@ -204,6 +235,15 @@ def ppo_trainer(
     raise ValueError(
       f"epochs={ppo.epochs}, minibatches={ppo.minibatches}: must be 1 or more."
     )
+  for name, highest in {
+    "discount": 1,
+    "gae": 1,
+    "clip": None,
+    "entropy": None,
+    "value": None,
+  }.items():
+    check_number(name, getattr(ppo, name), at_least=0, at_most=highest)
+  check_head(network, tasks, checked_policy)
   share, rest = divmod(ppo.actors, mesh.size)
   if rest or share < 1 or share % ppo.minibatches:
     raise ValueError(
@@ -266,13 +306,11 @@ def ppo_trainer(
 
   @functools.partial(jax.jit, out_shardings=replicated)
   def init(rng: PRNGKey) -> TrainState:
-    _, observation = tasks.reset(rng)
-    features = encode(first_step(observation), tasks.num_actions)
-    params = network.init(rng, features)
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+    params = first_params(network, tasks, rng)
+    return first_state(optimizer, params)
 
   rng = place(rng, replicated)
-  return Trainer(init, mean_over_steps(step, rng))
+  return trainer_on(mesh, init, mean_over_steps(step, rng))
 
 
 def _of_actions(log_policy: Array, steps: Step) -> Array:

@@ -9,28 +9,45 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax import optimizers
 from metajax.models.recurrent import Recurrent
+from metajax.numerics import check_number
 from metajax.replay.buffers import (
   Replay,
+  add,
   apart,
+  check_replay,
   for_each_shard,
   lay_out,
   make_buffer,
+  set_priorities,
   together,
   without_empty,
 )
-from metajax.replay.learning import Objective, replay_loss
-from metajax.replay.players import epsilon_ladder, q_player
-from metajax.replay.sequences import Sequence, cut, encode, sequence_starts
+from metajax.replay.learning import (
+  Objective,
+  acting_priorities,
+  check_objective,
+  replay_loss,
+)
+from metajax.replay.players import (
+  check_head,
+  checked_values,
+  epsilon_ladder,
+  first_params,
+  q_player,
+)
+from metajax.replay.sequences import Sequence, cut, sequence_starts
 from metajax.replay.values import importance_weights
-from metajax.tasks.trials import Trials, first_step, play
-from metajax.training.mesh import TASKS
+from metajax.tasks.trials import Trials, play
+from metajax.training.mesh import TASKS, mean_over_devices
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
 from metajax.types import Array, Metrics, Params, PRNGKey
 
@@ -52,7 +69,12 @@ class ReplayState(NamedTuple):
 
 
 def updates_per_step(replay: Replay, num_steps: int) -> int:
-  """Returns how often the network is updated after each trial."""
+  """Returns how often the network is updated after each trial.
+
+  Raises:
+    ValueError: if sequences do not fit a trial, or the ratio is not positive.
+  """
+  check_number("ratio", replay.ratio, above=0)
   starts = sequence_starts(num_steps, replay.length, replay.period)
   return max(
     1, round(replay.ratio * replay.actors * len(starts) / replay.batch)
@@ -75,7 +97,9 @@ def replay_trainer(
   sequences, and then updates the network from sampled ones (Kapturowski et al.
   2019; the recurrent state learns within a task as in Duan et al. 2016). Actors
   and buffers are split over the devices, gradients are averaged. The first
-  steps only fill the buffers, up to a batch.
+  steps only fill the buffers, up to a batch. A new sequence has the priority
+  that the actor's own values give it (`acting_priorities`), until it is learned
+  from.
 
   Args:
     network: with a "dueling" or "linear" head of one output an action.
@@ -93,16 +117,20 @@ def replay_trainer(
     "greedy_reward" (by the one that explores least).
 
   Raises:
-    ValueError: if the numbers do not fit one another.
+    ValueError: if a number is out of its range, or the objective's numbers, the
+      network's outputs and the tasks do not fit one another.
   """
+  for name in ("num_actions", "num_steps"):
+    given, actual = getattr(objective, name), getattr(tasks, name)
+    if given != actual:
+      raise ValueError(
+        f"{name}={given} of the objective: must be {actual}, as that of the "
+        "tasks."
+      )
   starts = sequence_starts(tasks.num_steps, replay.length, replay.period)
-  if objective.n < 1:
-    raise ValueError(f"n={objective.n}: must be 1 or more.")
-  if not 0 <= objective.burn_in < replay.length:
-    raise ValueError(
-      f"burn_in={objective.burn_in}: must be from 0 to {replay.length - 1}, "
-      "less than the length of a sequence."
-    )
+  check_objective(objective, replay.length)
+  check_replay(replay)
+  check_head(network, tasks, checked_values)
   mesh, num_shards, held, shares = lay_out(
     mesh,
     replay.shards,
@@ -121,10 +149,19 @@ def replay_trainer(
   over_shards = functools.partial(for_each_shard, held)
   epsilons = epsilon_ladder(replay.actors, replay.epsilon, replay.alpha)
 
-  def act(params: Params, rng: PRNGKey, actor: Array) -> tuple[Sequence, Array]:
+  def act(
+    params: Params, rng: PRNGKey, actor: Array
+  ) -> tuple[tuple[Sequence, Array], Array]:
     player = q_player(network, params, tasks.num_actions, epsilons[actor])
     trial = play(player, tasks, jax.random.fold_in(rng, actor))
-    return cut(trial, replay.length, replay.period), trial.rewards.sum()
+    sequences = cut(trial, replay.length, replay.period)
+    if replay.priority_exponent == 0:  # All are alike.
+      priorities = jnp.ones(len(starts))
+    else:
+      priorities = acting_priorities(
+        network, params, trial, sequences, objective
+      )
+    return (sequences, priorities), trial.rewards.sum()
 
   def draw(stored: Any, rng: PRNGKey) -> tuple[Any, Array]:
     sample = without_empty(buffer.sample(stored, rng))
@@ -152,7 +189,9 @@ def replay_trainer(
       return losses.mean(), (priorities, jax.tree.map(jnp.mean, metrics))
 
     grads, (priorities, metrics) = jax.grad(mean_loss, has_aux=True)(params)
-    grads, metrics = jax.lax.pmean((grads, metrics), TASKS)
+    grads, metrics = mean_over_devices((grads, metrics), like=grads)
+    # The loop's metrics are float32, whatever the network computes in.
+    metrics = jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
     # Counts its updates, not those that are not finite.
     updates, params, opt_state = next_state(
       optimizer,
@@ -168,11 +207,8 @@ def replay_trainer(
           params, state.target_params, updates, replay.target_period
         ),
         updates,
-        # A priority that is not finite would stay in the sums.
-        over_shards(buffer.set_priorities)(
-          state.buffer,
-          sample.indices,
-          jnp.where(jnp.isfinite(priorities), priorities, 0.0) + 1e-6,
+        over_shards(functools.partial(set_priorities, buffer))(
+          state.buffer, sample.indices, priorities
         ),
       ),
       metrics,
@@ -186,11 +222,11 @@ def replay_trainer(
     act_key, learn_key = jax.random.split(rng)
     num_actors = held * shares["actors"]
     first = jax.lax.axis_index(TASKS) * num_actors
-    sequences, totals = jax.vmap(act, (None, None, 0))(
+    new, totals = jax.vmap(act, (None, None, 0))(
       params, act_key, first + jnp.arange(num_actors)
     )
-    sequences = apart(together(sequences), held)
-    kept = kept._replace(buffer=over_shards(buffer.add)(kept.buffer, sequences))
+    store = over_shards(functools.partial(add, buffer))
+    kept = kept._replace(buffer=store(kept.buffer, *apart(together(new), held)))
     # Shards are filled alike.
     ready = over_shards(buffer.can_sample)(kept.buffer)[0]
     nothing = {"loss": jnp.float32(0), "q": jnp.float32(0)}
@@ -238,10 +274,8 @@ def replay_trainer(
 
   @functools.partial(jax.jit, out_shardings=where)
   def init(rng: PRNGKey) -> TrainState:
-    _, observation = tasks.reset(rng)
-    features = encode(first_step(observation), tasks.num_actions)
-    params = network.init(rng, features)
-    sequences, _ = jax.eval_shape(act, params, rng, jnp.int32(0))
+    params = first_params(network, tasks, rng)
+    (sequences, _), _ = jax.eval_shape(act, params, rng, jnp.int32(0))
     empty = buffer.init(
       jax.tree.map(lambda s: jnp.zeros(s.shape[1:], s.dtype), sequences)
     )
@@ -249,7 +283,7 @@ def replay_trainer(
       jnp.int32(0),
       params,
       ReplayState(
-        optimizer.init(params),
+        optimizers.init(optimizer, params),
         params,
         jnp.int32(0),
         jax.tree.map(lambda x: jnp.stack([x] * num_shards), empty),
@@ -257,4 +291,4 @@ def replay_trainer(
     )
 
   rng = place(rng, NamedSharding(mesh, P()))
-  return Trainer(init, mean_over_steps(step, rng))
+  return trainer_on(mesh, init, mean_over_steps(step, rng))

@@ -1,7 +1,7 @@
 """Task families: pure functions from a key to an episode."""
 
 from metajax.tasks.class_batches import class_batches
-from metajax.tasks.few_shot import few_shot_episodes
+from metajax.tasks.few_shot import few_shot_episodes, labelled_episodes
 from metajax.tasks.image_folder import image_folder
 from metajax.tasks.omniglot import omniglot
 from metajax.tasks.sinusoid import sinusoid
@@ -10,6 +10,7 @@ __all__ = [
   "class_batches",
   "few_shot_episodes",
   "image_folder",
+  "labelled_episodes",
   "omniglot",
   "sinusoid",
 ]

@@ -2,29 +2,33 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.tasks.few_shot import check_images, episode_of
+from metajax.tasks.drawing import Classes, episode_of
+from metajax.tasks.few_shot import of_classes
+from metajax.tasks.form import Form, Number
 from metajax.types import Array, Episode, PRNGKey, TaskFamily
 
 
 def alphabet_episodes(
-  images: Array,
+  images: Any,
   alphabets: Sequence[str],
-  ways: int,
-  shots: int,
-  query_shots: int,
+  ways: Number,
+  shots: Number,
+  query_shots: Number,
   num_rotations: int = 1,
 ) -> TaskFamily:
   """N-way K-shot tasks whose classes are drawn within one alphabet.
 
   They are harder than tasks of any characters (`few_shot_episodes`), since an
   alphabet has a style. All characters of a task are turned alike: a turned
-  alphabet is another alphabet. Each alphabet of at least `ways` characters is
-  as likely as the others; those of fewer are left out.
+  alphabet is another alphabet. Each alphabet of at least `ways` characters (the
+  highest, if `ways` varies) is as likely as the others; those of fewer are left
+  out.
 
   Args:
     images: see `few_shot_episodes`.
@@ -44,15 +48,15 @@ def alphabet_episodes(
     Lake et al., `The Omniglot challenge: a 3-year progress report
     <https://arxiv.org/abs/1902.03477>`_, 2019.
   """
-  check_images(images, ways, shots, query_shots, num_rotations)
-  if len(alphabets) != len(images):
+  data, form = of_classes(images, ways, shots, query_shots, num_rotations)
+  if len(alphabets) != form.num_classes:
     raise ValueError(
       f"alphabets: {len(alphabets)} given, must be one for each of the "
-      f"{len(images)} classes."
+      f"{form.num_classes} classes."
     )
   names, numbers = np.unique(np.asarray(alphabets), return_inverse=True)
   members = [np.flatnonzero(numbers == i) for i in range(len(names))]
-  large = [m for m in members if len(m) >= ways]
+  large = [m for m in members if len(m) >= form.ways[1]]
   if not large:
     raise ValueError(
       f"ways={ways}: must be at most {max(map(len, members))}, the number of "
@@ -63,35 +67,21 @@ def alphabet_episodes(
   for row, classes in zip(table, large, strict=True):
     row[: len(classes)] = classes
   sizes = jnp.array([len(classes) for classes in large])
-  sample = functools.partial(
-    _sample_episode,
-    ways=ways,
-    shots=shots,
-    query_shots=query_shots,
-    num_rotations=num_rotations,
-  )
-  return jax.tree_util.Partial(sample, images, jnp.asarray(table), sizes)
+  sample = functools.partial(_sample_episode, form=form)
+  return jax.tree_util.Partial(sample, data, jnp.asarray(table), sizes)
 
 
 def _sample_episode(
-  images: Array,
-  table: Array,
-  sizes: Array,
-  rng: PRNGKey,
-  *,
-  ways: int,
-  shots: int,
-  query_shots: int,
-  num_rotations: int,
+  data: Classes, table: Array, sizes: Array, rng: PRNGKey, *, form: Form
 ) -> Episode:
   alphabet_key, turn_key, class_key, *keys = jax.random.split(rng, 6)
   alphabet = jax.random.randint(alphabet_key, (), 0, len(table))
-  turn = jax.random.randint(turn_key, (), 0, num_rotations)
+  turn = jax.random.randint(turn_key, (), 0, form.num_rotations)
   # The first in a random order of the alphabet's characters.
   order = jax.random.uniform(class_key, table.shape[1:])
   order = jnp.where(jnp.arange(len(order)) < sizes[alphabet], order, jnp.inf)
+  ways = form.ways[1]
   classes = table[alphabet, jnp.argsort(order)[:ways]]
-  turns = jnp.full(ways, turn)
-  return episode_of(
-    images, classes, turns, keys, shots, query_shots, num_rotations
-  )
+  # The six keys are those of 0 to 5.
+  size_key = jax.random.fold_in(rng, 6)
+  return episode_of(data, form, classes, jnp.full(ways, turn), keys, size_key)

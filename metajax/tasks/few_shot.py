@@ -1,22 +1,27 @@
-"""Few-shot classification of images that lie on the device."""
+"""Few-shot classification of examples that lie on the device."""
 
 import functools
-from collections.abc import Sequence
+from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
-from metajax.types import Array, Batch, Episode, PRNGKey, TaskFamily
+from metajax.tasks.drawing import Classes, episode_of, sample_distinct
+from metajax.tasks.form import Form, Number, checked_arrays, form_of
+from metajax.types import Episode, PRNGKey, TaskFamily
 
 
 def few_shot_episodes(
-  images: Array,
-  ways: int,
-  shots: int,
-  query_shots: int,
+  images: Any,
+  ways: Number,
+  shots: Number,
+  query_shots: Number,
   num_rotations: int = 1,
-  counts: Array | None = None,
+  counts: ArrayLike | None = None,
+  *,
+  small_classes: bool = False,
 ) -> TaskFamily:
   """N-way K-shot tasks drawn from a set of classes.
 
@@ -25,168 +30,149 @@ def few_shot_episodes(
   all different. Support and query are shuffled, each by itself. With rotations,
   a class turned by r * 90 degrees is a class of its own.
 
+  A number given as `(low, high)` is drawn anew for each task, all from low to
+  high being as likely. The arrays are of the largest size then, and a mask
+  tells which examples are real (see `Batch`); the others are zeros of label 0.
+
   Args:
-    images: uint8 `[classes, examples, height, width, channels]`.
-    ways: N, classes per task.
-    shots: K, support examples per class.
-    query_shots: query examples per class.
-    num_rotations: 1 (none), 2 (0 and 90 degrees) or 4.
+    images: numpy or jax array `[classes, examples, ...]` of images, feature
+      vectors or any other inputs; or a tree of such arrays.
+    ways: N, classes per task, or `(low, high)`.
+    shots: K, support examples per class, or `(low, high)`.
+    query_shots: query examples per class, or `(low, high)`.
+    num_rotations: 1 (none), 2 (0 and 90 degrees) or 4; the last two for images
+      `[classes, examples, size, size, channels]` alone.
     counts: int `[classes]`, the first examples of each class that are any; None
       if all are.
+    small_classes: whether a class may have fewer examples than a task asks for,
+      two at least. It gives the support what is asked for, but keeps one for
+      the query; those that are missing are masked.
 
   Returns:
-    A task family that carries the images as an argument. Inputs are float32
-    `[n, height, width, channels]` in [0, 1], targets int32 `[n]`.
+    A task family that carries the arrays as arguments. Inputs are `[n, ...]`:
+    uint8 become float32 in [0, 1], all else stays what it is. Targets are int32
+    `[n]`.
 
   Raises:
-    ValueError: if the images do not suffice, naming the argument.
+    ValueError: if the arrays do not suffice, naming the argument.
 
   References:
     Vinyals et al., `Matching Networks for One Shot Learning
     <https://arxiv.org/abs/1606.04080>`_, 2016, section 2.2.
+    Triantafillou et al., `Meta-Dataset: A Dataset of Datasets for Learning to
+    Learn from Few Examples <https://arxiv.org/abs/1903.03096>`_, 2019, section
+    3.2, for numbers that vary.
   """
-  check_images(images, ways, shots, query_shots, num_rotations)
-  if counts is not None and (fewest := jnp.min(counts)) < shots + query_shots:
+  data, form = of_classes(
+    images, ways, shots, query_shots, num_rotations, counts, small_classes
+  )
+  return _family(data, form)
+
+
+def labelled_episodes(
+  inputs: Any,
+  labels: ArrayLike,
+  ways: Number,
+  shots: Number,
+  query_shots: Number,
+  num_rotations: int = 1,
+  *,
+  small_classes: bool = False,
+) -> TaskFamily:
+  """N-way K-shot tasks drawn from labelled examples, `X, y`.
+
+  The tasks are those of `few_shot_episodes`. Classes may differ in size; each
+  example is stored once.
+
+  Args:
+    inputs: numpy or jax array `[n, ...]`, or a tree of such arrays.
+    labels: `[n]`, the class of each example: any integers or strings.
+    ways: see `few_shot_episodes`, also for what follows.
+    shots: support examples per class.
+    query_shots: query examples per class.
+    num_rotations: 1, 2 or 4.
+    small_classes: whether classes may have too few examples.
+
+  Returns:
+    A task family like that of `few_shot_episodes`.
+
+  Raises:
+    ValueError: if the examples do not suffice, naming the argument.
+  """
+  arrays = checked_arrays(inputs, "inputs", "[n, ...]", 1)
+  names = np.asarray(labels)
+  if names.dtype == object:  # Strings, as tables have them.
+    names = np.asarray(names.tolist())
+  num_examples = len(jax.tree.leaves(arrays)[0])
+  if names.shape != (num_examples,) or names.dtype.kind not in "biuUS":
     raise ValueError(
-      f"shots={shots} and query_shots={query_shots}: together at most "
-      f"{fewest}, the number of examples of the smallest class."
+      f"labels: {names.dtype} {names.shape} given, must be integers or strings "
+      f"[{num_examples}], one for each example."
     )
-  sample = functools.partial(
-    _sample_episode,
+  found, classes = np.unique(names, return_inverse=True)
+  sizes = np.bincount(classes, minlength=len(found))
+  form = form_of(
+    arrays,
+    num_examples=sizes,
     ways=ways,
     shots=shots,
     query_shots=query_shots,
     num_rotations=num_rotations,
+    small_classes=small_classes,
+    axes="[n, size, size, channels]",
   )
-  return jax.tree_util.Partial(sample, images, counts)
+  if np.any(classes[1:] < classes[:-1]):
+    order = np.argsort(classes, kind="stable")
+    arrays = jax.tree.map(lambda x: x[order], arrays)
+  starts = np.cumsum(sizes) - sizes
+  numbers = [jnp.asarray(x, jnp.int32) for x in (sizes, starts)]
+  return _family(Classes(jax.tree.map(jnp.asarray, arrays), *numbers), form)
 
 
-def _sample_episode(
-  images: Array,
-  counts: Array | None,
-  rng: PRNGKey,
-  *,
-  ways: int,
-  shots: int,
-  query_shots: int,
+def of_classes(
+  images: Any,
+  ways: Number,
+  shots: Number,
+  query_shots: Number,
   num_rotations: int,
-) -> Episode:
+  counts: ArrayLike | None = None,
+  small_classes: bool = False,
+) -> tuple[Classes, Form]:
+  """Checks the arguments of `few_shot_episodes` and puts them in order."""
+  arrays = checked_arrays(images, "images", "[classes, examples, ...]", 2)
+  num_classes, room = jax.tree.leaves(arrays)[0].shape[:2]
+  sizes = np.full(num_classes, room) if counts is None else np.asarray(counts)
+  if sizes.shape != (num_classes,) or np.any((sizes < 0) | (sizes > room)):
+    raise ValueError(
+      f"counts: {sizes.dtype} {sizes.shape} given, must be one number of at "
+      f"most {room} examples for each of the {num_classes} classes."
+    )
+  form = form_of(
+    arrays,
+    num_examples=sizes,
+    ways=ways,
+    shots=shots,
+    query_shots=query_shots,
+    num_rotations=num_rotations,
+    small_classes=small_classes,
+    axes="[classes, examples, size, size, channels]",
+  )
+  numbers = None if counts is None else jnp.asarray(counts, jnp.int32)
+  data = Classes(jax.tree.map(jnp.asarray, arrays), numbers)
+  return data, form._replace(most=room)
+
+
+def _family(data: Classes, form: Form) -> TaskFamily:
+  sample = functools.partial(_sample_episode, form=form)
+  return jax.tree_util.Partial(sample, data)
+
+
+def _sample_episode(data: Classes, rng: PRNGKey, *, form: Form) -> Episode:
   class_key, *keys = jax.random.split(rng, 4)
-  drawn = sample_distinct(class_key, len(images) * num_rotations, ways)
-  classes, turns = drawn // num_rotations, drawn % num_rotations
-  return episode_of(
-    images, classes, turns, keys, shots, query_shots, num_rotations, counts
+  drawn = sample_distinct(
+    class_key, form.num_classes * form.num_rotations, form.ways[1]
   )
-
-
-def episode_of(
-  images: Array,
-  classes: Array,
-  turns: Array,
-  keys: Sequence[PRNGKey],
-  shots: int,
-  query_shots: int,
-  num_rotations: int,
-  counts: Array | None = None,
-) -> Episode:
-  """Draws the examples of an episode whose classes are drawn.
-
-  Args:
-    images: see `few_shot_episodes`.
-    classes: int32 `[ways]`, all different unless the turns are.
-    turns: int32 `[ways]`, by how many times 90 degrees each is turned.
-    keys: three, of the examples, of the support's order and of the query's.
-    shots: support examples per class.
-    query_shots: query examples per class.
-    num_rotations: turns are below it.
-    counts: see `few_shot_episodes`.
-  """
-  example_key, support_key, query_key = keys
-  ways, num_examples = len(classes), images.shape[1]
-  example_keys = jax.random.split(example_key, ways)
-  if counts is None:
-    examples = jax.vmap(lambda key: jax.random.permutation(key, num_examples))(
-      example_keys
-    )
-  else:
-    none = jnp.arange(num_examples) >= counts[classes][:, None]
-    places = jax.vmap(lambda key: jax.random.uniform(key, (num_examples,)))(
-      example_keys
-    )
-    examples = jnp.argsort(places + none, axis=-1)
-  examples = examples[:, : shots + query_shots]
-  chosen = images[classes[:, None], examples].astype(jnp.float32) / 255
-  chosen = jax.vmap(functools.partial(_rotate, num_rotations))(chosen, turns)
-
-  def shuffled(key: PRNGKey, x: Array) -> Batch:
-    order = jax.random.permutation(key, ways * x.shape[1])
-    labels = order // x.shape[1]
-    return Batch(x[labels, order % x.shape[1]], labels.astype(jnp.int32))
-
-  return Episode(
-    shuffled(support_key, chosen[:, :shots]),
-    shuffled(query_key, chosen[:, shots:]),
-  )
-
-
-def sample_distinct(rng: PRNGKey, limit: int, count: int) -> Array:
-  """Draws `count` different integers below `limit`, in random order.
-
-  Floyd's algorithm: it costs `count` draws and no sort of `limit` numbers.
-  """
-  chex.assert_scalar_in(count, 1, limit)
-  draw_key, order_key = jax.random.split(rng)
-  tops = jnp.arange(limit - count, limit)
-  draws = jax.random.randint(draw_key, (count,), 0, tops + 1)
-
-  def take(index: int, chosen: Array) -> Array:
-    # Where a draw was drawn before, its top cannot have been.
-    seen = jnp.any(chosen == draws[index])
-    return chosen.at[index].set(jnp.where(seen, tops[index], draws[index]))
-
-  chosen = jax.lax.fori_loop(0, count, take, jnp.full(count, -1))
-  return jax.random.permutation(order_key, chosen)
-
-
-def _rotate(num_rotations: int, images: Array, turns: Array) -> Array:
-  """Turns `[n, size, size, channels]` counter-clockwise by `turns` * 90 deg."""
-  if num_rotations == 1:
-    return images
-  turned = [jnp.rot90(images, k, axes=(1, 2)) for k in range(num_rotations)]
-  return jax.lax.select_n(turns, *turned)
-
-
-def check_images(
-  images: Array, ways: int, shots: int, query_shots: int, num_rotations: int
-) -> None:
-  """Raises a `ValueError` if no episode can be drawn from the images."""
-  if images.ndim != 5 or images.dtype != jnp.uint8:
-    raise ValueError(
-      f"images: {images.dtype} {images.shape} given, must be uint8 [classes, "
-      "examples, height, width, channels]."
-    )
-  classes, examples, height, width, _ = images.shape
-  if num_rotations not in (1, 2, 4):
-    raise ValueError(f"num_rotations={num_rotations}: must be 1, 2 or 4.")
-  if num_rotations > 1 and height != width:
-    raise ValueError(
-      f"num_rotations={num_rotations}: images of {height} x {width} cannot "
-      "turn, they must be square."
-    )
-  for name, value, least in (
-    ("ways", ways, 2),
-    ("shots", shots, 1),
-    ("query_shots", query_shots, 1),
-  ):
-    if value < least:
-      raise ValueError(f"{name}={value}: must be {least} or more.")
-  if ways > classes * num_rotations:
-    raise ValueError(
-      f"ways={ways}: must be at most {classes * num_rotations}, the number of "
-      "classes (rotations included)."
-    )
-  if shots + query_shots > examples:
-    raise ValueError(
-      f"shots={shots} and query_shots={query_shots}: together at most "
-      f"{examples}, the number of examples of a class."
-    )
+  classes, turns = drawn // form.num_rotations, drawn % form.num_rotations
+  # The four keys are those of 0 to 3.
+  size_key = jax.random.fold_in(rng, 4)
+  return episode_of(data, form, classes, turns, keys, size_key)

@@ -7,6 +7,7 @@ import os
 import tempfile
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ TRAIN, VALIDATION = 1100, 100
 VALIDATION_ALPHABETS = 5
 CACHE_FORMAT = 1
 SPLITS = ("random", "official")
+# What reading a damaged archive raises.
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 class OmniglotImages(NamedTuple):
@@ -216,7 +219,7 @@ def _decode(
         images.append(
           [read_drawing(archive, m, size, path, fix) for m in members]
         )
-  except (zipfile.BadZipFile, EOFError) as error:
+  except DAMAGE as error:
     raise ValueError(f"{path}: damaged ({error}); {fix}") from error
   alphabets = [character.split("/")[-2] for character in drawings]
   return np.asarray(images)[..., None], np.asarray(alphabets)
@@ -231,16 +234,18 @@ def read_drawing(
     ValueError: if it is no image; the message ends with the `fix`.
   """
   # Only decoding needs pillow; sampling and the benchmark do without.
-  from PIL import Image, UnidentifiedImageError
+  from PIL import Image
 
   content = archive.read(member)
   try:
     with Image.open(io.BytesIO(content)) as image:
       # The filter of the original MAML code; ink is black in the files.
       small = image.convert("L").resize((size, size), Image.Resampling.LANCZOS)
-  except (UnidentifiedImageError, OSError, SyntaxError) as error:
+  # Pillow and its decoders raise errors of many kinds.
+  except Exception as error:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
     raise ValueError(
-      f"{path}: {member} is no image ({error}); {fix}"
+      f"{path}: {member} is no image ({reason}); {fix}"
     ) from error
   return 255 - np.asarray(small, np.uint8)
 

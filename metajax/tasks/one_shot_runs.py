@@ -6,7 +6,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.tasks.omniglot import data_folder, read_drawing
+from metajax.tasks.omniglot import DAMAGE, data_folder, read_drawing
 from metajax.types import Batch, Episode
 
 ARCHIVE = "all_runs.zip"
@@ -78,7 +78,7 @@ def load_one_shot_runs(
             drawing = read_drawing(archive, member, image_size, path, fix)
             images[part, run, i, :, :, 0] = drawing / np.float32(255)
         targets[1, run] = [given.index(train) for _, train in pairs]
-  except (zipfile.BadZipFile, EOFError, KeyError, UnicodeError) as error:
+  except (*DAMAGE, KeyError, UnicodeError) as error:
     raise ValueError(f"{path}: damaged ({error}); {fix}") from error
   support, query = (
     Batch(jnp.asarray(x), jnp.asarray(y))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax.tasks.environments import action_table, observer
 from metajax.types import Array, PRNGKey
 
 
@@ -61,59 +62,140 @@ class Trials(NamedTuple):
   num_steps: int
 
 
+class Task(NamedTuple):
+  """A task of `trials` in progress.
+
+  Attributes:
+    params: of the environment.
+    start: what every episode begins with, a pair of observation and state; with
+      `new_starts` the key of the episodes to come.
+    state: of the environment.
+  """
+
+  params: Any
+  start: Any
+  state: Any
+
+
 def trials(
   environment: Any,
   num_steps: int,
   *,
   sample_params: Callable[[PRNGKey], Any] | None = None,
-  actions: Array | None = None,
+  actions: Any = None,
+  new_starts: bool = False,
 ) -> Trials:
   """Makes trials of an environment with gymnax's interface.
 
-  A task is a draw of the environment's parameters, and of the key that every
-  episode of the task is reset with: what `reset_env` draws (the goal of a maze,
-  the arms of a bandit) is drawn anew for a task, not for an episode.
+  A task is a draw of the environment's parameters, and of what every episode of
+  the task begins with: what `reset_env` draws (the goal of a maze, the arms of
+  a bandit) is drawn anew for a task, not for an episode. With `new_starts` it
+  is drawn for each episode, and the parameters alone make the task. The starts
+  depend on the key of the task, not on what the player does.
+
+  `reset_env` runs once for a task. With `new_starts` it also runs in each step
+  that ends an episode; under `vmap`, in each step that ends one in any of the
+  tasks.
 
   Args:
     environment: with `reset_env`, `step_env` and `is_truncated`, as gymnax has
-      them; its own automatic reset is not used.
+      them; its own automatic reset is not used. Its observations are arrays,
+      or trees of arrays, which become one vector; those of a discrete space
+      become one-hot.
     num_steps: the length of a trial, at least 1.
     sample_params: `(rng) -> params`; None: the default ones, in every task.
     actions: `[num_actions, ...]`, what the environment is given for each
-      action, for those whose actions are not numbers from 0 on.
+      action, for those whose actions are not numbers from 0 on; a tree of such
+      arrays for actions that are trees.
+    new_starts: whether each episode of a task begins with a new draw.
 
   Raises:
-    ValueError: if `num_steps` is not positive.
+    ValueError: if `num_steps` is not positive, if the environment lacks one of
+      these methods, or if its actions are not 0, 1, ..., `num_actions - 1` and
+      there is no table of them that fits.
   """
   if num_steps < 1:
     raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
+  num_actions, actions = action_table(environment, actions)
+  observe = observer(environment)
   if sample_params is None:
     params = environment.default_params
     sample_params = lambda rng: params  # noqa: E731
 
-  def reset(rng: PRNGKey) -> tuple[Any, Array]:
+  def reset_env(key: PRNGKey, params: Any) -> tuple[Array, Any]:
+    observation, state = environment.reset_env(key, params)
+    return observe(observation), state
+
+  begin_where = _where_ended(reset_env)
+
+  def reset(rng: PRNGKey) -> tuple[Task, Array]:
     params_key, reset_key = jax.random.split(rng)
     params = sample_params(params_key)
-    observation, state = environment.reset_env(reset_key, params)
-    return (params, reset_key, state), observation
+    if new_starts:
+      reset_key, later = jax.random.split(reset_key)
+    observation, state = reset_env(reset_key, params)
+    start = later if new_starts else (observation, state)
+    return Task(params, start, state), observation
 
   def step(
-    task: Any, action: Array, rng: PRNGKey
-  ) -> tuple[Any, Array, Array, Array]:
-    params, reset_key, state = task
-    given = action if actions is None else actions[action]
+    task: Task, action: Array, rng: PRNGKey
+  ) -> tuple[Task, Array, Array, Array]:
+    params, start, state = task
+    if actions is not None:
+      action = jax.tree.map(lambda x: x[action], actions)
     observation, state, reward, terminated, _ = environment.step_env(
-      rng, state, given, params
+      rng, state, action, params
     )
     ended = terminated | environment.is_truncated(state, params)
-    begun = environment.reset_env(reset_key, params)
-    observation, state = jax.tree.map(
-      lambda new, old: jnp.where(ended, new, old), begun, (observation, state)
-    )
-    return (params, reset_key, state), observation, reward, ended
+    seen = observe(observation), state
+    if new_starts:
+      key, later = jax.random.split(start)
+      observation, state = begin_where(ended, key, params, seen)
+      start = jnp.where(ended, later, start)
+    else:
+      observation, state = jax.tree.map(
+        lambda new, old: jnp.where(ended, new, old), start, seen
+      )
+    return Task(params, start, state), observation, reward, ended
 
-  num_actions = environment.num_actions if actions is None else actions.shape[0]
   return Trials(reset, step, num_actions, num_steps)
+
+
+def _where_ended(reset: Callable[[PRNGKey, Any], Any]) -> Callable[..., Any]:
+  """Returns `(ended, key, params, old)` -> a fresh start where ended, else old.
+
+  Under `vmap` a `lax.cond` would run both branches in every step. This runs the
+  reset, for all tasks at once, only in a step that ends an episode in any.
+  """
+
+  @jax.custom_batching.custom_vmap
+  def begin(ended: Array, key: PRNGKey, params: Any, old: Any) -> Any:
+    # All have the leading axes of `ended`.
+    fresh = reset
+    for _ in range(ended.ndim):
+      fresh = jax.vmap(fresh)
+
+    def choose(new: Array, old: Array) -> Array:
+      axes = [1] * (jnp.ndim(old) - ended.ndim)
+      return jnp.where(ended.reshape(*ended.shape, *axes), new, old)
+
+    return jax.lax.cond(
+      ended.any(),
+      lambda: jax.tree.map(choose, fresh(key, params), old),
+      lambda: old,
+    )
+
+  @begin.def_vmap
+  def _(axis_size: int, batched: Any, *arguments: Any) -> tuple[Any, Any]:
+    arguments = jax.tree.map(
+      lambda x, has: x if has else jnp.broadcast_to(x, (axis_size, *x.shape)),
+      arguments,
+      tuple(batched),
+    )
+    begun = begin(*arguments)
+    return begun, jax.tree.map(lambda _: True, begun)
+
+  return begin
 
 
 def with_last_observation(tasks: Trials) -> Trials:

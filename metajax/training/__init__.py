@@ -9,9 +9,9 @@ from metajax.training.clients import Clients
 from metajax.training.cohorts import cohort_trainer
 from metajax.training.federated import federated_trainer
 from metajax.training.mesh import task_mesh, use_cpu_cores
-from metajax.training.state import Trainer, TrainState
+from metajax.training.state import Trainer, TrainState, evaluation_params
 from metajax.training.step import meta_trainer
-from metajax.training.supervised import supervised_trainer
+from metajax.training.supervised import loss_of, supervised_trainer
 
 __all__ = [
   "Clients",
@@ -19,7 +19,9 @@ __all__ = [
   "TrainState",
   "choose_task_chunk",
   "cohort_trainer",
+  "evaluation_params",
   "federated_trainer",
+  "loss_of",
   "meta_trainer",
   "supervised_trainer",
   "task_mesh",

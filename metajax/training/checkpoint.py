@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -60,6 +60,7 @@ def save(
     SaveError: if it cannot be written; nothing is left of it.
   """
   step = int(state.step)
+  state = _without_keys(state)
   steps = checkpoints.manager.all_steps()
   if step in steps:
     return
@@ -105,7 +106,8 @@ def restore(
       state; they are left where they are.
   """
   damaged: list[int] = []
-  template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  plain = _without_keys(like)
+  template = jax.tree.map(ocp.utils.to_shape_dtype_struct, plain)
   reason = ""
   for step in sorted(checkpoints.manager.all_steps(), reverse=True):
     if at_most is not None and step > at_most:
@@ -133,7 +135,7 @@ def restore(
       damaged.append(step)
     else:
       _move_aside(checkpoints, damaged)
-      return Restored(found["state"], notes)
+      return Restored(_with_keys(found["state"], like), notes)
   if damaged:
     raise ValueError(
       f"{checkpoints.directory}: none of its {len(damaged)} checkpoints is a "
@@ -156,6 +158,32 @@ def _move_aside(checkpoints: Checkpoints, steps: list[int]) -> None:
   if steps:
     agree(0, 0)  # The others see it done.
     checkpoints.manager.reload()
+
+
+def _without_keys(tree: Any) -> Any:
+  """Replaces typed random keys by their numbers, which can be written."""
+  return jax.tree.map(
+    lambda x: jax.random.key_data(x) if _is_key(x) else x, tree
+  )
+
+
+def _with_keys(tree: Any, like: Any) -> Any:
+  """Makes numbers keys again where they are keys in another tree."""
+  return jax.tree.map(
+    lambda x, key: (
+      jax.random.wrap_key_data(x, impl=jax.random.key_impl(key))
+      if _is_key(key)
+      else x
+    ),
+    tree,
+    like,
+  )
+
+
+def _is_key(x: Any) -> bool:
+  return isinstance(x, jax.Array) and jax.dtypes.issubdtype(
+    x.dtype, jax.dtypes.prng_key
+  )
 
 
 def _digest(state: TrainState) -> str:

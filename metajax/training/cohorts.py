@@ -7,9 +7,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax.numerics import wide
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
-from metajax.training.state import Trainer, TrainState, mean_over_steps
+from metajax.training.state import (
+  Trainer,
+  TrainState,
+  all_finite,
+  choose,
+  mean_over_steps,
+  trainer_on,
+)
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 TrainModel = Callable[[PRNGKey, Params, Params, Array], tuple[Params, Metrics]]
@@ -44,7 +52,8 @@ def cohort_trainer(
 
   Returns:
     A `Trainer` of `num_models / cohort` steps; its meta-parameters are the
-    stack of models `[num_models, ...]`, zero where they are not yet trained.
+    stack of models `[num_models, ...]`, zero where they are not yet trained. It
+    stops before a cohort with a model or a "loss" that is not finite.
 
   Raises:
     ValueError: if the cohort does not divide the number of models, or the
@@ -88,7 +97,7 @@ def cohort_trainer(
     )
     # What is not trained yet is zero and adds nothing.
     mean = jax.tree.map(
-      lambda x: (x.sum(0) / jnp.maximum(start, 1)).astype(x.dtype), stack
+      lambda x: (wide(x).sum(0) / jnp.maximum(start, 1)).astype(x.dtype), stack
     )
     models, metrics = train_cohort(keys, mean, start)
     stack = jax.tree.map(
@@ -96,7 +105,8 @@ def cohort_trainer(
       stack,
       models,
     )
-    means = jax.tree.map(jnp.mean, metrics)
-    return TrainState(step + 1, stack, ()), means
+    means = jax.tree.map(lambda x: wide(x).mean(), metrics)
+    new = TrainState(step + 1, stack, ())
+    return choose(all_finite((models, metrics.get("loss"))), new, state), means
 
-  return Trainer(init, mean_over_steps(train_next, rng))
+  return trainer_on(mesh, init, mean_over_steps(train_next, rng))

@@ -29,6 +29,7 @@ from metajax.training.state import (
   first_state,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
 from metajax.types import LossFn, Model, PRNGKey
 
@@ -209,4 +210,5 @@ def federated_trainer(
     return start(place(rng, replicated), data.inputs)
 
   data, sizes, offsets, rng = place((data, sizes, offsets, rng), replicated)
-  return Trainer(init, mean_over_steps(one_round, data, sizes, offsets, rng))
+  train = mean_over_steps(one_round, data, sizes, offsets, rng)
+  return trainer_on(mesh, init, train)

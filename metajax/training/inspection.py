@@ -58,7 +58,7 @@ def inspect_step(
     return {**metrics, "gradient_norm": norm}, jax.tree.map(all_finite, grads)
 
   keys = task_keys(rng, state.step, jnp.arange(meta_batch))
-  family = as_partial(tasks)
+  family = jax.device_put(as_partial(tasks))
   found = [of_task(state.meta_params, family, key) for key in keys]
   metrics, finite = jax.tree.map(lambda *x: np.stack(x), *found)
   by_path = jax.tree_util.tree_leaves_with_path(finite)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import tensorboardX
 from absl import logging
 from tqdm import tqdm
 
+from metajax.training.legal_json import legal_json
 from metajax.training.processes import is_main
 
 
@@ -66,10 +66,8 @@ def run_logger(
   )
 
   def write(step: int, scalars: dict[str, float]) -> None:
-    # JSON has no NaN.
-    finite = {k: v if math.isfinite(v) else repr(v) for k, v in scalars.items()}
     try:
-      jsonl.write(json.dumps({"step": step, **finite}) + "\n")
+      jsonl.write(legal_json({"step": step, **scalars}) + "\n")
       jsonl.flush()
     except forgiven as error:
       logging.warning("step %d could not be recorded: %s.", step, error)
@@ -106,7 +104,7 @@ def _open_jsonl(path: Path, first_step: int) -> TextIO:
   if path.exists():
     kept = [line for line in read_jsonl(path) if line["step"] <= first_step]
     replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    replacement.write_text("".join(legal_json(line) + "\n" for line in kept))
     os.replace(replacement, path)
   return path.open("a")
 

@@ -34,10 +34,12 @@ class Interrupted(Exception):
 
 
 class NonFinite(ArithmeticError):
-  """A loss or gradient is not finite; a checkpoint is from before it."""
+  """A step is not finite; a checkpoint is from before it."""
 
   def __init__(self, step: int, saved: bool = True):
-    super().__init__(f"the loss or the gradient of step {step} is not finite")
+    super().__init__(
+      f"the loss, the gradient or the update of step {step} is not finite"
+    )
     self.step = step
     self.saved = saved
 
@@ -116,6 +118,7 @@ def fit(
       signal does what it did before.
     NonFinite: once a checkpoint of the state before such a step is written.
     SaveError: if a checkpoint cannot be written, with `must_save`.
+    ValueError: if the run has taken more steps than the schedule has.
   """
   start = time.monotonic()
   state = trainer.init(rng)
@@ -131,7 +134,12 @@ def fit(
   earlier, num_seeds = notes["wall_seconds"], seeds.count(rng) or 1
   step = int(state.step)
 
-  if step >= schedule.num_steps:
+  if step > schedule.num_steps:
+    raise ValueError(
+      f"num_steps={schedule.num_steps}: the run in {workdir} has taken {step} "
+      f"steps; give {step} or more, or another folder."
+    )
+  if step == schedule.num_steps:
     return Trained(
       on_this_process(state),
       earlier,

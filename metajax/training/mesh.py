@@ -1,11 +1,17 @@
 """The devices a run uses, as a mesh with one axis over tasks."""
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+
+from metajax import variables
+from metajax.numerics import wide
+from metajax.types import Metrics, Params
 
 TASKS = "tasks"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -81,3 +87,43 @@ def task_mesh(
   count = max(n for n in range(1, fewest + 1) if share % n == 0)
   chosen = [d for group in by_process.values() for d in group[:count]]
   return jax.sharding.Mesh(np.asarray(chosen), (TASKS,))
+
+
+def under(
+  mesh: jax.sharding.Mesh, fn: Callable[..., Any]
+) -> Callable[..., Any]:
+  """Lets a function use a mesh where the caller has set another.
+
+  JAX refuses programs over a mesh that is not the one of `jax.set_mesh`.
+
+  Args:
+    mesh: what the function's programs are over.
+    fn: a function that is not traced.
+  """
+
+  @functools.wraps(fn)
+  def call(*args: Any, **options: Any) -> Any:
+    set_by_caller = jax.sharding.get_abstract_mesh()
+    if set_by_caller.empty or set_by_caller == mesh.abstract_mesh:
+      return fn(*args, **options)
+    with jax.set_mesh(mesh):
+      return fn(*args, **options)
+
+  return call
+
+
+def mean_over_devices(
+  learned: tuple[Params, Metrics], like: Params
+) -> tuple[Params, Metrics]:
+  """Averages what the devices have learned, inside of `shard_map`.
+
+  Args:
+    learned: `(grads, metrics)` of a device.
+    like: a tree whose dtypes the gradient gets.
+
+  Returns:
+    Means, summed in float32 at least, in which the metrics stay.
+  """
+  grads, metrics = jax.lax.pmean(jax.tree.map(wide, learned), TASKS)
+  grads = jax.tree.map(lambda x, y: variables.narrow(x, y.dtype), grads, like)
+  return grads, metrics

@@ -46,10 +46,16 @@ def on_this_process(tree: Any) -> Any:
   """Copies what is replicated over all processes to a device of this one."""
   if jax.process_count() == 1:
     return tree
-  return jax.tree.map(
-    lambda x: jax.numpy.asarray(np.asarray(x)) if x.is_fully_replicated else x,
-    tree,
-  )
+
+  def copy(x: jax.Array) -> jax.Array:
+    if not x.is_fully_replicated:
+      return x
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      data = copy(jax.random.key_data(x))
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    return jax.numpy.asarray(np.asarray(x))
+
+  return jax.tree.map(copy, tree)
 
 
 def whole(x: jax.Array) -> np.ndarray:

@@ -6,10 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.training.state import TrainState
+from metajax.numerics import wide
+from metajax.training.state import TrainState, choose
 from metajax.types import Metrics, Params, PRNGKey
 
-Update = Callable[[TrainState, Params, Metrics], tuple[TrainState, Metrics]]
+Update = Callable[
+  [TrainState, Params, Metrics, PRNGKey], tuple[TrainState, Metrics]
+]
 STATE_AXES = TrainState(None, 0, 0)  # type: ignore[arg-type]
 
 
@@ -26,23 +29,20 @@ def together(update: Update) -> Update:
   Where one seed does not advance, none does, so that they stay in step.
 
   Args:
-    update: `(state, grads, metrics) -> (state, metrics)`.
+    update: `(state, grads, metrics, rng) -> (state, metrics)`.
 
   Returns:
     The same for `[S]` of each. The step has no axis of seeds; the metrics that
     come out are means over them.
   """
 
-  def update_all(state, grads, metrics):
-    new, metrics = jax.vmap(update, (STATE_AXES, 0, 0))(state, grads, metrics)
-    step = new.step.min()
-    advanced = step > state.step
-    new = jax.tree.map(
-      lambda after, before: jnp.where(advanced, after, before),
-      new._replace(step=step),
-      state,
+  def update_all(state, grads, metrics, rng):
+    new, metrics = jax.vmap(update, (STATE_AXES, 0, 0, 0))(
+      state, grads, metrics, rng
     )
-    return new, jax.tree.map(lambda x: x.mean(0), metrics)
+    step = new.step.min()
+    new = choose(step > state.step, new._replace(step=step), state)
+    return new, jax.tree.map(lambda x: wide(x).mean(0), metrics)
 
   return update_all
 

@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from metajax import variables
+from metajax import optimizers, variables
+from metajax.numerics import wide
+from metajax.training.mesh import under
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 Train = Callable[["TrainState", int], tuple["TrainState", Metrics]]
+MetaGradient = Callable[[Params], tuple[Params, Metrics]]
 
 
 class TrainState(NamedTuple):
@@ -45,11 +49,25 @@ class Trainer(NamedTuple):
   compile: Callable[[TrainState], tuple[Train, jax.stages.Compiled]]
 
 
+def trainer_on(
+  mesh: Mesh,
+  init: Callable[[PRNGKey], TrainState],
+  compile: Callable[[TrainState], tuple[Train, jax.stages.Compiled]],
+) -> Trainer:
+  """Builds a trainer over a mesh, whatever mesh the caller has set."""
+
+  def compile_on(state: TrainState) -> tuple[Train, jax.stages.Compiled]:
+    train, executable = compile(state)
+    return under(mesh, train), executable
+
+  return Trainer(under(mesh, init), under(mesh, compile_on))
+
+
 def first_state(
   optimizer: optax.GradientTransformation, meta_params: Params
 ) -> TrainState:
   """Returns the state before the first step."""
-  opt_state = optimizer.init(variables.weights(meta_params))
+  opt_state = optimizers.init(optimizer, variables.weights(meta_params))
   return TrainState(jnp.int32(0), meta_params, opt_state)
 
 
@@ -57,42 +75,107 @@ def next_state(
   optimizer: optax.GradientTransformation,
   state: TrainState,
   grads: Params,
-  loss: Array | float,
+  loss: Array | None,
   *,
-  skip: bool = False,
+  at: MetaGradient | None = None,
 ) -> TrainState:
   """Returns the state after a step of the outer optimizer.
 
   The optimizer sees weights only; the `State` nodes of the new parameters are
   those of the gradient (see `types.State`).
 
-  Where the gradient or the loss is not finite, it is the given state: its step
-  does not advance, by which `mean_over_steps` knows that it must stop. With
-  `skip` the step does, and nothing else.
+  Where the gradient, the loss, the new parameters or the optimizer's new state
+  are not finite, it is the given state: its step does not advance, by which
+  `mean_over_steps` knows that it must stop. (A number of the optimizer's state
+  that is infinite from the beginning, such as the best value seen, may be so.)
+
+  Args:
+    optimizer: any of optax's.
+    state: the state.
+    grads: the gradient.
+    loss: its loss; None: there is none.
+    at: the same step's `(grads, metrics)` at other meta-parameters, for
+      optimizers that ask, such as line searches.
+
+  Raises:
+    ValueError: for an optimizer whose state changes its structure.
   """
   before = variables.weights(state.meta_params)
-  updates, opt_state = optimizer.update(
-    variables.weights(grads), state.opt_state, before
+
+  def elsewhere(weights: Params) -> tuple[Params, Array]:
+    assert at is not None
+    found, metrics = at(variables.combine(weights, state.meta_params))
+    return variables.weights(found), metrics["loss"]
+
+  updates, opt_state = optimizers.update(
+    optimizer,
+    variables.weights(grads),
+    state.opt_state,
+    before,
+    value=loss,
+    at=None if at is None else elsewhere,
   )
-  meta_params = variables.combine(
-    optax.apply_updates(before, updates),
-    variables.states(grads),
-    state.meta_params,
+  structures = {jax.tree.structure(x) for x in (opt_state, state.opt_state)}
+  if len(structures) > 1:
+    raise ValueError(
+      "optimizer: a step changes the structure of its state, as that of "
+      "`optax.monitor` does; leave out what does so."
+    )
+  new = TrainState(
+    state.step + 1,
+    variables.combine(
+      optax.apply_updates(before, updates),
+      variables.states(grads),
+      state.meta_params,
+    ),
+    opt_state,
   )
-  finite = all_finite((grads, loss))
-  meta_params, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old),
-    (meta_params, opt_state),
-    (state.meta_params, state.opt_state),
+  finite = (
+    all_finite((grads, loss))
+    & _stays_finite(new.meta_params, state.meta_params)
+    & _stays_finite(new.opt_state, optimizers.init(optimizer, before))
   )
-  advance = jnp.where(finite | skip, 1, 0)
-  return TrainState(state.step + advance, meta_params, opt_state)
+  return choose(finite, new, state)
+
+
+def evaluation_params(state: TrainState) -> Params:
+  """Returns the meta-parameters to evaluate, with those of `State` nodes.
+
+  They are `state.meta_params`, but for optimizers that train at others: see
+  `optimizers.evaluation_params`. Of several seeds they have the leading axis.
+  """
+  weights = variables.weights(state.meta_params)
+  found = optimizers.evaluation_params(state.opt_state, weights)
+  return variables.combine(found, state.meta_params)
+
+
+def choose(condition: Array, new: Any, old: Any) -> Any:
+  """Returns one of two trees, in the dtypes of the old one."""
+  return jax.tree.map(
+    lambda x, y: jnp.where(condition, jnp.asarray(x, y.dtype), y), new, old
+  )
 
 
 def all_finite(tree: Any) -> Array:
   """Whether no number of a tree is infinite or NaN, as a bool scalar."""
-  leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+  leaves = [_is_finite(x).all() for x in jax.tree.leaves(tree)]
   return jnp.all(jnp.asarray(leaves))
+
+
+def _stays_finite(new: Any, old: Any) -> Array:
+  """Whether all that was finite is so."""
+  kept = [
+    jnp.all(_is_finite(x) | ~_is_finite(y))
+    for x, y in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+  ]
+  return jnp.all(jnp.asarray(kept))
+
+
+def _is_finite(x: Any) -> Array:
+  x = jnp.asarray(x)
+  # Keys and integers always are.
+  inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+  return jnp.isfinite(x) if inexact else jnp.bool_(True)
 
 
 def mean_over_steps(
@@ -120,16 +203,13 @@ def mean_over_steps(
       state, total, _ = carry
       new, metrics = step(state, *arguments)
       stuck = new.step == state.step
-      total = jax.tree.map(
-        lambda t, m: jnp.where(stuck, t, t + m), total, metrics
-      )
-      return new, total, stuck
+      return new, choose(stuck, total, _add(total, metrics)), stuck
 
     shapes = jax.eval_shape(step, state, *arguments)[1]
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = jax.tree.map(lambda s: wide(jnp.zeros(s.shape, s.dtype)), shapes)
     before = state.step
-    state, total, _ = jax.lax.while_loop(
-      goes_on, body, (state, zeros, jnp.bool(False))
+    state, (total, _), _ = jax.lax.while_loop(
+      goes_on, body, (state, (zeros, zeros), jnp.bool(False))
     )
     taken = state.step - before
     skipped = total.pop("skipped", None)
@@ -150,13 +230,36 @@ def mean_over_steps(
   return compile
 
 
-def traced_once(fn: Callable[..., Any]) -> Callable[..., Any]:
+def traced_once(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
   """Keeps what JAX traces of a function that a program calls more than once.
 
   The program is the same: the calls are inlined. For MAML of conv4 a trace
   takes about a second.
+
+  Args:
+    fn: the function.
+    **options: of `jax.jit`, such as `static_argnames`.
   """
-  return jax.jit(fn, inline=True)
+  return jax.jit(fn, inline=True, **options)
+
+
+def _add(
+  total: tuple[Metrics, Metrics], metrics: Metrics
+) -> tuple[Metrics, Metrics]:
+  """Adds metrics to `(sums, what the sums have too much)`, after Kahan.
+
+  In float32 alone, 2.3 added a million times would be 2% too little.
+  """
+  sums, excess = total
+  terms = jax.tree.map(lambda m, e: wide(m) - e, metrics, excess)
+  new = jax.tree.map(jnp.add, sums, terms)
+  excess = jax.tree.map(
+    lambda n, s, t: jnp.where(jnp.isfinite(n), (n - s) - t, 0.0),
+    new,
+    sums,
+    terms,
+  )
+  return new, excess
 
 
 def _divide(total: Metrics, count: Array) -> Metrics:

@@ -1,24 +1,26 @@
 """The meta-training step: sample tasks, average meta-gradients, update."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax import variables
+from metajax.numerics import wide
 from metajax.training import seeds
 from metajax.training.chunking import choose_task_chunk
-from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.mesh import TASKS, mean_over_devices, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
-  all_finite,
   first_state,
   mean_over_steps,
   next_state,
   traced_once,
+  trainer_on,
 )
 from metajax.types import (
   Array,
@@ -64,18 +66,20 @@ def meta_trainer(
       in one program, each as it would be alone; `init` then takes keys `[S]`
       too, the state has a leading axis of seeds (but for its step), metrics are
       means over the seeds, and all of them stop where one is not finite.
-    task_chunk: tasks whose meta-gradient is computed at once, on one device;
-      must divide `meta_batch / mesh.size`. None: `choose_task_chunk` says.
-    skip_non_finite: a step whose gradient or loss is not finite changes nothing
-      and counts in no metric but "skipped", the share of such steps. Otherwise
-      training stops before it.
+    task_chunk: tasks whose meta-gradient is computed at once, on one device, at
+      most `meta_batch / mesh.size`. The last chunk of a device is smaller where
+      it does not divide them. None: `choose_task_chunk` says.
+    skip_non_finite: a step whose gradient, loss or update is not finite changes
+      nothing and counts in no metric but "skipped", the share of such steps.
+      Otherwise training stops before it.
     mesh: a mesh with the axis "tasks". None: `task_mesh(meta_batch)`.
 
   Returns:
     A `Trainer`.
 
   Raises:
-    ValueError: if the mesh or the chunk does not divide the meta-batch.
+    ValueError: if the mesh does not divide the meta-batch, or a chunk is more
+      than the tasks of a device.
   """
   mesh = task_mesh(meta_batch) if mesh is None else mesh
   per_device, rest = divmod(meta_batch, mesh.size)
@@ -88,51 +92,80 @@ def meta_trainer(
     task_chunk = choose_task_chunk(
       learner, tasks, per_device, at_once=num_seeds or 1
     )
-  if task_chunk < 1 or per_device % task_chunk:
+  if not 1 <= task_chunk <= per_device:
     raise ValueError(
-      f"task_chunk={task_chunk}: must divide the {per_device} tasks of a "
+      f"task_chunk={task_chunk}: must be 1 to {per_device}, the tasks of a "
       "device."
     )
-  num_chunks = per_device // task_chunk
+  num_whole, left = divmod(per_device, task_chunk)
+  num_chunks = num_whole + (left > 0)
   tasks = as_partial(tasks)
   replicated = NamedSharding(mesh, P())
 
-  @traced_once
-  def chunk_grad(meta_params, tasks, step, rng, chunk):
-    """The meta-gradient and metrics of one chunk; `chunk` counts globally."""
+  @functools.partial(traced_once, static_argnames="size")
+  def chunk_grad(meta_params, tasks, step, rng, chunk, size=task_chunk):
+    """The meta-gradient and metrics of a device's chunk, of `size` tasks."""
     step_key = jax.random.fold_in(rng, step)
-    index = chunk * task_chunk + jnp.arange(task_chunk)
+    device = jax.lax.axis_index(TASKS)
+    index = device * per_device + chunk * task_chunk + jnp.arange(size)
     episodes: Episode = jax.vmap(tasks)(task_keys(rng, step, index))
-    return learner.at_step(step).meta_grad(
-      meta_params, episodes, jax.random.fold_in(step_key, meta_batch + chunk)
-    )
+    key = jax.random.fold_in(step_key, meta_batch + device * num_chunks + chunk)
+    return learner.at_step(step).meta_grad(meta_params, episodes, key)
 
   def device_grad(meta_params, tasks, step, rng):
-    first = jax.lax.axis_index(TASKS) * num_chunks
-    narrow = chunk_grad(meta_params, tasks, step, rng, first)
+    narrow = chunk_grad(meta_params, tasks, step, rng, jnp.int32(0))
     # Sums of many chunks in bfloat16 would lose the small ones.
-    total = jax.tree.map(_widen, narrow)
+    total = jax.tree.map(wide, narrow)
 
     def add(total, chunk):
       new = chunk_grad(meta_params, tasks, step, rng, chunk)
       return jax.tree.map(jnp.add, total, new), None
 
-    if num_chunks > 1:
-      chunks = first + jnp.arange(1, num_chunks)
-      total, _ = jax.lax.scan(add, total, chunks)
-    mean = jax.lax.pmean(jax.tree.map(lambda x: x / num_chunks, total), TASKS)
-    return jax.tree.map(
-      lambda x, like: variables.narrow(x, like.dtype), mean, narrow
+    if num_whole > 1:
+      total, _ = jax.lax.scan(
+        add, total, jnp.arange(1, num_whole, dtype=jnp.int32)
+      )
+    if left:
+      chunk = jnp.int32(num_whole)
+      last = chunk_grad(meta_params, tasks, step, rng, chunk, size=left)
+      total = jax.tree.map(
+        lambda t, x: t + left / task_chunk * wide(x), total, last
+      )
+    mean = jax.tree.map(lambda x: x / (per_device / task_chunk), total)
+    return mean_over_devices(mean, like=narrow[0])
+
+  # Gradients are local to a device until pmean; check_vma would turn the
+  # gradient of replicated parameters into a sum over devices.
+  over_devices = functools.partial(
+    jax.shard_map, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
+  )
+  sharded_grad = sharded_one = over_devices(device_grad)
+  if num_seeds is not None:
+    sharded_grad = over_devices(
+      jax.vmap(device_grad, in_axes=(0, None, None, 0))
     )
 
-  def update(state, grads, metrics):
-    loss = metrics.get("loss", 0.0)
-    state = next_state(optimizer, state, grads, loss, skip=skip_non_finite)
-    if skip_non_finite:
-      finite = all_finite((grads, loss))
-      metrics = {k: jnp.where(finite, m, 0.0) for k, m in metrics.items()}
-      metrics["skipped"] = jnp.where(finite, 0.0, 1.0)
-    return state, metrics
+  def meta_step(state, tasks, rng):
+    grads, metrics = sharded_grad(state.meta_params, tasks, state.step, rng)
+
+    def update(state, grads, metrics, rng):
+      new = next_state(
+        optimizer,
+        state,
+        grads,
+        metrics.get("loss"),
+        at=lambda params: sharded_one(params, tasks, state.step, rng),
+      )
+      if skip_non_finite:
+        finite = new.step > state.step
+        new = new._replace(step=state.step + 1)
+        metrics = {k: jnp.where(finite, m, 0.0) for k, m in metrics.items()}
+        metrics["skipped"] = jnp.where(finite, 0.0, 1.0)
+      return new, metrics
+
+    if num_seeds is not None:
+      update = seeds.together(update)
+    return update(state, grads, metrics, rng)
 
   def start_one(rng, tasks):
     episode = tasks(rng)
@@ -140,19 +173,7 @@ def meta_trainer(
     return first_state(optimizer, meta_params)
 
   if num_seeds is not None:
-    device_grad = jax.vmap(device_grad, in_axes=(0, None, None, 0))
-    update = seeds.together(update)
     start_one = seeds.from_keys(start_one)
-
-  # Gradients are local to a device until pmean; check_vma would turn the
-  # gradient of replicated parameters into a sum over devices.
-  sharded_grad = jax.shard_map(
-    device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
-  )
-
-  def meta_step(state, tasks, rng):
-    grads, metrics = sharded_grad(state.meta_params, tasks, state.step, rng)
-    return update(state, grads, metrics)
 
   start = jax.jit(start_one, out_shardings=replicated)
 
@@ -160,14 +181,10 @@ def meta_trainer(
     return start(place(rng, replicated), tasks)
 
   tasks, rng = place((tasks, rng), replicated)
-  return Trainer(init, mean_over_steps(meta_step, tasks, rng))
+  return trainer_on(mesh, init, mean_over_steps(meta_step, tasks, rng))
 
 
 def task_keys(rng: PRNGKey, step: Array | int, index: Array) -> PRNGKey:
   """Returns the keys from which the tasks `index` of a meta-step are drawn."""
   step_key = jax.random.fold_in(rng, step)
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, index)
-
-
-def _widen(x: Array) -> Array:
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))

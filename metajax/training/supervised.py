@@ -1,7 +1,7 @@
 """Ordinary training on a data set, with the trainer's interface."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax import variables
-from metajax.numerics import wide
-from metajax.training.mesh import TASKS, task_mesh
+from metajax.forward import forward
+from metajax.losses import over_examples
+from metajax.training.mesh import TASKS, mean_over_devices, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
@@ -20,8 +21,17 @@ from metajax.training.state import (
   first_state,
   mean_over_steps,
   next_state,
+  trainer_on,
 )
-from metajax.types import Params, PRNGKey
+from metajax.types import (
+  Array,
+  Batch,
+  LossFn,
+  Metrics,
+  Model,
+  Params,
+  PRNGKey,
+)
 
 # (params, examples, rng) -> (scalar, metrics[, params of new state])
 SupervisedLoss = Callable[[Params, Any, PRNGKey], tuple[Any, ...]]
@@ -104,10 +114,7 @@ def supervised_trainer(
       variables.weights(params)
     )
     grads = variables.combine(grads, variables.states(new), params)
-    means = jax.lax.pmean(jax.tree.map(wide, (grads, metrics)), TASKS)
-    return jax.tree.map(
-      lambda x, like: variables.narrow(x, like.dtype), means, (grads, metrics)
-    )
+    return mean_over_devices((grads, metrics), like=grads)
 
   sharded_grad = jax.shard_map(
     device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
@@ -115,8 +122,12 @@ def supervised_trainer(
 
   def step(state, data, rng):
     step_key = jax.random.fold_in(rng, state.step)
-    grads, metrics = sharded_grad(state.meta_params, data, step_key)
-    return next_state(optimizer, state, grads, metrics["loss"]), metrics
+
+    def at(params):
+      return sharded_grad(params, data, step_key)
+
+    grads, metrics = at(state.meta_params)
+    return next_state(optimizer, state, grads, metrics["loss"], at=at), metrics
 
   replicated = NamedSharding(mesh, P())
 
@@ -126,7 +137,40 @@ def supervised_trainer(
     return first_state(optimizer, params)
 
   data, rng = place((data, rng), replicated)
-  return Trainer(
+  return trainer_on(
+    mesh,
     lambda key: init(place(key, replicated)),
     mean_over_steps(step, data, rng),
   )
+
+
+def loss_of(
+  model: Model,
+  loss_fn: LossFn,
+  metrics: Mapping[str, LossFn] | None = None,
+) -> SupervisedLoss:
+  """Builds what `supervised_trainer` descends, of a model and a loss.
+
+  A pass in training: dropout draws from the step's key, and running statistics
+  take in the batch.
+
+  Args:
+    model: any model; of examples in a `Batch`, which the data are then.
+    loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
+    metrics: more such functions, reported beside "loss".
+  """
+  model = forward(model)
+  report = dict(metrics or {})
+
+  def supervised_loss(
+    params: Params, batch: Batch, rng: PRNGKey
+  ) -> tuple[Array, Metrics, Params]:
+    inputs, targets, mask = batch
+    predictions, new = model.train(params, inputs, rng, mask=mask)
+    loss, *values = (
+      over_examples(f, predictions, targets, mask)
+      for f in (loss_fn, *report.values())
+    )
+    return loss, dict(zip(report, values, strict=True)), new
+
+  return supervised_loss

@@ -33,7 +33,7 @@ def measure() -> Iterator[dict]:
     replay_trainer,
     updates_per_step,
   )
-  from metajax.replay.buffers import make_buffer
+  from metajax.replay.buffers import add, make_buffer, set_priorities
   from metajax.tasks.bandits import bandits
 
   tasks = bandits(FLAGS.arms, FLAGS.pulls)
@@ -78,11 +78,12 @@ def measure() -> Iterator[dict]:
       # All that is read counts, so that the compiler leaves none of it out.
       read += sum(x.sum() for x in jax.tree.leaves(sample.experience))
       priorities = 1 + sample.probabilities
-      return buffer.set_priorities(stored, sample.indices, priorities), read
+      stored = set_priorities(buffer, stored, sample.indices, priorities)
+      return stored, read
 
     def one(i, carry):
       stored, read = carry
-      stored = buffer.add(stored, new)
+      stored = add(buffer, stored, new, jnp.ones(replay.batch // mesh.size))
       return jax.lax.fori_loop(0, updates, update, (stored, read))
 
     _, read = jax.lax.fori_loop(0, steps, one, (stored, jnp.float32(0)))

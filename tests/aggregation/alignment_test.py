@@ -157,6 +157,22 @@ def _two_layers(inputs=2, units=3, reads=3):
       "layer 3",
     ),
     (
+      {"block": _two_layers(), "out": np.ones((1, 2))},
+      [["block"], ["out"]],
+      r"layers: no array belongs to \['block'\]",
+    ),
+    (
+      {"outer": _two_layers()},
+      [["a"], ["b"]],
+      r"layers: no array belongs to \['a'\]",
+    ),
+    (
+      _two_layers(),
+      [["a", "b"]],
+      r"layers: \['a'\]\['kernel'\] and \['b'\]\['kernel'\] are in one layer, "
+      "which has one kernel",
+    ),
+    (
       _two_layers(reads=4),
       [["a"], ["b"]],
       r"layers: \['b'\]\['kernel'\] reads 4 numbers, which are no multiple of "
@@ -167,6 +183,37 @@ def _two_layers(inputs=2, units=3, reads=3):
 def test_layers_that_do_not_match_are_named(params, layers, message):
   with pytest.raises(ValueError, match=message):
     chain_axes(params, layers)
+
+
+def test_nested_modules_go_by_their_whole_path():
+  params = {
+    "params": {
+      "encoder": _two_layers(reads=3),
+      "a": {"kernel": np.ones((1, 2)), "bias": np.ones(2)},
+    },
+    "batch_stats": {"encoder": {"a": {"mean": np.ones(3)}}},
+  }
+  layers = [["encoder/a"], ["encoder/b"], ["params/a"]]
+  axes = chain_axes(params, layers)
+  one, two = "encoder/a", "encoder/b"
+  assert axes == {
+    "['params']['encoder']['a']['kernel']": (None, one),
+    "['params']['encoder']['a']['bias']": (one,),
+    "['batch_stats']['encoder']['a']['mean']": (one,),
+    "['params']['encoder']['b']['kernel']": (one, two),
+    "['params']['encoder']['b']['bias']": (two,),
+    "['params']['a']['kernel']": (two, None),
+    "['params']['a']['bias']": (None,),
+  }
+
+
+def test_plain_arrays_are_layers():
+  params = {"w": np.ones((2, 3)), "b": np.ones(3), "v": np.ones((3, 1))}
+  assert chain_axes(params, [["w", "b"], ["v"]]) == {
+    "['w']": (None, "w"),
+    "['b']": ("w",),
+    "['v']": ("w", None),
+  }
 
 
 # --- Permuting. ---
@@ -302,6 +349,66 @@ def test_linear_models_have_no_units_to_match():
   axes = chain_axes(params, [["a"]])
   assert match_units(params, params, axes) == {}
   chex.assert_trees_all_equal(permute_units(params, {}, axes), params)
+
+
+# --- A group on several axes of an array. ---
+
+RECURRENT = {"['in']": (None, "h"), "['u']": ("h", "h"), "['out']": ("h", None)}
+
+
+def _recurrent(draw, units=12):
+  return {
+    "in": draw.normal(size=(2, units)),
+    "u": draw.normal(size=(units, units)),
+    "out": draw.normal(size=(units, 2)),
+  }
+
+
+def test_all_axes_of_a_group_are_permuted():
+  params = _recurrent(np.random.default_rng(0), units=3)
+  order = np.array([2, 0, 1])
+  found = permute_units(params, {"h": order}, RECURRENT)
+  np.testing.assert_array_equal(found["u"], params["u"][order][:, order])
+
+
+def test_planted_permutations_of_recurrent_units_are_found_in_20_of_20():
+  for seed in range(20):
+    draw = np.random.default_rng(seed)
+    params = _recurrent(draw)
+    moved = permute_units(params, {"h": draw.permutation(12)}, RECURRENT)
+    order = match_units(params, moved, RECURRENT)
+    chex.assert_trees_all_equal(permute_units(moved, order, RECURRENT), params)
+
+
+def test_recurrent_matching_never_lowers_the_inner_product():
+  for seed in range(20):
+    draw = np.random.default_rng(seed)
+    one, two = _recurrent(draw), _recurrent(draw)
+    values = [_product(one, two)]
+    for sweeps in (0, 1, 2, 100):
+      order = match_units(one, two, RECURRENT, max_sweeps=sweeps)
+      values.append(_product(one, permute_units(two, order, RECURRENT)))
+    assert values[1] == pytest.approx(values[0])
+    assert (np.diff(values) >= -1e-9).all()
+    assert values[-1] > values[0]
+
+
+@pytest.mark.parametrize(
+  "axes, message",
+  [
+    ({"['in']": (None, "h"), "['u']": ("h", "h")}, r"\['out'\] is not desc"),
+    (
+      RECURRENT | {"['u']": ("h",)},
+      r"\['u'\] is described by 1 axes but has 2",
+    ),
+  ],
+)
+def test_axes_that_do_not_fit_are_named(axes, message):
+  params = _recurrent(np.random.default_rng(0))
+  with pytest.raises(ValueError, match=message):
+    match_units(params, params, axes)
+  with pytest.raises(ValueError, match=message):
+    permute_units(params, {"h": np.arange(12)}, axes)
 
 
 # --- Stacks. ---

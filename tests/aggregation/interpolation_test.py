@@ -17,25 +17,43 @@ def test_ends_and_middle_of_the_line():
 
 def test_barrier_of_a_double_well():
   """(x^2 - 1)^2 from -1 to 1: zero at both ends, 1 in the middle."""
-  barrier, losses = loss_barrier(
+  barrier = loss_barrier(
     lambda x: (x**2 - 1) ** 2, jnp.float32(-1), jnp.float32(1), 5
   )
-  np.testing.assert_allclose(barrier, 1.0, rtol=1e-6)
+  losses = barrier.losses
+  # The losses of both ends are equal, and so are the two barriers.
+  np.testing.assert_allclose(barrier.above_chord, 1.0, rtol=1e-6)
+  np.testing.assert_allclose(barrier.above_mean, 1.0, rtol=1e-6)
   # At -1, -1/2, 0, 1/2, 1.
   np.testing.assert_allclose(losses, [0, 9 / 16, 1, 9 / 16, 0], atol=1e-6)
 
 
 def test_barrier_is_measured_from_the_chord():
   """-x^2 from 0 to 2 is above its chord -2x by x (2 - x), 1 in the middle."""
-  barrier, _ = loss_barrier(
-    lambda x: -(x**2), jnp.float32(0), jnp.float32(2), 3
-  )
-  np.testing.assert_allclose(barrier, 1.0, rtol=1e-6)
+  barrier = loss_barrier(lambda x: -(x**2), jnp.float32(0), jnp.float32(2), 3)
+  np.testing.assert_allclose(barrier.above_chord, 1.0, rtol=1e-6)
+  # The highest loss is 0; the mean of the ends, 0 and -4, is -2.
+  np.testing.assert_allclose(barrier.above_mean, 2.0, rtol=1e-6)
 
 
-def test_convex_losses_have_none():
-  barrier, _ = loss_barrier(lambda x: x**2, jnp.float32(-3), jnp.float32(1))
-  assert barrier == 0
+def test_convex_losses_have_none_above_their_chord():
+  barrier = loss_barrier(lambda x: x**2, jnp.float32(-3), jnp.float32(1))
+  assert barrier.above_chord == 0
+  # 9 at the higher end, and 5 is the mean of 9 and 1.
+  np.testing.assert_allclose(barrier.above_mean, 4.0, rtol=1e-6)
+
+
+def test_lines_between_narrow_models_keep_their_dtype():
+  one, other = jnp.bfloat16(1), jnp.bfloat16(2)
+  dtypes = []
+
+  def loss(x):
+    dtypes.append(x.dtype)
+    return x
+
+  losses = loss_barrier(loss, one, other, 3).losses
+  assert dtypes == [jnp.bfloat16] and losses.dtype == jnp.float32
+  np.testing.assert_array_equal(losses, [1, 1.5, 2])
 
 
 @pytest.mark.parametrize("num_points", [2, 0])

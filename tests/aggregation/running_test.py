@@ -116,5 +116,104 @@ def test_recent_models_are_the_newest_of_every_period():
   assert seen[1] == [0, 0]
   assert seen[2] == seen[4] == [0, 3]
   assert seen[9] == [6, 9]
-  with pytest.raises(ValueError, match="count=0, period=1: must be at least"):
+  with pytest.raises(ValueError, match="count=0: must be 1 or more"):
     recent(0, 1)
+  with pytest.raises(ValueError, match="period=0: must be 1 or more"):
+    recent(1, 0)
+
+
+def test_recent_writes_one_model_a_step_whatever_it_keeps():
+  count, size = 64, 1000
+  keep = recent(count, period=3)
+  params = jnp.zeros(size)
+  step = jax.jit(keep.update, donate_argnums=1)
+  cost = step.lower(params, keep.init(params)).compile().cost_analysis()
+  assert cost["bytes accessed"] < 10 * params.nbytes
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("name", ["ema", "swa"])
+def test_averages_do_not_stand_still(name, dtype):
+  """Steps of the average are far below the rounding of the average."""
+  average, count = {"ema": (ema(0.9999), 4000), "swa": (swa(), 4000)}[name]
+  models = np.asarray(jnp.linspace(1, 2, count).astype(dtype), np.float64)
+  if name == "ema":
+    weights = 0.9999 ** np.arange(count - 1, -1, -1)
+    expected = np.average(models, weights=weights)
+  else:
+    expected = models.mean()
+  start = average.init(jnp.zeros((), dtype))
+  models = jnp.asarray(models, dtype)
+  state = jax.jit(
+    lambda s, p: jax.lax.scan(lambda s, p: (average.update(p, s), None), s, p)
+  )(start, models)[0]
+  value = average.value(state)
+  assert value.dtype == dtype
+  assert abs(float(value) - expected) <= float(jnp.finfo(dtype).eps)
+  # What is kept is right to far more digits than the dtype has.
+  kept = np.float64(state.average) + np.float64(state.rest)
+  np.testing.assert_allclose(kept, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("decay", [0.999999, 0.9999999])
+@pytest.mark.parametrize("debias", [True, False])
+def test_ema_at_decays_near_one(decay, debias):
+  average = ema(decay, debias=debias)
+  state = average.init(jnp.asarray(START, jnp.float32))
+  models = np.float64(np.float32(MODELS))
+  update = jax.jit(average.update)
+  value = np.zeros(4) if debias else START
+  for model in models:
+    state = update(jnp.asarray(model, jnp.float32), state)
+    value = decay * value + (1 - decay) * model
+  weight = -np.expm1(len(models) * np.log(decay))
+  expected = value / weight if debias else value
+  kept = np.float64(state.average) + np.float64(state.rest)
+  if debias:
+    np.testing.assert_allclose(kept, expected, rtol=1e-5)
+  else:  # It moved by less than float32 shows.
+    np.testing.assert_allclose(kept - START, expected - START, rtol=1e-5)
+
+
+def test_swa_before_its_start_is_exactly_the_newest_model():
+  average = swa(start=3)
+  state = average.init(jnp.float32(1e8))
+  for model in (1e-3, 7e7, 2e-3):
+    state = average.update(jnp.float32(model), state)
+    assert average.value(state) == jnp.float32(model)
+  # The first model that counts, and the mean of two.
+  state = average.update(jnp.float32(5.0), state)
+  assert average.value(state) == 5.0
+  assert average.value(average.update(jnp.float32(8.0), state)) == 6.5
+
+
+@pytest.mark.parametrize("average", [ema(0.9), swa(), recent(2, 1)])
+def test_parameters_and_their_average_can_both_be_donated(average):
+  params = {"w": jnp.ones(3)}
+  step = jax.jit(lambda p, s: (p, average.update(p, s)), donate_argnums=(0, 1))
+  params, state = step(params, average.init(params))
+  np.testing.assert_array_equal(params["w"], np.ones(3))
+
+
+def test_decays_can_be_swept():
+  params = jnp.asarray(MODELS[:2], jnp.float32)
+
+  def value(decay):
+    average = ema(decay)
+    state = average.init(jnp.zeros(4))
+    for p in params:
+      state = average.update(p, state)
+    return average.value(state)
+
+  decays = np.array([0.0, 0.5, 0.99], np.float32)
+  expected = [
+    np.average(MODELS[:2], axis=0, weights=[d, 1]) for d in np.float64(decays)
+  ]
+  np.testing.assert_allclose(jax.vmap(value)(decays), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("average", [ema(0.9), swa()])
+def test_counts_are_the_newest(average):
+  state = average.init({"w": jnp.ones(2), "count": jnp.int32(3)})
+  state = average.update({"w": jnp.zeros(2), "count": jnp.int32(4)}, state)
+  assert average.value(state)["count"] == 4

@@ -91,6 +91,43 @@ def test_ties_equals_a_loop(density):
   )
 
 
+def test_narrow_models_come_back_from_their_task_vectors():
+  """In bfloat16, 1 + 1/128 less 1/3 and back is another number."""
+  base = jnp.asarray([1 / 3, 1000.0, 1e-3], jnp.bfloat16)
+  model = jnp.asarray([1 + 1 / 128, 3.0, 2.0], jnp.bfloat16)
+  vectors = task_vectors(model[None], base)
+  np.testing.assert_array_equal(
+    vectors[0], np.float32(model) - np.float32(base)
+  )
+  found = task_arithmetic(base, vectors, 1.0)
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(found, model)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_sums_of_task_vectors_are_wide(dtype):
+  """300 vectors of 1, and of 4e4 with scales that cancel."""
+  ones = jnp.ones((300, 1), dtype)
+  found = task_arithmetic(jnp.zeros(1, dtype), ones, jnp.ones(300, dtype))
+  np.testing.assert_array_equal(found, jnp.asarray([300], dtype))
+  np.testing.assert_array_equal(ties_vector(ones), [1.0])
+  if dtype == jnp.float16:
+    large = jnp.full((4, 1), 4e4, dtype)
+    scales = jnp.array([1, 1, -1, -1], dtype)
+    assert task_arithmetic(jnp.ones(1, dtype), large, scales) == 1.0
+
+
+def test_densities_can_be_swept():
+  draw = np.random.default_rng(0)
+  vectors = draw.normal(size=(5, 60))
+  densities = np.array([0.1, 0.5, 1.0])
+  found = jax.vmap(lambda d: ties_vector(jnp.asarray(vectors), density=d))(
+    jnp.asarray(densities)
+  )
+  expected = [_ties(vectors, np.ones(5), d) for d in densities]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.1])
 def test_density_out_of_range_is_named(density):
   with pytest.raises(ValueError, match=f"density={density}"):

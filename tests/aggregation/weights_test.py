@@ -15,10 +15,11 @@ from metajax.aggregation import (
   fisher_average,
   fisher_diagonal,
   greedy_soup,
+  pseudo_gradient,
   stack_models,
   weighted_average,
 )
-from metajax.types import Batch
+from metajax.types import Batch, State
 from tests.processes import run_python
 
 DRAW = np.random.default_rng(0)
@@ -70,6 +71,73 @@ def test_average_of_bfloat16_is_summed_in_float32():
   found = weighted_average(stack)
   assert found.dtype == jnp.bfloat16
   assert found.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("weights", [None, [4e4, 4e4, 4e4]])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_weights_whose_sum_is_more_than_their_dtype_holds(weights, dtype):
+  stack = jnp.asarray([[4e4], [5e4], [6e4]], dtype)
+  if weights is not None:
+    weights = jnp.asarray(weights, dtype)
+  found = [
+    weighted_average(stack, weights),
+    fisher_average(stack, jnp.full_like(stack, 4e4), weights),
+  ]
+  for average in found:
+    assert average.dtype == dtype
+    expected = np.float64(stack).mean(0).astype(dtype)
+    np.testing.assert_array_equal(average, expected)
+  huge = jnp.full(3, 3e38)
+  np.testing.assert_allclose(weighted_average(jnp.eye(3), huge), 1 / 3)
+
+
+def test_fisher_average_of_narrow_models_is_summed_in_float32():
+  """256 ones with little information, 256 zeros with less than the floor."""
+  stack = jnp.repeat(jnp.array([1, 0], jnp.bfloat16), 256)[:, None]
+  fishers = jnp.repeat(jnp.array([1e-3, 1e-9], jnp.bfloat16), 256)[:, None]
+  found = fisher_average(stack, fishers, floor=1e-3)
+  one = float(jnp.bfloat16(1e-3)) + 1e-3
+  expected = one / (one + 1e-9 + 1e-3)
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_allclose(float(found[0]), expected, rtol=2**-8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_pseudo_gradient_averages_the_differences(dtype):
+  """Where one of many models moved, by little, their average is theta."""
+  eps = float(jnp.finfo(dtype).eps)
+  stack = jnp.ones((64, 1), dtype).at[0].add(2 * eps)
+  found = pseudo_gradient(jnp.ones(1, dtype), stack)
+  assert found.dtype == dtype
+  np.testing.assert_allclose(np.float64(found), -2 * eps / 64, rtol=1e-6)
+  weights = jnp.arange(64, 0, -1)
+  found = pseudo_gradient(jnp.ones(1, dtype), stack, weights)
+  np.testing.assert_allclose(
+    np.float64(found), -128 * eps / np.arange(65).sum(), rtol=eps + 1e-6
+  )
+
+
+def test_sums_are_at_the_highest_precision():
+  """Accelerators multiply float32 in fewer bits unless they are told."""
+  stack = jnp.ones((3, 2))
+  for fn in (weighted_average, lambda s: pseudo_gradient(s[0], s)):
+    program = jax.jit(fn).lower(stack).as_text()
+    assert "dot_general" in program
+    assert "precision = [HIGHEST, HIGHEST]" in program
+
+
+def test_state_is_averaged_and_no_part_of_the_pseudo_gradient():
+  params = {"w": jnp.ones(2), "norm": State({"n": jnp.int32(1)})}
+  stack = {
+    "w": jnp.array([[3.0, 1.0], [1.0, 1.0]]),
+    "norm": State({"n": jnp.array([4, 6])}),
+  }
+  grads = pseudo_gradient(params, stack)
+  np.testing.assert_array_equal(grads["w"], [-1, 0])
+  assert grads["norm"].value["n"] == 5
+  average = weighted_average(stack)
+  np.testing.assert_array_equal(average["w"], [2, 1])
+  assert average["norm"].value["n"] == 5
 
 
 def test_average_compiles_and_has_the_weights_gradient():
@@ -150,6 +218,69 @@ def test_fisher_diagonal_of_logistic_regression():
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 50, 1000])
+def test_fisher_diagonal_does_not_depend_on_the_batch_size(batch_size):
+  theta = {"w": jnp.asarray(DRAW.normal(size=3)), "m": State(jnp.ones(1))}
+  x, y = DRAW.normal(size=(50, 3)), DRAW.integers(0, 2, 50)
+  x[30:] = np.nan  # Padding counts nowhere.
+
+  def log_likelihood(theta, x, y):
+    return -optax.sigmoid_binary_cross_entropy(x["in"] @ theta["w"], y)
+
+  batch = Batch({"in": jnp.asarray(x)}, jnp.asarray(y), jnp.arange(50) < 30)
+  found = fisher_diagonal(log_likelihood, theta, batch, batch_size=batch_size)
+  residual = y - 1 / (1 + np.exp(-x @ np.float64(theta["w"])))
+  expected = np.mean(((residual[:, None] * x) ** 2)[:30], axis=0)
+  np.testing.assert_allclose(found["w"], expected, rtol=1e-5)
+  np.testing.assert_array_equal(found["m"].value, [0])
+
+
+def test_fisher_diagonal_holds_the_gradients_of_one_batch_at_once():
+  theta, batch = jnp.ones((100, 10)), Batch(jnp.ones((256, 100)), jnp.ones(256))
+
+  def log_likelihood(theta, x, y):
+    return -jnp.square(jnp.tanh(x @ theta).sum() - y)
+
+  def memory(batch_size):
+    return (
+      jax.jit(
+        lambda theta, batch: fisher_diagonal(
+          log_likelihood, theta, batch, batch_size=batch_size
+        )
+      )
+      .lower(theta, batch)
+      .compile()
+      .memory_analysis()
+      .temp_size_in_bytes
+    )
+
+  every = 256 * theta.nbytes
+  assert memory(8) < every / 8 + batch.inputs.nbytes
+  assert memory(None) > every
+
+
+def test_squares_of_narrow_gradients_do_not_vanish():
+  """1e-5 squared is zero in float16, and 1e4 squared infinite."""
+  found = fisher_diagonal(
+    lambda theta, x, y: theta * x,
+    jnp.float16(1),
+    Batch(jnp.array([1e-5, 1e4], jnp.float16), jnp.zeros(2)),
+  )
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, 5e7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [0, -3])
+def test_impossible_batch_sizes_are_named(batch_size):
+  with pytest.raises(ValueError, match=f"batch_size={batch_size}: must be 1"):
+    fisher_diagonal(
+      lambda theta, x, y: theta * x,
+      jnp.ones(()),
+      Batch(jnp.ones(2), jnp.ones(2)),
+      batch_size=batch_size,
+    )
+
+
 def test_fisher_diagonal_tends_to_the_inverse_variance_of_a_gaussian():
   """log N(y | theta, s^2): the Fisher information of theta is 1 / s^2."""
   sigma = 0.5
@@ -194,6 +325,15 @@ def test_equal_fishers_leave_the_weighted_average(case):
 def test_fisher_average_needs_a_floor():
   with pytest.raises(ValueError, match=r"floor=0.0: must be above 0"):
     fisher_average(jnp.ones((2, 1)), jnp.ones((2, 1)), floor=0.0)
+
+
+def test_floors_can_be_swept():
+  stack, fishers = jnp.array([[1.0], [3.0]]), jnp.array([[1.0], [0.0]])
+  found = jax.vmap(lambda f: fisher_average(stack, fishers, floor=f))(
+    jnp.array([1.0, 3.0])
+  )
+  # (2 * 1 + 1 * 3) / 3 and (4 * 1 + 3 * 3) / 7.
+  np.testing.assert_allclose(found[:, 0], [5 / 3, 13 / 7], rtol=1e-6)
 
 
 def test_numbers_of_examples_are_weights_of_the_precision_in_use():

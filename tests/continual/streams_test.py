@@ -240,3 +240,13 @@ def test_accuracies_are_those_after_each_task_on_each_task():
   np.testing.assert_allclose(found, expected, rtol=1e-6)
   # Each example comes with a key of its own.
   assert len(keys_seen) == len(set(keys_seen)) == tasks * length
+
+
+def test_images_that_numpy_holds_make_the_same_streams():
+  images = np.arange(36, dtype=np.float32).reshape(4, 3, 3, 1)
+  batch = Batch(images, np.arange(4))
+  held = jax.tree.map(jnp.asarray, batch)
+  for make in (permuted, rotated):
+    found = make(batch, batch, 2, 3, KEYS[0])
+    expected = make(held, held, 2, 3, KEYS[0])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

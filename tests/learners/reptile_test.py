@@ -301,6 +301,17 @@ def test_tasks_are_shuffled_apart_and_large_batches_are_the_whole():
   assert any(np.allclose(found, pair, rtol=1e-9) for pair in pairs)
 
 
+def test_minibatches_may_be_of_arrays_that_numpy_holds():
+  learner = reptile(
+    LINEAR, mean_squared_error, optax.sgd(0.1), 2, inner_batch=2
+  )
+  support = jax.tree.map(lambda x: np.asarray(x[0]), _episodes().support)
+  start = LINEAR.init(RNG, support.inputs)
+  found = learner.adapt(start, support, RNG)
+  expected = learner.adapt(start, jax.tree.map(jnp.asarray, support), RNG)
+  np.testing.assert_array_equal(found, expected)
+
+
 def test_empty_minibatch_is_refused():
   with pytest.raises(ValueError, match="^inner_batch=0: must be 1 or more"):
     reptile(LINEAR, mean_squared_error, optax.sgd(0.1), 1, inner_batch=0)

@@ -11,11 +11,11 @@ import optax
 import pytest
 import scipy.stats
 
-from metajax.learners import reptile
+from metajax.learners import maml, reptile
 from metajax.losses import mean_squared_error
 from metajax.replay import EpisodeReplay, episode_replay_trainer
 from metajax.training import checkpoint, task_mesh
-from metajax.types import Batch, Episode, MetaLearner
+from metajax.types import Batch, Episode, MetaLearner, State
 
 TASK_KEY, INIT_KEY = jax.random.key(1), jax.random.key(2)
 # Buffers are full after 4 steps, and steps wrap around their end.
@@ -42,7 +42,7 @@ def _recorder(batch):
     return {"tasks": jnp.zeros(batch), "key": jnp.float32(0)}
 
   def meta_grad(params, episodes, rng):
-    (numbers, targets), query = episodes
+    (numbers, targets, _), query = episodes
     # Whole episodes are kept: their parts stay together.
     is_whole = (
       (numbers == -targets) & (numbers == query.inputs) & (targets == query[1])
@@ -236,12 +236,74 @@ def test_step_is_that_of_the_learner_on_what_was_sampled():
     support, query = after.opt_state[1].experience
     x, y = (
       np.float64(np.concatenate([a, b], axis=-2)[0, 0, 0])
-      for a, b in zip(support, query, strict=True)
+      for a, b in zip(support[:2], query[:2], strict=True)
     )
     theta = np.float64(before.meta_params)
     expected = theta - rate * 2 / len(y) * x.T @ (x @ theta - y)
     np.testing.assert_allclose(after.meta_params, expected, rtol=1e-5)
     assert np.all(np.abs(after.meta_params - before.meta_params) > 1e-3)
+
+
+def _affine(rng, count, size):
+  """A task of `count` real examples in arrays of `size`, the rest padding."""
+  x = jax.random.normal(rng, (2, count, 1))
+  batches = [
+    Batch(
+      jnp.pad(part, ((0, size - count), (0, 0)), constant_values=9.0),
+      jnp.pad(2 * part + 1, ((0, size - count), (0, 0)), constant_values=-9.0),
+      jnp.arange(size) < count if size > count else None,
+    )
+    for part in x
+  ]
+  return Episode(*batches)
+
+
+def _counting_model():
+  """A line, with a count and a mean of what it has seen beside it."""
+
+  def init(rng, inputs):
+    del inputs
+    seen = State({"passes": jnp.int32(0), "mean": jnp.float32(0)})
+    return {"line": jax.random.normal(rng, (2,)), "seen": seen}
+
+  def apply(params, inputs):
+    return params["line"][0] * inputs + params["line"][1]
+
+  def train(params, inputs, rng, mask=None):
+    del rng
+    old = params["seen"].value
+    mean = jnp.mean(inputs, where=None if mask is None else mask[:, None])
+    seen = State({"passes": old["passes"] + 1, "mean": mean})
+    return apply(params, inputs), params | {"seen": seen}
+
+  return SimpleNamespace(init=init, apply=apply, train=train)
+
+
+def test_masked_tasks_and_state_are_kept_and_learned_from():
+  """Padding counts nowhere, and the state is no weight."""
+  learner = maml(_counting_model(), mean_squared_error, optax.sgd(0.1), 2)
+  ends = []
+  for size in (3, 5):
+    init, compile = _trainer(
+      learner,
+      lambda rng, size=size: _affine(rng, 3, size),
+      new=2,
+      batch=4,
+      capacity=4,
+    )
+    before = init(INIT_KEY)
+    state, _ = compile(before)[0](init(INIT_KEY), 3)
+    ends.append(jax.device_get((state.meta_params, state.opt_state[1])))
+    # What is no weight stays as it is: a count is a count.
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), before.meta_params)
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), ends[-1][0])
+  (plain, _), (masked, kept) = ends
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), plain, masked
+  )
+  assert kept.experience.support.mask[0, 0].sum() == 4 * 3
+  assert plain["seen"].value["passes"] >= 3
+  assert plain["seen"].value["mean"] != 0
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from metajax.replay import (
   q_player,
   replay_loss,
 )
-from metajax.replay.learning import q_values
+from metajax.replay.learning import acting_priorities, q_values
 from metajax.replay.sequences import encode
 from metajax.tasks.trials import Trials, play
 
@@ -358,6 +358,69 @@ def test_loss_equals_a_plain_loop(changes):
   np.testing.assert_allclose(priorities, expected[1], rtol=1e-4)
   np.testing.assert_allclose(metrics["q"], expected[2], rtol=1e-4, atol=1e-6)
   np.testing.assert_array_equal(metrics["loss"], loss)
+
+
+@pytest.mark.parametrize("changes", [{}, {"zero_state": True, "n": 7}])
+def test_acting_priorities_are_of_the_values_that_the_actor_had(changes):
+  """Read one by one, with themselves as targets, from no zero states."""
+  objective = OBJECTIVE._replace(**changes)
+  trials, _ = _played()
+  found = jax.jit(
+    jax.vmap(
+      lambda trial: acting_priorities(
+        GRU, _params(), trial, cut(trial, LENGTH, PERIOD), objective
+      )
+    )
+  )(jax.tree.map(lambda x: x[:3], trials))
+  values, _ = _one_by_one(trials)
+  values = np.float64(values[:3, STARTS[:, None] + np.arange(LENGTH + 1)])
+  values = values.reshape(12, LENGTH + 1, ACTIONS)
+  _, expected, _ = _by_hand(values, values, _batch(), np.ones(12), objective)
+  np.testing.assert_allclose(found.ravel(), expected, rtol=1e-4)
+
+
+def test_numbers_of_an_objective_may_be_swept_and_learned():
+  """Traced, they are no truth; a vmap over them is a loop."""
+  params, target_params, sequences = _params(), _params(seed=1), _batch()
+
+  def loss(numbers):
+    discount, eta, eps = numbers
+    objective = OBJECTIVE._replace(discount=discount, eta=eta, eps=eps)
+    value, (priorities, _) = replay_loss(
+      GRU, params, target_params, sequences, jnp.asarray(WEIGHTS), objective
+    )
+    return value, priorities
+
+  numbers = jnp.array([[0.9, 0.5, 1e-2], [0.8, 0.9, 1e-3]])
+  together = jax.jit(jax.vmap(loss))(numbers)
+  for i, row in enumerate(numbers.tolist()):
+    for x, y in zip(jax.jit(loss)(tuple(row)), together, strict=True):
+      np.testing.assert_allclose(x, y[i], rtol=1e-5)
+  assert together[0][0] != together[0][1]
+
+
+def test_errors_of_a_narrow_network_are_wide():
+  """In bfloat16 a mean of many is short of digits, in float16 a sum is inf."""
+  sequences = _batch()
+  sequences = sequences._replace(
+    steps=sequences.steps._replace(reward=100 * sequences.steps.reward)
+  )
+  narrow = GRU._replace(
+    head=lambda params, hidden: GRU.head(params, hidden).astype(jnp.float16)
+  )
+  objective = OBJECTIVE._replace(eps=None)
+  losses = [
+    jax.jit(
+      lambda s, network=network: replay_loss(
+        network, _params(), _params(seed=1), s, jnp.ones(12), objective
+      )
+    )(sequences)
+    for network in (GRU, narrow)
+  ]
+  assert losses[0][0] * 50 > np.finfo(np.float16).max
+  for x, y in zip(*map(jax.tree.leaves, losses), strict=True):
+    assert x.dtype == y.dtype == jnp.float32
+    np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-2)
 
 
 def test_gradient_is_that_of_finite_differences_at_constant_targets():

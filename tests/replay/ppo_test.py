@@ -13,6 +13,7 @@ import scipy.stats
 from metajax.models.recurrent import recurrent
 from metajax.replay import PPO, policy_player, ppo_trainer
 from metajax.replay import ppo as ppo_module
+from metajax.replay.players import first_params
 from metajax.replay.ppo import (
   Rollout,
   generalized_advantages,
@@ -569,6 +570,11 @@ def test_two_steps_of_one_call_are_two_calls_of_one_in_the_same_bits(
     ({"actors": 0}, "actors=0: must be a positive multiple of 2: 1 devices"),
     ({"minibatches": 0}, "epochs=2, minibatches=0: must be 1 or more"),
     ({"epochs": 0}, "epochs=0, minibatches=2: must be 1 or more"),
+    ({"discount": 1.5}, "discount=1.5: must be 0 to 1"),
+    ({"gae": -0.1}, "gae=-0.1: must be 0 to 1"),
+    ({"clip": -0.2}, "clip=-0.2: must be 0 or more"),
+    ({"entropy": float("nan")}, "entropy=nan: must be 0 or more"),
+    ({"value": -1.0}, "value=-1.0: must be 0 or more"),
   ],
 )
 def test_numbers_that_do_not_fit_are_named(changes, message):
@@ -576,6 +582,23 @@ def test_numbers_that_do_not_fit_are_named(changes, message):
   mesh = jax.sharding.AbstractMesh((changes.pop("devices", 1),), ("tasks",))
   with pytest.raises(ValueError, match=f"^{message}"):
     _trainer(mesh=mesh, **changes)
+
+
+@pytest.mark.parametrize(
+  "num_outputs, head, message",
+  [
+    (2, "actor_critic", "its head gives 2 logits, but there are num_actions=3"),
+    (3, "dueling", "its head gives no pair of logits and value"),
+  ],
+)
+def test_head_that_does_not_fit_the_tasks_is_named(num_outputs, head, message):
+  """In the trainer, and by a player alone."""
+  network = recurrent(num_outputs, units=4, head=head)
+  with pytest.raises(ValueError, match=f"^network: {message}"):
+    ppo_trainer(network, NOISE, optax.adam(RATE), TRAINED, rng=TASK_KEY)
+  params = first_params(network, NOISE, INIT_KEY)
+  with pytest.raises(ValueError, match=f"^network: {message}"):
+    play(policy_player(network, params, ACTIONS), NOISE, INIT_KEY)
 
 
 def test_player_learns_to_find_the_arm_that_always_pays(trainer):

@@ -18,7 +18,8 @@ from metajax.replay import (
   replay_trainer,
   updates_per_step,
 )
-from metajax.replay.buffers import without_empty
+from metajax.replay.buffers import add, make_buffer, without_empty
+from metajax.replay.players import first_params
 from metajax.tasks.bandits import bandits
 from metajax.tasks.trials import play
 from metajax.training import checkpoint, task_mesh
@@ -176,29 +177,34 @@ def test_newest_sequences_take_the_place_of_the_oldest(history):
 
 
 def test_priorities_in_the_buffer_are_those_of_the_errors(trainer):
-  """Without learning they are the same whenever a sequence was drawn."""
+  """Whether a sequence was drawn or not: without learning they are the same.
+
+  New ones have what their actor has set, those drawn what the loss has.
+  """
   init, train = trainer
   state = init(INIT_KEY)
   state.opt_state.optimizer.hyperparams["learning_rate"] *= 0
   params = jax.device_get(state.meta_params)
-  state = jax.device_get(train(state, 3)[0])
-  chex.assert_trees_all_equal(state.meta_params, params)
-  assert state.opt_state.updates == 4
-  _, (errors, _) = jax.jit(
+  errors = jax.jit(
     lambda s: replay_loss(
       NETWORK, params, params, s, jnp.ones(REPLAY.capacity), OBJECTIVE
-    )
-  )(_experience(state))
-  expected = (np.float64(errors) + 1e-6) ** REPLAY.priority_exponent
-  assert np.ptp(expected) > 0.05
-  # Before they are drawn they have the largest there was, 1 in the beginning.
-  assert expected.max() < 1
-  nodes = state.opt_state.buffer.sum_tree_state.nodes[0]
-  found = nodes[len(nodes) // 2 :][: REPLAY.capacity]
-  was_drawn = found < 1
-  assert was_drawn.sum() > 12
-  np.testing.assert_allclose(found[was_drawn], expected[was_drawn], rtol=1e-4)
-  np.testing.assert_array_equal(found[~was_drawn], 1)
+    )[1][0]
+  )
+  # Nothing is drawn in the first step, and the third wraps around the end.
+  for steps, updates in ((1, 0), (2, 4)):
+    state, _ = train(state, steps)
+    chex.assert_trees_all_equal(jax.device_get(state.meta_params), params)
+    assert state.opt_state.updates == updates
+    host = jax.device_get(state)
+    filled = min(8 * int(host.step), REPLAY.capacity)
+    expected = np.float64(errors(_experience(host))) + 1e-6
+    expected = expected[:filled] ** REPLAY.priority_exponent
+    assert np.ptp(expected) > 0.05
+    nodes = host.opt_state.buffer.sum_tree_state.nodes[0]
+    found = nodes[len(nodes) // 2 :]
+    np.testing.assert_allclose(found[:filled], expected, rtol=1e-4)
+    np.testing.assert_array_equal(found[filled:], 0)
+    np.testing.assert_allclose(nodes[0], expected.sum(), rtol=1e-4)
 
 
 def test_sequences_are_drawn_as_often_as_their_priorities_say():
@@ -240,6 +246,21 @@ def test_sequences_are_drawn_as_often_as_their_priorities_say():
   assert scipy.stats.chisquare(counts, draws * linear).pvalue < 0.001
 
 
+def test_new_sequences_have_their_own_priorities_on_a_ring():
+  """Larger and smaller than 1, and not the integer that flashbax makes."""
+  buffer = make_buffer(Replay(capacity=5, batch=2, priority_exponent=1.0))
+  state = buffer.init({"x": jnp.float32(0)})
+  first, second = jnp.array([0.3, 7.5, 0.9]), jnp.array([0.2, jnp.nan, 2.5])
+  for priorities in (first, second):
+    state = add(buffer, state, {"x": 10 * priorities}, priorities)
+  nodes = state.sum_tree_state.nodes
+  # The second three are in the places 3, 4 and 0; what is no number counts 0.
+  np.testing.assert_allclose(
+    nodes[len(nodes) // 2 :][:5], [2.5, 7.5, 0.9, 0.2, 1e-6], rtol=1e-5
+  )
+  np.testing.assert_allclose(state.experience["x"][0, :4], [25, 75, 9, 2])
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [
@@ -265,14 +286,47 @@ def test_sequences_are_drawn_as_often_as_their_priorities_say():
       "shards=2: must be a positive multiple of 4 devices",
     ),
     ({"shards": 8}, "actors=4: must be a positive multiple of 8 shards"),
+    ({"num_steps": 5}, "num_steps=5 of the objective: must be 6, as that"),
+    ({"num_actions": 3}, "num_actions=3 of the objective: must be 2, as that"),
+    ({"n": 0}, "n=0: must be 1 or more"),
+    ({"discount": 1.1}, "discount=1.1: must be 0 to 1"),
+    ({"eta": -0.1}, "eta=-0.1: must be 0 to 1"),
+    ({"eps": -1e-3}, "eps=-0.001: must be 0 or more"),
+    ({"ratio": 0.0}, "ratio=0.0: must be above 0"),
+    ({"ratio": np.nan}, "ratio=nan: must be above 0"),
+    ({"epsilon": 1.5}, "epsilon=1.5: must be 0 to 1"),
+    ({"alpha": -1.0}, "alpha=-1.0: must be 0 or more"),
+    ({"priority_exponent": -0.5}, "priority_exponent=-0.5: must be 0 to 1"),
+    ({"importance_exponent": -1.0}, "importance_exponent=-1.0: must be 0 or"),
+    ({"target_period": 0}, "target_period=0: must be 1 or more"),
   ],
 )
 def test_numbers_that_do_not_fit_are_named(changes, message):
   changes = dict(changes)
-  objective = OBJECTIVE._replace(burn_in=changes.pop("burn_in", 1))
+  of_objective = [name for name in changes if name in Objective._fields]
+  objective = OBJECTIVE._replace(**{n: changes.pop(n) for n in of_objective})
   mesh = jax.sharding.AbstractMesh((changes.pop("devices", 1),), ("tasks",))
   with pytest.raises(ValueError, match=f"^{message}"):
     _trainer(objective=objective, mesh=mesh, **changes)
+
+
+@pytest.mark.parametrize(
+  "num_outputs, head, message",
+  [
+    (3, "dueling", "its head gives 3 outputs, but there are num_actions=2"),
+    (1, "linear", "its head gives 1 outputs, but there are num_actions=2"),
+    (2, "actor_critic", "its head gives no single array, but there are num_"),
+  ],
+)
+def test_head_that_does_not_fit_the_tasks_is_named(num_outputs, head, message):
+  """In the trainer, and by a player alone."""
+  network = recurrent(num_outputs, units=4, head=head)
+  with pytest.raises(ValueError, match=f"^network: {message}"):
+    _trainer(network=network)
+  tasks = bandits(ARMS, PULLS)
+  params = first_params(network, tasks, INIT_KEY)
+  with pytest.raises(ValueError, match=f"^network: {message}"):
+    play(q_player(network, params, ARMS, 0.1), tasks, INIT_KEY)
 
 
 @pytest.mark.parametrize(

@@ -315,10 +315,31 @@ def test_images_enter_compiled_programs_as_arguments():
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ({"images": IMAGES[0]}, r"images: uint8 \(7, 4, 4, 2\)"),
-    ({"images": IMAGES / np.float32(255)}, "images: float32"),
-    ({"images": IMAGES.astype(np.int32)}, "images: int32"),
+    ({"images": IMAGES[0, 0, 0, 0]}, r"images: uint8 \(2,\) given, must be"),
+    ({"images": IMAGES.astype(str)}, "images: <U3 "),
+    ({"images": {}}, "images: nothing given"),
+    ({"images": [[0] * 50] * 50}, "images: int64 .* and 2497 more given"),
+    ({"images": (IMAGES, IMAGES[:, :5])}, "images: arrays of first axes "),
+    (
+      {"counts": [7] * 5},
+      r"counts: int64 \(5,\) given, must be one .* 6 classes",
+    ),
+    ({"counts": [7] * 5 + [8]}, "counts: .* at most 7 examples"),
+    ({"counts": [7] * 5 + [4]}, "shots=2 and .* at most 4, .* smallest class"),
+    (
+      {"counts": [7] * 5 + [1], "small_classes": True},
+      "small_classes: the smallest class has 1 examples, must be 2 or more",
+    ),
     ({"ways": 1}, "ways=1: must be 2"),
+    ({"ways": (1, 3)}, r"ways=\(1, 3\): must be 2 or more, or two such"),
+    ({"ways": (3, 2)}, r"ways=\(3, 2\): must be 2"),
+    ({"ways": (2, 3, 4)}, r"ways=\(2, 3, 4\): must be 2"),
+    ({"ways": (3, 7)}, r"ways=\(3, 7\): must be at most 6"),
+    ({"shots": 1.5}, "shots=1.5: must be 1"),
+    (
+      {"shots": (1, 5)},
+      r"shots=\(1, 5\) and query_shots=3: together at most 7",
+    ),
     ({"ways": 7}, "ways=7: must be at most 6"),
     ({"ways": 13, "num_rotations": 2}, "ways=13: must be at most 12"),
     ({"shots": 0}, "shots=0: must be 1"),
@@ -334,6 +355,10 @@ def test_images_enter_compiled_programs_as_arguments():
       {"images": IMAGES[..., :3, :], "num_rotations": 2},
       "num_rotations=2: images of 4 x 3",
     ),
+    (
+      {"images": IMAGES[..., 0], "num_rotations": 4},
+      r"num_rotations=4: inputs of \(6, 7, 4, 4\) cannot turn",
+    ),
   ],
 )
 def test_impossible_arguments_are_named(arguments, message):
@@ -343,6 +368,5 @@ def test_impossible_arguments_are_named(arguments, message):
     "shots": SHOTS,
     "query_shots": QUERY_SHOTS,
   } | arguments
-  arguments["images"] = jnp.asarray(arguments["images"])
   with pytest.raises(ValueError, match=f"^{message}"):
     few_shot_episodes(**arguments)

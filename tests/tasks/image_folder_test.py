@@ -76,7 +76,8 @@ def test_equal_classes_are_those_of_few_shot_episodes(tmp_path):
   for name, first in (("train", 0), ("val", 3), ("test", 6)):
     _make(tmp_path / name, 3, counts=(4,), first=first)
   family = image_folder(tmp_path, ways=3, image_size=4).train
-  plain = few_shot_episodes(family.args[0], 3, 1, 1)
+  images = family.args[0].examples
+  plain = few_shot_episodes(images.reshape(3, 4, *images.shape[1:]), 3, 1, 1)
   counts = [
     np.bincount(_values(_drawn(f, 3000).support).ravel(), minlength=36)
     for f in (family, plain)

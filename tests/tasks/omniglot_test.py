@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 import jax
@@ -422,6 +423,20 @@ def _flip_a_stored_bit(folder, name):
   return "damaged"
 
 
+def _break_a_stream(folder, name):
+  """What is compressed begins with a block of no kind that there is."""
+  path, content = folder / name, b"1234" * 50
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    for member, png in _members(INK)[name].items():
+      archive.writestr(member, png + content)
+  with zipfile.ZipFile(path) as archive:
+    info = archive.infolist()[-1]
+  broken = bytearray(path.read_bytes())
+  broken[info.header_offset + 30 + len(info.filename)] = 0xFF
+  path.write_bytes(broken)
+  return "damaged"
+
+
 def _change_members(folder, name, change):
   members = _members(INK)[name]
   change(members)
@@ -476,6 +491,15 @@ def _have_half_a_drawing(folder, name):
   return f"{member} is no image"
 
 
+def _have_an_image_too_large(folder, name):
+  """Of 65536 x 65536 pixels, as its header says."""
+  member, png = list(_members(INK)[name].items())[DRAWINGS]
+  header = b"IHDR" + 2 * (1 << 16).to_bytes(4) + png[24:29]
+  huge = png[:12] + header + zlib.crc32(header).to_bytes(4) + png[33:]
+  _change_members(folder, name, lambda members: members.update({member: huge}))
+  return f"{member} is no image (DecompressionBombError"
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize(
   "damage",
@@ -483,6 +507,8 @@ def _have_half_a_drawing(folder, name):
     _truncate_archive,
     _empty_archive,
     _flip_a_stored_bit,
+    _break_a_stream,
+    _have_an_image_too_large,
     _lose_a_character,
     _lose_a_drawing,
     _have_a_drawing_more,

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from metajax.players import random_player
-from metajax.tasks.bandits import bandits
+from metajax.tasks.bandits import BernoulliArms, bandits
+from metajax.tasks.tabular_mdp import TabularMDP, tabular_mdps
 from metajax.tasks.trials import (
   Player,
   Step,
@@ -273,3 +275,133 @@ def test_last_observation_is_that_of_the_step_before():
   np.testing.assert_array_equal(last[1:], plain.observation[:-1])
   for name in ("action", "reward", "ended", "first"):
     np.testing.assert_array_equal(getattr(both, name), getattr(plain, name))
+
+
+def _reset_in_every_step(tasks, environment):
+  """The trials, as they were when each step began an episode, to choose it."""
+
+  def reset(rng):
+    params_key, reset_key = jax.random.split(rng)
+    params = tasks.reset(rng)[0].params
+    observation, state = environment.reset_env(reset_key, params)
+    del params_key
+    return (params, reset_key, state), observation
+
+  def step(task, action, rng):
+    params, reset_key, state = task
+    observation, state, reward, terminated, _ = environment.step_env(
+      rng, state, action, params
+    )
+    ended = terminated | environment.is_truncated(state, params)
+    observation, state = jax.tree.map(
+      lambda new, old: jnp.where(ended, new, old),
+      environment.reset_env(reset_key, params),
+      (observation, state),
+    )
+    return (params, reset_key, state), observation, reward, ended
+
+  return tasks._replace(reset=reset, step=step)
+
+
+@pytest.mark.parametrize(
+  "tasks, environment",
+  [
+    (bandits(3, 12), BernoulliArms(3)),
+    (tabular_mdps(3, horizon=4), TabularMDP(10, 5)),
+    (trials(gymnax.make("CartPole-v1")[0], 40), gymnax.make("CartPole-v1")[0]),
+  ],
+  ids=["bandit", "mdp", "cartpole"],
+)
+def test_same_key_is_the_same_trial_as_with_a_reset_in_every_step(
+  tasks, environment
+):
+  """Published results are of these trials."""
+  player = random_player(tasks.num_actions)
+  keys = jax.random.split(jax.random.key(5), 4)
+
+  def run(tasks):
+    return jax.jit(jax.vmap(lambda key: play(player, tasks, key).steps))(keys)
+
+  found, before = run(tasks), run(_reset_in_every_step(tasks, environment))
+  jax.tree.map(np.testing.assert_array_equal, found, before)
+  assert len(np.unique(found.reward)) > 1 or np.any(found.ended)
+
+
+def test_a_step_begins_no_episode():
+  """What an episode begins with is drawn with the task."""
+  begun = []
+
+  class Counted(Walk):
+    def reset_env(self, key, params):
+      begun.append(key)
+      return super().reset_env(key, params)
+
+  tasks = trials(Counted(), NUM_STEPS)
+  task, _ = tasks.reset(jax.random.key(0))
+  assert len(begun) == 1
+  jax.jit(tasks.step)(task, jnp.int32(0), jax.random.key(1))
+  assert len(begun) == 1
+
+
+RUNS = []
+
+
+class Drawn(Walk):
+  """Begins at a place in [0, 1), and is over after 3 steps."""
+
+  def reset_env(self, key, params):
+    jax.debug.callback(lambda: RUNS.append(0))
+    place = jax.random.uniform(key)
+    return jnp.stack([place, 0.0]), Place(jnp.int32(0), place)
+
+  def step_env(self, key, state, action, params):
+    state = Place(state.time + 1, state.place)
+    return jnp.array([state.place, state.time]), state, 0.0, False, {}
+
+  def is_truncated(self, state, params):
+    return state.time >= 3
+
+
+def _starts(player, new_starts, keys):
+  """Where the 5 episodes of 3 steps begin, `[..., 5]`."""
+  tasks = trials(Drawn(), 14, new_starts=new_starts)
+  run = lambda key: play(player, tasks, key).steps  # noqa: E731
+  for _ in range(jnp.ndim(keys)):
+    run = jax.vmap(run)
+  places = np.asarray(jax.jit(run)(keys).observation[..., 0])
+  # Within an episode the place is the same.
+  assert np.all(places == np.repeat(places[..., ::3], 3, axis=-1))
+  return places[..., ::3]
+
+
+def test_new_starts_are_drawn_for_every_episode():
+  """Uniformly, and none hangs together with the one before."""
+  keys = jax.random.split(jax.random.key(6), 40)
+  starts = _starts(random_player(3), True, keys)
+  assert len(np.unique(starts)) == starts.size
+  assert scipy.stats.kstest(starts.ravel(), "uniform").pvalue > 0.01
+  # The standard deviation is 0.08.
+  assert (
+    abs(np.corrcoef(starts[:, :-1].ravel(), starts[:, 1:].ravel())[0, 1]) < 0.25
+  )
+  same = _starts(random_player(3), False, keys)
+  np.testing.assert_array_equal(same, same[:, :1] * np.ones(5))
+
+
+WALKER_AT_REST = Player(
+  lambda: (), lambda memory, step, rng: (jnp.int32(0), ())
+)
+
+
+def test_new_starts_are_drawn_only_in_steps_that_end_an_episode():
+  """Under vmap too, and under one in another: 4 of 14 steps do."""
+  keys = jax.random.split(jax.random.key(6), 40)[:6]
+  expected = _starts(random_player(3), True, keys)
+  for given in (keys, keys.reshape(2, 3), keys[5]):
+    RUNS.clear()
+    starts = _starts(WALKER_AT_REST, True, given)
+    jax.effects_barrier()
+    assert len(RUNS) == 1 + 4
+    # Whatever is played, and however many at once.
+    like = expected[5] if given.ndim == 0 else expected
+    np.testing.assert_array_equal(starts, like.reshape(starts.shape))

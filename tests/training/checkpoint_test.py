@@ -267,3 +267,28 @@ def test_save_that_was_killed_is_as_if_it_had_not_begun(
   _save(directory, 3)
   assert _steps_on_disk(directory) == [2, 3]
   _assert_is_step(_restore(directory), 3)
+
+
+def test_random_keys_come_back_and_draw_what_they_would_have(tmp_path):
+  """As the state of `optax.noisy_sgd` has one."""
+  keys = {
+    "one": jax.random.key(3),
+    "many": jax.random.split(jax.random.key(4, impl="rbg"), 3),
+    "raw": jax.random.PRNGKey(5),
+  }
+  state = TrainState(jnp.int32(1), jnp.ones(2), keys)
+  checkpoints = checkpoint.open_checkpoints(tmp_path)
+  checkpoint.save(checkpoints, state, NOTES)
+  like = jax.tree.map(lambda x: x, state)
+  found = checkpoint.restore(checkpoints, like).state.opt_state
+  for name, key in keys.items():
+    assert found[name].dtype == key.dtype
+  assert jax.random.key_impl(found["many"]) == jax.random.key_impl(keys["many"])
+  for draw, expected in (
+    (found["one"], keys["one"]),
+    (found["many"][2], keys["many"][2]),
+    (found["raw"], keys["raw"]),
+  ):
+    np.testing.assert_array_equal(
+      jax.random.normal(draw, (2,)), jax.random.normal(expected, (2,))
+    )

@@ -1,4 +1,4 @@
-"""The choice of a chunk: the largest divisor whose temporaries fit."""
+"""The choice of a chunk: the largest divisor whose temporaries fit, or near."""
 
 import types
 
@@ -51,29 +51,37 @@ def test_budget_is_counted_in_the_program_of_one_task(per_task):
     assert found == expected
 
 
-@pytest.mark.parametrize("tasks_per_device", [1, 7, 12, 32])
-def test_chunk_is_the_largest_divisor_that_fits(
+@pytest.mark.parametrize("tasks_per_device", [1, 7, 12, 32, 97])
+def test_chunk_fits_and_leaves_less_than_half_of_the_room(
   tasks_per_device, per_task, compiled_once
 ):
-  chunks = []
-  for tasks in range(tasks_per_device + 2):
+  for room in range(tasks_per_device + 2):
     for spare in (0, per_task - 1):
-      chunks.append(
-        choose_task_chunk(
-          LEARNER,
-          TASKS,
-          tasks_per_device,
-          budget_bytes=tasks * per_task + spare,
-        )
+      chunk = choose_task_chunk(
+        LEARNER,
+        TASKS,
+        tasks_per_device,
+        budget_bytes=room * per_task + spare,
       )
-      # Brute force, downwards from what the budget holds.
-      expected = max(min(tasks, tasks_per_device), 1)
-      while tasks_per_device % expected:
-        expected -= 1
-      assert chunks[-1] == expected
-  assert chunks == sorted(chunks)
-  assert chunks[0] == 1
-  assert chunks[-1] == tasks_per_device
+      most = max(min(room, tasks_per_device), 1)
+      assert most / 2 < chunk <= most
+      # The largest divisor, downwards from what the budget holds, if that will
+      # do; otherwise no chunk more than the budget needs.
+      divisor = most
+      while tasks_per_device % divisor:
+        divisor -= 1
+      if divisor > most / 2:
+        assert chunk == divisor
+      else:
+        assert -(-tasks_per_device // chunk) == -(-tasks_per_device // most)
+
+
+@pytest.mark.parametrize(
+  "num_tasks, most, chunk",
+  [(96, 48, 48), (97, 48, 33), (97, 97, 97), (7, 4, 4)],
+)
+def test_primes_are_split_unevenly(num_tasks, most, chunk):
+  assert chunking.split(num_tasks, most) == chunk
 
 
 @pytest.mark.parametrize(

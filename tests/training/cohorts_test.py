@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metajax.training import cohort_trainer
-from metajax.training.loop import Schedule, fit
+from metajax.training.loop import NonFinite, Schedule, fit
 
 RNG = jax.random.key(0)
 
@@ -79,3 +79,30 @@ def test_models_keep_their_dtype():
   trainer = cohort_trainer(init, train_model, 2, 1, rng=RNG)
   train, _ = trainer.compile(trainer.init(RNG))
   assert train(trainer.init(RNG), 2)[0].meta_params.dtype == jnp.bfloat16
+
+
+def test_a_cohort_with_a_model_that_is_not_finite_is_not_taken(tmp_path):
+  def train_model(rng, params, mean, count):
+    w = jnp.where(count == 2, jnp.log(-1.0), 1.0)
+    return params + w, {"accuracy": jnp.float32(0.0)}
+
+  trainer = cohort_trainer(lambda rng: jnp.zeros(3), train_model, 6, 2, rng=RNG)
+  with pytest.raises(NonFinite, match="step 1 is not finite"):
+    fit(trainer, RNG, Schedule(3, 1, 3, 3), tmp_path, tasks_per_step=2)
+  train, _ = trainer.compile(trainer.init(RNG))
+  state, _ = train(trainer.init(RNG), 3)
+  assert state.step == 1
+  np.testing.assert_array_equal(state.meta_params[:2], np.ones((2, 3)))
+  assert np.isfinite(state.meta_params).all()
+
+
+def test_the_mean_of_many_models_of_float16_is_finite():
+  def train_model(rng, params, mean, count):
+    return params + jnp.where(count == 0, 4e4, mean), {"loss": jnp.zeros(())}
+
+  trainer = cohort_trainer(
+    lambda rng: jnp.zeros((), jnp.float16), train_model, 6, 3, rng=RNG
+  )
+  train, _ = trainer.compile(trainer.init(RNG))
+  state, _ = train(trainer.init(RNG), 2)
+  np.testing.assert_array_equal(state.meta_params, np.full(6, np.float16(4e4)))

@@ -238,6 +238,15 @@ def test_run_that_is_over_takes_no_step_and_keeps_its_records(tmp_path):
   assert _lines(tmp_path) == before
 
 
+def test_fewer_steps_than_were_taken_are_an_error(tmp_path):
+  schedule = Schedule(6, 2, 6, 6)
+  _fit(Counter(), schedule, tmp_path)
+  with pytest.raises(ValueError, match="^num_steps=2: .* has taken 6"):
+    _fit(Counter(), schedule._replace(num_steps=2), tmp_path)
+  assert _checkpoints(tmp_path) == [6]
+  assert _fit(Counter(), schedule, tmp_path).state.step == 6
+
+
 def test_seconds_are_those_of_all_sessions(tmp_path):
   schedule = Schedule(2, 1, 1, 1)
   _fit(Counter(), schedule, tmp_path)

@@ -46,10 +46,10 @@ def _learner(bad_value, of_loss):
   return at_step(-1)._replace(schedule=at_step)
 
 
-def _trainer(bad_value=np.nan, of_loss=False, skip=False):
+def _trainer(bad_value=np.nan, of_loss=False, skip=False, optimizer=None):
   return meta_trainer(
     _learner(bad_value, of_loss),
-    optax.adam(0.1),
+    optimizer or optax.adam(0.1),
     _tasks,
     meta_batch=4,
     rng=RNG,
@@ -81,6 +81,61 @@ def test_training_stops_before_the_step_with_the_state_it_had(
   train, _ = trainer.compile(state)
   again, _ = train(state, 3)
   assert again.step == BAD
+
+
+# A finite gradient of step 5, and the optimizer that makes of it what is not.
+UPDATES = {
+  "second moment": (1e25, lambda: optax.adam(0.1)),
+  "parameters": (3e38, lambda: optax.sgd(2.0)),
+  "sum of squares": (1e25, lambda: optax.adagrad(0.1)),
+}
+
+
+@pytest.mark.parametrize("kind", UPDATES)
+def test_updates_are_watched_as_gradients_are(kind, tmp_path):
+  grad, optimizer = UPDATES[kind]
+  trainer = _trainer(grad, optimizer=optimizer())
+  state, _ = _train(trainer, BAD)
+  with pytest.raises(NonFinite, match=f"step {BAD} is not finite"):
+    _fit(trainer, tmp_path)
+  checkpoints = checkpoint.open_checkpoints(tmp_path / "checkpoints")
+  found = checkpoint.restore(checkpoints, trainer.init(KEY)).state
+  for leaf, expected in zip(
+    jax.tree.leaves(found), jax.tree.leaves(state), strict=True
+  ):
+    np.testing.assert_array_equal(leaf, expected)
+    assert np.isfinite(leaf).all()
+  skipping = _trainer(grad, skip=True, optimizer=optimizer())
+  after, metrics = _train(skipping, BAD + 1)
+  assert after.step == BAD + 1
+  np.testing.assert_array_equal(after.meta_params["w"], state.meta_params["w"])
+  np.testing.assert_allclose(metrics["skipped"], 1 / (BAD + 1), rtol=1e-6)
+
+
+def test_adam_without_eps_stops_at_its_first_zero_gradient():
+  """0 / 0 in the parameters, of a gradient that is finite."""
+
+  def meta_grad(params, episodes, rng):
+    return jax.tree.map(jnp.zeros_like, params), {"loss": jnp.float32(1.0)}
+
+  learner = _learner(0.0, False)._replace(meta_grad=meta_grad, schedule=None)
+  trainer = meta_trainer(
+    learner, optax.adam(0.1, eps=0.0), _tasks, meta_batch=2, rng=RNG
+  )
+  state, _ = _train(trainer, 3)
+  assert state.step == 0
+  assert state.meta_params["w"] == 0.0
+
+
+def test_a_number_that_is_infinite_from_the_beginning_may_be_so():
+  """The best value that `reduce_on_plateau` has seen, of ten steps."""
+  optimizer = optax.chain(
+    optax.sgd(0.1), optax.contrib.reduce_on_plateau(accumulation_size=4)
+  )
+  trainer = _trainer(0.0, optimizer=optimizer)
+  state, _ = _train(trainer, 3)
+  assert state.step == 3
+  assert optax.tree.get(state.opt_state, "best_value") == np.inf
 
 
 def test_a_skipped_step_changes_nothing_and_counts_in_nothing():

@@ -108,7 +108,7 @@ def _python_run(num_steps):
   return TrainState(num_steps, params, state), means
 
 
-@pytest.mark.parametrize("task_chunk", [1, 2, 3, 6])
+@pytest.mark.parametrize("task_chunk", [1, 2, 4, 5, 6])
 def test_training_equals_a_python_loop_for_every_chunk(task_chunk, float64):
   trainer = _trainer(task_chunk=task_chunk)
   state = trainer.init(INIT_KEY)
@@ -275,6 +275,26 @@ def test_bfloat16_gradients_of_many_chunks_are_added_in_float32():
   assert expected != -1
 
 
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bfloat16, jnp.float16])
+def test_metrics_of_chunks_and_steps_are_averaged_in_float32(dtype):
+  """Integers are not rounded; 0, 256, ... 1280 are exact in all dtypes."""
+
+  def meta_grad(params, episodes, rng):
+    step = params.astype(jnp.int32)
+    metrics = {"x": (256 * (step + 1)).astype(dtype)}
+    return jnp.float32(-1.0), metrics
+
+  learner = MetaLearner(
+    lambda rng, inputs: jnp.float32(0.0), None, None, meta_grad
+  )
+  trainer = _trainer(learner, optax.sgd(1.0), task_chunk=4)
+  train, _ = trainer.compile(trainer.init(INIT_KEY))
+  _, metrics = train(trainer.init(INIT_KEY), 250)
+  assert metrics["x"].dtype == jnp.float32
+  steps = np.asarray(256 * np.arange(1, 251)).astype(dtype).astype(np.float64)
+  np.testing.assert_allclose(metrics["x"], steps.mean(), rtol=1e-6)
+
+
 def test_state_is_donated():
   trainer = _trainer()
   state = trainer.init(INIT_KEY)
@@ -303,14 +323,13 @@ def test_initial_state_depends_on_its_key_alone():
   [
     (8, 12, 1, "meta_batch=12: must be a multiple of 8"),
     (8, 4, 1, "meta_batch=4: must be a multiple of 8"),
-    (8, 32, 3, "task_chunk=3: must divide the 4 tasks"),
-    (8, 32, 8, "task_chunk=8: must divide the 4 tasks"),
-    (1, 6, 4, "task_chunk=4: must divide the 6 tasks"),
-    (1, 6, 0, "task_chunk=0: must divide"),
-    (1, 6, -2, "task_chunk=-2: must divide"),
+    (8, 32, 8, "task_chunk=8: must be 1 to 4"),
+    (1, 6, 7, "task_chunk=7: must be 1 to 6"),
+    (1, 6, 0, "task_chunk=0: must be 1 to"),
+    (1, 6, -2, "task_chunk=-2: must be 1 to"),
   ],
 )
-def test_chunks_and_devices_that_do_not_divide_are_named(
+def test_chunks_and_devices_that_do_not_fit_are_named(
   devices, meta_batch, task_chunk, message
 ):
   mesh = jax.sharding.AbstractMesh((devices,), ("tasks",))
@@ -321,6 +340,7 @@ def test_chunks_and_devices_that_do_not_divide_are_named(
 # Ways to spread 16 tasks: how many devices, how many tasks at once on each.
 SPREADS = {
   "8 devices": (8, 1),
+  "2 devices": (2, 3),
   "1 device": (1, 16),
   "default": (None, None),
 }

@@ -1,0 +1,406 @@
+"""How each operation of a traced network ties the axes of its arrays.
+
+An axis is a list of units, the factors of its size, the last one fastest. The
+labels of an array are its axes. A rule gets an equation and the labels of its
+operands, ties units that must be permuted alike, fixes those that must stay in
+order, and returns the labels of the results. If all arrays are permuted by
+their labels, then so are the results.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+FIXED = True
+
+
+class Unit:
+  """Something that an axis counts, to be tied to others as it turns out."""
+
+  def __init__(self, size: int, fixed: bool = False):
+    self.size, self.fixed = size, fixed
+    self.parts: list[Unit] | None = None  # What it was found to be.
+
+  def found(self) -> "list[Unit]":
+    """Returns the units that it turned out to be a product of."""
+    if self.parts is None:
+      return [self]
+    self.parts = [unit for part in self.parts for unit in part.found()]
+    return self.parts
+
+  def become(self, *parts: "Unit") -> None:
+    """Is from now on the product of other units."""
+    for part in parts:
+      part.fixed |= self.fixed
+    self.parts = list(parts)
+
+
+Labels = list[list[Unit]]
+Rule = Callable[[Any, Sequence[Labels]], list[Labels]]
+
+
+def labels_of(shape: Sequence[int], fixed: bool = False) -> Labels:
+  """Returns the labels of an array that has nothing to do with others yet."""
+  return [[Unit(size, fixed)] for size in shape]
+
+
+def units(axis: Iterable[Unit]) -> list[Unit]:
+  """Returns the units of an axis (or of more), without those of size 1."""
+  return [u for unit in axis for u in unit.found() if u.size != 1]
+
+
+def fix(*labels: Labels) -> None:
+  """Keeps all axes of some arrays in order."""
+  for axis in (axis for label in labels for axis in label):
+    for unit in units(axis):
+      unit.fixed = True
+
+
+def unify(one: list[Unit], other: list[Unit]) -> None:
+  """Ties two axes of the same size."""
+  one, other = units(one), units(other)
+  while one and other:
+    a, b = one[0], other[0]
+    if a is b:
+      one, other = one[1:], other[1:]
+    elif a.size == b.size:
+      a.become(b)
+    elif a.size % b.size == 0:
+      a.become(Unit(b.size), Unit(a.size // b.size))
+    elif b.size % a.size == 0:
+      b.become(Unit(a.size), Unit(b.size // a.size))
+    else:
+      fix([one, other])
+      return
+    one, other = units(one), units(other)
+
+
+def unify_all(some: Sequence[Labels], others: Sequence[Labels]) -> None:
+  """Ties the axes of arrays of the same shapes."""
+  for one, other in zip(some, others, strict=True):
+    for a, b in zip(one, other, strict=True):
+      unify(a, b)
+
+
+def regroup(axes: Labels, shape: Sequence[int]) -> Labels:
+  """Returns the axes of a reshaped array."""
+  rest = units(unit for axis in axes for unit in axis)
+  result: Labels = []
+  for size in shape:
+    axis: list[Unit] = []
+    while size > 1 and rest:
+      first = rest[0]
+      if size % first.size == 0:
+        axis.append(first)
+        size //= first.size
+        rest = rest[1:]
+      elif first.size % size == 0:
+        first.become(Unit(size), Unit(first.size // size))
+      else:  # Neither divides the other: no factors in common.
+        fix(axes)
+        return labels_of(shape, FIXED)
+      rest = units(rest)
+    result.append(axis)
+  return result
+
+
+def rule_of(eqn: Any) -> Rule:
+  """Returns the rule of an equation's operation."""
+  name = eqn.primitive.name
+  if name in ELEMENTWISE:
+    return _elementwise
+  for prefix in ("reduce_window", "reduce_", "arg", "cum"):
+    if name.startswith(prefix):
+      return RULES[prefix]
+  return RULES.get(name, _unknown)
+
+
+def _unknown(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  fix(*operands)
+  return [labels_of(v.aval.shape, FIXED) for v in eqn.outvars]
+
+
+def _elementwise(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  (out,) = eqn.outvars
+  result = []
+  for place, size in enumerate(out.aval.shape):
+    # Scalars and axes of size 1 are the same for all that they meet.
+    met = [
+      label[place]
+      for v, label in zip(eqn.invars, operands, strict=True)
+      if len(label) > place and v.aval.shape[place] == size
+    ]
+    for axis in met[1:]:
+      unify(met[0], axis)
+    result.append(met[0])
+  return [result]
+
+
+def _broadcast(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  result = labels_of(eqn.params["shape"])  # Alike along new axes.
+  source = eqn.invars[0].aval.shape
+  for axis, place in enumerate(eqn.params["broadcast_dimensions"]):
+    if source[axis] == eqn.params["shape"][place]:
+      result[place] = operands[0][axis]
+  return [result]
+
+
+def _iota(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  result = labels_of(eqn.params["shape"])
+  fix([result[eqn.params["dimension"]]])
+  return [result]
+
+
+def _reshape(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  return [regroup(operands[0], eqn.outvars[0].aval.shape)]
+
+
+def _transpose(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  return [[operands[0][axis] for axis in eqn.params["permutation"]]]
+
+
+def _reduce(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  gone = eqn.params.get("axes")
+  if gone is None or len(eqn.outvars) != 1:
+    return _unknown(eqn, operands)
+  return [[axis for i, axis in enumerate(operands[0]) if i not in gone]]
+
+
+def _arg(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  fix([operands[0][axis] for axis in eqn.params["axes"]])  # Their numbers.
+  return _reduce(eqn, operands)
+
+
+def _cumulative(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  fix([operands[0][eqn.params["axis"]]])
+  return [list(operands[0])]
+
+
+def _reverse(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  fix([operands[0][axis] for axis in eqn.params["dimensions"]])
+  return [list(operands[0])]
+
+
+def _sort(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  for label in operands[1:]:
+    unify_all([operands[0]], [label])
+  fix([operands[0][eqn.params["dimension"]]])
+  return [list(label) for label in operands]
+
+
+def _product(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  summed, batch = eqn.params["dimension_numbers"]
+  one, other = operands
+  for pairs in (summed, batch):
+    for a, b in zip(*pairs, strict=True):
+      unify(one[a], other[b])
+  free = [
+    [axis for i, axis in enumerate(label) if i not in (*s, *b)]
+    for label, s, b in zip(operands, summed, batch, strict=True)
+  ]
+  return [[*(one[i] for i in batch[0]), *free[0], *free[1]]]
+
+
+def _convolution(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  numbers, groups = (
+    eqn.params["dimension_numbers"],
+    eqn.params["feature_group_count"],
+  )
+  image, kernel = operands
+  channels, filters = image[numbers.lhs_spec[1]], kernel[numbers.rhs_spec[0]]
+  shape = eqn.outvars[0].aval.shape
+  if groups == 1:
+    unify(channels, kernel[numbers.rhs_spec[1]])
+  elif groups == shape[numbers.out_spec[1]] == _size(channels):
+    unify(channels, filters)  # One filter a channel.
+  else:
+    return _unknown(eqn, operands)
+  if eqn.params["batch_group_count"] != 1:
+    return _unknown(eqn, operands)
+  fix([image[i] for i in numbers.lhs_spec[2:]])
+  fix([kernel[i] for i in numbers.rhs_spec[2:]])
+  result = labels_of(shape, FIXED)
+  result[numbers.out_spec[0]] = image[numbers.lhs_spec[0]]
+  result[numbers.out_spec[1]] = filters
+  return [result]
+
+
+def _window(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  p, (out,) = eqn.params, eqn.outvars
+  if "window_dimensions" not in p or len(eqn.invars) != 1:
+    return _unknown(eqn, operands)
+  return [
+    _kept(
+      operands[0],
+      out.aval.shape,
+      [
+        (window, *edges) == (1, 0, 0) and old == new
+        for window, edges, old, new in zip(
+          p["window_dimensions"],
+          p["padding"],
+          eqn.invars[0].aval.shape,
+          out.aval.shape,
+          strict=True,
+        )
+      ],
+    )
+  ]
+
+
+def _pad(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  whole = [not any(edges) for edges in eqn.params["padding_config"]]
+  return [_kept(operands[0], eqn.outvars[0].aval.shape, whole)]
+
+
+def _slice(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  p, shape = eqn.params, eqn.invars[0].aval.shape
+  strides = p["strides"] or (1,) * len(shape)
+  return [
+    [
+      _cut(axis, size, end - start if step == 1 and start >= 0 else None, start)
+      or [Unit(new, FIXED)]
+      for axis, size, start, end, step, new in zip(
+        operands[0],
+        shape,
+        p["start_indices"],
+        p["limit_indices"],
+        strides,
+        eqn.outvars[0].aval.shape,
+        strict=True,
+      )
+    ]
+  ]
+
+
+def _split(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  place, start, results = eqn.params["axis"], 0, []
+  size = sum(eqn.params["sizes"])
+  for part in eqn.params["sizes"]:
+    result = list(operands[0])
+    result[place] = _cut(operands[0][place], size, part, start) or [
+      Unit(part, FIXED)
+    ]
+    results.append(result)
+    start += part
+  return results
+
+
+def _cut(
+  axis: list[Unit], size: int, part: int | None, start: int
+) -> list[Unit] | None:
+  """Returns one of the equal parts of an axis; fixes it if it has none."""
+  if part == size:
+    return axis
+  if part and part > 1 and size % part == 0 and start % part == 0:
+    which, rest = regroup([axis], (size // part, part))
+    fix([which])
+    return rest
+  fix([axis])
+  return None
+
+
+def _concatenate(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  place = eqn.params["dimension"]
+  sizes = {v.aval.shape[place] for v in eqn.invars}
+  if len(sizes) > 1:
+    fix([label[place] for label in operands])
+  for label in operands[1:]:
+    for i, (a, b) in enumerate(zip(operands[0], label, strict=True)):
+      if i != place or len(sizes) == 1:
+        unify(a, b)
+  result = list(operands[0])
+  if len(sizes) == 1:  # As if stacked and then flattened.
+    result[place] = [Unit(len(operands), FIXED), *result[place]]
+  else:
+    result[place] = [Unit(eqn.outvars[0].aval.shape[place], FIXED)]
+  return [result]
+
+
+def _dynamic_slice(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
+  whole = [a == b for a, b in zip(shape, sizes, strict=True)]
+  return [_kept(operands[0], sizes, whole)]
+
+
+def _dynamic_update_slice(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  array, update = operands[:2]
+  shapes = [v.aval.shape for v in eqn.invars[:2]]
+  for a, b, size, part in zip(array, update, *shapes, strict=True):
+    if size == part:
+      unify(a, b)
+    else:
+      fix([a, b])
+  return [list(array)]
+
+
+def _gather(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  """Rows of a table: axes that are taken whole are permuted with it."""
+  numbers, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
+  table, index = operands
+  if numbers.operand_batching_dims:
+    return _unknown(eqn, operands)
+  sizes = eqn.params["slice_sizes"]
+  kept = [i for i in range(len(shape)) if i not in numbers.collapsed_slice_dims]
+  result = labels_of(eqn.outvars[0].aval.shape, FIXED)
+  for axis, place in zip(kept, numbers.offset_dims, strict=True):
+    if sizes[axis] == shape[axis] and axis not in numbers.start_index_map:
+      result[place] = table[axis]
+    else:
+      fix([table[axis]])
+  fix([table[axis] for axis in numbers.collapsed_slice_dims], index[-1:])
+  batch = [i for i in range(len(result)) if i not in numbers.offset_dims]
+  for label, place in zip(index[:-1], batch, strict=True):
+    result[place] = label
+  return [result]
+
+
+def _barrier(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  return [list(label) for label in operands]
+
+
+def _size(axis: list[Unit]) -> int:
+  return math.prod(unit.size for unit in axis)
+
+
+def _kept(axes: Labels, shape: Sequence[int], whole: Sequence[bool]) -> Labels:
+  """Returns the axes that are whole, and fixes the others."""
+  fix([axis for axis, kept in zip(axes, whole, strict=True) if not kept])
+  return [
+    axis if kept else [Unit(size, FIXED)]
+    for axis, size, kept in zip(axes, shape, whole, strict=True)
+  ]
+
+
+RULES: dict[str, Rule] = {
+  "arg": _arg,
+  "broadcast_in_dim": _broadcast,
+  "concatenate": _concatenate,
+  "conv_general_dilated": _convolution,
+  "cum": _cumulative,
+  "dot_general": _product,
+  "dynamic_slice": _dynamic_slice,
+  "dynamic_update_slice": _dynamic_update_slice,
+  "expand_dims": _reshape,
+  "gather": _gather,
+  "iota": _iota,
+  "optimization_barrier": _barrier,
+  "pad": _pad,
+  "reduce_": _reduce,
+  "reduce_window": _window,
+  "reshape": _reshape,
+  "rev": _reverse,
+  "slice": _slice,
+  "sort": _sort,
+  "split": _split,
+  "squeeze": _reshape,
+  "transpose": _transpose,
+}
+ELEMENTWISE = frozenset(
+  """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp
+  convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp
+  exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt
+  max min mul ne neg nextafter not or pow
+  reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic
+  shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
+  xor""".split()
+)

@@ -1,0 +1,99 @@
+"""The MDP players of Duan et al. (2016, section 3.2), as their authors ran them.
+
+They took those of TabulaRL (Osband and Van Roy), which are not told the prior:
+posterior sampling and BEB expect mean rewards of 0, the others nearly nothing.
+Duan et al. chose their numbers by the very MDPs that they report:
+`scale` from 21 of 1e-4 to 1, evenly in the logarithm, `num_samples` from 1 to
+20, `epsilon` from 0.1 to 1.
+
+References:
+  https://github.com/iosband/TabulaRL
+"""
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from metajax.players.mdps import (
+  mdp_epsilon_greedy,
+  optimistic_values,
+  posterior_sampling,
+)
+from metajax.players.planning import (
+  Counts,
+  Prior,
+  Sizes,
+  planner,
+  posterior,
+  value_iteration,
+)
+from metajax.tasks.trials import Player
+from metajax.types import Array, PRNGKey
+
+ZERO_MEAN = Prior(mean=0.0)
+HARDLY_ANY = Prior(mean=0.0, rewards=1e-4, transitions=1e-4)
+HARDLY_ANY_OF_UCRL2 = Prior(mean=0.0, rewards=1e-4, transitions=1e-5)
+DELTA = 0.05  # The probability that UCRL2's bounds may miss.
+
+
+def tabularl_psrl(sizes: Sizes, num_samples: int = 1) -> Player:
+  """PSRL, and OPSRL with more than one sample, each solved by itself.
+
+  Raises:
+    ValueError: if there is no sample.
+  """
+  return posterior_sampling(
+    sizes, num_samples, ZERO_MEAN, solve_separately=True
+  )
+
+
+def tabularl_epsilon_greedy(sizes: Sizes, epsilon: ArrayLike) -> Player:
+  """Plans with what was seen; acts at random with this probability."""
+  return mdp_epsilon_greedy(sizes, epsilon, HARDLY_ANY)
+
+
+def tabularl_beb(sizes: Sizes, scale: ArrayLike) -> Player:
+  """BEB: more for what was rarely done, and for what follows it::
+
+    Q = mean + 1 / (n + 2) + transitions V
+        + left 2 horizon^3 scale / (1 + states + m)
+
+  n being visits, m those whose next state was seen, and `left` the number of
+  steps that follow.
+  """
+
+  def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
+    del episode, rng
+    beliefs = posterior(counts, ZERO_MEAN)
+    rewards = beliefs.means + 1 / (beliefs.weight + 1)
+    beta = 2 * sizes.horizon**3 * scale
+    bonus = beta / (1 + beliefs.next_states.sum(-1))
+    return value_iteration(
+      lambda v, left: rewards + beliefs.transitions @ v + left * bonus, sizes
+    )
+
+  return planner(sizes, plan)
+
+
+def tabularl_ucrl2(sizes: Sizes, scale: ArrayLike) -> Player:
+  """UCRL2, its bounds about the means of what was seen::
+
+    scale sqrt(4 L / n)  of rewards,  scale sqrt(4 states L / m)  of transitions
+    L = log(2 states actions (episode + 1) / 0.05)
+
+  n being visits, m those whose next state was seen, each 1 at least, and the
+  first episode number 1.
+  """
+
+  def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
+    del rng
+    beliefs = posterior(counts, HARDLY_ANY_OF_UCRL2)
+    pairs = sizes.states * sizes.actions
+    four_l = 4 * jnp.log(2 * pairs * (episode + 1) / DELTA)
+    seen = counts.next_states.sum(-1)
+    width = scale * jnp.sqrt(four_l / jnp.maximum(counts.visits, 1))
+    distance = scale * jnp.sqrt(sizes.states * four_l / jnp.maximum(seen, 1))
+    return optimistic_values(
+      beliefs.means + width, beliefs.transitions, distance, sizes
+    )
+
+  return planner(sizes, plan)

@@ -1,0 +1,170 @@
+"""Episodes drawn from examples that lie on the device, class by class."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from metajax.tasks.form import Form
+from metajax.types import Array, Batch, Episode, PRNGKey
+
+
+class Classes(NamedTuple):
+  """Examples by class.
+
+  Attributes:
+    examples: a tree of arrays `[classes, examples, ...]`; or, with `starts`, of
+      arrays `[n, ...]` in which the examples of a class follow each other.
+    counts: int32 `[classes]`, how many examples each class has; None: all have
+      as many as there is room for.
+    starts: int32 `[classes]`, the first row of each class, or None.
+  """
+
+  examples: Any
+  counts: Array | None = None
+  starts: Array | None = None
+
+
+def episode_of(
+  data: Classes,
+  form: Form,
+  classes: Array,
+  turns: Array,
+  keys: Sequence[PRNGKey],
+  size_key: PRNGKey,
+) -> Episode:
+  """Draws the examples of an episode whose classes are drawn.
+
+  Args:
+    data: the examples.
+    form: of the episode; its arrays are of the largest size.
+    classes: int32 `[ways]`, all different unless the turns are.
+    turns: int32 `[ways]`, by how many times 90 degrees each is turned.
+    keys: three, of the examples, of the support's order and of the query's.
+    size_key: of the numbers of classes and of examples, where they vary.
+  """
+  example_key, support_key, query_key = keys
+  ways, shots = len(classes), form.shots[1]
+  places = _places(data, form, classes, example_key)
+  if form.masked:
+    counts = form.most if data.counts is None else data.counts[classes]
+    order, real = _sizes(form, counts, size_key)
+    places = jnp.take_along_axis(places, order, axis=1)
+  else:
+    places, real = places[:, : shots + form.query_shots[1]], None
+  if data.starts is None:
+    index: Any = (classes[:, None], places)
+  else:
+    index = data.starts[classes][:, None] + places
+  # Rows of `ways` classes, their support first.
+  rows = jax.tree.map(lambda x: _pixels(x[index]), data.examples)
+  if form.num_rotations > 1:
+    turn = jax.vmap(functools.partial(_rotate, form.num_rotations))
+    rows = jax.tree.map(lambda x: turn(x, turns), rows)
+
+  def shuffled(key: PRNGKey, part: slice) -> Batch:
+    count = len(range(*part.indices(shots + form.query_shots[1])))
+    order = jax.random.permutation(key, ways * count)
+    labels, column = order // count, order % count
+    take = lambda x: x[:, part][labels, column]  # noqa: E731
+    inputs = jax.tree.map(take, rows)
+    targets = labels.astype(jnp.int32)
+    if real is None:
+      return Batch(inputs, targets)
+    mask = take(real)
+    return jax.tree.map(
+      functools.partial(_zero_padding, mask), Batch(inputs, targets, mask)
+    )
+
+  return Episode(
+    shuffled(support_key, slice(0, shots)),
+    shuffled(query_key, slice(shots, None)),
+  )
+
+
+def sample_distinct(rng: PRNGKey, limit: int, count: int) -> Array:
+  """Draws `count` different integers below `limit`, in random order.
+
+  Floyd's algorithm: it costs `count` draws and no sort of `limit` numbers.
+  """
+  chex.assert_scalar_in(count, 1, limit)
+  draw_key, order_key = jax.random.split(rng)
+  tops = jnp.arange(limit - count, limit)
+  draws = jax.random.randint(draw_key, (count,), 0, tops + 1)
+
+  def take(index: int, chosen: Array) -> Array:
+    # Where a draw was drawn before, its top cannot have been.
+    seen = jnp.any(chosen == draws[index])
+    return chosen.at[index].set(jnp.where(seen, tops[index], draws[index]))
+
+  chosen = jax.lax.fori_loop(0, count, take, jnp.full(count, -1))
+  return jax.random.permutation(order_key, chosen)
+
+
+def _places(data: Classes, form: Form, classes: Array, rng: PRNGKey) -> Array:
+  """The examples of each class in a random order, int32 `[ways, most]`.
+
+  Those that a class does not have come last.
+  """
+  keys = jax.random.split(rng, len(classes))
+  if data.counts is None:
+    draw = functools.partial(jax.random.permutation, x=form.most)
+    return jax.vmap(draw)(keys)
+  none = jnp.arange(form.most) >= data.counts[classes][:, None]
+  places = jax.vmap(lambda key: jax.random.uniform(key, (form.most,)))(keys)
+  return jnp.argsort(places + none, axis=-1)
+
+
+def _sizes(
+  form: Form, counts: Array | int, rng: PRNGKey
+) -> tuple[Array, Array]:
+  """Draws how many classes and examples a task has.
+
+  A class without enough examples gives the support what it asks for, but keeps
+  one for the query.
+
+  Returns:
+    For each class, which of its examples in their order are the support's and
+    then the query's, int32 `[ways, shots + query_shots]`, and which of these
+    are real, bool of the same shape.
+  """
+  ways, shots, query_shots = (
+    jax.random.randint(key, (), low, high + 1)
+    for key, (low, high) in zip(
+      jax.random.split(rng, 3),
+      (form.ways, form.shots, form.query_shots),
+      strict=True,
+    )
+  )
+  rows, most = jnp.arange(form.ways[1]), form.shots[1]
+  shots = jnp.broadcast_to(jnp.minimum(shots, counts - 1), rows.shape)
+  query_shots = jnp.minimum(query_shots, counts - shots)
+  support, query = jnp.arange(most), jnp.arange(form.query_shots[1])
+  real = jnp.concatenate(
+    [support < shots[:, None], query < query_shots[:, None]], axis=1
+  )
+  order = jnp.concatenate(
+    [jnp.broadcast_to(support, (*rows.shape, most)), shots[:, None] + query],
+    axis=1,
+  )
+  real &= (rows < ways)[:, None]
+  return jnp.where(real, order, 0), real
+
+
+def _pixels(x: Array) -> Array:
+  """Bytes are numbers in [0, 1]; all else stays as it is."""
+  return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
+
+
+def _zero_padding(mask: Array, x: Array) -> Array:
+  where = mask.reshape(len(mask), *[1] * (x.ndim - 1))
+  return jnp.where(where, x, jnp.zeros((), x.dtype))
+
+
+def _rotate(num_rotations: int, images: Array, turns: Array) -> Array:
+  """Turns `[n, size, size, channels]` counter-clockwise by `turns` * 90 deg."""
+  turned = [jnp.rot90(images, k, axes=(1, 2)) for k in range(num_rotations)]
+  return jax.lax.select_n(turns, *turned)

@@ -1,0 +1,129 @@
+"""The form of few-shot tasks: how many classes, how many examples of each."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Bounds = tuple[int, int]  # least and most
+Number = int | Bounds
+
+
+class Form(NamedTuple):
+  """What all episodes of a family have in common.
+
+  Attributes:
+    ways: least and most classes of a task.
+    shots: least and most support examples of a class.
+    query_shots: least and most query examples of a class.
+    num_rotations: 1 (none), 2 (0 and 90 degrees) or 4.
+    num_classes: how many there are, rotations not included.
+    most: examples of the largest class.
+    small_classes: whether a class may have fewer examples than a task asks for.
+  """
+
+  ways: Bounds
+  shots: Bounds
+  query_shots: Bounds
+  num_rotations: int
+  num_classes: int
+  most: int
+  small_classes: bool
+
+  @property
+  def masked(self) -> bool:
+    """Whether a task may have fewer examples than its arrays."""
+    bounds = (self.ways, self.shots, self.query_shots)
+    return self.small_classes or any(low < high for low, high in bounds)
+
+
+def checked_arrays(tree: Any, name: str, axes: str, num_axes: int) -> Any:
+  """Returns a tree of numpy and jax arrays that agree in their first axes."""
+  arrays = jax.tree.map(
+    lambda x: x if isinstance(x, jax.Array) else np.asarray(x), tree
+  )
+  leaves = jax.tree.leaves(arrays)
+  if not leaves or any(
+    x.ndim < num_axes
+    or not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool)
+    for x in leaves
+  ):
+    given = ", ".join(f"{x.dtype} {x.shape}" for x in leaves[:3]) or "nothing"
+    more = f" and {len(leaves) - 3} more" if len(leaves) > 3 else ""
+    raise ValueError(f"{name}: {given}{more} given, must be numbers {axes}.")
+  sizes = sorted({x.shape[:num_axes] for x in leaves})
+  if len(sizes) > 1:
+    raise ValueError(
+      f"{name}: arrays of first axes {sizes} given, must be equal: {axes}."
+    )
+  return arrays
+
+
+def form_of(
+  arrays: Any,
+  *,
+  num_examples: np.ndarray,
+  ways: Number,
+  shots: Number,
+  query_shots: Number,
+  num_rotations: int,
+  small_classes: bool,
+  axes: str,
+) -> Form:
+  """Raises a `ValueError` if no episode can be drawn from the arrays."""
+  if num_rotations not in (1, 2, 4):
+    raise ValueError(f"num_rotations={num_rotations}: must be 1, 2 or 4.")
+  leaves = jax.tree.leaves(arrays)
+  if num_rotations > 1 and any(x.ndim != axes.count(",") + 1 for x in leaves):
+    raise ValueError(
+      f"num_rotations={num_rotations}: inputs of {leaves[0].shape} cannot "
+      f"turn, they must be images {axes}."
+    )
+  if num_rotations > 1 and any(x.shape[-3] != x.shape[-2] for x in leaves):
+    height, width = leaves[0].shape[-3:-1]
+    raise ValueError(
+      f"num_rotations={num_rotations}: images of {height} x {width} cannot "
+      "turn, they must be square."
+    )
+  form = Form(
+    ways=_bounds("ways", ways, 2),
+    shots=_bounds("shots", shots, 1),
+    query_shots=_bounds("query_shots", query_shots, 1),
+    num_rotations=num_rotations,
+    num_classes=len(num_examples),
+    most=int(max(num_examples, default=0)),
+    small_classes=small_classes,
+  )
+  if form.ways[1] > form.num_classes * num_rotations:
+    raise ValueError(
+      f"ways={ways}: must be at most {form.num_classes * num_rotations}, the "
+      "number of classes (rotations included)."
+    )
+  fewest = min(num_examples)
+  if small_classes and fewest < 2:
+    raise ValueError(
+      f"small_classes: the smallest class has {fewest} examples, must be 2 or "
+      "more, one to learn from and one to be judged on: leave it out."
+    )
+  if not small_classes and form.shots[1] + form.query_shots[1] > fewest:
+    raise ValueError(
+      f"shots={shots} and query_shots={query_shots}: together at most "
+      f"{fewest}, the number of examples of the smallest class; or give "
+      "small_classes=True, which masks those that are missing."
+    )
+  return form
+
+
+def _bounds(name: str, number: Number, least: int) -> Bounds:
+  bounds = number if isinstance(number, tuple | list) else (number, number)
+  if (
+    len(bounds) != 2
+    or not all(isinstance(x, int | np.integer) for x in bounds)
+    or not least <= bounds[0] <= bounds[1]
+  ):
+    raise ValueError(
+      f"{name}={number}: must be {least} or more, or two such numbers "
+      "(low, high)."
+    )
+  return int(bounds[0]), int(bounds[1])

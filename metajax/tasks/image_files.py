@@ -1,0 +1,113 @@
+"""Images of class folders: which files they are, and their pixels."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+BACKGROUND = 255  # White, behind what is transparent.
+# The modes of pillow that can be transparent; a palette can.
+TRANSPARENT = ("P", "PA", "LA", "RGBA", "RGBa")
+
+
+class Images(NamedTuple):
+  """The images of some classes.
+
+  Attributes:
+    images: uint8 `[n, size, size, channels]`, class by class.
+    labels: int `[n]`, the number of each image's class.
+    names: the classes' folders.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  names: list[str]
+
+
+def read_images(classes: Sequence[Path], size: int) -> Images:
+  """Reads the images of each class's folder.
+
+  Raises:
+    ValueError: for a file that is no image.
+  """
+  from tqdm import tqdm  # Only reading needs it.
+
+  files = [images_in(folder) for folder in classes]
+  paths = [path for group in files for path in group]
+  decoded = [
+    _decode(path, size)
+    for path in tqdm(paths, "reading images", disable=None, unit="image")
+  ]
+  channels = max(image.shape[-1] for image in decoded)
+  images = np.empty((len(decoded), size, size, channels), np.uint8)
+  for row, image in zip(images, decoded, strict=True):
+    row[:] = image  # A grey image has the same value in all channels.
+  labels = np.repeat(np.arange(len(files)), [len(group) for group in files])
+  return Images(images, labels, [str(folder) for folder in classes])
+
+
+def _decode(path: Path, size: int) -> np.ndarray:
+  """Returns uint8 `[size, size, channels]`, of one channel if it is grey."""
+  from PIL import Image  # Only decoding needs it.
+
+  try:
+    with Image.open(path) as image:
+      deep = image.mode in ("I", "F")
+      if not deep:
+        whole = _upright_and_opaque(image)
+        small = whole.resize((size, size), Image.Resampling.LANCZOS)
+  # Pillow and its decoders raise errors of many kinds.
+  except Exception as error:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise ValueError(f"{path} is no image: remove it. ({reason})") from error
+  if deep:
+    raise ValueError(
+      f"{path}: pixels of 32 bits, must be of 8 or 16: convert it."
+    )
+  return np.asarray(small, np.uint8).reshape(size, size, -1)
+
+
+def _upright_and_opaque(image: Any) -> Any:
+  """Returns a pillow image of mode L or RGB."""
+  from PIL import Image, ImageOps
+
+  image = ImageOps.exif_transpose(image)
+  clear = image.info.get("transparency")
+  if image.mode.startswith("I;16"):  # Which `convert` would cut at 255.
+    values = np.asarray(image)
+    grey = (values >> 8).astype(np.uint8)
+    if clear is not None:
+      grey[values == clear] = BACKGROUND
+    return Image.fromarray(grey)
+  mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+  if clear is not None or image.mode in TRANSPARENT:
+    ground = Image.new("RGBA", image.size, (BACKGROUND,) * 4)
+    image = Image.alpha_composite(ground, image.convert("RGBA"))
+  return image.convert(mode)
+
+
+def folders_in(parent: Path) -> list[Path]:
+  """The folders in a folder, but for hidden ones."""
+  if not parent.is_dir():
+    return []
+  with os.scandir(parent) as entries:
+    return sorted(
+      Path(entry.path)
+      for entry in entries
+      if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def images_in(folder: Path) -> list[Path]:
+  """The images directly in a folder, by their suffix, but for hidden ones."""
+  with os.scandir(folder) as entries:
+    return sorted(
+      Path(entry.path)
+      for entry in entries
+      if entry.name.lower().endswith(SUFFIXES)
+      and not entry.name.startswith(".")
+      and not entry.is_dir()
+    )

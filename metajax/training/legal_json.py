@@ -1,0 +1,27 @@
+"""JSON that every reader takes."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def legal_json(value: Any, indent: int | None = None) -> str:
+  """Returns a value as JSON, which has no NaN and no infinity.
+
+  They become the strings "nan", "inf" and "-inf", which `float` reads. Arrays
+  and numbers of numpy and JAX are taken as Python's.
+  """
+
+  def legal(x: Any) -> Any:
+    if hasattr(x, "tolist"):
+      x = x.tolist()
+    if isinstance(x, float) and not math.isfinite(x):
+      return repr(x)
+    if isinstance(x, Mapping):
+      return {k: legal(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+      return [legal(v) for v in x]
+    return x
+
+  return json.dumps(legal(value), indent=indent, allow_nan=False)
