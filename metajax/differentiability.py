@@ -39,9 +39,15 @@ def watched(
 
   @same.defjvp
   def rule(primals: tuple, tangents: tuple) -> tuple:
+    is_64_bit = jnp.result_type(float) == jnp.float64
+
+    def find() -> str | None:
+      with jax.enable_x64(is_64_bit):
+        return find_fault(optimizer, params)
+
     # A thread of its own has neither the mesh nor the traces of this one.
     with ThreadPoolExecutor(1) as apart:
-      fault = apart.submit(find_fault, optimizer, params).result()
+      fault = apart.submit(find).result()
     if fault:
       warnings.warn(f"The inner optimizer {fault}", stacklevel=2)
     return primals[0], tangents[0]
