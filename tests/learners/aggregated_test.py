@@ -432,3 +432,32 @@ def test_members_that_are_no_stack_are_named(change, message):
     learned_average(learner, members)
   with pytest.raises(ValueError, match=message):
     learned_ensemble(learner, members, weighted_average, mean_squared_error)
+
+
+# --- What programs hold. ---
+
+
+def _text_size(learner):
+  """Characters of the program of a meta-gradient, which is not run."""
+  params = jax.eval_shape(learner.init, RNG, jnp.zeros((SUPPORT, FEATURES)))
+  episodes = jax.eval_shape(_episodes)
+  meta_grad = jax.jit(lambda learner, *given: learner.meta_grad(*given))
+  lowered = meta_grad.lower(learner.carried(), params, episodes, RNG)
+  return len(lowered.as_text())
+
+
+@pytest.mark.parametrize(
+  "build",
+  [
+    lambda members: learned_average(_learner()[0], members),
+    lambda members: learned_ensemble(
+      _learner()[0], members, weighted_average, mean_squared_error
+    ),
+  ],
+)
+def test_members_are_no_constants_of_programs(build):
+  """Each number of a constant would be 16 digits of the program's text."""
+  few, many = (build(_members(n)) for n in (2, 200))
+  numbers = sum(x.size for x in jax.tree.leaves(many.carried().adapt))
+  assert numbers > 200 * FEATURES * HIDDEN
+  assert _text_size(many) - _text_size(few) < 2 * numbers
