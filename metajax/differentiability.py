@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -38,7 +39,10 @@ def watched(
 
   @same.defjvp
   def rule(primals: tuple, tangents: tuple) -> tuple:
-    if fault := find_fault(optimizer, params):
+    # A thread of its own has neither the mesh nor the traces of this one.
+    with ThreadPoolExecutor(1) as apart:
+      fault = apart.submit(find_fault, optimizer, params).result()
+    if fault:
       warnings.warn(f"The inner optimizer {fault}", stacklevel=2)
     return primals[0], tangents[0]
 

@@ -80,7 +80,7 @@ OPTIMIZERS = {
     contrib.hutchinson_estimator_diag_hessian()
   ),
   "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(
-    optax.linear_schedule(RATE, 0.0, 9)
+    lambda count: RATE / 2**count
   ),
   "keep_params_nonnegative": lambda: optax.chain(
     _adam(), optax.keep_params_nonnegative()
@@ -104,7 +104,7 @@ OPTIMIZERS = {
   ),
   "inject_stateful_hyperparams": lambda: optax.inject_stateful_hyperparams(
     optax.adam
-  )(optax.linear_schedule(RATE, 0.0, 9)),
+  )(lambda count: RATE / 2**count),
   "mechanize": lambda: contrib.mechanize(_adam()),
   "MultiSteps": lambda: optax.MultiSteps(_adam(), 2).gradient_transformation(),
   "multi_transform": lambda: optax.multi_transform(
@@ -122,7 +122,7 @@ OPTIMIZERS = {
     optax.sgd(RATE), optax.scale_by_backtracking_linesearch(5, store_grad=True)
   ),
   "scale_by_schedule": lambda: optax.scale_by_schedule(
-    optax.linear_schedule(-RATE, 0.0, 9)
+    lambda count: -RATE / 2**count
   ),
   "scale_by_zoom_linesearch": lambda: optax.chain(
     optax.sgd(RATE), optax.scale_by_zoom_linesearch(5)

@@ -98,7 +98,9 @@ def thompson(num_arms: int, *, optimistic: bool = False) -> Player:
 
 
 def likeliest_thompson(num_arms: int, num_samples: int) -> Player:
-  """The best arm of the likeliest of several samples of the posterior::
+  """The best arm of the likeliest of several samples of the posterior.
+
+  ::
 
     argmax_i p^n_i,  n = argmax_n sum_i log Beta(p^n_i; successes_i, failures_i)
 

@@ -39,7 +39,9 @@ def best(
 
 
 def gamma(rng: PRNGKey, shapes: Array) -> Array:
-  """Draws Gamma variables by rejection (Marsaglia and Tsang 2000)::
+  """Draws Gamma variables by rejection (Marsaglia and Tsang 2000).
+
+  ::
 
     d = shape - 1/3,  v = (1 + x / sqrt(9 d))^3,  x normal, u uniform
     d v  if  log u < x^2 / 2 + d (1 - v + log v)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from metajax.numerics import check_number
 from metajax.players.choices import gamma
 from metajax.players.planning import (
   Counts,
@@ -75,11 +76,8 @@ def posterior_sampling(
   """
   if num_samples < 1:
     raise ValueError(f"num_samples={num_samples}: must be 1 or more.")
-  weight = prior.transitions
-  if not isinstance(weight, jax.core.Tracer) and weight < 1:
-    raise ValueError(
-      f"prior.transitions={weight}: samples need 1 or more of each next state."
-    )
+  # Samples need as much of each next state.
+  check_number("prior.transitions", prior.transitions, at_least=1)
 
   def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
     del episode

@@ -79,15 +79,18 @@ class Posterior(NamedTuple):
 
 
 def posterior(counts: Counts, prior: Prior) -> Posterior:
-  """Returns what is believed of an MDP of which this was seen::
+  """Returns what is believed of an MDP of which this was seen.
 
-  mean = (weight_0 mean_0 + sum of rewards) / (weight_0 + visits)
+  ::
+
+    mean = (weight_0 mean_0 + sum of rewards) / (weight_0 + visits)
   """
-  weight = prior.rewards + counts.visits
+  mean, rewards, transitions = map(jnp.asarray, prior)
+  weight = rewards + counts.visits
   return Posterior(
-    (prior.rewards * prior.mean + counts.rewards) / weight,
+    (rewards * mean + counts.rewards) / weight,
     weight,
-    prior.transitions + counts.next_states,
+    transitions + counts.next_states,
   )
 
 

@@ -1,4 +1,4 @@
-"""The MDP players of Duan et al. (2016, section 3.2), as their authors ran them.
+"""The MDP players of Duan et al. (2016, section 3.2) as their authors ran them.
 
 They took those of TabulaRL (Osband and Van Roy), which are not told the prior:
 posterior sampling and BEB expect mean rewards of 0, the others nearly nothing.
@@ -52,7 +52,9 @@ def tabularl_epsilon_greedy(sizes: Sizes, epsilon: ArrayLike) -> Player:
 
 
 def tabularl_beb(sizes: Sizes, scale: ArrayLike) -> Player:
-  """BEB: more for what was rarely done, and for what follows it::
+  """BEB: more for what was rarely done, and for what follows it.
+
+  ::
 
     Q = mean + 1 / (n + 2) + transitions V
         + left 2 horizon^3 scale / (1 + states + m)
@@ -75,7 +77,9 @@ def tabularl_beb(sizes: Sizes, scale: ArrayLike) -> Player:
 
 
 def tabularl_ucrl2(sizes: Sizes, scale: ArrayLike) -> Player:
-  """UCRL2, its bounds about the means of what was seen::
+  """UCRL2, its bounds about the means of what was seen.
+
+  ::
 
     scale sqrt(4 L / n)  of rewards,  scale sqrt(4 states L / m)  of transitions
     L = log(2 states actions (episode + 1) / 0.05)
@@ -91,9 +95,12 @@ def tabularl_ucrl2(sizes: Sizes, scale: ArrayLike) -> Player:
     four_l = 4 * jnp.log(2 * pairs * (episode + 1) / DELTA)
     seen = counts.next_states.sum(-1)
     width = scale * jnp.sqrt(four_l / jnp.maximum(counts.visits, 1))
-    distance = scale * jnp.sqrt(sizes.states * four_l / jnp.maximum(seen, 1))
+    distance = jnp.sqrt(sizes.states * four_l / jnp.maximum(seen, 1))
     return optimistic_values(
-      beliefs.means + width, beliefs.transitions, distance, sizes
+      beliefs.means + width,
+      beliefs.transitions,
+      jnp.asarray(scale * distance),
+      sizes,
     )
 
   return planner(sizes, plan)

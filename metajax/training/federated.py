@@ -192,11 +192,13 @@ def federated_trainer(
     chosen = chosen[jnp.argsort(-sizes[chosen])]
     chosen = chosen.reshape(-1, mesh.size).T.reshape(-1)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(order_key, chosen)
-    grads, metrics = sharded_round(
-      state.meta_params, data, sizes[chosen], offsets[chosen], keys
-    )
-    state = next_state(server_optimizer, state, grads, metrics["loss"])
-    return state, metrics
+
+    def at(params):
+      return sharded_round(params, data, sizes[chosen], offsets[chosen], keys)
+
+    grads, metrics = at(state.meta_params)
+    loss = metrics["loss"]
+    return next_state(server_optimizer, state, grads, loss, at=at), metrics
 
   replicated = NamedSharding(mesh, P())
   of_first = slice(int(offsets[0]), int(offsets[0] + sizes[0]))

@@ -164,9 +164,12 @@ def all_finite(tree: Any) -> Array:
 
 def _stays_finite(new: Any, old: Any) -> Array:
   """Whether all that was finite is so."""
+  pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
   kept = [
-    jnp.all(_is_finite(x) | ~_is_finite(y))
-    for x, y in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    # Without the barrier, XLA computes the update once more for this.
+    jnp.all(_is_finite(jax.lax.optimization_barrier(x)) | ~_is_finite(y))
+    for x, y in pairs
+    if jnp.issubdtype(jnp.asarray(x).dtype, jnp.inexact)
   ]
   return jnp.all(jnp.asarray(kept))
 

@@ -30,6 +30,14 @@ def test_choice_is_that_of_the_greedy_search(num_chosen):
   np.testing.assert_array_equal(found, _greedy(FEATURES, num_chosen))
 
 
+def test_sums_of_half_precision_features_do_not_stand_still():
+  """They pass 256, from where bfloat16 counts in twos."""
+  features = jnp.asarray(3 + DRAW.normal(size=(120, 3)), jnp.bfloat16)
+  found = herding(features, 120)
+  expected = _greedy(np.float64(features), 120)
+  assert np.mean(found == np.array(expected)) > 0.9
+
+
 def test_choice_of_fewer_is_the_start_of_the_choice_of_more():
   features = jnp.asarray(FEATURES, jnp.float32)
   np.testing.assert_array_equal(herding(features, 12)[:4], herding(features, 4))

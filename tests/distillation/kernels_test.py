@@ -184,6 +184,18 @@ def test_ridge_regression_without_a_ridge_interpolates(float64):
     assert largest < error if error else largest > 1e-4
 
 
+def test_ridge_is_swept():
+  x = jnp.asarray(np.random.default_rng(3).normal(size=(6, 4)), jnp.float32)
+
+  def predict(ridge):
+    return kernel_ridge(linear_kernel, x, x[:, :2], ridge)(x)
+
+  ridges = jnp.array([1e-2, 1.0])
+  found = jax.vmap(predict)(ridges)
+  np.testing.assert_allclose(found[0], predict(1e-2), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found[1], predict(1.0), rtol=1e-4, atol=1e-5)
+
+
 def test_ridge_is_in_units_of_the_kernel():
   x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
   targets = jnp.asarray(DRAW.normal(size=(5, 2)), jnp.float32)

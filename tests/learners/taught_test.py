@@ -344,6 +344,33 @@ def test_temperatures_that_are_not_positive_are_named(temperature):
     )
 
 
+def test_share_and_temperature_of_the_teacher_are_swept():
+  (student, _), (teacher, _) = _students("classes"), _teachers("classes")
+
+  @jax.jit
+  @jax.vmap
+  def learn(alpha, temperature):
+    learner = taught(
+      student,
+      teacher,
+      TEACHER_PARAMS,
+      cross_entropy,
+      alpha=alpha,
+      temperature=temperature,
+    )
+    grads, metrics = learner.meta_grad(PARAMS, EPISODES["classes"], RNG)
+    return grads, metrics["match"]
+
+  alphas, temperatures = [0.0, 1.0, 0.3, 0.3], [2.0, 2.0, 2.0, 8.0]
+  grads, match = learn(jnp.array(alphas), jnp.array(temperatures))
+  # Linear in the share, and another divergence at another temperature.
+  for leaf in jax.tree.leaves(grads):
+    expected = 0.7 * leaf[0] + 0.3 * leaf[1]
+    np.testing.assert_allclose(leaf[2], expected, rtol=1e-9, atol=1e-12)
+  np.testing.assert_allclose(match[:3], match[0], rtol=1e-12)
+  assert abs(match[3] - match[0]) > 0.01
+
+
 def test_student_with_a_schedule_is_taught_at_every_step():
   student, _ = _students("classes")
   scheduled = student._replace(schedule=lambda step: student)

@@ -8,7 +8,13 @@ import optax
 import pytest
 from optax import contrib
 
-from metajax.training import evaluation_params, meta_trainer, supervised_trainer
+from metajax.training import (
+  Clients,
+  evaluation_params,
+  federated_trainer,
+  meta_trainer,
+  supervised_trainer,
+)
 from metajax.training.loop import Schedule, fit
 from metajax.training.state import first_state, next_state
 from metajax.types import Batch, Episode, MetaLearner
@@ -235,6 +241,50 @@ def test_supervised_training_searches_over_the_batch_of_the_step():
   expected, _ = _plain(name, [0.0, 0.0, 0.0])
   found = _train(trainer, 3).meta_params
   chex.assert_trees_all_close(found, expected, rtol=1e-8)
+
+
+class _Slopes:
+  """Predictions without a bias."""
+
+  def init(self, rng, inputs):
+    return jnp.zeros(inputs.shape[-1])
+
+  def apply(self, params, inputs):
+    return inputs @ params
+
+
+def test_a_federated_server_searches_over_the_clients_of_the_round():
+  """After one step of rate 1 each, what they return is a gradient."""
+  inputs = jnp.asarray(np.stack([INPUTS, -2 * INPUTS[::-1]]))
+  targets = jnp.asarray(np.stack([TARGETS[:, 0], TARGETS[:, 1]]))
+  sizes = jnp.array([3, 2])
+  make = OPTIMIZERS["scale_by_backtracking_linesearch"]
+  trainer = federated_trainer(
+    _Slopes(),
+    lambda p, t: jnp.mean((p - t) ** 2),
+    Clients(Batch(inputs, targets), sizes),
+    optax.sgd(1.0),
+    make(),
+    clients_per_round=2,
+    rng=RNG,
+  )
+  found = _train(trainer, 3)
+
+  def loss(params):
+    errors = jnp.concatenate([inputs[0], inputs[1, :2]]) @ params
+    errors -= jnp.concatenate([targets[0], targets[1, :2]])
+    return jnp.mean(errors**2)
+
+  optimizer, params = make(), jnp.zeros(2)
+  state = optimizer.init(params)
+  for _ in range(3):
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = optimizer.update(
+      grads, state, params, value=value, grad=grads, value_fn=loss
+    )
+    params += updates
+  assert found.step == 3
+  np.testing.assert_allclose(found.meta_params, params, rtol=1e-8)
 
 
 def _schedule_free_average(num_steps):

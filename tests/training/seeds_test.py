@@ -21,8 +21,14 @@ TASK_KEYS = jnp.stack([jax.random.key(100 + seed) for seed in SEEDS])
 
 
 def _trainer(rng, name="maml", **options):
+  choices = {"maml_plus_plus": {"step_normalization": False}}
   learner = REGISTRY[name](
-    MLP(1, (8,)), mean_squared_error, optax.sgd(0.01), 2, num_eval_steps=2
+    MLP(1, (8,)),
+    mean_squared_error,
+    optax.sgd(0.01),
+    2,
+    num_eval_steps=2,
+    **choices.get(name, {}),
   )
   tasks = sinusoid(3, 4)
   return meta_trainer(
