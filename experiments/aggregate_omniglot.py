@@ -193,8 +193,8 @@ def main() -> None:
   name = "learned_average_of_aligned_seeds"
   scores[name] = values(average, splits, "test")(weights)
 
-  def equal(size: int) -> Params:
-    return {"logits": jnp.zeros(size), "beta": jnp.zeros(())}
+  def of_equals(ensemble: MetaLearner) -> Params:
+    return ensemble.init(jax.random.key(0), image)
 
   together = pooled(members=seeds)
   score = values(together, splits, "test")
@@ -202,13 +202,14 @@ def main() -> None:
   sizes = range(1, len(finals) + 1)
   scores["ensemble_of_1"] = scores["member_0"]
   for size in sizes[1:-1]:
-    members = jax.tree.map(lambda x, n=size: x[:n], seeds)
-    score_some = values(pooled(members=members), splits, "test")
-    scores[f"ensemble_of_{size}"] = score_some(equal(size))
-  scores[f"ensemble_of_{sizes[-1]}"] = score(equal(sizes[-1]))
+    some = pooled(members=jax.tree.map(lambda x, n=size: x[:n], seeds))
+    score_some = values(some, splits, "test")
+    scores[f"ensemble_of_{size}"] = score_some(of_equals(some))
+  scores[f"ensemble_of_{sizes[-1]}"] = score(of_equals(together))
   if averages:
-    score = values(pooled(members=snapshots), splits, "test")
-    scores["ensemble_of_snapshots"] = score(equal(FLAGS.snapshots))
+    together = pooled(members=snapshots)
+    score = values(together, splits, "test")
+    scores["ensemble_of_snapshots"] = score(of_equals(together))
 
   plots.curves(
     runs.workdir / "ensemble_size.png",

@@ -254,8 +254,9 @@ def draw_sizes(workdir: Path, stack: Params, posterior: Params) -> None:
   for size in [*sizes, FLAGS.regressors]:
     build = functools.partial(ensemble, members=first(stack, size))
     score = scorer(build, 0, "test")
-    equal = {"logits": jnp.zeros(size), "beta": jnp.zeros(())}
-    learned = {**posterior, "logits": posterior["logits"][:size]}
+    equal = build(0, 0.0).init(jax.random.key(0), jnp.zeros((1, 1)))
+    logits, beta = posterior["logits"][:size], posterior["beta"]
+    learned = {**equal, "logits": logits, "beta": beta}
     curves["equal"][size] = score((equal, 0.0))
     curves["learned"][size] = score((learned, 0.0))
   plots.curves(

@@ -5,9 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
-from metajax.aggregation import check_stack, weighted_average
+from metajax import variables
+from metajax.aggregation.stacks import check_stack, weighted_sum
+from metajax.forward import with_mask
 from metajax.learners.meta_gradients import gradient_of_mean, query_loss
+from metajax.losses import over_examples
 from metajax.types import (
   Array,
   Batch,
@@ -17,6 +21,7 @@ from metajax.types import (
   Metrics,
   Params,
   PRNGKey,
+  State,
 )
 
 Groups = Callable[[str], str]  # the path of an array -> the name of its group
@@ -43,8 +48,10 @@ def learned_average(
       arrays share their weights if None.
 
   Returns:
-    A `MetaLearner` whose meta-parameters are logits `[models]` by group, equal
-    ones at first.
+    A `MetaLearner` with meta-parameters `{"logits": {group: [models]},
+    "members": State(members)}`, equal logits at first. The members stay as they
+    are; as a part of the state, no program has them as constants. Running
+    statistics of the learner's model are averaged with the rest.
 
   Raises:
     ValueError: see `check_stack`.
@@ -52,28 +59,37 @@ def learned_average(
   size = check_stack(members)
   group_of = groups or (lambda path: "all")
 
-  def average(logits: Params) -> Params:
-    return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: _mix(logits[group_of(_name(path))], leaf), members
-    )
+  def average(logits: Params, members: Params) -> Params:
+    def mix(path: Sequence[Any], leaf: Array) -> Array:
+      weights = jax.nn.softmax(logits[group_of(_name(path))])
+      return variables.narrow(weighted_sum(weights, leaf), leaf.dtype)
 
-  def init(rng: PRNGKey, inputs: Array) -> Params:
+    return jax.tree_util.tree_map_with_path(mix, members)
+
+  def init(members: Params, rng: PRNGKey, inputs: Any) -> Params:
     del rng, inputs
     paths = jax.tree_util.tree_leaves_with_path(members)
     names = sorted({group_of(_name(path)) for path, _ in paths})
-    return {name: jnp.zeros(size) for name in names}
+    logits = {name: jnp.zeros(size) for name in names}
+    return {"logits": logits, "members": State(members)}
 
-  def adapt(logits: Params, support: Batch, rng: PRNGKey) -> Params:
-    return learner.adapt(average(logits), support, rng)
+  def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
+    start = average(meta_params["logits"], meta_params["members"].value)
+    return learner.adapt(start, support, rng)
 
   def meta_grad(
-    logits: Params, episodes: Episode, rng: PRNGKey
+    meta_params: Params, episodes: Episode, rng: PRNGKey
   ) -> tuple[Params, Metrics]:
-    meta_params, pull_back = jax.vjp(average, logits)
-    grads, metrics = learner.meta_grad(meta_params, episodes, rng)
-    return pull_back(grads)[0], metrics
+    def start(logits: Params) -> tuple[Params, Params]:
+      theta = average(logits, meta_params["members"].value)
+      return variables.weights(theta), theta
 
-  return MetaLearner(init, adapt, learner.predict, meta_grad)
+    _, pull_back, theta = jax.vjp(start, meta_params["logits"], has_aux=True)
+    grads, metrics = learner.meta_grad(theta, episodes, rng)
+    (logits,) = pull_back(variables.weights(grads))
+    return {"logits": logits, "members": meta_params["members"]}, metrics
+
+  return MetaLearner(Partial(init, members), adapt, learner.predict, meta_grad)
 
 
 def learned_ensemble(
@@ -108,41 +124,51 @@ def learned_ensemble(
     metrics: more such functions to report, on the query.
 
   Returns:
-    A `MetaLearner` with meta-parameters `{"logits": [models], "beta": scalar}`.
+    A `MetaLearner` with meta-parameters `{"logits": [models], "beta": scalar,
+    "members": State(members)}`. The members stay as they are; as a part of the
+    state, no program has them as constants.
 
   Raises:
     ValueError: see `check_stack`.
   """
   size = check_stack(members)
 
-  def init(rng: PRNGKey, inputs: Array) -> Params:
+  member_predict = with_mask(learner.predict)
+
+  def init(members: Params, rng: PRNGKey, inputs: Any) -> Params:
     del rng, inputs
-    return {"logits": jnp.zeros(size), "beta": jnp.zeros(())}
+    return {
+      "logits": jnp.zeros(size),
+      "beta": jnp.zeros(()),
+      "members": State(members),
+    }
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
+    inputs, targets, mask = support
+
     def learn(member: Params, key: PRNGKey) -> tuple[Params, Array]:
       adapted = learner.adapt(member, support, key)
-      predictions = learner.predict(adapted, support.inputs)
-      return adapted, loss_fn(predictions, support.targets)
+      predictions = member_predict(adapted, inputs, mask=mask)
+      return adapted, over_examples(loss_fn, predictions, targets, mask)
 
+    members = meta_params["members"].value
     adapted, losses = jax.vmap(learn)(members, jax.random.split(rng, size))
     weights = jax.nn.softmax(
       meta_params["logits"] - meta_params["beta"] * losses
     )
     return {"members": adapted, "weights": weights}
 
-  def predict(task_params: Params, inputs: Array) -> Array:
-    predictions = jax.vmap(learner.predict, in_axes=(0, None))(
-      task_params["members"], inputs
+  def predict(
+    task_params: Params, inputs: Any, *, mask: Array | None = None
+  ) -> Array:
+    predictions = jax.vmap(lambda p: member_predict(p, inputs, mask=mask))(
+      task_params["members"]
     )
     return pool(predictions, task_params["weights"])
 
   meta_loss = query_loss(adapt, predict, loss_fn, metrics)
-  return MetaLearner(init, adapt, predict, gradient_of_mean(meta_loss))
-
-
-def _mix(logits: Array, leaf: Array) -> Array:
-  return weighted_average(leaf, jax.nn.softmax(logits))
+  meta_grad = gradient_of_mean(meta_loss)
+  return MetaLearner(Partial(init, members), adapt, predict, meta_grad)
 
 
 def _name(path: Sequence[Any]) -> str:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
 
 from metajax.numerics import wide
 from metajax.training import seeds
@@ -167,9 +168,12 @@ def meta_trainer(
       update = seeds.together(update)
     return update(state, grads, metrics, rng)
 
-  def start_one(rng, tasks):
+  # Arrays that a `Partial` carries, members of an ensemble say, are arguments.
+  carried = learner.init if isinstance(learner.init, Partial) else None
+
+  def start_one(rng, tasks, carried):
     episode = tasks(rng)
-    meta_params = learner.init(rng, episode.support.inputs)
+    meta_params = (carried or learner.init)(rng, episode.support.inputs)
     return first_state(optimizer, meta_params)
 
   if num_seeds is not None:
@@ -178,9 +182,9 @@ def meta_trainer(
   start = jax.jit(start_one, out_shardings=replicated)
 
   def init(rng: PRNGKey) -> TrainState:
-    return start(place(rng, replicated), tasks)
+    return start(place(rng, replicated), tasks, carried)
 
-  tasks, rng = place((tasks, rng), replicated)
+  tasks, rng, carried = place((tasks, rng, carried), replicated)
   return trainer_on(mesh, init, mean_over_steps(meta_step, tasks, rng))
 
 

@@ -12,6 +12,7 @@ import pytest
 import scipy.special
 from jax.flatten_util import ravel_pytree
 
+from metajax import variables
 from metajax.aggregation import (
   average_probabilities,
   log_pool,
@@ -25,7 +26,8 @@ from metajax.learners import (
   maml,
 )
 from metajax.losses import accuracy, cross_entropy, mean_squared_error
-from metajax.types import Batch, Episode
+from metajax.training import meta_trainer
+from metajax.types import Batch, Episode, State
 
 RNG = jax.random.key(0)
 TASKS, SUPPORT, QUERY, FEATURES, HIDDEN, MEMBERS = 3, 6, 7, 2, 4, 3
@@ -143,11 +145,20 @@ def test_meta_gradient_of_an_average_equals_finite_differences(group_of, names):
   """Of MAML's query loss from the explicit average, task by task."""
   (learner, _), members, episodes = _learner(), _members(), _episodes()
   averaged = learned_average(learner, members, group_of)
-  logits = averaged.init(RNG, episodes.support.inputs[0])
-  assert sorted(logits) == names
-  chex.assert_trees_all_equal(logits, {name: np.zeros(3) for name in names})
-  logits = _random_like(logits)
-  grads, metrics = jax.jit(averaged.meta_grad)(logits, episodes, RNG)
+  start = averaged.init(RNG, episodes.support.inputs[0])
+  chex.assert_trees_all_equal(
+    start,
+    {
+      "logits": {name: np.zeros(3) for name in names},
+      "members": State(members),
+    },
+  )
+  logits = _random_like(start["logits"])
+  start = start | {"logits": logits}
+  grads, metrics = jax.jit(averaged.meta_grad)(start, episodes, RNG)
+  # The members are no weights: they come back as they are.
+  chex.assert_trees_all_equal(grads["members"], State(members))
+  grads = grads["logits"]
 
   @jax.jit
   @functools.partial(jax.vmap, in_axes=(None, 0))
@@ -179,8 +190,8 @@ def test_any_learners_estimate_is_passed_on_to_the_weights(name):
   (learner, _), members, episodes = _learner(name), _members(), _episodes()
   averaged = learned_average(learner, members, group_of)
   start = averaged.init(RNG, episodes.support.inputs[0])
-  assert sorted(start) == ["head", "hidden"]
-  logits = _random_like(start)
+  assert sorted(start["logits"]) == ["head", "hidden"]
+  logits = _random_like(start["logits"])
   theta = _average_by_hand(logits, members, group_of)
   g, expected_metrics = jax.jit(learner.meta_grad)(theta, episodes, RNG)
   expected = {group: np.zeros(MEMBERS) for group in logits}
@@ -188,20 +199,22 @@ def test_any_learners_estimate_is_passed_on_to_the_weights(name):
     weights = scipy.special.softmax(logits[group])
     along = ((members[key] - theta[key]) * g[key]).sum(axis=(1, 2))
     expected[group] += weights * along
-  grads, metrics = jax.jit(averaged.meta_grad)(logits, episodes, RNG)
-  chex.assert_trees_all_close(grads, expected, rtol=1e-9, atol=1e-12)
+  grads, metrics = jax.jit(averaged.meta_grad)(
+    start | {"logits": logits}, episodes, RNG
+  )
+  chex.assert_trees_all_close(grads["logits"], expected, rtol=1e-9, atol=1e-12)
   chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-10)
 
 
 def test_equal_logits_adapt_from_the_average_of_the_members():
   (learner, adapt), members, task = _learner(), _members(), _task(_episodes())
   averaged = learned_average(learner, members, lambda path: path)
-  logits = averaged.init(RNG, task.support.inputs)
+  start = averaged.init(RNG, task.support.inputs)
   expected = adapt(weighted_average(members), task.support, RNG)
   # What logits have in common does not matter.
-  shifted = jax.tree.map(lambda x: x + 5.0, logits)
+  shifted = {name: x + 5.0 for name, x in start["logits"].items()}
   adapt_average = jax.jit(averaged.adapt)
-  for equal in (logits, shifted):
+  for equal in (start, start | {"logits": shifted}):
     found = adapt_average(equal, task.support, RNG)
     chex.assert_trees_all_close(found, expected, rtol=1e-10, atol=1e-12)
   np.testing.assert_array_equal(
@@ -214,7 +227,11 @@ def test_average_of_one_member_is_that_member_whatever_its_logit():
   (learner, adapt), members, task = _learner(), _members(1), _task(_episodes())
   averaged = learned_average(learner, members)
   chex.assert_trees_all_close(
-    jax.jit(averaged.adapt)({"all": jnp.array([3.0])}, task.support, RNG),
+    jax.jit(averaged.adapt)(
+      {"logits": {"all": jnp.array([3.0])}, "members": State(members)},
+      task.support,
+      RNG,
+    ),
     adapt(_member(members, 0), task.support, RNG),
     rtol=1e-10,
   )
@@ -260,8 +277,14 @@ def test_ensemble_pools_the_adapted_members_by_support_loss(pool, by_hand):
   rows = np.arange(SUPPORT)
   losses = -np.log(support[:, rows, task.support.targets]).mean(axis=1)
   start = ensemble.init(RNG, task.support.inputs)
-  chex.assert_trees_all_equal(start, {"logits": np.zeros(3), "beta": 0.0})
-  later = {"logits": jnp.array([0.3, -0.5, 1.0]), "beta": jnp.array(2.5)}
+  later = {
+    "logits": jnp.array([0.3, -0.5, 1.0]),
+    "beta": jnp.array(2.5),
+    "members": State(members),
+  }
+  chex.assert_trees_all_equal(
+    start, later | {"logits": np.zeros(3), "beta": 0.0}
+  )
   for meta_params, weights in (
     (start, np.full(MEMBERS, 1 / MEMBERS)),
     (later, scipy.special.softmax(later["logits"] - 2.5 * losses)),
@@ -325,6 +348,7 @@ def test_members_that_do_not_adapt_have_their_posterior_at_beta_n():
     meta_params = {
       "logits": jnp.asarray(logits),
       "beta": jnp.array(float(SUPPORT)),
+      "members": State(members),
     }
     found = adapt(meta_params, task.support, RNG)["weights"]
     expected = posterior_weights(jnp.asarray(by_model), weights)
@@ -343,9 +367,12 @@ def test_meta_gradient_of_an_ensemble_equals_finite_differences():
     metrics={"accuracy": accuracy},
   )
   start = ensemble.init(RNG, episodes.support.inputs[0])
-  meta_params = _random_like(start)
+  meta_params = start | _random_like(
+    {name: start[name] for name in ("logits", "beta")}
+  )
 
-  def query_scores(meta_params, episode):
+  def query_scores(learned, episode):
+    meta_params = start | learned
     adapted = ensemble.adapt(meta_params, episode.support, RNG)
     log_p = ensemble.predict(adapted, episode.query.inputs)
     labels = episode.query.targets
@@ -354,6 +381,8 @@ def test_meta_gradient_of_an_ensemble_equals_finite_differences():
 
   scores = jax.jit(jax.vmap(query_scores, in_axes=(None, 0)))
   grads, metrics = jax.jit(ensemble.meta_grad)(meta_params, episodes, RNG)
+  members = grads.pop("members")
+  chex.assert_trees_all_equal(members, meta_params.pop("members"))
   differences = _central_differences(
     lambda p: scores(p, episodes)[0].mean(), meta_params
   )
@@ -396,10 +425,11 @@ def test_outer_steps_learn_which_member_to_trust(right):
     def step(carry, _):
       meta_params, state = carry
       grads, _ = ensemble.meta_grad(meta_params, train, RNG)
-      updates, state = optimizer.update(grads, state)
-      return (optax.apply_updates(meta_params, updates), state), None
+      updates, state = optimizer.update(variables.weights(grads), state)
+      weights = optax.apply_updates(variables.weights(meta_params), updates)
+      return (variables.combine(weights, meta_params), state), None
 
-    start = meta_params, optimizer.init(meta_params)
+    start = meta_params, optimizer.init(variables.weights(meta_params))
     (after, _), _ = jax.lax.scan(step, start, length=50)
     losses = [
       ensemble.meta_grad(p, test, RNG)[1]["loss"] for p in (meta_params, after)
@@ -411,6 +441,83 @@ def test_outer_steps_learn_which_member_to_trust(right):
   assert learned["beta"] > 0.1
   if right == "the same in all tasks":
     assert jnp.argmax(learned["logits"]) == 1
+
+
+# --- Members are arguments. ---
+
+
+@pytest.mark.parametrize("build", ["average", "ensemble"])
+def test_no_program_has_the_members_as_constants(build, tmp_path):
+  """Neither that of the start nor that of the steps, nor are they trained."""
+  learner = maml(LINEAR, mean_squared_error, optax.sgd(0.1), 1)
+  members = jnp.asarray(np.random.default_rng(0).normal(size=(3, 20_000, 1)))
+  if build == "average":
+    combined = learned_average(learner, members)
+  else:
+    combined = learned_ensemble(
+      learner, members, weighted_average, mean_squared_error
+    )
+
+  def tasks(rng):
+    x = jax.random.normal(rng, (2, 20_000)) / 100
+    return Episode(Batch(x, x[:, :1]), Batch(x, x[:, :1]))
+
+  jax.config.update("jax_dump_ir_to", str(tmp_path))
+  try:
+    trainer = meta_trainer(
+      combined, optax.sgd(0.1), tasks, meta_batch=1, rng=RNG, task_chunk=1
+    )
+    state = trainer.init(RNG)
+    train, _ = trainer.compile(state)
+  finally:
+    jax.config.update("jax_dump_ir_to", None)
+  programs = [path.read_text() for path in tmp_path.iterdir()]
+  assert any("jit_train_steps" in text for text in programs)
+  assert any("jit_start_one" in text for text in programs)
+  assert max(map(len, programs)) < members.nbytes / 2
+  before = jax.tree.map(np.asarray, state.meta_params)
+  after = train(state, 2)[0].meta_params
+  chex.assert_trees_all_equal(after["members"], State(np.asarray(members)))
+  assert not np.array_equal(
+    *(jax.tree.leaves(p["logits"])[0] for p in (before, after))
+  )
+
+
+def test_state_of_members_is_averaged_and_goes_along():
+  """Their integers and running statistics are no weights, either."""
+
+  def apply(params, x):
+    return x @ params["w"] * params["norm"].value["scale"]
+
+  model = SimpleNamespace(init=None, apply=apply)
+  members = {
+    "w": jnp.asarray(np.random.default_rng(0).normal(size=(3, FEATURES, 1))),
+    "norm": State({"scale": jnp.array([1.0, 2.0, 6.0]), "n": jnp.arange(3)}),
+  }
+  learner = maml(model, mean_squared_error, optax.sgd(0.1), 1)
+  averaged, episodes = learned_average(learner, members), _episodes()
+  start = averaged.init(RNG, episodes.support.inputs[0])
+  adapted = averaged.adapt(start, _task(episodes).support, RNG)
+  assert adapted["norm"].value["scale"] == 3 and adapted["norm"].value["n"] == 1
+  grads, _ = averaged.meta_grad(start, episodes, RNG)
+  chex.assert_trees_all_equal(grads["members"], State(members))
+  assert np.abs(grads["logits"]["all"]).max() > 1e-3
+
+
+def test_padding_of_a_support_says_nothing_of_the_members():
+  members, task = _members(), _task(_episodes())
+  ensemble = learned_ensemble(
+    _learner()[0], members, weighted_average, mean_squared_error
+  )
+  start = ensemble.init(RNG, task.support.inputs) | {"beta": jnp.array(2.0)}
+  padded = Batch(
+    *(jnp.concatenate([x, 0 * x[:2] + 9]) for x in task.support[:2]),
+    jnp.arange(SUPPORT + 2) < SUPPORT,
+  )
+  adapt = jax.jit(ensemble.adapt)
+  chex.assert_trees_all_close(
+    adapt(start, padded, RNG), adapt(start, task.support, RNG), rtol=1e-10
+  )
 
 
 # --- What is refused. ---
