@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from metajax.aggregation import check_stack, weighted_average
+from metajax import variables
+from metajax.aggregation.stacks import check_stack, weighted_sum
 from metajax.forward import with_mask
 from metajax.learners.meta_gradients import gradient_of_mean, query_loss
 from metajax.losses import over_examples
@@ -48,7 +49,8 @@ def learned_average(
 
   Returns:
     A `MetaLearner` whose meta-parameters are logits `[models]` by group, equal
-    ones at first.
+    ones at first. Running statistics of the learner's model are averaged with
+    the rest.
 
   Raises:
     ValueError: see `check_stack`.
@@ -57,9 +59,11 @@ def learned_average(
   group_of = groups or (lambda path: "all")
 
   def average(members: Params, logits: Params) -> Params:
-    return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: _mix(logits[group_of(_name(path))], leaf), members
-    )
+    def mix(path: Sequence[Any], leaf: Array) -> Array:
+      weights = jax.nn.softmax(logits[group_of(_name(path))])
+      return variables.narrow(weighted_sum(weights, leaf), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(mix, members)
 
   def init(rng: PRNGKey, inputs: Any) -> Params:
     del rng, inputs
@@ -83,11 +87,13 @@ def learned_average(
     episodes: Episode,
     rng: PRNGKey,
   ) -> tuple[Params, Metrics]:
-    meta_params, pull_back = jax.vjp(
-      functools.partial(average, members), logits
-    )
-    grads, metrics = learner.meta_grad(meta_params, episodes, rng)
-    return pull_back(grads)[0], metrics
+    def start(logits: Params) -> tuple[Params, Params]:
+      theta = average(members, logits)
+      return variables.weights(theta), theta
+
+    _, pull_back, theta = jax.vjp(start, logits, has_aux=True)
+    grads, metrics = learner.meta_grad(theta, episodes, rng)
+    return pull_back(variables.weights(grads))[0], metrics
 
   # The members are arguments of programs, and no constants.
   given = learner.carried(), members
@@ -181,10 +187,6 @@ def learned_ensemble(
   return MetaLearner(
     init, Partial(adapt, *given), predict, Partial(meta_grad, *given)
   )
-
-
-def _mix(logits: Array, leaf: Array) -> Array:
-  return weighted_average(leaf, jax.nn.softmax(logits))
 
 
 def _name(path: Sequence[Any]) -> str:
