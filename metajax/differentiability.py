@@ -1,16 +1,19 @@
 """Says which optimizers have derivatives that are not finite, or not exact."""
 
+import functools
 import re
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.extend.core import jaxpr_as_fun
 
-from metajax import inner_optimizers
+from metajax import optimizers
 from metajax.types import Array, Params
 
 _STEPS = 6  # By then `radam` has had its step that is NaN at any gradient.
@@ -19,26 +22,23 @@ _SEARCH = re.compile(r"\bwhile\[")
 _RISKY = re.compile(r"\b(div|sqrt|rsqrt|cbrt|pow|log|atan2|while)\b")
 
 
-def watched(
-  grads: Params, optimizer: inner_optimizers.Optimizer, params: Params
-) -> Params:
-  """Returns `grads`; warns if the optimizer should not be differentiated.
-
-  Only when they are differentiated. Until then nothing is done, and nothing
-  ever enters the program.
+def watch(
+  optimizer: optax.GradientTransformation, params: Params
+) -> Callable[[Params], Params]:
+  """Builds a function that warns if an optimizer should not be differentiated.
 
   Args:
-    grads: the gradients on their way to the optimizer.
     optimizer: any optimizer of optax.
     params: the parameters that it trains, of which the shapes are looked at.
+
+  Returns:
+    `grads -> grads`, for the gradients on their way to the optimizer. It warns
+    when it is differentiated. Until then the optimizer is not tried, and
+    nothing ever enters the program.
   """
 
-  @jax.custom_jvp
-  def same(grads: Params) -> Params:
-    return grads
-
-  @same.defjvp
-  def rule(primals: tuple, tangents: tuple) -> tuple:
+  @functools.cache
+  def fault() -> str | None:
     is_64_bit = jnp.result_type(float) == jnp.float64
 
     def find() -> str | None:
@@ -47,17 +47,24 @@ def watched(
 
     # A thread of its own has neither the mesh nor the traces of this one.
     with ThreadPoolExecutor(1) as apart:
-      fault = apart.submit(find).result()
-    if fault:
-      warnings.warn(f"The inner optimizer {fault}", stacklevel=2)
+      return apart.submit(find).result()
+
+  @jax.custom_jvp
+  def watched(grads: Params) -> Params:
+    return grads
+
+  @watched.defjvp
+  def rule(primals: tuple, tangents: tuple) -> tuple:
+    if fault():
+      warnings.warn(f"The inner optimizer {fault()}", stacklevel=2)
     return primals[0], tangents[0]
 
   del rule
-  return same(grads)
+  return watched
 
 
 def find_fault(
-  optimizer: inner_optimizers.Optimizer, params: Params
+  optimizer: optax.GradientTransformation, params: Params
 ) -> str | None:
   """Tries an optimizer's derivatives on a few numbers.
 
@@ -77,17 +84,16 @@ def find_fault(
       return scale * _total(jax.tree.map(jnp.sin, params))
 
     def step(carry: tuple, _: None) -> tuple:
-      trained, state = carry
-      at = inner_optimizers.gradient_params(trained)
-      loss, grads = jax.value_and_grad(loss_fn)(at)
-      carry = inner_optimizers.update(
-        optimizer, grads, state, trained, loss, loss_fn
+      params, state = carry
+      loss, grads = jax.value_and_grad(loss_fn)(params)
+      updates, state = optimizers.update(
+        optimizer, grads, state, params, value=loss, value_fn=loss_fn
       )
-      return carry, None
+      return (optax.apply_updates(params, updates), state), None
 
-    carry, _ = step(inner_optimizers.start(optimizer, params), None)
-    carry, _ = jax.lax.scan(step, carry, None, length=_STEPS - 1)
-    return _total(inner_optimizers.evaluation_params(*carry))
+    carry, _ = step((params, optimizers.init(optimizer, params)), None)
+    (params, state), _ = jax.lax.scan(step, carry, None, length=_STEPS - 1)
+    return _total(optimizers.evaluation_params(state, params))
 
   # Few parameters, unless the optimizer has a mask of these.
   for like in ({"w": np.zeros((2, 2)), "b": np.zeros(2)}, params):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import SAMState, ScheduleFreeState
 
+from metajax.constant_loops import constant_loops
 from metajax.types import Array, Params
 
 
@@ -40,6 +41,7 @@ def update(
   *,
   value: Array | None = None,
   at: Callable[[Params], tuple[Params, Array]] | None = None,
+  value_fn: Callable[[Params], Array] | None = None,
 ) -> tuple[Params, optax.OptState]:
   """Asks any of optax's optimizers for its updates.
 
@@ -56,6 +58,9 @@ def update(
     value: the loss at `params`; None: there is none.
     at: `params -> (grads, value)`, the same step at other parameters; it is
       traced where the optimizer calls it only. None: cannot be had.
+    value_fn: `params -> value` in its place, where the gradient is its
+      derivative. The updates can then be differentiated; what a line search
+      finds is a constant of that derivative.
 
   Returns:
     `(updates, opt_state)`.
@@ -63,26 +68,40 @@ def update(
   told: dict[str, Any] = {"grad": grads}
   if value is not None:
     told["value"] = value
+  objective, searches = value_fn, []
   if at is not None:
     told["grad_fn"] = lambda params, _: at(params)[0]
-  if at is not None and value is not None:
-    differentiable = _with_gradient(at)
-
+    if value is not None:
+      objective = _with_gradient(at)
+  elif value_fn is not None:
+    told["grad_fn"] = lambda params, _: jax.grad(value_fn)(params)
+  if objective is not None:
     # A line search hands what it does not know on to this function, and raises
     # where that does not take it.
-    def value_fn(
+    def search(
       params: Params, obj_fn: Any = None, grad_fn: Any = None
     ) -> Array:
       del obj_fn, grad_fn
-      return differentiable(params)
+      searches.append(True)
+      return objective(params)
 
-    told |= {"value_fn": value_fn, "obj_fn": differentiable}
-  if not isinstance(opt_state, SlowState):
+    told |= {"value_fn": search, "obj_fn": objective}
+
+  def tell(
+    opt_state: optax.OptState, params: Params
+  ) -> tuple[Params, optax.OptState]:
     return _tell(optimizer, grads, opt_state, params, told)
-  pair = optax.LookaheadParams(params, opt_state.slow)
-  updates, inner = _tell(optimizer, grads, opt_state.inner, pair, told)
-  slow = optax.apply_updates(opt_state.slow, updates.slow)
-  return updates.fast, SlowState(inner, slow)
+
+  slow = isinstance(opt_state, SlowState)
+  inner = opt_state.inner if slow else opt_state
+  pair = optax.LookaheadParams(params, opt_state.slow) if slow else params
+  updates, new = tell(inner, pair)
+  if searches and value_fn is not None:
+    updates, new = constant_loops(tell)(inner, pair)
+  if not slow:
+    return updates, new
+  moved = optax.apply_updates(opt_state.slow, updates.slow)
+  return updates.fast, SlowState(new, moved)
 
 
 def evaluation_params(opt_state: optax.OptState, params: Params) -> Params:

@@ -3,7 +3,9 @@
 import inspect
 
 import jax
+import jax.numpy as jnp
 import optax
+import pytest
 from optax import contrib
 
 RATE = 0.05
@@ -159,3 +161,79 @@ def exported():
         if "GradientTransformation" in str(made):
           names.add(name)
   return names - {"with_extra_args_support"}
+
+
+# What each takes beside the gradient, by optax's documentation.
+VALUE, SEARCH = {"value"}, {"value", "grad", "value_fn"}
+TAKES = {
+  "lbfgs": SEARCH,
+  "momo": VALUE,
+  "momo_adam": VALUE,
+  "polyak_sgd": VALUE,
+  "reduce_on_plateau": VALUE,
+  "scale_by_polyak": VALUE,
+  "scale_by_backtracking_linesearch": SEARCH,
+  "scale_by_zoom_linesearch": SEARCH,
+  "sophia": {"obj_fn"},
+  "hutchinson_estimator_diag_hessian": {"obj_fn"},
+  "sam opaque": {"grad_fn"},
+}
+
+
+def plain_loop(name, loss_fn, params, steps):
+  """A loop with optax alone; returns what it trains, and the state.
+
+  A step is of the loss `params -> loss_fn(params, k)`, for k of `steps`.
+  """
+  optimizer = OPTIMIZERS[name]()
+  params = jax.tree.map(jnp.asarray, params)
+  pair = optax.LookaheadParams.init_synced(params)
+  trained = pair if name == "lookahead" else params
+  state = optimizer.init(trained)
+
+  @jax.jit
+  def step(trained, state, k):
+    def loss(params):
+      return loss_fn(params, k)
+
+    params = trained.fast if name == "lookahead" else trained
+    value, grads = jax.value_and_grad(loss)(params)
+    all_there_is = {
+      "value": value,
+      "grad": grads,
+      "value_fn": loss,
+      "obj_fn": loss,
+      "grad_fn": lambda params, _: jax.grad(loss)(params),
+    }
+    extra = {k: all_there_is[k] for k in TAKES.get(name, ())}
+    updates, state = optimizer.update(grads, state, trained, **extra)
+    return optax.apply_updates(trained, updates), state
+
+  for k in steps:
+    trained, state = step(trained, state, k)
+  return trained, state
+
+
+# Each of its kind; all others are slow only.
+FEW = (
+  "adam",
+  "flatten",
+  "lookahead",
+  "noisy_sgd",
+  "partition",
+  "polyak_sgd",
+  "reduce_on_plateau",
+  "sam in a chain",
+  "sam opaque",
+  "scale_by_backtracking_linesearch",
+  "schedule_free_sgd",
+  "sophia",
+)
+
+
+def each(also=()):
+  """Returns all names for `pytest.mark.parametrize`, most marked as slow."""
+  return [
+    n if n in FEW or n in also else pytest.param(n, marks=pytest.mark.slow)
+    for n in OPTIMIZERS
+  ]

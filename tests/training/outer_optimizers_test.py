@@ -18,7 +18,13 @@ from metajax.training import (
 from metajax.training.loop import Schedule, fit
 from metajax.training.state import first_state, next_state
 from metajax.types import Batch, Episode, MetaLearner
-from tests.optimizers import NO_OPTIMIZERS, OPTIMIZERS, exported
+from tests.optimizers import (
+  NO_OPTIMIZERS,
+  OPTIMIZERS,
+  each,
+  exported,
+  plain_loop,
+)
 
 PARAMS = {
   "w": np.array([[0.5, -0.3], [0.2, 0.8]]),
@@ -40,82 +46,11 @@ def _loss(params, shift=0.0):
   return jnp.mean((outputs - TARGETS - shift) ** 2)
 
 
-# What each takes beside the gradient, by optax's documentation.
-VALUE, SEARCH = {"value"}, {"value", "grad", "value_fn"}
-TAKES = {
-  "lbfgs": SEARCH,
-  "momo": VALUE,
-  "momo_adam": VALUE,
-  "polyak_sgd": VALUE,
-  "reduce_on_plateau": VALUE,
-  "scale_by_polyak": VALUE,
-  "scale_by_backtracking_linesearch": SEARCH,
-  "scale_by_zoom_linesearch": SEARCH,
-  "sophia": {"obj_fn"},
-  "hutchinson_estimator_diag_hessian": {"obj_fn"},
-  "sam opaque": {"grad_fn"},
-}
-
-
-def _plain(name, losses):
-  """A loop with optax alone; returns what it trains and what to evaluate."""
-  optimizer = OPTIMIZERS[name]()
-  params = jax.tree.map(jnp.asarray, PARAMS)
-  pair = optax.LookaheadParams.init_synced(params)
-  trained = pair if name == "lookahead" else params
-  state = optimizer.init(trained)
-
-  @jax.jit
-  def step(trained, state, shift):
-    def loss(params):
-      return _loss(params, shift)
-
-    params = trained.fast if name == "lookahead" else trained
-    value, grads = jax.value_and_grad(loss)(params)
-    all_there_is = {
-      "value": value,
-      "grad": grads,
-      "value_fn": loss,
-      "obj_fn": loss,
-      "grad_fn": lambda params, _: jax.grad(loss)(params),
-    }
-    extra = {k: all_there_is[k] for k in TAKES.get(name, ())}
-    updates, state = optimizer.update(grads, state, trained, **extra)
-    return optax.apply_updates(trained, updates), state
-
-  for shift in losses:
-    trained, state = step(trained, state, shift)
-  return trained, state
-
-
 def test_table_has_every_optimizer_that_optax_exports():
   assert exported() <= {*OPTIMIZERS, *NO_OPTIMIZERS}
 
 
-# Each of its kind; all others are slow only.
-FEW = (
-  "adam",
-  "flatten",
-  "lookahead",
-  "noisy_sgd",
-  "partition",
-  "polyak_sgd",
-  "reduce_on_plateau",
-  "sam in a chain",
-  "sam opaque",
-  "scale_by_backtracking_linesearch",
-  "schedule_free_sgd",
-  "sophia",
-)
-
-
-@pytest.mark.parametrize(
-  "name",
-  [
-    name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
-    for name in OPTIMIZERS
-  ],
-)
+@pytest.mark.parametrize("name", each())
 @pytest.mark.filterwarnings("ignore:Specifying a key")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_updates_are_those_of_a_plain_loop(name):
@@ -135,7 +70,7 @@ def test_updates_are_those_of_a_plain_loop(name):
   for shift in shifts:
     state = step(state, shift)
   assert state.step == len(shifts)  # None was taken for not finite.
-  expected, _ = _plain(name, shifts)
+  expected, _ = plain_loop(name, _loss, PARAMS, shifts)
   if name == "lookahead":
     chex.assert_trees_all_close(
       evaluation_params(state), expected.slow, rtol=1e-9
@@ -238,7 +173,7 @@ def test_supervised_training_searches_over_the_batch_of_the_step():
     batch_size=2,
     rng=RNG,
   )
-  expected, _ = _plain(name, [0.0, 0.0, 0.0])
+  expected, _ = plain_loop(name, _loss, PARAMS, [0.0, 0.0, 0.0])
   found = _train(trainer, 3).meta_params
   chex.assert_trees_all_close(found, expected, rtol=1e-8)
 
