@@ -444,3 +444,56 @@ def test_an_optimizer_goes_on_where_it_stopped(float64):
   half = run(params, 2, 0)
   rest = run(half.params, 3, 2, opt_state=half.opt_state)
   chex.assert_trees_all_close(rest.params, whole.params, rtol=1e-12)
+
+
+@pytest.mark.parametrize("memory", get_args(inner_loop.Memory))
+def test_params_may_be_floats_and_hold_what_is_no_weight(memory):
+  """Of L = n x^2 + sum(v^2), x shrinks by 1 - 2 r n and v by 1 - 2 r."""
+  params = {
+    "x": 2.0,
+    "n": np.int32(3),
+    "key": jax.random.key(0),
+    "none": None,
+    "v": np.ones(2, np.float16),
+  }
+
+  def loss_fn(params, step):
+    rest = jnp.sum(jnp.square(params["v"].astype(jnp.float32)))
+    return params["x"] ** 2 * params["n"] + rest
+
+  def adapted(x):
+    return inner_loop.minimize(
+      loss_fn,
+      {**params, "x": x},
+      optax.sgd(0.125),
+      3,
+      memory=memory,
+      observe=lambda params, step: params["n"],
+    )
+
+  found = jax.jit(adapted)(params["x"])
+  assert found.params["x"] == 2 * 0.25**3
+  assert found.params["v"].dtype == jnp.float16
+  np.testing.assert_array_equal(found.params["v"], np.full(2, 0.75**3))
+  assert found.params["n"] == 3 and found.params["n"].dtype == jnp.int32
+  assert found.params["none"] is None
+  assert found.params["key"] == params["key"]
+  np.testing.assert_array_equal(found.observed, [3, 3, 3])
+  assert jax.grad(lambda x: adapted(x).params["x"])(2.0) == 0.25**3
+
+
+@pytest.mark.parametrize("memory", ["auto", "plain"])
+def test_loss_may_be_of_low_precision(memory):
+  found = inner_loop.minimize(
+    lambda x, step: (x**2).astype(jnp.bfloat16),
+    jnp.float32(2.0),
+    optax.sgd(0.125),
+    2,
+    memory=memory,
+  )
+  assert found.losses.dtype == jnp.bfloat16
+  assert found.params == 2 * 0.75**2
+  with pytest.raises(TypeError, match="scalar-output"):
+    inner_loop.minimize(
+      lambda x, step: x, jnp.ones(2), optax.sgd(0.1), 2, memory=memory
+    )

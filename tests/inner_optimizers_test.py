@@ -9,11 +9,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from optax import contrib
 
-from metajax import differentiability, inner_loop, optimizers
+from metajax import inner_loop, optimizers
 from tests.optimizers import OPTIMIZERS, each, plain_loop
 
 PARAMS = {
@@ -121,7 +119,9 @@ def test_steps_are_those_of_optax_and_derivatives_exact_or_warned_of(name):
       for h in (1e-5, -1e-5)
     ]
     (up, _), (down, _) = (_outer(name)(*arguments)[0] for arguments in moved)
-    slope = sum(jax.tree.leaves(
-      jax.tree.map(lambda g, d: (g * d).sum(), grads, (along, 0.6))
-    ))
+    slope = sum(
+      jax.tree.leaves(
+        jax.tree.map(lambda g, d: (g * d).sum(), grads, (along, 0.6))
+      )
+    )
     np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-5, atol=1e-9)

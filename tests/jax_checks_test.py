@@ -1,0 +1,78 @@
+"""Inner loops and learners under JAX's own checks, one after the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax import inner_loop
+from metajax.learners import REGISTRY
+from metajax.losses import mean_squared_error
+from metajax.models.mlp import MLP
+from metajax.types import Batch, Episode
+
+CHECKS = {
+  "tracer_leaks": jax.checking_leaks,
+  "key_reuse": lambda: jax.debug_key_reuse(True),
+  "x64": lambda: jax.enable_x64(True),
+  "strict_promotion": lambda: jax.numpy_dtype_promotion("strict"),
+}
+OPTIMIZERS = {
+  "sgd": lambda: optax.sgd(0.1),
+  "adam": lambda: optax.adam(0.1, eps_root=1e-8),
+  "noisy_sgd": lambda: optax.noisy_sgd(0.1, key=jax.random.key(3)),
+}
+
+
+def _adapted(memory, optimizer):
+  """Two tasks, a captured weight, noise from the key of each step."""
+  keys = jax.random.split(jax.random.key(0), 2)
+
+  def outer(params, weight):
+    def one(key):
+      def loss_fn(params, k):
+        noise = jax.random.normal(jax.random.fold_in(key, k), (3,))
+        return jnp.sum(jnp.tanh(weight * params + noise) ** 2)
+
+      loop = inner_loop.minimize(loss_fn, params, optimizer, 3, memory=memory)
+      return loop.params.sum() + loop.losses.sum()
+
+    return jax.vmap(one)(keys).sum()
+
+  return jax.jit(jax.grad(outer, (0, 1)))(jnp.ones(3), jnp.arange(1.0, 4.0))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+  "memory, optimizer",
+  [("auto", "sgd"), ("auto", "adam"), ("auto", "noisy_sgd"), ("nested", "sgd")],
+)
+def test_inner_loop_passes(check, memory, optimizer):
+  expected = _adapted(memory, OPTIMIZERS[optimizer]())
+  with CHECKS[check]():
+    found = _adapted(memory, OPTIMIZERS[optimizer]())
+  for a, b in zip(found, expected, strict=True):
+    assert np.abs(b).max() > 0.1
+    if check != "x64":  # Which draws other noise.
+      np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", ["maml", "fomaml", "cavia", "reptile", "bmg"])
+def test_learner_passes(check, name):
+  with CHECKS[check]():
+    learner = REGISTRY[name](
+      MLP((4,), 1), mean_squared_error, OPTIMIZERS["sgd"](), 2
+    )
+    draw = np.random.default_rng(0).normal
+    support, query = (
+      Batch(*jnp.asarray(draw(size=(2, 2, 6, 1)), jnp.float32))
+      for _ in range(2)
+    )
+    episodes = Episode(support, query)
+    params = learner.init(jax.random.key(1), support.inputs[0])
+    grads, _ = jax.jit(learner.meta_grad)(params, episodes, jax.random.key(2))
+  assert jax.tree.structure(grads) == jax.tree.structure(params)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+  assert sum(np.abs(g).sum() for g in jax.tree.leaves(grads)) > 0
