@@ -29,7 +29,7 @@ def _by_name(names, make):
 
 
 def _adam():
-  return optax.adam(RATE)
+  return optax.adam(RATE, eps_root=1e-8)
 
 
 # Name -> a function that makes the optimizer.
@@ -82,7 +82,7 @@ OPTIMIZERS = {
     contrib.hutchinson_estimator_diag_hessian()
   ),
   "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(
-    lambda count: RATE / 2**count
+    lambda count: RATE / 2**count, eps_root=1e-8
   ),
   "keep_params_nonnegative": lambda: optax.chain(
     _adam(), optax.keep_params_nonnegative()
@@ -106,7 +106,7 @@ OPTIMIZERS = {
   ),
   "inject_stateful_hyperparams": lambda: optax.inject_stateful_hyperparams(
     optax.adam
-  )(lambda count: RATE / 2**count),
+  )(lambda count: RATE / 2**count, eps_root=1e-8),
   "mechanize": lambda: contrib.mechanize(_adam()),
   "MultiSteps": lambda: optax.MultiSteps(_adam(), 2).gradient_transformation(),
   "multi_transform": lambda: optax.multi_transform(
