@@ -2,6 +2,7 @@
 
 import functools
 import re
+import types
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +35,15 @@ def watch(
   Returns:
     `grads -> grads`, for the gradients on their way to the optimizer. It warns
     when it is differentiated. Until then the optimizer is not tried, and
-    nothing ever enters the program.
+    nothing ever enters the program. One that closes over traced values (a
+    learned step size) cannot be tried, and nothing is said of it.
   """
+  if _holds_tracer(optimizer):
+    return lambda grads: grads
+  # Not the parameters themselves, which would outlive their trace.
+  shapes = jax.tree.map(
+    lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params
+  )
 
   @functools.cache
   def fault() -> str | None:
@@ -43,7 +51,7 @@ def watch(
 
     def find() -> str | None:
       with jax.enable_x64(is_64_bit):
-        return find_fault(optimizer, params)
+        return find_fault(optimizer, shapes)
 
     # A thread of its own has neither the mesh nor the traces of this one.
     with ThreadPoolExecutor(1) as apart:
@@ -71,9 +79,8 @@ def find_fault(
   It takes six steps, once at ordinary gradients and once at zero.
 
   Args:
-    optimizer: any optimizer of optax. Of one that closes over traced values (a
-      learned step size) nothing can be found.
-    params: parameters that it can train.
+    optimizer: any optimizer of optax that closes over no traced values.
+    params: parameters that it can train, or their shapes.
 
   Returns:
     What is wrong, and what to do, in one line; None if nothing is.
@@ -110,9 +117,26 @@ def find_fault(
           for scale in (1.0, 0.0)
         ]
     except (TypeError, ValueError, AttributeError, KeyError):
-      continue
+      continue  # The mask does not fit these.
     return _fault(str(traced), *finite)
   return None
+
+
+def _holds_tracer(value: Any) -> bool:
+  """Whether a function, or a tree of them, closes over a traced value."""
+  if isinstance(value, jax.core.Tracer):
+    return True
+  if isinstance(value, functools.partial):
+    parts = [value.func, value.args, value.keywords]
+  elif isinstance(value, types.FunctionType):
+    parts = [cell.cell_contents for cell in value.__closure__ or ()]
+  elif isinstance(value, types.MethodType):
+    parts = list(vars(value.__self__).values())
+  elif isinstance(value, dict):
+    parts = list(value.values())
+  else:
+    parts = list(value) if isinstance(value, list | tuple) else []
+  return any(map(_holds_tracer, parts))
 
 
 def _fault(program: str, ordinary: bool, zero: bool) -> str | None:
