@@ -46,7 +46,7 @@ def watch(
   )
 
   @functools.cache
-  def fault() -> str | None:
+  def warn() -> None:
     is_64_bit = jnp.result_type(float) == jnp.float64
 
     def find() -> str | None:
@@ -55,7 +55,9 @@ def watch(
 
     # A thread of its own has neither the mesh nor the traces of this one.
     with ThreadPoolExecutor(1) as apart:
-      return apart.submit(find).result()
+      fault = apart.submit(find).result()
+    if fault:
+      warnings.warn(f"The inner optimizer {fault}", stacklevel=2)
 
   @jax.custom_jvp
   def watched(grads: Params) -> Params:
@@ -63,8 +65,7 @@ def watch(
 
   @watched.defjvp
   def rule(primals: tuple, tangents: tuple) -> tuple:
-    if fault():
-      warnings.warn(f"The inner optimizer {fault()}", stacklevel=2)
+    warn()
     return primals[0], tangents[0]
 
   del rule

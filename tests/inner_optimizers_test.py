@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from metajax import inner_loop, optimizers
@@ -125,3 +126,64 @@ def test_steps_are_those_of_optax_and_derivatives_exact_or_warned_of(name):
       )
     )
     np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-5, atol=1e-9)
+
+
+def test_documented_names_are_those_of_optimizers():
+  assert set(_documented()) <= set(OPTIMIZERS)
+  assert set(_documented().values()) == set(FAULTS)
+
+
+def _gradient(optimizer, params=2.0, **options):
+  def outer(params):
+    return sum(
+      jax.tree.leaves(
+        inner_loop.minimize(
+          lambda params, k: sum(x**2 for x in jax.tree.leaves(params)) / 2,
+          params,
+          optimizer,
+          2,
+          **options,
+        ).params
+      )
+    )
+
+  return jax.grad(outer)(params)
+
+
+def test_nobody_is_warned_who_differentiates_nothing():
+  optimizer = optax.adam(0.1)
+  inner_loop.minimize(lambda x, k: x**2, 2.0, optimizer, 2)
+  assert _gradient(optimizer, 0.0, first_order=True) == 1
+  with pytest.warns(UserWarning, match="eps_root") as caught:
+    _gradient(optimizer)
+  assert len(caught) == 1
+
+
+def test_mask_that_fits_these_parameters_alone_is_tried_on_them():
+  optimizer = optax.masked(optax.adam(0.1), {"x": True, "y": False})
+  with pytest.warns(UserWarning, match="eps_root"):
+    _gradient(optimizer, {"x": 2.0, "y": 1.0})
+
+
+def test_optimizer_with_a_learned_step_size_is_not_tried():
+  """With x^2 / 2 and momentum 0: two steps give (1 - r)^2 x."""
+
+  def adapted(rate):
+    optimizer = optax.inject_hyperparams(optax.sgd)(rate)
+    return inner_loop.minimize(lambda x, k: x**2 / 2, 2.0, optimizer, 2).params
+
+  np.testing.assert_allclose(jax.grad(adapted)(0.1), -2 * 0.9 * 2, rtol=1e-12)
+
+
+def test_first_order_of_a_line_search_is_the_identity():
+  optimizer = optax.chain(
+    optax.sgd(0.1), optax.scale_by_backtracking_linesearch(5)
+  )
+  assert _gradient(optimizer, first_order=True) == 1
+
+
+def test_steps_may_be_accumulated():
+  """x^2 / 2, and a step for each two equal gradients: x falls to 0.75 x."""
+  optimizer = optax.MultiSteps(optax.sgd(0.25), 2)
+  found = inner_loop.minimize(lambda x, k: x**2 / 2, 2.0, optimizer, 4).params
+  assert found == 2 * 0.75**2

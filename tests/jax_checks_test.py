@@ -66,7 +66,14 @@ def test_inner_loop_passes(memory, optimizer, check):
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", ["maml", "fomaml", "cavia", "reptile", "bmg"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "maml",
+    "reptile",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("cavia", "bmg")),
+  ],
+)
 def test_learner_passes(check, name):
   with CHECKS[check]():
     learner = REGISTRY[name](
