@@ -154,8 +154,8 @@ def _fault(program: str, ordinary: bool, zero: bool) -> str | None:
     )
   if _SEARCH.search(program):
     return (
-      "searches for a step size, which is a constant in derivatives of the "
-      "adapted parameters: give another one if they must be exact."
+      "searches for a step size, which is a constant of its derivatives: give "
+      "another one if they must be exact (docs/optimizers.md)."
     )
   return None
 
