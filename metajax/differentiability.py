@@ -1,8 +1,11 @@
 """Says which optimizers have derivatives that are not finite, or not exact."""
 
+import gc
 import re
+import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,6 +35,10 @@ def watched(
     optimizer: any optimizer of optax.
     params: the parameters that it trains, of which the shapes are looked at.
   """
+  if _captures_tracers(optimizer):
+    return grads
+  # Not the parameters, which the rule below would keep beyond their trace.
+  shapes = jax.tree.map(jax.typeof, params)
 
   @jax.custom_jvp
   def same(grads: Params) -> Params:
@@ -41,7 +48,7 @@ def watched(
   def rule(primals: tuple, tangents: tuple) -> tuple:
     # A thread of its own has neither the mesh nor the traces of this one.
     with ThreadPoolExecutor(1) as apart:
-      fault = apart.submit(find_fault, optimizer, params).result()
+      fault = apart.submit(find_fault, optimizer, shapes).result()
     if fault:
       warnings.warn(f"The inner optimizer {fault}", stacklevel=2)
     return primals[0], tangents[0]
@@ -101,6 +108,23 @@ def find_fault(
       continue
     return _fault(str(traced), *finite)
   return None
+
+
+def _captures_tracers(optimizer: Any) -> bool:
+  """Whether an optimizer closes over traced values."""
+  found, seen = [optimizer], set()
+  while found:
+    x = found.pop()
+    if isinstance(x, jax.core.Tracer):
+      return True
+    if id(x) in seen:
+      continue
+    seen.add(id(x))
+    if isinstance(x, types.FunctionType):
+      found += [x.__closure__, x.__defaults__]
+    elif isinstance(x, tuple | list | dict | types.CellType | partial):
+      found += gc.get_referents(x)
+  return False
 
 
 def _fault(program: str, ordinary: bool, zero: bool) -> str | None:
