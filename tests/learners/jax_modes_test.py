@@ -1,13 +1,11 @@
 """Every learner under the modes in which JAX looks for faults."""
 
-
-
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.experimental.key_reuse._core import check_key_reuse
 
 from metajax.learners import ENCODED, REGISTRY
 from metajax.losses import accuracy, cross_entropy
@@ -57,29 +55,21 @@ def _everything(name, dtype=np.float32):
 
 
 @pytest.mark.parametrize("name", DISTINCT)
-def test_no_tracer_leaks(name):
+def test_no_leaks_no_key_used_twice_no_silent_promotion(name):
+  """All that is looked for while a program is traced, which takes long."""
   run, arguments = _everything(name)
-  with jax.checking_leaks():
+  with (
+    jax.checking_leaks(),
+    jax.debug_key_reuse(True),
+    jax.numpy_dtype_promotion("strict"),
+  ):
     jax.jit(run).trace(*arguments)
 
 
 @pytest.mark.parametrize("name", DISTINCT)
-def test_no_key_is_used_twice(name):
-  run, arguments = _everything(name)
-  check_key_reuse(run, *arguments)
-
-
-@pytest.mark.parametrize("name", DISTINCT)
-def test_no_dtype_is_promoted_silently(name):
-  run, arguments = _everything(name)
-  with jax.numpy_dtype_promotion("strict"):
-    jax.eval_shape(run, *arguments)
-
-
-@pytest.mark.parametrize("name", DISTINCT)
-def test_with_64_bits_dtypes_are_those_of_the_data(name):
-  """float32 parameters stay so; float64 ones have float64 gradients."""
+def test_with_64_bits_gradients_have_the_dtypes_of_the_parameters(name):
+  """Whatever the data have."""
   with jax.enable_x64(True):
-    run, arguments = _everything(name)
+    run, arguments = _everything(name, np.float64)
     params, grads, *_ = jax.eval_shape(run, *arguments)
-    assert {x.dtype for x in jax.tree.leaves(grads)} == {np.dtype("float32")}
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
