@@ -153,7 +153,7 @@ def _fault(program: str, ordinary: bool, zero: bool) -> str | None:
   if not zero:
     return (
       "has derivatives that are NaN where gradients are zero: build it with "
-      "eps_root=1e-8 if it has that, else give another one "
+      "eps_root=1e-8 if that helps, else give another one "
       "(docs/optimizers.md), or first_order=True."
     )
   if _SEARCH.search(program):
