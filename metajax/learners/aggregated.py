@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from metajax.aggregation import check_stack, weighted_average
+from metajax import variables
+from metajax.aggregation.stacks import check_stack, weighted_sum
 from metajax.forward import with_mask
 from metajax.learners.meta_gradients import gradient_of_mean, query_loss
 from metajax.losses import over_examples
@@ -41,7 +42,8 @@ def learned_average(
 
   Args:
     learner: adapts the average to the support set.
-    members: its meta-parameters, a tree of arrays `[models, ...]`.
+    members: its meta-parameters, a tree of arrays `[models, ...]`; what is in
+      `State` nodes is averaged, too.
     groups: names the group of an array by its path, such as
       `lambda path: path` (each array on its own) or one name a layer; all
       arrays share their weights if None.
@@ -83,11 +85,14 @@ def learned_average(
     episodes: Episode,
     rng: PRNGKey,
   ) -> tuple[Params, Metrics]:
-    meta_params, pull_back = jax.vjp(
-      functools.partial(average, members), logits
-    )
-    grads, metrics = learner.meta_grad(meta_params, episodes, rng)
-    return pull_back(grads)[0], metrics
+    def start(logits: Params) -> tuple[Params, Params]:
+      theta = average(members, logits)
+      return variables.weights(theta), theta
+
+    _, pull_back, theta = jax.vjp(start, logits, has_aux=True)
+    grads, metrics = learner.meta_grad(theta, episodes, rng)
+    # In its state stands no gradient, but new state, of which nobody asks.
+    return pull_back(variables.weights(grads))[0], metrics
 
   # The members are arguments of programs, and no constants.
   given = learner.carried(), members
@@ -184,7 +189,8 @@ def learned_ensemble(
 
 
 def _mix(logits: Array, leaf: Array) -> Array:
-  return weighted_average(leaf, jax.nn.softmax(logits))
+  mean = weighted_sum(jax.nn.softmax(logits), leaf)
+  return variables.narrow(mean, leaf.dtype)
 
 
 def _name(path: Sequence[Any]) -> str:
