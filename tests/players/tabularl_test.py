@@ -144,10 +144,8 @@ def test_psrl_expects_rewards_of_zero():
 
 # Rewards of 10 episodes (Duan et al. 2016, table 2), and the numbers chosen.
 PUBLISHED = {
-  "psrl": (tabularl_psrl(Sizes()), 138.1),
   "ucrl2": (tabularl_ucrl2(Sizes(), 0.0631), 146.6),
   "beb": (tabularl_beb(Sizes(), 0.00158), 150.2),
-  "eps_greedy": (tabularl_epsilon_greedy(Sizes(), 0.1), 132.8),
   "greedy": (tabularl_epsilon_greedy(Sizes(), 0.0), 134.8),
 }
 
