@@ -1,16 +1,20 @@
 """Says which optimizers have derivatives that are not finite, or not exact."""
 
+import gc
 import re
+import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.extend.core import jaxpr_as_fun
 
-from metajax import inner_optimizers
+from metajax import optimizers
 from metajax.types import Array, Params
 
 _STEPS = 6  # By then `radam` has had its step that is NaN at any gradient.
@@ -20,7 +24,7 @@ _RISKY = re.compile(r"\b(div|sqrt|rsqrt|cbrt|pow|log|atan2|while)\b")
 
 
 def watched(
-  grads: Params, optimizer: inner_optimizers.Optimizer, params: Params
+  grads: Params, optimizer: optax.GradientTransformation, params: Params
 ) -> Params:
   """Returns `grads`; warns if the optimizer should not be differentiated.
 
@@ -32,6 +36,10 @@ def watched(
     optimizer: any optimizer of optax.
     params: the parameters that it trains, of which the shapes are looked at.
   """
+  if _captures_tracers(optimizer):
+    return grads
+  # Not the parameters, which the rule below would keep beyond their trace.
+  shapes = jax.tree.map(jax.typeof, params)
 
   @jax.custom_jvp
   def same(grads: Params) -> Params:
@@ -39,16 +47,7 @@ def watched(
 
   @same.defjvp
   def rule(primals: tuple, tangents: tuple) -> tuple:
-    is_64_bit = jnp.result_type(float) == jnp.float64
-
-    def find() -> str | None:
-      with jax.enable_x64(is_64_bit):
-        return find_fault(optimizer, params)
-
-    # A thread of its own has neither the mesh nor the traces of this one.
-    with ThreadPoolExecutor(1) as apart:
-      fault = apart.submit(find).result()
-    if fault:
+    if fault := find_fault(optimizer, shapes):
       warnings.warn(f"The inner optimizer {fault}", stacklevel=2)
     return primals[0], tangents[0]
 
@@ -57,7 +56,7 @@ def watched(
 
 
 def find_fault(
-  optimizer: inner_optimizers.Optimizer, params: Params
+  optimizer: optax.GradientTransformation, params: Params
 ) -> str | None:
   """Tries an optimizer's derivatives on a few numbers.
 
@@ -71,23 +70,42 @@ def find_fault(
   Returns:
     What is wrong, and what to do, in one line; None if nothing is.
   """
+  leaves, tree = jax.tree.flatten(params)
+  shapes = [jax.ShapeDtypeStruct(np.shape(p), jnp.float32) for p in leaves]
+  return _find_fault(optimizer, tree, tuple(shapes))
 
+
+@lru_cache(maxsize=128)
+def _find_fault(
+  optimizer: optax.GradientTransformation, tree: Any, shapes: tuple
+) -> str | None:
+  # A thread of its own has neither the mesh nor the traces of the caller.
+  with ThreadPoolExecutor(1) as apart:
+    return apart.submit(_try, optimizer, tree.unflatten(shapes)).result()
+
+
+def _try(optimizer: optax.GradientTransformation, params: Any) -> str | None:
   def adapted(params: Params, scale: Array) -> Array:
     def loss_fn(params: Params) -> Array:
       return scale * _total(jax.tree.map(jnp.sin, params))
 
     def step(carry: tuple, _: None) -> tuple:
-      trained, state = carry
-      at = inner_optimizers.gradient_params(trained)
-      loss, grads = jax.value_and_grad(loss_fn)(at)
-      carry = inner_optimizers.update(
-        optimizer, grads, state, trained, loss, loss_fn
+      state, params = carry
+      loss, grads = jax.value_and_grad(loss_fn)(params)
+      updates, state = optimizers.update(
+        optimizer,
+        grads,
+        state,
+        params,
+        value=loss,
+        value_fn=loss_fn,
+        differentiable=True,
       )
-      return carry, None
+      return (state, optax.apply_updates(params, updates)), None
 
-    carry, _ = step(inner_optimizers.start(optimizer, params), None)
+    carry, _ = step((optimizers.init(optimizer, params), params), None)
     carry, _ = jax.lax.scan(step, carry, None, length=_STEPS - 1)
-    return _total(inner_optimizers.evaluation_params(*carry))
+    return _total(optimizers.evaluation_params(*carry))
 
   # Few parameters, unless the optimizer has a mask of these.
   for like in ({"w": np.zeros((2, 2)), "b": np.zeros(2)}, params):
@@ -107,6 +125,23 @@ def find_fault(
       continue
     return _fault(str(traced), *finite)
   return None
+
+
+def _captures_tracers(optimizer: Any) -> bool:
+  """Whether an optimizer closes over traced values."""
+  found, seen = [optimizer], set()
+  while found:
+    x = found.pop()
+    if isinstance(x, jax.core.Tracer):
+      return True
+    if id(x) in seen:
+      continue
+    seen.add(id(x))
+    if isinstance(x, types.FunctionType):
+      found += [x.__closure__, x.__defaults__]
+    elif isinstance(x, tuple | list | dict | types.CellType | partial):
+      found += gc.get_referents(x)
+  return False
 
 
 def _fault(program: str, ordinary: bool, zero: bool) -> str | None:

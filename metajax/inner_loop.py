@@ -12,8 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 from metajax import (
   custom_rules,
   differentiability,
-  inner_optimizers,
   mixed_mode,
+  optimizers,
   variables,
 )
 from metajax.types import Array, Params
@@ -136,29 +136,30 @@ def minimize(
   value_and_grad = mixed_mode.value_and_grad if mixed else jax.value_and_grad
 
   def step(carry, k):
-    trained, opt_state, kept = carry
-    phi = inner_optimizers.gradient_params(trained)
+    phi, opt_state, kept = carry
     at = jax.lax.stop_gradient(phi) if first_order else phi
     (loss, new), grads = value_and_grad(loss_of, has_aux=True)(at, k, kept)
     if first_order:
       loss, grads = jax.lax.stop_gradient((loss, grads))
     grads = checkpoint_name(grads, GRADIENTS)
     grads = differentiability.watched(grads, optimizer, phi)
-    trained, opt_state = inner_optimizers.update(
+    updates, opt_state = optimizers.update(
       optimizer,
       grads,
       opt_state,
-      trained,
-      loss,
-      lambda phi: loss_of(phi, k, kept)[0],
+      phi,
+      value=loss,
+      value_fn=lambda phi: loss_of(phi, k, kept)[0],
+      differentiable=True,
     )
-    phi = inner_optimizers.evaluation_params(trained, opt_state)
+    phi = optax.apply_updates(phi, updates)
     new = jax.lax.stop_gradient(new)
     seen = None
     if observe is not None:
-      phi = variables.combine(phi, params)
-      seen = observe(phi, k) if state is None else observe(phi, k, new)
-    return (trained, opt_state, new), (loss, seen)
+      judged = optimizers.evaluation_params(opt_state, phi)
+      judged = variables.combine(judged, params)
+      seen = observe(judged, k) if state is None else observe(judged, k, new)
+    return (phi, opt_state, new), (loss, seen)
 
   first_step = later_step = step
   if memory != "plain":
@@ -169,9 +170,9 @@ def minimize(
     first_step = jax.checkpoint(step, policy=policy)
     later_step = jax.checkpoint(step, policy=policy, prevent_cse=False)
 
-  trained, fresh = inner_optimizers.start(optimizer, weights)
-  opt_state = fresh if opt_state is None else opt_state
-  carry = trained, opt_state, jax.lax.stop_gradient(state)
+  if opt_state is None:
+    opt_state = optimizers.init(optimizer, weights)
+  carry = weights, opt_state, jax.lax.stop_gradient(state)
   outputs = []
   if num_steps > 0:
     # The first step stands outside the scan: under vmap over tasks its
@@ -199,8 +200,8 @@ def minimize(
   if later.size:
     carry, rest = jax.lax.scan(later_step, carry, later)
     outputs.append(rest)
-  trained, opt_state, state = carry
-  adapted = inner_optimizers.evaluation_params(trained, opt_state)
+  adapted, opt_state, state = carry
+  adapted = optimizers.evaluation_params(opt_state, adapted)
   adapted = variables.combine(adapted, params)
   if not outputs:
     return InnerLoop(adapted, jnp.zeros(0), None, state, opt_state)

@@ -65,11 +65,16 @@ def value_and_grad(
     both = list(zip(traced.consts, inexact, strict=True))
     smooth = [c for c, is_smooth in both if is_smooth]
     others = [c for c, is_smooth in both if not is_smooth]
+    inputs = jax.tree.leaves((params, *rest))
+    kinds = [_kind(x) for x in [*traced.consts, *inputs]]
+    others, rest = jax.tree.map(_without_kind, (others, rest))
 
     def loss(params: Params, smooth: list, others: list, rest: tuple) -> tuple:
       queues = {True: iter(smooth), False: iter(others)}
       consts = [next(queues[is_smooth]) for is_smooth in inexact]
       inputs = jax.tree.leaves((params, *rest))
+      given = list(map(_with_kind, [*consts, *inputs], kinds))
+      consts, inputs = given[: len(consts)], given[len(consts) :]
       # Not `traced`, which has tracers that JAX's caches would keep.
       outputs = jax.core.eval_jaxpr(jaxpr, consts, *inputs)
       return jax.tree.unflatten(tree, outputs)
@@ -104,3 +109,18 @@ def value_and_grad(
     return (value, aux) if has_aux else value, grads
 
   return run
+
+
+def _kind(x: Any) -> Any:
+  """Returns a key's implementation; None for all else."""
+  is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+  return jax.random.key_impl(x) if is_key else None
+
+
+def _without_kind(x: Any) -> Any:
+  """Returns a key's data: for JAX, a rule of its own uses up every key."""
+  return x if _kind(x) is None else jax.random.key_data(x)
+
+
+def _with_kind(x: Any, kind: Any) -> Any:
+  return x if kind is None else jax.random.wrap_key_data(x, impl=kind)

@@ -18,7 +18,6 @@ LOOPS = {
   "custom_rules",
   "differentiability",
   "inner_loop",
-  "inner_optimizers",
   "mixed_mode",
   "optimizers",
 }

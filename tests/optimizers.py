@@ -3,10 +3,20 @@
 import inspect
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from optax import contrib
 
 RATE = 0.05
+
+# What they descend.
+PARAMS = {
+  "w": np.array([[0.5, -0.3], [0.2, 0.8]]),
+  "b": np.array([0.1, -0.2]),
+}
+INPUTS = np.array([[1.0, 0.5], [-0.3, 0.7], [0.2, -1.0]])
+TARGETS = np.array([[1.0, -1.0], [0.5, 0.3], [-0.2, 0.1]])
 
 
 def _descending(transformation):
@@ -159,3 +169,56 @@ def exported():
         if "GradientTransformation" in str(made):
           names.add(name)
   return names - {"with_extra_args_support"}
+
+
+def tanh_loss(params, shift=0.0):
+  outputs = jnp.tanh(INPUTS @ params["w"] + params["b"])
+  return jnp.mean((outputs - TARGETS - shift) ** 2)
+
+
+# What each takes beside the gradient, by optax's documentation.
+VALUE, SEARCH = {"value"}, {"value", "grad", "value_fn"}
+TAKES = {
+  "lbfgs": SEARCH,
+  "momo": VALUE,
+  "momo_adam": VALUE,
+  "polyak_sgd": VALUE,
+  "reduce_on_plateau": VALUE,
+  "scale_by_polyak": VALUE,
+  "scale_by_backtracking_linesearch": SEARCH,
+  "scale_by_zoom_linesearch": SEARCH,
+  "sophia": {"obj_fn"},
+  "hutchinson_estimator_diag_hessian": {"obj_fn"},
+  "sam opaque": {"grad_fn"},
+}
+
+
+def plain_loop(name, losses):
+  """A loop with optax alone; returns what it trains and what to evaluate."""
+  optimizer = OPTIMIZERS[name]()
+  params = jax.tree.map(jnp.asarray, PARAMS)
+  pair = optax.LookaheadParams.init_synced(params)
+  trained = pair if name == "lookahead" else params
+  state = optimizer.init(trained)
+
+  @jax.jit
+  def step(trained, state, shift):
+    def loss(params):
+      return tanh_loss(params, shift)
+
+    params = trained.fast if name == "lookahead" else trained
+    value, grads = jax.value_and_grad(loss)(params)
+    all_there_is = {
+      "value": value,
+      "grad": grads,
+      "value_fn": loss,
+      "obj_fn": loss,
+      "grad_fn": lambda params, _: jax.grad(loss)(params),
+    }
+    extra = {k: all_there_is[k] for k in TAKES.get(name, ())}
+    updates, state = optimizer.update(grads, state, trained, **extra)
+    return optax.apply_updates(trained, updates), state
+
+  for shift in losses:
+    trained, state = step(trained, state, shift)
+  return trained, state

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from metajax import inner_optimizers, variables
+from metajax import optimizers, variables
 from metajax.aggregation import pseudo_gradient
 from metajax.forward import forward
 from metajax.numerics import check_number, wide
@@ -130,7 +130,7 @@ def federated_trainer(
     start = variables.weights(params)
 
     def step(carry):
-      trained, opt_state, k = carry
+      weights, opt_state, k = carry
       order_key = jax.random.fold_in(rng, k // steps_per_epoch)
       first = k % steps_per_epoch * batch_size
       count = jnp.minimum(batch_size, size - first)
@@ -143,22 +143,26 @@ def federated_trainer(
         distance = sum(jax.tree.leaves(squares))
         return batch_mean(weights, params, data, rows) + proximal / 2 * distance
 
-      loss, grads = jax.value_and_grad(loss_of)(
-        inner_optimizers.gradient_params(trained)
+      loss, grads = jax.value_and_grad(loss_of)(weights)
+      updates, opt_state = optimizers.update(
+        client_optimizer,
+        grads,
+        opt_state,
+        weights,
+        value=loss,
+        value_fn=loss_of,
       )
-      trained, opt_state = inner_optimizers.update(
-        client_optimizer, grads, opt_state, trained, loss, loss_of
-      )
-      return trained, opt_state, k + 1
+      return optax.apply_updates(weights, updates), opt_state, k + 1
 
     everything = Rows(None, size, offset, jnp.int32(0), size)
     before = client_mean(start, params, data, everything)
-    trained, opt_state, _ = jax.lax.while_loop(
+    opt_state = optimizers.init(client_optimizer, start)
+    weights, opt_state, _ = jax.lax.while_loop(
       lambda carry: carry[-1] < local_epochs * steps_per_epoch,
       step,
-      (*inner_optimizers.start(client_optimizer, start), jnp.int32(0)),
+      (start, opt_state, jnp.int32(0)),
     )
-    return inner_optimizers.evaluation_params(trained, opt_state), before
+    return optimizers.evaluation_params(opt_state, weights), before
 
   def device_round(params, data, sizes, offsets, keys):
     local, before = jax.lax.map(

@@ -18,14 +18,17 @@ from metajax.training import (
 from metajax.training.loop import Schedule, fit
 from metajax.training.state import first_state, next_state
 from metajax.types import Batch, Episode, MetaLearner
-from tests.optimizers import NO_OPTIMIZERS, OPTIMIZERS, exported
+from tests.optimizers import (
+  INPUTS,
+  NO_OPTIMIZERS,
+  OPTIMIZERS,
+  PARAMS,
+  TARGETS,
+  exported,
+  plain_loop,
+  tanh_loss,
+)
 
-PARAMS = {
-  "w": np.array([[0.5, -0.3], [0.2, 0.8]]),
-  "b": np.array([0.1, -0.2]),
-}
-INPUTS = np.array([[1.0, 0.5], [-0.3, 0.7], [0.2, -1.0]])
-TARGETS = np.array([[1.0, -1.0], [0.5, 0.3], [-0.2, 0.1]])
 KEY, RNG = jax.random.key(2), jax.random.key(1)
 
 
@@ -33,59 +36,6 @@ KEY, RNG = jax.random.key(2), jax.random.key(1)
 def float64():
   with jax.enable_x64(True):
     yield
-
-
-def _loss(params, shift=0.0):
-  outputs = jnp.tanh(INPUTS @ params["w"] + params["b"])
-  return jnp.mean((outputs - TARGETS - shift) ** 2)
-
-
-# What each takes beside the gradient, by optax's documentation.
-VALUE, SEARCH = {"value"}, {"value", "grad", "value_fn"}
-TAKES = {
-  "lbfgs": SEARCH,
-  "momo": VALUE,
-  "momo_adam": VALUE,
-  "polyak_sgd": VALUE,
-  "reduce_on_plateau": VALUE,
-  "scale_by_polyak": VALUE,
-  "scale_by_backtracking_linesearch": SEARCH,
-  "scale_by_zoom_linesearch": SEARCH,
-  "sophia": {"obj_fn"},
-  "hutchinson_estimator_diag_hessian": {"obj_fn"},
-  "sam opaque": {"grad_fn"},
-}
-
-
-def _plain(name, losses):
-  """A loop with optax alone; returns what it trains and what to evaluate."""
-  optimizer = OPTIMIZERS[name]()
-  params = jax.tree.map(jnp.asarray, PARAMS)
-  pair = optax.LookaheadParams.init_synced(params)
-  trained = pair if name == "lookahead" else params
-  state = optimizer.init(trained)
-
-  @jax.jit
-  def step(trained, state, shift):
-    def loss(params):
-      return _loss(params, shift)
-
-    params = trained.fast if name == "lookahead" else trained
-    value, grads = jax.value_and_grad(loss)(params)
-    all_there_is = {
-      "value": value,
-      "grad": grads,
-      "value_fn": loss,
-      "obj_fn": loss,
-      "grad_fn": lambda params, _: jax.grad(loss)(params),
-    }
-    extra = {k: all_there_is[k] for k in TAKES.get(name, ())}
-    updates, state = optimizer.update(grads, state, trained, **extra)
-    return optax.apply_updates(trained, updates), state
-
-  for shift in losses:
-    trained, state = step(trained, state, shift)
-  return trained, state
 
 
 def test_table_has_every_optimizer_that_optax_exports():
@@ -125,7 +75,7 @@ def test_updates_are_those_of_a_plain_loop(name):
   @jax.jit
   def step(state, shift):
     def at(params):
-      value, grads = jax.value_and_grad(_loss)(params, shift)
+      value, grads = jax.value_and_grad(tanh_loss)(params, shift)
       return grads, {"loss": value}
 
     grads, metrics = at(state.meta_params)
@@ -135,7 +85,7 @@ def test_updates_are_those_of_a_plain_loop(name):
   for shift in shifts:
     state = step(state, shift)
   assert state.step == len(shifts)  # None was taken for not finite.
-  expected, _ = _plain(name, shifts)
+  expected, _ = plain_loop(name, shifts)
   if name == "lookahead":
     chex.assert_trees_all_close(
       evaluation_params(state), expected.slow, rtol=1e-9
@@ -158,7 +108,7 @@ def _tasks(rng):
 def _learner():
   def mean_loss(params, episodes):
     shifts = episodes.query.inputs.reshape(-1)
-    return jax.vmap(_loss, (None, 0))(params, shifts).mean()
+    return jax.vmap(tanh_loss, (None, 0))(params, shifts).mean()
 
   def meta_grad(params, episodes, rng):
     loss, grads = jax.value_and_grad(mean_loss)(params, episodes)
@@ -195,7 +145,7 @@ def _by_hand(name, num_steps):
   @jax.jit
   def step(params, state, shifts):
     def loss(params):
-      return sum(_loss(params, shift) for shift in shifts) / len(shifts)
+      return sum(tanh_loss(params, shift) for shift in shifts) / len(shifts)
 
     value, grads = jax.value_and_grad(loss)(params)
     updates, state = optimizer.update(
@@ -232,13 +182,13 @@ def test_supervised_training_searches_over_the_batch_of_the_step():
   name = "scale_by_zoom_linesearch"
   trainer = supervised_trainer(
     lambda rng: jax.tree.map(jnp.asarray, PARAMS),
-    lambda params, shifts, rng: (_loss(params, shifts.mean()), {}),
+    lambda params, shifts, rng: (tanh_loss(params, shifts.mean()), {}),
     OPTIMIZERS[name](),
     data,
     batch_size=2,
     rng=RNG,
   )
-  expected, _ = _plain(name, [0.0, 0.0, 0.0])
+  expected, _ = plain_loop(name, [0.0, 0.0, 0.0])
   found = _train(trainer, 3).meta_params
   chex.assert_trees_all_close(found, expected, rtol=1e-8)
 
@@ -289,7 +239,11 @@ def test_a_federated_server_searches_over_the_clients_of_the_round():
 
 def _schedule_free_average(num_steps):
   """Defazio et al. 2024, equations 1 to 3, in numpy; b1 = 0.9."""
-  grad = jax.jit(jax.grad(lambda y, t: sum(_loss(y, s) for s in t) / len(t)))
+
+  def mean_loss(y, shifts):
+    return sum(tanh_loss(y, s) for s in shifts) / len(shifts)
+
+  grad = jax.jit(jax.grad(mean_loss))
   y = z = x = PARAMS
   for k in range(num_steps):
     found = jax.device_get(grad(y, jnp.asarray(_shifts(k))))
