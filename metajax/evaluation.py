@@ -135,9 +135,11 @@ def evaluator(
   if task_chunk < 1:
     raise ValueError(f"task_chunk={task_chunk}: must be 1 or more.")
   mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
-  tasks = as_partial(tasks)
+  # What the program below is given, for nothing in it to be a constant.
+  given = as_partial(tasks), learner.carried()
 
-  def score_task(meta_params, tasks, key):
+  def score_task(meta_params, given, key):
+    tasks, learner = given
     task_key, adapt_key = jax.random.split(key)
     support, query = tasks(task_key)
     predictions = solve(
@@ -155,8 +157,8 @@ def evaluator(
     }
     return scores, real(query).any()
 
-  def score_shard(meta_params, tasks, keys):
-    score = functools.partial(score_task, meta_params, tasks)
+  def score_shard(meta_params, given, keys):
+    score = functools.partial(score_task, meta_params, given)
     return jax.lax.map(score, keys, batch_size=task_chunk)
 
   everywhere = NamedSharding(mesh, P())
@@ -174,11 +176,11 @@ def evaluator(
   # Whole chunks on every device; the surplus is cut off below.
   padded = -(-num_tasks // (mesh.size * task_chunk)) * mesh.size * task_chunk
   keys = place(evaluation_keys(rng, padded), NamedSharding(mesh, P(TASKS)))
-  tasks = place(tasks, everywhere)
+  given = place(given, everywhere)
 
   def scores(meta_params: Params) -> dict[str, np.ndarray]:
     # Training may have used fewer devices.
-    values, asked = score(place(meta_params, everywhere), tasks, keys)
+    values, asked = score(place(meta_params, everywhere), given, keys)
     empty = np.flatnonzero(~np.asarray(asked)[:num_tasks])
     if empty.size:
       raise ValueError(

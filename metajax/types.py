@@ -174,6 +174,22 @@ class MetaLearner(NamedTuple):
   meta_grad: Callable[[Params, Episode, PRNGKey], tuple[Params, Metrics]]
   schedule: Callable[[Array], "MetaLearner"] | None = None
 
+  def carried(self) -> "MetaLearner":
+    """Returns the learner as a pytree of the arrays that it carries.
+
+    As a task family may, a function of a learner may be a
+    `jax.tree_util.Partial` over arrays (of models that it combines, of a
+    teacher), which are then arguments of the programs that call it, and no
+    constants within them.
+    """
+    functions: Any = (
+      f
+      if f is None or isinstance(f, jax.tree_util.Partial)
+      else jax.tree_util.Partial(f)
+      for f in self
+    )
+    return MetaLearner(*functions)
+
   def at_step(self, step: Array) -> "MetaLearner":
     """Returns the learner as it is at a meta-step of the training."""
     return self if self.schedule is None else self.schedule(step)

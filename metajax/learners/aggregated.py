@@ -1,13 +1,18 @@
 """Learned aggregation: weights of models as meta-parameters."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
-from metajax.aggregation import check_stack, weighted_average
+from metajax import variables
+from metajax.aggregation.stacks import check_stack, weighted_sum
+from metajax.forward import with_mask
 from metajax.learners.meta_gradients import gradient_of_mean, query_loss
+from metajax.losses import over_examples
 from metajax.types import (
   Array,
   Batch,
@@ -37,7 +42,8 @@ def learned_average(
 
   Args:
     learner: adapts the average to the support set.
-    members: its meta-parameters, a tree of arrays `[models, ...]`.
+    members: its meta-parameters, a tree of arrays `[models, ...]`; what is in
+      `State` nodes is averaged, too.
     groups: names the group of an array by its path, such as
       `lambda path: path` (each array on its own) or one name a layer; all
       arrays share their weights if None.
@@ -52,28 +58,47 @@ def learned_average(
   size = check_stack(members)
   group_of = groups or (lambda path: "all")
 
-  def average(logits: Params) -> Params:
+  def average(members: Params, logits: Params) -> Params:
     return jax.tree_util.tree_map_with_path(
       lambda path, leaf: _mix(logits[group_of(_name(path))], leaf), members
     )
 
-  def init(rng: PRNGKey, inputs: Array) -> Params:
+  def init(rng: PRNGKey, inputs: Any) -> Params:
     del rng, inputs
     paths = jax.tree_util.tree_leaves_with_path(members)
     names = sorted({group_of(_name(path)) for path, _ in paths})
     return {name: jnp.zeros(size) for name in names}
 
-  def adapt(logits: Params, support: Batch, rng: PRNGKey) -> Params:
-    return learner.adapt(average(logits), support, rng)
+  def adapt(
+    learner: MetaLearner,
+    members: Params,
+    logits: Params,
+    support: Batch,
+    rng: PRNGKey,
+  ) -> Params:
+    return learner.adapt(average(members, logits), support, rng)
 
   def meta_grad(
-    logits: Params, episodes: Episode, rng: PRNGKey
+    learner: MetaLearner,
+    members: Params,
+    logits: Params,
+    episodes: Episode,
+    rng: PRNGKey,
   ) -> tuple[Params, Metrics]:
-    meta_params, pull_back = jax.vjp(average, logits)
-    grads, metrics = learner.meta_grad(meta_params, episodes, rng)
-    return pull_back(grads)[0], metrics
+    def start(logits: Params) -> tuple[Params, Params]:
+      theta = average(members, logits)
+      return variables.weights(theta), theta
 
-  return MetaLearner(init, adapt, learner.predict, meta_grad)
+    _, pull_back, theta = jax.vjp(start, logits, has_aux=True)
+    grads, metrics = learner.meta_grad(theta, episodes, rng)
+    # In its state stands no gradient, but new state, of which nobody asks.
+    return pull_back(variables.weights(grads))[0], metrics
+
+  # The members are arguments of programs, and no constants.
+  given = learner.carried(), members
+  return MetaLearner(
+    init, Partial(adapt, *given), learner.predict, Partial(meta_grad, *given)
+  )
 
 
 def learned_ensemble(
@@ -115,15 +140,24 @@ def learned_ensemble(
   """
   size = check_stack(members)
 
-  def init(rng: PRNGKey, inputs: Array) -> Params:
+  def init(rng: PRNGKey, inputs: Any) -> Params:
     del rng, inputs
     return {"logits": jnp.zeros(size), "beta": jnp.zeros(())}
 
-  def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
+  def adapt(
+    learner: MetaLearner,
+    members: Params,
+    meta_params: Params,
+    support: Batch,
+    rng: PRNGKey,
+  ) -> Params:
+    ask = with_mask(learner.predict)
+
     def learn(member: Params, key: PRNGKey) -> tuple[Params, Array]:
+      inputs, targets, mask = support
       adapted = learner.adapt(member, support, key)
-      predictions = learner.predict(adapted, support.inputs)
-      return adapted, loss_fn(predictions, support.targets)
+      predictions = ask(adapted, inputs, mask=mask)
+      return adapted, over_examples(loss_fn, predictions, targets, mask)
 
     adapted, losses = jax.vmap(learn)(members, jax.random.split(rng, size))
     weights = jax.nn.softmax(
@@ -131,18 +165,32 @@ def learned_ensemble(
     )
     return {"members": adapted, "weights": weights}
 
-  def predict(task_params: Params, inputs: Array) -> Array:
-    predictions = jax.vmap(learner.predict, in_axes=(0, None))(
+  def predict(
+    task_params: Params, inputs: Any, mask: Array | None = None
+  ) -> Array:
+    ask = functools.partial(with_mask(learner.predict), mask=mask)
+    predictions = jax.vmap(ask, in_axes=(0, None))(
       task_params["members"], inputs
     )
     return pool(predictions, task_params["weights"])
 
-  meta_loss = query_loss(adapt, predict, loss_fn, metrics)
-  return MetaLearner(init, adapt, predict, gradient_of_mean(meta_loss))
+  def meta_grad(
+    learner: MetaLearner, members: Params, *arguments: Any
+  ) -> tuple[Params, Metrics]:
+    start = functools.partial(adapt, learner, members)
+    meta_loss = query_loss(start, predict, loss_fn, metrics)
+    return gradient_of_mean(meta_loss)(*arguments)
+
+  # The members are arguments of programs, and no constants.
+  given = learner.carried(), members
+  return MetaLearner(
+    init, Partial(adapt, *given), predict, Partial(meta_grad, *given)
+  )
 
 
 def _mix(logits: Array, leaf: Array) -> Array:
-  return weighted_average(leaf, jax.nn.softmax(logits))
+  mean = weighted_sum(jax.nn.softmax(logits), leaf)
+  return variables.narrow(mean, leaf.dtype)
 
 
 def _name(path: Sequence[Any]) -> str:

@@ -1,12 +1,19 @@
 """A meta-learner taught by another, task by task."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
+from metajax import variables
 from metajax.distillation import regression_distillation, softened_kl
 from metajax.distillation.losses import mix
+from metajax.forward import with_mask
 from metajax.learners.meta_gradients import gradient_of_mean
+from metajax.losses import over_examples
 from metajax.numerics import check_number
 from metajax.types import (
   Array,
@@ -43,7 +50,9 @@ def taught(
 
   Args:
     student: its `adapt` and `predict` are differentiated, so they must be as
-      they are to be trained (for MAML: `num_eval_steps` as in training).
+      they are to be trained (for MAML: `num_eval_steps` as in training). The
+      query is predicted as in evaluation, without dropout; state is what the
+      support leaves.
     teacher: adapts and predicts; nothing of it is differentiated.
     teacher_params: its meta-parameters.
     loss_fn: `(predictions, targets) -> scalar`.
@@ -67,27 +76,63 @@ def taught(
 
   def answer(
     learner: MetaLearner, params: Params, episode: Episode, rng: PRNGKey
-  ) -> Array:
+  ) -> tuple[Array, Params]:
     task_params = learner.adapt(params, episode.support, rng)
-    return learner.predict(task_params, episode.query.inputs)
+    inputs, _, mask = episode.query
+    predictions = with_mask(learner.predict)(task_params, inputs, mask=mask)
+    return predictions, task_params
 
   def meta_loss(
-    meta_params: Params, episode: Episode, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
+    given: tuple[MetaLearner, MetaLearner, Params],
+    meta_params: Params,
+    episode: Episode,
+    rng: PRNGKey,
+  ) -> tuple[Array, Metrics, Params]:
+    student, teacher, teacher_params = given
     own_key, teacher_key = jax.random.split(rng)
-    predictions = answer(student, meta_params, episode, own_key)
-    goal = jax.lax.stop_gradient(
-      answer(teacher, teacher_params, episode, teacher_key)
-    )
-    targets = episode.query.targets
-    loss = loss_fn(predictions, targets)
-    if jnp.issubdtype(targets.dtype, jnp.integer):
-      match = softened_kl(predictions, goal, temperature)
-      same = predictions.argmax(-1) == goal.argmax(-1)
-      extra = {"agreement": same.mean()}
-    else:
-      match, extra = regression_distillation(predictions, goal), {}
-    return mix(alpha, loss, match), {"loss": loss, "match": match, **extra}
+    predictions, task_params = answer(student, meta_params, episode, own_key)
+    goal, _ = answer(teacher, teacher_params, episode, teacher_key)
+    goal = jax.lax.stop_gradient(goal)
+    _, targets, mask = episode.query
 
+    def over(score: LossFn, others: Any) -> Array:
+      return over_examples(score, predictions, others, mask)
+
+    loss = over(loss_fn, targets)
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+      match = over(lambda p, q: softened_kl(p, q, temperature), goal)
+      same = over(lambda p, q: (p.argmax(-1) == q.argmax(-1)).mean(), goal)
+      extra = {"agreement": same}
+    else:
+      match, extra = over(regression_distillation, goal), {}
+    new = _state_of(task_params, meta_params)
+    scores = {"loss": loss, "match": match, **extra}
+    return mix(alpha, loss, match), scores, new
+
+  def meta_grad(
+    given: tuple[MetaLearner, MetaLearner, Params], *arguments: Any
+  ) -> tuple[Params, Metrics]:
+    return gradient_of_mean(functools.partial(meta_loss, given))(*arguments)
+
+  # The teacher is an argument of programs, and no constant.
+  given = student.carried(), teacher.carried(), teacher_params
   # What a student's schedule would change is replaced.
-  return student._replace(meta_grad=gradient_of_mean(meta_loss), schedule=None)
+  return student._replace(meta_grad=Partial(meta_grad, given), schedule=None)
+
+
+def _state_of(task_params: Params, meta_params: Params) -> Params:
+  """Returns meta-parameters with the state that a task has left.
+
+  Raises:
+    ValueError: if there is state, and no telling which it has become.
+  """
+  trees: list[Any] = [jax.tree.structure(p) for p in (task_params, meta_params)]
+  if trees[0] == trees[1]:
+    return task_params
+  if jax.tree.leaves(variables.states(meta_params)):
+    raise ValueError(
+      "student: has running statistics, and task parameters that are no tree "
+      "like its meta-parameters, so that nobody updates them; normalise by the "
+      "batch or in groups."
+    )
+  return meta_params

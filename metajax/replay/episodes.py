@@ -107,11 +107,13 @@ def episode_replay_trainer(
   )
   over_shards = functools.partial(for_each_shard, held)
   each_key = jax.vmap(jax.random.fold_in, (None, 0))
-  tasks = as_partial(tasks)
+  # What the programs below are given, for nothing in it to be a constant.
+  given = as_partial(tasks), learner.carried()
 
   def device_step(
-    state: TrainState, tasks: TaskFamily, rng: PRNGKey
+    state: TrainState, given: tuple[TaskFamily, MetaLearner], rng: PRNGKey
   ) -> tuple[TrainState, Metrics]:
+    tasks, learner = given
     optimizer_state, stored = state.opt_state
     device = jax.lax.axis_index(TASKS)
     draw_key, step_key = jax.random.split(jax.random.fold_in(rng, state.step))
@@ -161,7 +163,8 @@ def episode_replay_trainer(
   )
 
   @functools.partial(jax.jit, out_shardings=where)
-  def start(rng: PRNGKey, tasks: TaskFamily) -> TrainState:
+  def start(rng: PRNGKey, given: tuple[TaskFamily, MetaLearner]) -> TrainState:
+    tasks, learner = given
     episode = tasks(rng)
     meta_params = learner.init(rng, episode.support.inputs)
     empty = buffer.init(episode)
@@ -170,9 +173,9 @@ def episode_replay_trainer(
     return state._replace(opt_state=(state.opt_state, stored))
 
   replicated = NamedSharding(mesh, P())
-  tasks, rng = place((tasks, rng), replicated)
+  given, rng = place((given, rng), replicated)
   return trainer_on(
     mesh,
-    lambda key: start(place(key, replicated), tasks),
-    mean_over_steps(step, tasks, rng),
+    lambda key: start(place(key, replicated), given),
+    mean_over_steps(step, given, rng),
   )

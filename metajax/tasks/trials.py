@@ -68,7 +68,7 @@ class Task(NamedTuple):
   Attributes:
     params: of the environment.
     start: what every episode begins with, a pair of observation and state; with
-      `new_starts` the key of the episodes to come.
+      `new_starts` the key of all later ones, and how many of them there were.
     state: of the environment.
   """
 
@@ -132,9 +132,11 @@ def trials(
     params_key, reset_key = jax.random.split(rng)
     params = sample_params(params_key)
     if new_starts:
-      reset_key, later = jax.random.split(reset_key)
+      reset_key, episodes_key = jax.random.split(reset_key)
     observation, state = reset_env(reset_key, params)
-    start = later if new_starts else (observation, state)
+    start = (observation, state)
+    if new_starts:
+      start = episodes_key, jnp.int32(0)
     return Task(params, start, state), observation
 
   def step(
@@ -149,9 +151,10 @@ def trials(
     ended = terminated | environment.is_truncated(state, params)
     seen = observe(observation), state
     if new_starts:
-      key, later = jax.random.split(start)
+      episodes_key, number = start
+      key = jax.random.fold_in(episodes_key, number)
       observation, state = begin_where(ended, key, params, seen)
-      start = jnp.where(ended, later, start)
+      start = episodes_key, number + ended
     else:
       observation, state = jax.tree.map(
         lambda new, old: jnp.where(ended, new, old), start, seen

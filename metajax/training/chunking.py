@@ -86,11 +86,12 @@ def compile_one_task(
     lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), episodes
   )
 
-  def meta_grad(step, *arguments):  # Of the step that needs most.
+  def meta_grad(learner, step, *arguments):  # Of the step that needs most.
     return learner.at_step(step).meta_grad(*arguments)
 
   step = jax.ShapeDtypeStruct((), jnp.int32)
-  return jax.jit(meta_grad).lower(step, meta_params, episodes, rng).compile()
+  given = learner.carried(), step, meta_params, episodes, rng
+  return jax.jit(meta_grad).lower(*given).compile()
 
 
 def _shapes(

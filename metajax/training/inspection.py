@@ -51,15 +51,16 @@ def inspect_step(
   """
 
   @jax.jit
-  def of_task(params, tasks, key):
+  def of_task(params, given, key):
+    tasks, learner = given
     episode = jax.tree.map(lambda x: x[None], tasks(key))
     grads, metrics = learner.at_step(state.step).meta_grad(params, episode, key)
     norm = optax.tree.norm(grads)
     return {**metrics, "gradient_norm": norm}, jax.tree.map(all_finite, grads)
 
   keys = task_keys(rng, state.step, jnp.arange(meta_batch))
-  family = jax.device_put(as_partial(tasks))
-  found = [of_task(state.meta_params, family, key) for key in keys]
+  given = jax.device_put((as_partial(tasks), learner.carried()))
+  found = [of_task(state.meta_params, given, key) for key in keys]
   metrics, finite = jax.tree.map(lambda *x: np.stack(x), *found)
   by_path = jax.tree_util.tree_leaves_with_path(finite)
   name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")

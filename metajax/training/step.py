@@ -99,12 +99,14 @@ def meta_trainer(
     )
   num_whole, left = divmod(per_device, task_chunk)
   num_chunks = num_whole + (left > 0)
-  tasks = as_partial(tasks)
+  # What the programs below are given, for nothing in it to be a constant.
+  given = as_partial(tasks), learner.carried()
   replicated = NamedSharding(mesh, P())
 
   @functools.partial(traced_once, static_argnames="size")
-  def chunk_grad(meta_params, tasks, step, rng, chunk, size=task_chunk):
+  def chunk_grad(meta_params, given, step, rng, chunk, size=task_chunk):
     """The meta-gradient and metrics of a device's chunk, of `size` tasks."""
+    tasks, learner = given
     step_key = jax.random.fold_in(rng, step)
     device = jax.lax.axis_index(TASKS)
     index = device * per_device + chunk * task_chunk + jnp.arange(size)
@@ -112,13 +114,13 @@ def meta_trainer(
     key = jax.random.fold_in(step_key, meta_batch + device * num_chunks + chunk)
     return learner.at_step(step).meta_grad(meta_params, episodes, key)
 
-  def device_grad(meta_params, tasks, step, rng):
-    narrow = chunk_grad(meta_params, tasks, step, rng, jnp.int32(0))
+  def device_grad(meta_params, given, step, rng):
+    narrow = chunk_grad(meta_params, given, step, rng, jnp.int32(0))
     # Sums of many chunks in bfloat16 would lose the small ones.
     total = jax.tree.map(wide, narrow)
 
     def add(total, chunk):
-      new = chunk_grad(meta_params, tasks, step, rng, chunk)
+      new = chunk_grad(meta_params, given, step, rng, chunk)
       return jax.tree.map(jnp.add, total, new), None
 
     if num_whole > 1:
@@ -127,7 +129,7 @@ def meta_trainer(
       )
     if left:
       chunk = jnp.int32(num_whole)
-      last = chunk_grad(meta_params, tasks, step, rng, chunk, size=left)
+      last = chunk_grad(meta_params, given, step, rng, chunk, size=left)
       total = jax.tree.map(
         lambda t, x: t + left / task_chunk * wide(x), total, last
       )
@@ -145,8 +147,8 @@ def meta_trainer(
       jax.vmap(device_grad, in_axes=(0, None, None, 0))
     )
 
-  def meta_step(state, tasks, rng):
-    grads, metrics = sharded_grad(state.meta_params, tasks, state.step, rng)
+  def meta_step(state, given, rng):
+    grads, metrics = sharded_grad(state.meta_params, given, state.step, rng)
 
     def update(state, grads, metrics, rng):
       new = next_state(
@@ -154,7 +156,7 @@ def meta_trainer(
         state,
         grads,
         metrics.get("loss"),
-        at=lambda params: sharded_one(params, tasks, state.step, rng),
+        at=lambda params: sharded_one(params, given, state.step, rng),
       )
       if skip_non_finite:
         finite = new.step > state.step
@@ -167,7 +169,8 @@ def meta_trainer(
       update = seeds.together(update)
     return update(state, grads, metrics, rng)
 
-  def start_one(rng, tasks):
+  def start_one(rng, given):
+    tasks, learner = given
     episode = tasks(rng)
     meta_params = learner.init(rng, episode.support.inputs)
     return first_state(optimizer, meta_params)
@@ -178,10 +181,10 @@ def meta_trainer(
   start = jax.jit(start_one, out_shardings=replicated)
 
   def init(rng: PRNGKey) -> TrainState:
-    return start(place(rng, replicated), tasks)
+    return start(place(rng, replicated), given)
 
-  tasks, rng = place((tasks, rng), replicated)
-  return trainer_on(mesh, init, mean_over_steps(meta_step, tasks, rng))
+  given, rng = place((given, rng), replicated)
+  return trainer_on(mesh, init, mean_over_steps(meta_step, given, rng))
 
 
 def task_keys(rng: PRNGKey, step: Array | int, index: Array) -> PRNGKey:

@@ -25,7 +25,7 @@ from metajax.learners import (
   maml,
 )
 from metajax.losses import accuracy, cross_entropy, mean_squared_error
-from metajax.types import Batch, Episode
+from metajax.types import Batch, Episode, State
 
 RNG = jax.random.key(0)
 TASKS, SUPPORT, QUERY, FEATURES, HIDDEN, MEMBERS = 3, 6, 7, 2, 4, 3
@@ -216,6 +216,35 @@ def test_average_of_one_member_is_that_member_whatever_its_logit():
   chex.assert_trees_all_close(
     jax.jit(averaged.adapt)({"all": jnp.array([3.0])}, task.support, RNG),
     adapt(_member(members, 0), task.support, RNG),
+    rtol=1e-10,
+  )
+
+
+def test_state_of_the_members_is_averaged_and_gets_no_gradient():
+  """The same gradient as with the averaged scale written into the model."""
+
+  def model(scale):
+    def apply(params, x):
+      factor = params["norm"].value["scale"] if scale is None else scale
+      return x @ params["w"] * factor
+
+    return SimpleNamespace(init=None, apply=apply)
+
+  def build(scale, **state):
+    learner = maml(model(scale), mean_squared_error, optax.sgd(0.1), 1)
+    return learned_average(learner, members | state)
+
+  w = np.random.default_rng(0).normal(size=(3, FEATURES, 1))
+  members, episodes = {"w": jnp.asarray(w)}, _episodes()
+  statistics = {"scale": jnp.array([1.0, 2.0, 6.0]), "n": jnp.arange(3)}
+  found, expected = build(None, norm=State(statistics)), build(3.0)
+  logits = {"all": jnp.zeros(3)}
+  adapted = found.adapt(logits, _task(episodes).support, RNG)
+  np.testing.assert_allclose(adapted["norm"].value["scale"], 3)
+  assert adapted["norm"].value["n"] == 1
+  chex.assert_trees_all_close(
+    found.meta_grad(logits, episodes, RNG),
+    expected.meta_grad(logits, episodes, RNG),
     rtol=1e-10,
   )
 
@@ -432,3 +461,48 @@ def test_members_that_are_no_stack_are_named(change, message):
     learned_average(learner, members)
   with pytest.raises(ValueError, match=message):
     learned_ensemble(learner, members, weighted_average, mean_squared_error)
+
+
+# --- What programs hold. ---
+
+
+def _text_size(learner):
+  """Characters of the program of a meta-gradient, which is not run."""
+  params = jax.eval_shape(learner.init, RNG, jnp.zeros((SUPPORT, FEATURES)))
+  episodes = jax.eval_shape(_episodes)
+  meta_grad = jax.jit(lambda learner, *given: learner.meta_grad(*given))
+  lowered = meta_grad.lower(learner.carried(), params, episodes, RNG)
+  return len(lowered.as_text())
+
+
+@pytest.mark.parametrize(
+  "build",
+  [
+    lambda members: learned_average(_learner()[0], members),
+    lambda members: learned_ensemble(
+      _learner()[0], members, weighted_average, mean_squared_error
+    ),
+  ],
+)
+def test_members_are_no_constants_of_programs(build):
+  """Each number of a constant would be 16 digits of the program's text."""
+  few, many = (build(_members(n)) for n in (2, 200))
+  numbers = sum(x.size for x in jax.tree.leaves(many.carried().adapt))
+  assert numbers > 200 * FEATURES * HIDDEN
+  assert _text_size(many) - _text_size(few) < 2 * numbers
+
+
+def test_padding_of_a_support_says_nothing_of_the_members():
+  members, task = _members(), _task(_episodes())
+  ensemble = learned_ensemble(
+    _learner()[0], members, weighted_average, mean_squared_error
+  )
+  start = ensemble.init(RNG, task.support.inputs) | {"beta": jnp.array(2.0)}
+  padded = Batch(
+    *(jnp.concatenate([x, 0 * x[:2] + 9]) for x in task.support[:2]),
+    jnp.arange(SUPPORT + 2) < SUPPORT,
+  )
+  adapt = jax.jit(ensemble.adapt)
+  chex.assert_trees_all_close(
+    adapt(start, padded, RNG), adapt(start, task.support, RNG), rtol=1e-10
+  )

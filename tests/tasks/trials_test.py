@@ -405,3 +405,13 @@ def test_new_starts_are_drawn_only_in_steps_that_end_an_episode():
     # Whatever is played, and however many at once.
     like = expected[5] if given.ndim == 0 else expected
     np.testing.assert_array_equal(starts, like.reshape(starts.shape))
+
+
+@pytest.mark.parametrize("new_starts", [False, True])
+def test_no_key_is_used_twice(new_starts):
+  """JAX's own check; under vmap it finds fault with any scan over keys."""
+  tasks = trials(Drawn(), 5, new_starts=new_starts)
+  with jax.debug_key_reuse(True):
+    jax.jit(lambda key: play(random_player(3), tasks, key).rewards)(
+      jax.random.key(8)
+    )
