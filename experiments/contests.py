@@ -260,6 +260,15 @@ def total(rewards: np.ndarray) -> float:
   return float(rewards.sum(-1, dtype=np.float64).mean())
 
 
+def drawn(played: Played) -> dict[str, np.ndarray]:
+  """Returns the rewards that pictures show: not of players as published."""
+  return {
+    name: rewards
+    for name, rewards in played.rewards.items()
+    if AS_PUBLISHED not in name
+  }
+
+
 def totals(played: Played, *rivals: str) -> dict[str, Estimate]:
   """Means of the players' totals, and of the rivals' differences to "rer"."""
   sums = {

@@ -50,7 +50,7 @@ def main() -> None:
   best_arm = arms / (arms + 1)  # The mean of the largest probability.
   plots.curves(
     played.workdir / "regret.png",
-    {name: regret(r, best_arm) for name, r in played.rewards.items()},
+    {name: regret(r, best_arm) for name, r in contests.drawn(played).items()},
     "pulls",
     "regret: reward of the best arm minus reward",
   )

@@ -60,7 +60,10 @@ def main() -> None:
   metrics["optimum_discounted_0.99"] = estimate(optima(tasks, 0.99))
   plots.curves(
     played.workdir / "episodes.png",
-    {name: by_episode(r, episodes) for name, r in played.rewards.items()},
+    {
+      name: by_episode(r, episodes)
+      for name, r in contests.drawn(played).items()
+    },
     "episode of the task",
     "reward of the episode",
   )

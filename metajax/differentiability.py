@@ -1,11 +1,11 @@
 """Says which optimizers have derivatives that are not finite, or not exact."""
 
-import functools
+import gc
 import re
 import types
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -23,53 +23,36 @@ _SEARCH = re.compile(r"\bwhile\[")
 _RISKY = re.compile(r"\b(div|sqrt|rsqrt|cbrt|pow|log|atan2|while)\b")
 
 
-def watch(
-  optimizer: optax.GradientTransformation, params: Params
-) -> Callable[[Params], Params]:
-  """Builds a function that warns if an optimizer should not be differentiated.
+def watched(
+  grads: Params, optimizer: optax.GradientTransformation, params: Params
+) -> Params:
+  """Returns `grads`; warns if the optimizer should not be differentiated.
+
+  Only when they are differentiated. Until then nothing is done, and nothing
+  ever enters the program.
 
   Args:
+    grads: the gradients on their way to the optimizer.
     optimizer: any optimizer of optax.
     params: the parameters that it trains, of which the shapes are looked at.
-
-  Returns:
-    `grads -> grads`, for the gradients on their way to the optimizer. It warns
-    when it is differentiated. Until then the optimizer is not tried, and
-    nothing ever enters the program. One that closes over traced values (a
-    learned step size) cannot be tried, and nothing is said of it.
   """
-  if _holds_tracer(optimizer):
-    return lambda grads: grads
-  # Not the parameters themselves, which would outlive their trace.
-  shapes = jax.tree.map(
-    lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params
-  )
-
-  @functools.cache
-  def warn() -> None:
-    is_64_bit = jnp.result_type(float) == jnp.float64
-
-    def find() -> str | None:
-      with jax.enable_x64(is_64_bit):
-        return find_fault(optimizer, shapes)
-
-    # A thread of its own has neither the mesh nor the traces of this one.
-    with ThreadPoolExecutor(1) as apart:
-      fault = apart.submit(find).result()
-    if fault:
-      warnings.warn(f"The inner optimizer {fault}", stacklevel=2)
+  if _captures_tracers(optimizer):
+    return grads
+  # Not the parameters, which the rule below would keep beyond their trace.
+  shapes = jax.tree.map(jax.typeof, params)
 
   @jax.custom_jvp
-  def watched(grads: Params) -> Params:
+  def same(grads: Params) -> Params:
     return grads
 
-  @watched.defjvp
+  @same.defjvp
   def rule(primals: tuple, tangents: tuple) -> tuple:
-    warn()
+    if fault := find_fault(optimizer, shapes):
+      warnings.warn(f"The inner optimizer {fault}", stacklevel=2)
     return primals[0], tangents[0]
 
   del rule
-  return watched
+  return same(grads)
 
 
 def find_fault(
@@ -80,28 +63,49 @@ def find_fault(
   It takes six steps, once at ordinary gradients and once at zero.
 
   Args:
-    optimizer: any optimizer of optax that closes over no traced values.
-    params: parameters that it can train, or their shapes.
+    optimizer: any optimizer of optax. Of one that closes over traced values (a
+      learned step size) nothing can be found.
+    params: parameters that it can train.
 
   Returns:
     What is wrong, and what to do, in one line; None if nothing is.
   """
+  leaves, tree = jax.tree.flatten(params)
+  shapes = [jax.ShapeDtypeStruct(np.shape(p), jnp.float32) for p in leaves]
+  return _find_fault(optimizer, tree, tuple(shapes))
 
+
+@lru_cache(maxsize=128)
+def _find_fault(
+  optimizer: optax.GradientTransformation, tree: Any, shapes: tuple
+) -> str | None:
+  # A thread of its own has neither the mesh nor the traces of the caller.
+  with ThreadPoolExecutor(1) as apart:
+    return apart.submit(_try, optimizer, tree.unflatten(shapes)).result()
+
+
+def _try(optimizer: optax.GradientTransformation, params: Any) -> str | None:
   def adapted(params: Params, scale: Array) -> Array:
     def loss_fn(params: Params) -> Array:
       return scale * _total(jax.tree.map(jnp.sin, params))
 
     def step(carry: tuple, _: None) -> tuple:
-      params, state = carry
+      state, params = carry
       loss, grads = jax.value_and_grad(loss_fn)(params)
       updates, state = optimizers.update(
-        optimizer, grads, state, params, value=loss, value_fn=loss_fn
+        optimizer,
+        grads,
+        state,
+        params,
+        value=loss,
+        value_fn=loss_fn,
+        differentiable=True,
       )
-      return (optax.apply_updates(params, updates), state), None
+      return (state, optax.apply_updates(params, updates)), None
 
-    carry, _ = step((params, optimizers.init(optimizer, params)), None)
-    (params, state), _ = jax.lax.scan(step, carry, None, length=_STEPS - 1)
-    return _total(optimizers.evaluation_params(state, params))
+    carry, _ = step((optimizers.init(optimizer, params), params), None)
+    carry, _ = jax.lax.scan(step, carry, None, length=_STEPS - 1)
+    return _total(optimizers.evaluation_params(*carry))
 
   # Few parameters, unless the optimizer has a mask of these.
   for like in ({"w": np.zeros((2, 2)), "b": np.zeros(2)}, params):
@@ -118,26 +122,26 @@ def find_fault(
           for scale in (1.0, 0.0)
         ]
     except (TypeError, ValueError, AttributeError, KeyError):
-      continue  # The mask does not fit these.
+      continue
     return _fault(str(traced), *finite)
   return None
 
 
-def _holds_tracer(value: Any) -> bool:
-  """Whether a function, or a tree of them, closes over a traced value."""
-  if isinstance(value, jax.core.Tracer):
-    return True
-  if isinstance(value, functools.partial):
-    parts = [value.func, value.args, value.keywords]
-  elif isinstance(value, types.FunctionType):
-    parts = [cell.cell_contents for cell in value.__closure__ or ()]
-  elif isinstance(value, types.MethodType):
-    parts = list(vars(value.__self__).values())
-  elif isinstance(value, dict):
-    parts = list(value.values())
-  else:
-    parts = list(value) if isinstance(value, list | tuple) else []
-  return any(map(_holds_tracer, parts))
+def _captures_tracers(optimizer: Any) -> bool:
+  """Whether an optimizer closes over traced values."""
+  found, seen = [optimizer], set()
+  while found:
+    x = found.pop()
+    if isinstance(x, jax.core.Tracer):
+      return True
+    if id(x) in seen:
+      continue
+    seen.add(id(x))
+    if isinstance(x, types.FunctionType):
+      found += [x.__closure__, x.__defaults__]
+    elif isinstance(x, tuple | list | dict | types.CellType | partial):
+      found += gc.get_referents(x)
+  return False
 
 
 def _fault(program: str, ordinary: bool, zero: bool) -> str | None:
@@ -149,13 +153,13 @@ def _fault(program: str, ordinary: bool, zero: bool) -> str | None:
   if not zero:
     return (
       "has derivatives that are NaN where gradients are zero: build it with "
-      "eps_root=1e-8 if it has that, else give another one "
+      "eps_root=1e-8 if that helps, else give another one "
       "(docs/optimizers.md), or first_order=True."
     )
   if _SEARCH.search(program):
     return (
-      "searches for a step size, which is a constant of its derivatives: give "
-      "another one if they must be exact (docs/optimizers.md)."
+      "searches for a step size, which is a constant in derivatives of the "
+      "adapted parameters: give another one if they must be exact."
     )
   return None
 

@@ -5,7 +5,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from metajax.types import Array, Model, Params, PRNGKey
+import jax
+
+from metajax.types import Array, Model, Params, PRNGKey, State
 
 
 class Forward(NamedTuple):
@@ -70,6 +72,31 @@ def forward(model: Model) -> Forward:
 
 def _no_init(rng: PRNGKey, inputs: Any) -> Params:
   raise ValueError("model: has no init(rng, inputs), which is needed here.")
+
+
+def stateless(model: Model, who: str) -> Forward:
+  """As `forward`, for what trains networks without running statistics.
+
+  Args:
+    model: any model.
+    who: what trains it, for the message.
+
+  Raises:
+    ValueError: from `init`, if there are such statistics.
+  """
+  functions = forward(model)
+
+  def init(rng: PRNGKey, inputs: Any) -> Params:
+    params = functions.init(rng, inputs)
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, State))
+    if any(isinstance(leaf, State) for leaf in leaves):
+      raise ValueError(
+        f"model: keeps running statistics, which {who} does not update; "
+        "normalise by the batch or in groups."
+      )
+    return params
+
+  return functions._replace(init=init)
 
 
 def with_mask(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -79,7 +79,7 @@ def minimize(
     optimizer: any optimizer of optax. It may close over meta-parameters
       (learned step sizes). It receives what it asks for (`value`, `grad`,
       `value_fn`, ..., all of the step's own loss); one that is evaluated at
-      other parameters than it trains (schedule-free, lookahead, sam) is.
+      other parameters than it trains (schedule-free, lookahead) is.
     num_steps: how many steps, at least 0.
     state: what the loss carries from step to step and no gradient passes:
       running statistics. None: nothing.
@@ -133,7 +133,6 @@ def minimize(
     traced = jax.make_jaxpr(loss_of)(weights, jnp.int32(0), state)
     memory = "remat" if custom_rules.first(traced.jaxpr) else "mixed"
   mixed = memory == "mixed"
-  watched = differentiability.watch(optimizer, weights)
   value_and_grad = mixed_mode.value_and_grad if mixed else jax.value_and_grad
 
   def step(carry, k):
@@ -142,7 +141,8 @@ def minimize(
     (loss, new), grads = value_and_grad(loss_of, has_aux=True)(at, k, kept)
     if first_order:
       loss, grads = jax.lax.stop_gradient((loss, grads))
-    grads = watched(checkpoint_name(grads, GRADIENTS))
+    grads = checkpoint_name(grads, GRADIENTS)
+    grads = differentiability.watched(grads, optimizer, phi)
     updates, opt_state = optimizers.update(
       optimizer,
       grads,
@@ -150,14 +150,15 @@ def minimize(
       phi,
       value=loss,
       value_fn=lambda phi: loss_of(phi, k, kept)[0],
+      differentiable=True,
     )
     phi = optax.apply_updates(phi, updates)
     new = jax.lax.stop_gradient(new)
     seen = None
     if observe is not None:
-      there = optimizers.evaluation_params(opt_state, phi)
-      there = variables.combine(there, params)
-      seen = observe(there, k) if state is None else observe(there, k, new)
+      judged = optimizers.evaluation_params(opt_state, phi)
+      judged = variables.combine(judged, params)
+      seen = observe(judged, k) if state is None else observe(judged, k, new)
     return (phi, opt_state, new), (loss, seen)
 
   first_step = later_step = step
@@ -199,8 +200,8 @@ def minimize(
   if later.size:
     carry, rest = jax.lax.scan(later_step, carry, later)
     outputs.append(rest)
-  phi, opt_state, state = carry
-  adapted = optimizers.evaluation_params(opt_state, phi)
+  adapted, opt_state, state = carry
+  adapted = optimizers.evaluation_params(opt_state, adapted)
   adapted = variables.combine(adapted, params)
   if not outputs:
     return InnerLoop(adapted, jnp.zeros(0), None, state, opt_state)

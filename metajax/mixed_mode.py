@@ -65,15 +65,16 @@ def value_and_grad(
     both = list(zip(traced.consts, inexact, strict=True))
     smooth = [c for c, is_smooth in both if is_smooth]
     others = [c for c, is_smooth in both if not is_smooth]
-    # Keys go in as their data: for jax_debug_key_reuse, a rule consumes keys.
-    leaves, unchanged = jax.tree.flatten((others, rest))
-    kinds = [_key_impl(x) for x in leaves]
+    inputs = jax.tree.leaves((params, *rest))
+    kinds = [_kind(x) for x in [*traced.consts, *inputs]]
+    others, rest = jax.tree.map(_without_kind, (others, rest))
 
-    def loss(params: Params, smooth: list, data: list) -> tuple:
-      others, rest = jax.tree.unflatten(unchanged, map(_wrap, data, kinds))
+    def loss(params: Params, smooth: list, others: list, rest: tuple) -> tuple:
       queues = {True: iter(smooth), False: iter(others)}
       consts = [next(queues[is_smooth]) for is_smooth in inexact]
       inputs = jax.tree.leaves((params, *rest))
+      given = list(map(_with_kind, [*consts, *inputs], kinds))
+      consts, inputs = given[: len(consts)], given[len(consts) :]
       # Not `traced`, which has tracers that JAX's caches would keep.
       outputs = jax.core.eval_jaxpr(jaxpr, consts, *inputs)
       return jax.tree.unflatten(tree, outputs)
@@ -88,38 +89,38 @@ def value_and_grad(
       return jax.value_and_grad(loss, has_aux=True)(*arguments), arguments
 
     def backward(arguments: tuple, cotangents: tuple) -> tuple:
-      params, smooth, data = arguments
+      params, smooth, *unchanged = arguments
       (of_loss, _), along = cotangents
 
       # The loss's own cotangent is the tangent of a factor before the loss:
       # its gradient is added along the way, and is no tree to be kept.
       def slopes(params: Params, factor: Array) -> tuple[Params, list]:
         def scaled(params: Params, smooth: list) -> Array:
-          return factor * loss(params, smooth, data)[0]
+          return factor * loss(params, smooth, *unchanged)[0]
 
         return jax.grad(scaled, (0, 1))(params, smooth)
 
       one = jnp.ones_like(of_loss)
       _, total = jax.jvp(slopes, (params, one), (along, of_loss))
-      return *total, None
+      return *total, None, None
 
     gradient.defvjp(forward, backward)
-    (value, aux), grads = gradient(
-      params, smooth, list(map(_unwrap, leaves, kinds))
-    )
+    (value, aux), grads = gradient(params, smooth, others, rest)
     return (value, aux) if has_aux else value, grads
 
   return run
 
 
-def _key_impl(x: Any) -> Any:
+def _kind(x: Any) -> Any:
+  """Returns a key's implementation; None for all else."""
   is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
   return jax.random.key_impl(x) if is_key else None
 
 
-def _unwrap(x: Any, impl: Any) -> Any:
-  return x if impl is None else jax.random.key_data(x)
+def _without_kind(x: Any) -> Any:
+  """Returns a key's data: for JAX, a rule of its own uses up every key."""
+  return x if _kind(x) is None else jax.random.key_data(x)
 
 
-def _wrap(x: Any, impl: Any) -> Any:
-  return x if impl is None else jax.random.wrap_key_data(x, impl=impl)
+def _with_kind(x: Any, kind: Any) -> Any:
+  return x if kind is None else jax.random.wrap_key_data(x, impl=kind)

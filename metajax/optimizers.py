@@ -40,15 +40,14 @@ def update(
   params: Params,
   *,
   value: Array | None = None,
-  at: Callable[[Params], tuple[Params, Array]] | None = None,
   value_fn: Callable[[Params], Array] | None = None,
+  differentiable: bool = False,
 ) -> tuple[Params, optax.OptState]:
   """Asks any of optax's optimizers for its updates.
 
   An optimizer is given what it takes of these: `value` and `grad`, of this
-  step; `value_fn` and `obj_fn`, the value of this step at other parameters,
-  whose derivative is the gradient that `at` returns; and `grad_fn`, that
-  gradient itself.
+  step; `value_fn` and `obj_fn`, the value of this step at other parameters;
+  and `grad_fn`, the gradient there.
 
   Args:
     optimizer: a transformation, also one without extra arguments.
@@ -56,52 +55,59 @@ def update(
     opt_state: the optimizer's state, from `init`.
     params: the parameters.
     value: the loss at `params`; None: there is none.
-    at: `params -> (grads, value)`, the same step at other parameters; it is
+    value_fn: `params -> value`, the same step at other parameters; it is
       traced where the optimizer calls it only. None: cannot be had.
-    value_fn: `params -> value` in its place, where the gradient is its
-      derivative. The updates can then be differentiated; what a line search
-      finds is a constant of that derivative.
+    differentiable: whether the result can be differentiated also where the
+      optimizer searches along a line; what it finds is a constant then, and
+      the search is traced twice.
 
   Returns:
     `(updates, opt_state)`.
   """
+  if isinstance(optimizer, optax.MultiSteps):
+    optimizer = optimizer.gradient_transformation()
+  optimizer = optax.with_extra_args_support(optimizer)
+  searches = []
+
+  # A line search hands what it does not know on to this function, and raises
+  # where that does not take it.
+  def searched(
+    params: Params, obj_fn: Any = None, grad_fn: Any = None
+  ) -> Array:
+    del obj_fn, grad_fn
+    searches.append(True)
+    assert value_fn is not None
+    return value_fn(params)
+
   told: dict[str, Any] = {"grad": grads}
   if value is not None:
     told["value"] = value
-  objective, searches = value_fn, []
-  if at is not None:
-    told["grad_fn"] = lambda params, _: at(params)[0]
+  if value_fn is not None:
+    slope = jax.grad(value_fn)
+    told["grad_fn"] = lambda params, _: slope(params)
     if value is not None:
-      objective = _with_gradient(at)
-  elif value_fn is not None:
-    told["grad_fn"] = lambda params, _: jax.grad(value_fn)(params)
-  if objective is not None:
-    # A line search hands what it does not know on to this function, and raises
-    # where that does not take it.
-    def search(
-      params: Params, obj_fn: Any = None, grad_fn: Any = None
-    ) -> Array:
-      del obj_fn, grad_fn
-      searches.append(True)
-      return objective(params)
+      told |= {"value_fn": searched, "obj_fn": value_fn}
 
-    told |= {"value_fn": search, "obj_fn": objective}
+  def step(opt_state: Any, params: Params) -> tuple[Params, optax.OptState]:
+    if not isinstance(opt_state, SlowState):
+      return optimizer.update(grads, opt_state, params, **told)
+    pair = optax.LookaheadParams(params, opt_state.slow)
+    updates, inner = optimizer.update(grads, opt_state.inner, pair, **told)
+    slow = optax.apply_updates(opt_state.slow, updates.slow)
+    return updates.fast, SlowState(inner, slow)
 
-  def tell(
-    opt_state: optax.OptState, params: Params
-  ) -> tuple[Params, optax.OptState]:
-    return _tell(optimizer, grads, opt_state, params, told)
-
-  slow = isinstance(opt_state, SlowState)
-  inner = opt_state.inner if slow else opt_state
-  pair = optax.LookaheadParams(params, opt_state.slow) if slow else params
-  updates, new = tell(inner, pair)
-  if searches and value_fn is not None:
-    updates, new = constant_loops(tell)(inner, pair)
-  if not slow:
-    return updates, new
-  moved = optax.apply_updates(opt_state.slow, updates.slow)
-  return updates.fast, SlowState(new, moved)
+  while True:
+    try:
+      found = step(opt_state, params)
+      break
+    except TypeError as error:  # `sam` takes `grad_fn` by name, and no others.
+      refused = [n for n in told if f"keyword argument '{n}'" in str(error)]
+      if not refused or "unexpected" not in str(error):
+        raise
+      del told[refused[0]]
+  if differentiable and searches:
+    return constant_loops(step)(opt_state, params)
+  return found
 
 
 def evaluation_params(opt_state: optax.OptState, params: Params) -> Params:
@@ -136,27 +142,6 @@ def evaluation_params(opt_state: optax.OptState, params: Params) -> Params:
   return params
 
 
-def _tell(
-  optimizer: optax.GradientTransformation,
-  grads: Params,
-  opt_state: optax.OptState,
-  params: Params,
-  told: dict[str, Any],
-) -> tuple[Params, optax.OptState]:
-  """Calls an optimizer with what it accepts."""
-  if isinstance(optimizer, optax.MultiSteps):
-    optimizer = optimizer.gradient_transformation()
-  optimizer = optax.with_extra_args_support(optimizer)
-  while True:
-    try:
-      return optimizer.update(grads, opt_state, params, **told)
-    except TypeError as error:  # `sam` takes `grad_fn` by name, and no others.
-      refused = [n for n in told if f"keyword argument '{n}'" in str(error)]
-      if not refused or "unexpected" not in str(error):
-        raise
-      told = {n: x for n, x in told.items() if n not in refused}
-
-
 def _states(opt_state: optax.OptState, kind: type) -> list[Any]:
   leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
   return [leaf for leaf in leaves if isinstance(leaf, kind)]
@@ -179,30 +164,3 @@ def _map_own(fn: Callable[..., Any], own: Params, params: Params) -> Params:
     params,
     is_leaf=absent,
   )
-
-
-def _with_gradient(
-  at: Callable[[Params], tuple[Params, Array]],
-) -> Callable[[Params], Array]:
-  """Returns `params -> value`, whose derivative is the gradient of `at`.
-
-  What a learner returns need not be the derivative of its loss, and that of
-  `pmean` would be another.
-  """
-
-  @jax.custom_vjp
-  def value(params):
-    return at(params)[1]
-
-  def forward(params):
-    grads, found = at(params)
-    return found, (grads, params)
-
-  def backward(kept, cotangent):
-    grads, params = kept
-    return (
-      jax.tree.map(lambda g, p: (cotangent * g).astype(p.dtype), grads, params),
-    )
-
-  value.defvjp(forward, backward)
-  return value

@@ -1,8 +1,8 @@
-"""Every optimizer of optax as the inner one: its steps and its derivatives."""
+"""Every optimizer of optax as the inner one, against plain loops with optax."""
 
-import contextlib
-import functools
+import inspect
 import re
+import warnings
 from pathlib import Path
 
 import chex
@@ -11,25 +11,38 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 from metajax import inner_loop, optimizers
-from tests.optimizers import OPTIMIZERS, each, plain_loop
+from metajax.differentiability import find_fault
+from tests.optimizers import OPTIMIZERS, PARAMS, RATE, plain_loop, tanh_loss
 
-# Exact in float32, in which `dog` keeps them.
-PARAMS = {
-  "w": np.array([[0.5, -0.25], [0.125, 0.75]]),
-  "b": np.array([0.125, -0.25]),
-}
-# What is no weight; but optimizers with masks by name have none for these, and
-# optax's galore takes no tree with None.
-OTHERS = {"count": np.int32(3), "absent": None}
-NAMED = "freeze masked multi_transform partition scale_by_muon".split()
-NAMED += ["selective_transform", "galore", "scale_by_galore"]
-INPUTS = np.array([[1.0, 0.5], [-0.3, 0.7], [0.2, -1.0]])
-TARGETS = np.array([[1.0, -1.0], [0.5, 0.3], [-0.2, 0.1]])
-STEPS = 5
-
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
+SHIFTS = (0.0, 0.1, -0.2)
+# Those that here name the parameters of which they have a mask.
+MASKS = (
+  "freeze",
+  "masked",
+  "multi_transform",
+  "partition",
+  "scale_by_muon",
+  "selective_transform",
+)
+# Those to which optax lets no parameter be None.
+NEVER_NONE = ("galore", "scale_by_galore")
+# Each of its kind; all others are slow only.
+FEW = (
+  "adam",
+  "clip_by_global_norm",
+  "lookahead",
+  "noisy_sgd",
+  "partition",
+  "polyak_sgd",
+  "sam opaque",
+  "scale_by_backtracking_linesearch",
+  "schedule_free_sgd",
+  "sgd",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,156 +52,151 @@ def float64():
 
 
 def _documented():
-  """Name -> the heading under which docs/optimizers.md lists it."""
-  found = {}
-  for section in DOCS.read_text().split("\n## ")[1:]:
-    heading, text = section.split("\n", 1)
-    rows = [line.split("|")[1] for line in text.splitlines() if "|" in line]
-    for name in re.findall(r"`([^`]+)`", " ".join(rows)):
-      found[name] = heading
-  return found
+  """Reads the page's table: name -> (where it is NaN, what to give)."""
+  section = PAGE.read_text().split("## Derivatives that are NaN")[1]
+  rows = re.findall(r"^\| (`.*) \| (.*) \| (.*) \|$", section, re.M)
+  return {
+    name: (where, remedy)
+    for names, where, remedy in rows
+    for name in re.findall("`(.*?)`", names)
+  }
 
 
-FAULTS = {
-  "NaN at any gradient": "NaN at any gradient",
-  "NaN where gradients are zero": "NaN where gradients are zero",
-  "A step size that is searched for": "searches for a step size",
-}
+def _contains_adam(name):
+  """Whether it is one that is built of others, here of Adam."""
+  return {"adam", "_adam"} & set(OPTIMIZERS[name].__code__.co_names)
 
 
-def _loss(params, k, scale=1.0):
-  """Of 0 times it, all gradients are zero."""
-  outputs = jnp.tanh(INPUTS @ params["w"] + params["b"])
-  return scale * jnp.mean((outputs - TARGETS - 0.1 * k) ** 2)
-
-
-@functools.cache
-def _outer(name):
-  """A compiled loss of adapted parameters, with its gradient."""
-  optimizer = OPTIMIZERS[name]()
-  others = {} if name in NAMED else OTHERS
-
-  def outer(params, scale):
-    adapted = inner_loop.minimize(
-      lambda params, k: _loss(params, k, scale),
-      {**params, **others},
-      optimizer,
-      STEPS,
-    ).params
-    values = [jnp.sin(2 * adapted[k]).sum() for k in PARAMS]
-    return sum(values), adapted
-
-  return jax.jit(jax.value_and_grad(outer, (0, 1), has_aux=True))
-
-
-def _all_finite(tree):
-  return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
-
-
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
+    for name in OPTIMIZERS
+  ],
+)
 @pytest.mark.filterwarnings("ignore:Specifying a key")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(
-  "name", each(also=("adamw", "radam", "scale_by_zoom_linesearch"))
-)
-def test_steps_are_those_of_optax_and_derivatives_exact_or_warned_of(name):
-  heading = _documented().get(name)
-  warned = (
-    pytest.warns(UserWarning, match=FAULTS[heading])
-    if heading
-    else contextlib.nullcontext()
-  )
-  with warned:
-    (_, adapted), grads = _outer(name)(PARAMS, 1.0)
-  trained, state = plain_loop(name, _loss, PARAMS, range(STEPS))
+def test_runs_as_a_plain_loop_and_has_a_derivative_or_warns(name):
+  optimizer = OPTIMIZERS[name]()
+  params = jax.tree.map(jnp.asarray, PARAMS)
+  if name not in MASKS + NEVER_NONE:
+    params["masked out"] = None
+
+  @jax.jit
+  def outer(params, scale):
+    """At scale 0 all gradients are zero."""
+
+    def derived(params, scale):
+      loop = inner_loop.minimize(
+        lambda p, k: scale * tanh_loss(p, jnp.array(SHIFTS)[k]),
+        params,
+        optimizer,
+        len(SHIFTS),
+      )
+      return tanh_loss(loop.params) + loop.losses.sum(), loop.params
+
+    return jax.value_and_grad(derived, (0, 1), has_aux=True)(params, scale)
+
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    (_, adapted), ordinary = outer(params, 1.0)
+  _, at_zero = outer(params, 0.0)
+
+  trained, state = plain_loop(name, SHIFTS)
   if name == "lookahead":
     expected = trained.slow
   else:
     expected = optimizers.evaluation_params(state, trained)
-  found = {key: adapted.pop(key) for key in PARAMS}
-  chex.assert_trees_all_close(found, expected, rtol=1e-9)
-  assert adapted == ({} if name in NAMED else OTHERS)
+  adapted.pop("masked out", None)
+  chex.assert_trees_all_close(adapted, expected, rtol=1e-9)
 
-  at_zero = _outer(name)(PARAMS, 0.0)[1]
-  if heading == "NaN at any gradient":
-    assert not _all_finite(grads)
-    return
-  assert _all_finite(grads)
-  assert _all_finite(at_zero) == (heading != "NaN where gradients are zero")
-  if heading != "A step size that is searched for" and name != "lbfgs":
-    # Central differences along a direction. galore's SVD is in float32.
-    step, rtol = (1e-3, 1e-4) if "galore" in name else (1e-5, 1e-5)
-    along = {"w": np.array([[0.3, -0.5], [0.7, 0.2]]), "b": np.array([0.4, 1])}
-    moved = [
-      jax.tree.map(lambda p, d, h=h: p + h * d, (PARAMS, 1.0), (along, 0.6))
-      for h in (step, -step)
-    ]
-    (up, _), (down, _) = (_outer(name)(*arguments)[0] for arguments in moved)
-    slope = sum(
-      jax.tree.leaves(
-        jax.tree.map(lambda g, d: (g * d).sum(), grads, (along, 0.6))
-      )
-    )
-    np.testing.assert_allclose(
-      slope, (up - down) / (2 * step), rtol=rtol, atol=1e-9
-    )
+  fault = find_fault(optimizer, params)
+  told = [str(w.message) for w in caught if "inner optimizer" in str(w.message)]
+  assert told[:1] == ([f"The inner optimizer {fault}"] if fault else [])
+  page = _documented()
+  named = name.split()[0]  # As in "sam in a chain".
+  if named not in page and _contains_adam(name):
+    named = "adam"
+  where, _ = page.get(named, ("", ""))
+  if not _is_finite(ordinary):
+    assert "at any gradient" in fault
+  elif not _is_finite(at_zero):
+    assert "gradients are zero" in fault or "at any gradient" in fault
+  if fault and "NaN" in fault:
+    assert where and where in fault
+  elif named == name:
+    assert not where
+  # A step size that is searched for is a constant.
+  if _is_finite(ordinary) and "linesearch" not in name and name != "lbfgs":
+    _assert_slope(lambda *moved: outer(*moved)[0][0], params, ordinary, name)
 
 
-def test_documented_names_are_those_of_optimizers():
-  assert set(_documented()) <= set(OPTIMIZERS)
-  assert set(_documented().values()) == set(FAULTS)
-
-
-def _gradient(optimizer, params=2.0, **options):
-  def outer(params):
-    return sum(
-      jax.tree.leaves(
-        inner_loop.minimize(
-          lambda params, k: sum(x**2 for x in jax.tree.leaves(params)) / 2,
-          params,
-          optimizer,
-          2,
-          **options,
-        ).params
-      )
-    )
-
-  return jax.grad(outer)(params)
-
-
-def test_nobody_is_warned_who_differentiates_nothing():
-  optimizer = optax.adam(0.1)
-  inner_loop.minimize(lambda x, k: x**2, 2.0, optimizer, 2)
-  assert _gradient(optimizer, 0.0, first_order=True) == 1
-  with pytest.warns(UserWarning, match="eps_root") as caught:
-    _gradient(optimizer)
-  assert len(caught) == 1
-
-
-def test_mask_that_fits_these_parameters_alone_is_tried_on_them():
-  optimizer = optax.masked(optax.adam(0.1), {"x": True, "y": False})
-  with pytest.warns(UserWarning, match="eps_root"):
-    _gradient(optimizer, {"x": 2.0, "y": 1.0})
-
-
-def test_optimizer_with_a_learned_step_size_is_not_tried():
-  """With x^2 / 2 and momentum 0: two steps give (1 - r)^2 x."""
-
-  def adapted(rate):
-    optimizer = optax.inject_hyperparams(optax.sgd)(rate)
-    return inner_loop.minimize(lambda x, k: x**2 / 2, 2.0, optimizer, 2).params
-
-  np.testing.assert_allclose(jax.grad(adapted)(0.1), -2 * 0.9 * 2, rtol=1e-12)
-
-
-def test_first_order_of_a_line_search_is_the_identity():
-  optimizer = optax.chain(
-    optax.sgd(0.1), optax.scale_by_backtracking_linesearch(5)
+def _assert_slope(fn, params, gradient, name):
+  """Checks a gradient at (params, 1) by central differences."""
+  along = {"w": np.array([[0.3, -0.5], [0.7, 0.2]]), "b": np.array([0.4, 1.0])}
+  # galore decomposes in float32.
+  step, rtol = (1e-3, 1e-4) if "galore" in name else (1e-5, 1e-5)
+  up, down = (
+    fn({**params, **{k: params[k] + h * d for k, d in along.items()}}, 1 + h)
+    for h in (step, -step)
   )
-  assert _gradient(optimizer, first_order=True) == 1
+  slope = gradient[1] + sum(
+    (gradient[0][k] * d).sum() for k, d in along.items()
+  )
+  np.testing.assert_allclose(
+    slope, (up - down) / (2 * step), rtol=rtol, atol=1e-9
+  )
 
 
-def test_steps_may_be_accumulated():
-  """x^2 / 2, and a step for each two equal gradients: x falls to 0.75 x."""
-  optimizer = optax.MultiSteps(optax.sgd(0.25), 2)
-  found = inner_loop.minimize(lambda x, k: x**2 / 2, 2.0, optimizer, 4).params
-  assert found == 2 * 0.75**2
+def _is_finite(tree):
+  return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_the_page_gives_instead_has_derivatives():
+  for name, (_, remedy) in _documented().items():
+    factory = getattr(optax, name, None) or getattr(contrib, name)
+    helps = False
+    if "eps_root" in inspect.signature(factory).parameters:
+      options = {"eps_root": 1e-8}
+      if name.startswith("scale_by"):
+        made = optax.chain(factory(**options), optax.scale(-RATE))
+      else:
+        made = factory(RATE, **options)
+      helps = find_fault(made, PARAMS) is None
+    assert helps == ("eps_root" in remedy), name
+
+
+def test_search_finds_a_constant():
+  """On x' A x / 2, a step size found by search, with its slope left out."""
+  matrix = jnp.diag(jnp.array([1.0, 4.0]))
+  optimizer = optax.chain(
+    optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20)
+  )
+
+  def adapted(x):
+    loss = lambda x, k: x @ matrix @ x / 2  # noqa: E731
+    return inner_loop.minimize(loss, x, optimizer, 1).params
+
+  start = jnp.array([1.0, 0.7])
+  with pytest.warns(UserWarning, match="searches for a step size"):
+    jacobian = jax.jacrev(adapted)(start)
+  rate = ((start - adapted(start)) / (matrix @ start))[0]
+  assert 0 < rate < 1
+  np.testing.assert_allclose(jacobian, jnp.eye(2) - rate * matrix, rtol=1e-9)
+
+
+def test_fault_is_looked_for_once():
+  adam, calls = optax.adam(0.1), []
+
+  def update(*arguments):
+    calls.append(arguments)
+    return adam.update(*arguments)
+
+  optimizer = optax.GradientTransformation(adam.init, update)
+  faults = [find_fault(optimizer, x) for x in (1.0, jnp.float32(2.0))]
+  assert "eps_root=1e-8" in faults[0]
+  few = len(calls)
+  assert find_fault(optimizer, 3.0) == faults[1] == faults[0]
+  assert len(calls) == few

@@ -30,7 +30,7 @@ ALLOWED = {
   # Its adapters make models of other libraries' modules.
   "forward.py": {"models", "types"},
   "losses.py": {"forward", "types"},
-  **{f"{name}.py": BASICS | LOOPS for name in LOOPS},
+  **{f"{name}.py": BASICS | LOOPS for name in sorted(LOOPS)},
   "tasks": BASICS | {"tasks"},
   "models": BASICS | {"models"},
   "learners": BASICS

@@ -19,6 +19,7 @@ from metajax.distillation.synthetic import (
   SyntheticSet,
   fit_synthetic,
 )
+from metajax.forward import stateless
 from metajax.numerics import wide
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
@@ -45,6 +46,7 @@ def unrolled(
     2018, section 3.
   """
   inner_loop.check_steps(num_steps=num_steps)
+  model = stateless(model, "unrolled")
 
   def objective(synthetic: SyntheticSet, real: Batch, rng: PRNGKey) -> Array:
     start = model.init(rng, real.inputs)
@@ -78,6 +80,7 @@ def gradient_matching(model: Model, max_steps: int) -> Objective:
     <https://arxiv.org/abs/2006.05929>`_, 2021, equations 9 and 10.
   """
   inner_loop.check_steps(max_steps=max_steps)
+  model = stateless(model, "gradient_matching")
 
   def objective(synthetic: SyntheticSet, real: Batch, rng: PRNGKey) -> Array:
     init_key, step_key = jax.random.split(rng)

@@ -2,7 +2,8 @@
 
 Each function returns what `training.supervised_trainer` trains: a loss of a
 batch, which is a tree with "inputs", "labels" and perhaps "teacher" (the
-teacher's logits, computed before).
+teacher's logits, computed before). Students pass over it in training: dropout
+draws from the step's key, and running statistics take it in.
 """
 
 import functools
@@ -21,10 +22,12 @@ from metajax.distillation.losses import (
   label_smoothing,
   mutual_learning,
 )
+from metajax.forward import forward
 from metajax.types import Array, Metrics, Model, Params, PRNGKey
 
 Examples = Mapping[str, Array]
-Loss = Callable[[Params, Examples, PRNGKey], tuple[Array, Metrics]]
+# The third result are the parameters with new state.
+Loss = Callable[[Params, Examples, PRNGKey], tuple[Array, Metrics, Params]]
 Teacher = Callable[[Array], Array]  # inputs -> logits
 
 
@@ -35,14 +38,14 @@ def alone(model: Model, *, smoothing: ArrayLike = 0.0) -> Loss:
     model: predicts logits.
     smoothing: see `label_smoothing`.
   """
+  model = forward(model)
 
   def loss_fn(
     params: Params, batch: Examples, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
-    del rng
-    logits = model.apply(params, batch["inputs"])
+  ) -> tuple[Array, Metrics, Params]:
+    logits, new = model.train(params, batch["inputs"], rng)
     loss = label_smoothing(logits, batch["labels"], smoothing)
-    return loss, {"accuracy": _accuracy(logits, batch["labels"])}
+    return loss, {"accuracy": _accuracy(logits, batch["labels"])}, new
 
   return loss_fn
 
@@ -71,21 +74,22 @@ def taught(
     Furlanello et al., `Born-Again Neural Networks
     <https://arxiv.org/abs/1805.04770>`_, 2018, section 3.
   """
+  model = forward(model)
 
   def loss_fn(
     params: Params, batch: Examples, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
-    del rng
-    logits = model.apply(params, batch["inputs"])
+  ) -> tuple[Array, Metrics, Params]:
+    logits, new = model.train(params, batch["inputs"], rng)
     goal = teacher(batch["inputs"]) if teacher else batch["teacher"]
     loss = knowledge_distillation(
       logits, goal, batch["labels"], temperature=temperature, alpha=alpha
     )
     agreement = jnp.mean(logits.argmax(-1) == goal.argmax(-1))
-    return loss, {
+    metrics = {
       "accuracy": _accuracy(logits, batch["labels"]),
       "agreement": agreement,
     }
+    return loss, metrics, new
 
   return loss_fn
 
@@ -125,11 +129,12 @@ def hinted(
 
   def loss_fn(
     params: Params, batch: Examples, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
-    loss, metrics = told(params["student"], batch, rng)
+  ) -> tuple[Array, Metrics, Params]:
+    loss, metrics, new = told(params["student"], batch, rng)
     seen = features(params["student"], batch["inputs"])
     distance = hint(seen, batch["hint"], lambda x: x @ params["regressor"])
-    return loss + weight * distance, {**metrics, "hint": distance}
+    metrics = {**metrics, "hint": distance}
+    return loss + weight * distance, metrics, {**params, "student": new}
 
   return loss_fn
 
@@ -145,10 +150,12 @@ def side_by_side(loss_fn: Loss, *, own: Sequence[str] = ()) -> Loss:
 
   def stacked(
     stack: Params, batch: Examples, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
+  ) -> tuple[Array, Metrics, Params]:
     axes = {name: 1 if name in own else None for name in batch}
-    losses, metrics = jax.vmap(loss_fn, (0, axes, None))(stack, batch, rng)
-    return losses.sum(), jax.tree.map(jnp.mean, metrics)
+    losses, metrics, new = jax.vmap(loss_fn, (0, axes, 0))(
+      stack, batch, _keys(rng, stack)
+    )
+    return losses.sum(), jax.tree.map(jnp.mean, metrics), new
 
   return stacked
 
@@ -160,14 +167,16 @@ def taught_by_peers(model: Model, *, temperature: ArrayLike = 1.0) -> Loss:
     model: every student's, predicts logits.
     temperature: see `mutual_learning`.
   """
+  model = forward(model)
 
   def loss_fn(
     stack: Params, batch: Examples, rng: PRNGKey
-  ) -> tuple[Array, Metrics]:
-    del rng
-    logits = jax.vmap(model.apply, (0, None))(stack, batch["inputs"])
+  ) -> tuple[Array, Metrics, Params]:
+    logits, new = jax.vmap(model.train, (0, None, 0))(
+      stack, batch["inputs"], _keys(rng, stack)
+    )
     losses = mutual_learning(logits, batch["labels"], temperature=temperature)
-    return losses.sum(), {"accuracy": _accuracy(logits, batch["labels"])}
+    return losses.sum(), {"accuracy": _accuracy(logits, batch["labels"])}, new
 
   return loss_fn
 
@@ -185,6 +194,7 @@ def ensemble(
   Returns:
     A `jax.tree_util.Partial`, whose arrays are the stack and the weights.
   """
+  model = forward(model)
 
   def teacher(stack: Params, weights: Array | None, inputs: Array) -> Array:
     logits = jax.vmap(model.apply, (0, None))(stack, inputs)
@@ -222,6 +232,11 @@ def _predict_all(teacher: Teacher, inputs: Array, batch_size: int) -> Array:
   return jax.lax.map(
     lambda x: teacher(x[None])[0], inputs, batch_size=batch_size
   )
+
+
+def _keys(rng: PRNGKey, stack: Params) -> PRNGKey:
+  """A key for each student."""
+  return jax.random.split(rng, jax.tree.leaves(stack)[0].shape[0])
 
 
 def _accuracy(logits: Array, labels: Array) -> Array:

@@ -42,15 +42,15 @@ def learned_average(
 
   Args:
     learner: adapts the average to the support set.
-    members: its meta-parameters, a tree of arrays `[models, ...]`.
+    members: its meta-parameters, a tree of arrays `[models, ...]`; what is in
+      `State` nodes is averaged, too.
     groups: names the group of an array by its path, such as
       `lambda path: path` (each array on its own) or one name a layer; all
       arrays share their weights if None.
 
   Returns:
     A `MetaLearner` whose meta-parameters are logits `[models]` by group, equal
-    ones at first. Running statistics of the learner's model are averaged with
-    the rest.
+    ones at first.
 
   Raises:
     ValueError: see `check_stack`.
@@ -59,11 +59,9 @@ def learned_average(
   group_of = groups or (lambda path: "all")
 
   def average(members: Params, logits: Params) -> Params:
-    def mix(path: Sequence[Any], leaf: Array) -> Array:
-      weights = jax.nn.softmax(logits[group_of(_name(path))])
-      return variables.narrow(weighted_sum(weights, leaf), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(mix, members)
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: _mix(logits[group_of(_name(path))], leaf), members
+    )
 
   def init(rng: PRNGKey, inputs: Any) -> Params:
     del rng, inputs
@@ -93,6 +91,7 @@ def learned_average(
 
     _, pull_back, theta = jax.vjp(start, logits, has_aux=True)
     grads, metrics = learner.meta_grad(theta, episodes, rng)
+    # In its state stands no gradient, but new state, of which nobody asks.
     return pull_back(variables.weights(grads))[0], metrics
 
   # The members are arguments of programs, and no constants.
@@ -187,6 +186,11 @@ def learned_ensemble(
   return MetaLearner(
     init, Partial(adapt, *given), predict, Partial(meta_grad, *given)
   )
+
+
+def _mix(logits: Array, leaf: Array) -> Array:
+  mean = weighted_sum(jax.nn.softmax(logits), leaf)
+  return variables.narrow(mean, leaf.dtype)
 
 
 def _name(path: Sequence[Any]) -> str:

@@ -1,6 +1,7 @@
 """Data distillation as meta-learning: the meta-parameters are a data set."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -9,7 +10,7 @@ from metajax.distillation.synthetic import (
   SyntheticSet,
   fit_synthetic,
 )
-from metajax.forward import forward
+from metajax.forward import stateless
 from metajax.learners.meta_gradients import gradient_of_mean
 from metajax.types import (
   Array,
@@ -60,7 +61,9 @@ def distill_data(
       f"learned={tuple(learned)}: must be of {SyntheticSet._fields}."
     )
 
-  def init(rng: PRNGKey, inputs: Array) -> Params:
+  model = stateless(model, "distill_data")
+
+  def init(rng: PRNGKey, inputs: Any) -> Params:
     del rng, inputs
     return start
 
@@ -80,6 +83,4 @@ def distill_data(
     loss = objective(synthetic._replace(**fixed), episode.query, rng)
     return loss, {"loss": loss}
 
-  return MetaLearner(
-    init, adapt, forward(model).apply, gradient_of_mean(meta_loss)
-  )
+  return MetaLearner(init, adapt, model.apply, gradient_of_mean(meta_loss))

@@ -122,6 +122,8 @@ def imaml(
     meta_params: Params, episode: Episode, rng: PRNGKey
   ) -> tuple[Params, Metrics]:
     fit_key, hessian_key, query_key = jax.random.split(rng, 3)
+    # Its data: a solver that is given the key itself uses it twice, for JAX.
+    kind, noise = jax.random.key_impl(rng), jax.random.key_data(hessian_key)
     phi = fit(meta_params, episode.support, num_steps, fit_key)
     at = variables.weights(phi)
 
@@ -132,7 +134,8 @@ def imaml(
 
     def support_of(weights: Params) -> Array:
       whole = variables.combine(weights, phi)
-      return loss_of(whole, episode.support, hessian_key)[0]
+      key = jax.random.wrap_key_data(noise, impl=kind)
+      return loss_of(whole, episode.support, key)[0]
 
     grads, (scores, state) = jax.grad(query_of, has_aux=True)(at)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import inner_loop, variables
+from metajax import inner_loop, optimizers, variables
 from metajax.aggregation import pseudo_gradient
 from metajax.batches import concatenate, num_examples
 from metajax.forward import forward
@@ -102,7 +102,7 @@ def reptile(
     params = model.init(rng, inputs)
     if not carry_optimizer:
       return params
-    opt_state = inner_optimizer.init(variables.weights(params))
+    opt_state = optimizers.init(inner_optimizer, variables.weights(params))
     return {"params": params, "optimizer": State(opt_state)}
 
   def model_params(meta_params: Params) -> Params:

@@ -156,12 +156,13 @@ def federated_trainer(
 
     everything = Rows(None, size, offset, jnp.int32(0), size)
     before = client_mean(start, params, data, everything)
-    local, opt_state, _ = jax.lax.while_loop(
+    opt_state = optimizers.init(client_optimizer, start)
+    weights, opt_state, _ = jax.lax.while_loop(
       lambda carry: carry[-1] < local_epochs * steps_per_epoch,
       step,
-      (start, optimizers.init(client_optimizer, start), jnp.int32(0)),
+      (start, opt_state, jnp.int32(0)),
     )
-    return optimizers.evaluation_params(opt_state, local), before
+    return optimizers.evaluation_params(opt_state, weights), before
 
   def device_round(params, data, sizes, offsets, keys):
     local, before = jax.lax.map(

@@ -105,7 +105,8 @@ def next_state(
   def elsewhere(weights: Params) -> tuple[Params, Array]:
     assert at is not None
     found, metrics = at(variables.combine(weights, state.meta_params))
-    return variables.weights(found), metrics["loss"]
+    value = jnp.zeros(()) if loss is None else metrics["loss"]
+    return variables.weights(found), value
 
   updates, opt_state = optimizers.update(
     optimizer,
@@ -113,7 +114,7 @@ def next_state(
     state.opt_state,
     before,
     value=loss,
-    at=None if at is None else elsewhere,
+    value_fn=None if at is None else _with_gradient(elsewhere),
   )
   structures = {jax.tree.structure(x) for x in (opt_state, state.opt_state)}
   if len(structures) > 1:
@@ -136,6 +137,33 @@ def next_state(
     & _stays_finite(new.opt_state, optimizers.init(optimizer, before))
   )
   return choose(finite, new, state)
+
+
+def _with_gradient(
+  at: Callable[[Params], tuple[Params, Array]],
+) -> Callable[[Params], Array]:
+  """Returns `params -> value`, whose derivative is the gradient of `at`.
+
+  What a learner returns need not be the derivative of its loss, and that of
+  `pmean` would be another.
+  """
+
+  @jax.custom_vjp
+  def value(params):
+    return at(params)[1]
+
+  def forward(params):
+    grads, found = at(params)
+    return found, (grads, params)
+
+  def backward(kept, cotangent):
+    grads, params = kept
+    return (
+      jax.tree.map(lambda g, p: (cotangent * g).astype(p.dtype), grads, params),
+    )
+
+  value.defvjp(forward, backward)
+  return value
 
 
 def evaluation_params(state: TrainState) -> Params:

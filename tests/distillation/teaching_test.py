@@ -3,6 +3,7 @@
 import functools
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from metajax.distillation.teaching import (
   taught,
   taught_by_peers,
 )
+from metajax.models.adapters import from_linen
 from metajax.models.mlp import MLP
 from metajax.training import supervised_trainer
 
@@ -42,8 +44,16 @@ TEACHER = functools.partial(MODEL.apply, _member(0))
 BATCH = {"inputs": INPUTS, "labels": LABELS, "teacher": TEACHER(INPUTS)}
 
 
+def _value_and_grad(loss_fn):
+  def pair(*arguments):
+    loss, metrics, _ = loss_fn(*arguments)
+    return loss, metrics
+
+  return jax.value_and_grad(pair, has_aux=True)
+
+
 def test_student_alone_descends_the_cross_entropy():
-  loss, metrics = alone(MODEL)(_member(1), BATCH, RNG)
+  loss, metrics, _ = alone(MODEL)(_member(1), BATCH, RNG)
   logits = MODEL.apply(_member(1), INPUTS)
   expected = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS)
   np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
@@ -53,14 +63,14 @@ def test_student_alone_descends_the_cross_entropy():
 
 def test_teacher_computed_before_or_on_the_fly_is_the_same():
   student = _member(1)
-  before, metrics = taught(MODEL)(student, BATCH, RNG)
-  on_the_fly, _ = taught(MODEL, TEACHER)(student, BATCH, RNG)
+  before, metrics, _ = taught(MODEL)(student, BATCH, RNG)
+  on_the_fly, *_ = taught(MODEL, TEACHER)(student, BATCH, RNG)
   expected = knowledge_distillation(
     MODEL.apply(student, INPUTS), TEACHER(INPUTS), LABELS
   )
   np.testing.assert_allclose(before, expected, rtol=1e-6)
   np.testing.assert_allclose(on_the_fly, expected, rtol=1e-6)
-  _, of_teacher = taught(MODEL)(_member(0), BATCH, RNG)
+  _, of_teacher, _ = taught(MODEL)(_member(0), BATCH, RNG)
   assert of_teacher["agreement"] == 1
   assert metrics["agreement"] < 1
 
@@ -103,7 +113,7 @@ def test_members_of_an_ensemble_are_arguments_not_constants():
 def test_teachers_may_mask_classes_but_not_all():
   masked = predict_all(lambda x: TEACHER(x).at[:, 1].set(-jnp.inf), INPUTS)
   assert (masked[:, 1] == -jnp.inf).all()
-  (loss, _), grads = jax.value_and_grad(taught(MODEL), has_aux=True)(
+  (loss, _), grads = _value_and_grad(taught(MODEL))(
     _member(1), BATCH | {"teacher": masked}, RNG
   )
   assert np.isfinite(loss)
@@ -113,7 +123,7 @@ def test_teachers_may_mask_classes_but_not_all():
 
 
 def test_peers_lose_what_mutual_learning_says():
-  loss, _ = jax.jit(taught_by_peers(MODEL))(STACK, BATCH, RNG)
+  loss, *_ = jax.jit(taught_by_peers(MODEL))(STACK, BATCH, RNG)
   logits = jax.vmap(MODEL.apply, (0, None))(STACK, INPUTS)
   expected = jax.jit(mutual_learning)(logits, LABELS).sum()
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -128,10 +138,10 @@ def test_hint_is_added_to_what_is_told():
   def features(params, inputs):
     return inputs * jax.tree.leaves(params)[0].mean()
 
-  loss, metrics = hinted(MODEL, features, weight=0.3)(
+  loss, metrics, _ = hinted(MODEL, features, weight=0.3)(
     params, BATCH | {"hint": goal}, RNG
   )
-  told, _ = taught(MODEL)(_member(1), BATCH, RNG)
+  told, *_ = taught(MODEL)(_member(1), BATCH, RNG)
   seen = features(_member(1), INPUTS) @ regressor
   expected = hint(seen, goal)
   np.testing.assert_allclose(metrics["hint"], expected, rtol=1e-5)
@@ -143,11 +153,11 @@ def test_students_side_by_side_learn_as_each_would_alone():
   goals = jnp.stack([MODEL.apply(_member(m), INPUTS) for m in range(4)], 1)
   goals = goals[:, ::-1]
   loss_fn = taught(MODEL)
-  learn_alone = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+  learn_alone = jax.jit(_value_and_grad(loss_fn))
   for teacher, own in ((goals, ["teacher"]), (BATCH["teacher"], [])):
     batch = BATCH | {"teacher": teacher}
     (loss, metrics), grads = jax.jit(
-      jax.value_and_grad(side_by_side(loss_fn, own=own), has_aux=True)
+      _value_and_grad(side_by_side(loss_fn, own=own))
     )(STACK, batch, RNG)
     total, accuracies = 0.0, []
     for m in range(4):
@@ -184,3 +194,33 @@ def test_student_learns_to_predict_as_the_teacher():
 def _agreement(params):
   logits = MODEL.apply(params, INPUTS)
   return float(jnp.mean(logits.argmax(-1) == TEACHER(INPUTS).argmax(-1)))
+
+
+class Normalized(nn.Module):
+  """A student with running statistics and dropout."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.Dense(4)(x.reshape(len(x), -1))
+    x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x)
+    x = nn.Dropout(0.5, deterministic=not train)(x)
+    return nn.Dense(MODEL.num_outputs)(x)
+
+
+@pytest.mark.parametrize("build", [alone, taught])
+def test_students_pass_in_training(build):
+  """Their statistics take the batch in, by a half here; dropout has a key."""
+  model = from_linen(Normalized())
+  params = model.init(RNG, INPUTS)
+  loss, _, new = build(Normalized())(params, BATCH, RNG)
+  old = params["batch_stats"].value["BatchNorm_0"]["mean"]
+  kernel = params["params"]["Dense_0"]["kernel"]
+  hidden = INPUTS.reshape(len(INPUTS), -1) @ kernel
+  np.testing.assert_allclose(
+    new["batch_stats"].value["BatchNorm_0"]["mean"],
+    (old + hidden.mean(0)) / 2,
+    rtol=1e-4,
+    atol=1e-6,
+  )
+  other, *_ = build(Normalized())(params, BATCH, jax.random.key(7))
+  assert loss != other

@@ -352,6 +352,7 @@ def test_config_holds_flags_versions_device_and_commit(straight):
     "inner_optimizer": "sgd",
     "outer_optimizer": "adam",
     "inner_batch": 0,
+    "carry_optimizer": False,
     "learned_rates": True,
     "step_normalization": True,
     "multi_step_part": 1 / 15,

@@ -25,7 +25,6 @@ from metajax.learners import (
   maml,
 )
 from metajax.losses import accuracy, cross_entropy, mean_squared_error
-from metajax.training import meta_trainer
 from metajax.types import Batch, Episode, State
 
 RNG = jax.random.key(0)
@@ -217,6 +216,35 @@ def test_average_of_one_member_is_that_member_whatever_its_logit():
   chex.assert_trees_all_close(
     jax.jit(averaged.adapt)({"all": jnp.array([3.0])}, task.support, RNG),
     adapt(_member(members, 0), task.support, RNG),
+    rtol=1e-10,
+  )
+
+
+def test_state_of_the_members_is_averaged_and_gets_no_gradient():
+  """The same gradient as with the averaged scale written into the model."""
+
+  def model(scale):
+    def apply(params, x):
+      factor = params["norm"].value["scale"] if scale is None else scale
+      return x @ params["w"] * factor
+
+    return SimpleNamespace(init=None, apply=apply)
+
+  def build(scale, **state):
+    learner = maml(model(scale), mean_squared_error, optax.sgd(0.1), 1)
+    return learned_average(learner, members | state)
+
+  w = np.random.default_rng(0).normal(size=(3, FEATURES, 1))
+  members, episodes = {"w": jnp.asarray(w)}, _episodes()
+  statistics = {"scale": jnp.array([1.0, 2.0, 6.0]), "n": jnp.arange(3)}
+  found, expected = build(None, norm=State(statistics)), build(3.0)
+  logits = {"all": jnp.zeros(3)}
+  adapted = found.adapt(logits, _task(episodes).support, RNG)
+  np.testing.assert_allclose(adapted["norm"].value["scale"], 3)
+  assert adapted["norm"].value["n"] == 1
+  chex.assert_trees_all_close(
+    found.meta_grad(logits, episodes, RNG),
+    expected.meta_grad(logits, episodes, RNG),
     rtol=1e-10,
   )
 
@@ -414,79 +442,6 @@ def test_outer_steps_learn_which_member_to_trust(right):
     assert jnp.argmax(learned["logits"]) == 1
 
 
-# --- Members are arguments. ---
-
-
-@pytest.mark.parametrize("build", ["average", "ensemble"])
-def test_no_program_has_the_members_as_constants(build, tmp_path):
-  """Neither that of the start nor that of the steps."""
-  learner = maml(LINEAR, mean_squared_error, optax.sgd(0.1), 1)
-  members = jnp.asarray(np.random.default_rng(0).normal(size=(3, 20_000, 1)))
-  if build == "average":
-    combined = learned_average(learner, members)
-  else:
-    combined = learned_ensemble(
-      learner, members, weighted_average, mean_squared_error
-    )
-
-  def tasks(rng):
-    x = jax.random.normal(rng, (2, 20_000)) / 100
-    return Episode(Batch(x, x[:, :1]), Batch(x, x[:, :1]))
-
-  jax.config.update("jax_dump_ir_to", str(tmp_path))
-  try:
-    trainer = meta_trainer(
-      combined, optax.sgd(0.1), tasks, meta_batch=1, rng=RNG, task_chunk=1
-    )
-    state = trainer.init(RNG)
-    train, _ = trainer.compile(state)
-  finally:
-    jax.config.update("jax_dump_ir_to", None)
-  programs = [path.read_text() for path in tmp_path.iterdir()]
-  assert any("jit_train_steps" in text for text in programs)
-  assert any("jit_start_one" in text for text in programs)
-  assert max(map(len, programs)) < members.nbytes / 2
-  before = jax.tree.map(np.asarray, state.meta_params)
-  after = train(state, 2)[0].meta_params
-  assert not np.array_equal(*(jax.tree.leaves(p)[0] for p in (before, after)))
-
-
-def test_state_of_members_is_averaged_and_goes_along():
-  """Their integers and running statistics are no weights, either."""
-
-  def apply(params, x):
-    return x @ params["w"] * params["norm"].value["scale"]
-
-  model = SimpleNamespace(init=None, apply=apply)
-  members = {
-    "w": jnp.asarray(np.random.default_rng(0).normal(size=(3, FEATURES, 1))),
-    "norm": State({"scale": jnp.array([1.0, 2.0, 6.0]), "n": jnp.arange(3)}),
-  }
-  learner = maml(model, mean_squared_error, optax.sgd(0.1), 1)
-  averaged, episodes = learned_average(learner, members), _episodes()
-  start = averaged.init(RNG, episodes.support.inputs[0])
-  adapted = averaged.adapt(start, _task(episodes).support, RNG)
-  assert adapted["norm"].value["scale"] == 3 and adapted["norm"].value["n"] == 1
-  grads, _ = averaged.meta_grad(start, episodes, RNG)
-  assert np.abs(grads["all"]).max() > 1e-3
-
-
-def test_padding_of_a_support_says_nothing_of_the_members():
-  members, task = _members(), _task(_episodes())
-  ensemble = learned_ensemble(
-    _learner()[0], members, weighted_average, mean_squared_error
-  )
-  start = ensemble.init(RNG, task.support.inputs) | {"beta": jnp.array(2.0)}
-  padded = Batch(
-    *(jnp.concatenate([x, 0 * x[:2] + 9]) for x in task.support[:2]),
-    jnp.arange(SUPPORT + 2) < SUPPORT,
-  )
-  adapt = jax.jit(ensemble.adapt)
-  chex.assert_trees_all_close(
-    adapt(start, padded, RNG), adapt(start, task.support, RNG), rtol=1e-10
-  )
-
-
 # --- What is refused. ---
 
 
@@ -506,3 +461,48 @@ def test_members_that_are_no_stack_are_named(change, message):
     learned_average(learner, members)
   with pytest.raises(ValueError, match=message):
     learned_ensemble(learner, members, weighted_average, mean_squared_error)
+
+
+# --- What programs hold. ---
+
+
+def _text_size(learner):
+  """Characters of the program of a meta-gradient, which is not run."""
+  params = jax.eval_shape(learner.init, RNG, jnp.zeros((SUPPORT, FEATURES)))
+  episodes = jax.eval_shape(_episodes)
+  meta_grad = jax.jit(lambda learner, *given: learner.meta_grad(*given))
+  lowered = meta_grad.lower(learner.carried(), params, episodes, RNG)
+  return len(lowered.as_text())
+
+
+@pytest.mark.parametrize(
+  "build",
+  [
+    lambda members: learned_average(_learner()[0], members),
+    lambda members: learned_ensemble(
+      _learner()[0], members, weighted_average, mean_squared_error
+    ),
+  ],
+)
+def test_members_are_no_constants_of_programs(build):
+  """Each number of a constant would be 16 digits of the program's text."""
+  few, many = (build(_members(n)) for n in (2, 200))
+  numbers = sum(x.size for x in jax.tree.leaves(many.carried().adapt))
+  assert numbers > 200 * FEATURES * HIDDEN
+  assert _text_size(many) - _text_size(few) < 2 * numbers
+
+
+def test_padding_of_a_support_says_nothing_of_the_members():
+  members, task = _members(), _task(_episodes())
+  ensemble = learned_ensemble(
+    _learner()[0], members, weighted_average, mean_squared_error
+  )
+  start = ensemble.init(RNG, task.support.inputs) | {"beta": jnp.array(2.0)}
+  padded = Batch(
+    *(jnp.concatenate([x, 0 * x[:2] + 9]) for x in task.support[:2]),
+    jnp.arange(SUPPORT + 2) < SUPPORT,
+  )
+  adapt = jax.jit(ensemble.adapt)
+  chex.assert_trees_all_close(
+    adapt(start, padded, RNG), adapt(start, task.support, RNG), rtol=1e-10
+  )

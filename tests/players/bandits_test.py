@@ -14,6 +14,7 @@ from metajax.players import (
   gittins,
   gittins_indices,
   greedy,
+  likeliest_thompson,
   random_player,
   thompson,
   ucb1,
@@ -35,6 +36,7 @@ LEARNERS = {
   "greedy": greedy(ARMS),
   "epsilon_greedy": epsilon_greedy(ARMS, 0.3),
   "thompson": thompson(ARMS),
+  "likeliest_thompson": likeliest_thompson(ARMS, 3),
   "ucb1": ucb1(ARMS, 0.2),
   "gittins": gittins(ARMS, _indices(12, 0.9)),
 }
@@ -124,6 +126,24 @@ def test_only_the_best_tie():
   assert _is_uniform(frequencies[[0, 2]])
 
 
+FIRST = {
+  "greedy": greedy(ARMS, ties="first"),
+  "epsilon_greedy": epsilon_greedy(ARMS, 0.3, ties="first"),
+  "ucb1": ucb1(ARMS, 0.2, ties="first", count_first=False),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_ties_go_to_the_first_where_a_paper_did_so(name):
+  """Before the first pull; random actions go to any arm nevertheless."""
+  found = _frequencies(FIRST[name], np.ones(ARMS), np.ones(ARMS))
+  if name != "epsilon_greedy":
+    np.testing.assert_array_equal(found, [DRAWS, 0, 0, 0])
+    return
+  expected = DRAWS * np.array([0.7 + 0.3 / 4, 0.3 / 4, 0.3 / 4, 0.3 / 4])
+  assert scipy.stats.chisquare(found, expected).pvalue > 1e-3
+
+
 def test_greedy_pulls_the_highest_mean():
   successes, failures = _random_counts()
   means = successes / (successes + failures)
@@ -131,12 +151,17 @@ def test_greedy_pulls_the_highest_mean():
 
 
 @pytest.mark.parametrize(
-  "player, scale", [(LEARNERS["ucb1"], 0.2), (ucb1(ARMS, 1.0), 1.0)]
+  "player, scale, first",
+  [
+    (LEARNERS["ucb1"], 0.2, 0),
+    (ucb1(ARMS, 1.0), 1.0, 0),
+    (FIRST["ucb1"], 0.2, 2 * ARMS),
+  ],
 )
-def test_ucb1_pulls_the_highest_bound(player, scale):
+def test_ucb1_pulls_the_highest_bound(player, scale, first):
   successes, failures = _random_counts()
   pulls = successes + failures
-  total = pulls.sum(axis=1, keepdims=True)
+  total = pulls.sum(axis=1, keepdims=True) - first
   bounds = successes / pulls + scale * np.sqrt(2 * np.log(total) / pulls)
   _assert_best(_choices(player, successes, failures), bounds)
 
@@ -222,6 +247,27 @@ def test_random_player_acts_uniformly_and_remembers_nothing():
   assert _is_uniform(np.bincount(actions, minlength=5))
 
 
+@pytest.mark.parametrize("num_samples", [1, 4])
+@pytest.mark.parametrize("successes, failures", [*PAIRS, ([1, 3], [1, 1])])
+def test_likeliest_sample_is_that_of_the_highest_density(
+  num_samples, successes, failures
+):
+  """Its best arm, as often as with numpy's draws and scipy's densities."""
+  draw, runs = np.random.default_rng(0), 20_000
+  p = draw.beta(successes, failures, (runs, num_samples, 2))
+  log_density = scipy.stats.beta.logpdf(p, successes, failures).sum(-1)
+  likeliest = p[np.arange(runs), log_density.argmax(1)]
+  expected = likeliest.argmax(1).mean()
+  found = _frequencies(likeliest_thompson(2, num_samples), successes, failures)
+  error = np.sqrt(expected * (1 - expected) * (1 / DRAWS + 1 / runs))
+  assert abs(found[1] / DRAWS - expected) < 4 * error
+
+
+def test_likeliest_sample_needs_a_sample():
+  with pytest.raises(ValueError, match="^num_samples=0: must be 1 or more"):
+    likeliest_thompson(2, 0)
+
+
 INSTANCES = 1000
 # Mean rewards of 1000 instances (Duan et al. 2016, table 1), 5 arms, after 10
 # and after 100 pulls.
@@ -229,7 +275,8 @@ PUBLISHED = {
   "random": (random_player(5), {10: 5.0, 100: 49.9}),
   "thompson": (thompson(5), {10: 5.7, 100: 74.7}),
   "ucb1": (ucb1(5, 0.2), {10: 6.7, 100: 78.0}),
-  "greedy": (greedy(5), {10: 6.6, 100: 74.8}),
+  "likeliest_thompson": (likeliest_thompson(5, 7), {10: 6.5, 100: 77.9}),
+  "greedy": (greedy(5, ties="first"), {10: 6.6, 100: 74.8}),
 }
 
 
@@ -237,7 +284,7 @@ PUBLISHED = {
 def _trials(name):
   tasks, player = bandits(5, 100), PUBLISHED[name][0]
   # Sampling of Beta distributions is slow.
-  instances = 300 if name == "thompson" else INSTANCES
+  instances = 300 if "thompson" in name else INSTANCES
   keys = jax.random.split(jax.random.key(1), instances)
   return jax.jit(jax.vmap(lambda key: play(player, tasks, key)))(keys)
 

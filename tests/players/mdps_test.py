@@ -7,6 +7,7 @@ import pytest
 import scipy.optimize
 
 from metajax.players import (
+  Prior,
   Sizes,
   mdp_bonus,
   mdp_epsilon_greedy,
@@ -15,6 +16,7 @@ from metajax.players import (
   random_player,
   ucrl2,
 )
+from metajax.players.planning import posterior
 from metajax.tasks.tabular_mdp import MDPParams, tabular_mdps
 from metajax.tasks.trials import Step, play
 
@@ -53,17 +55,17 @@ def _memory(player):
   return memory
 
 
-def _posterior():
+def _posterior(mean=1.0, weight=1.0, dirichlet=1.0):
   """Counts by hand: `(transitions, means, visits)`, posterior means."""
   shape = (SIZES.states, SIZES.actions)
-  counts, visits = np.ones((*shape, SIZES.states)), np.zeros(shape)
-  rewards = np.zeros(shape)
+  counts = np.full((*shape, SIZES.states), dirichlet)
+  visits, rewards = np.zeros(shape), np.zeros(shape)
   for state, action, reward, ended, to in EXPERIENCE:
     visits[state, action] += 1
     rewards[state, action] += reward
     if not ended:  # Else the player sees where the next episode begins.
       counts[state, action, to] += 1
-  means = (1 + rewards) / (1 + visits)
+  means = (weight * mean + rewards) / (weight + visits)
   return counts / counts.sum(-1, keepdims=True), means, visits
 
 
@@ -73,12 +75,15 @@ def _plan(rewards, expect):
   return np.stack([rewards + expect(last.max(-1)), last])
 
 
-def test_greedy_plans_with_the_posterior_means():
-  memory = _memory(mdp_epsilon_greedy(SIZES, 0.0))
-  transitions, means, visits = _posterior()
-  np.testing.assert_allclose(memory.beliefs.visits, visits)
-  np.testing.assert_allclose(memory.beliefs.means, means, rtol=1e-6)
-  np.testing.assert_allclose(memory.beliefs.transitions, transitions, rtol=1e-6)
+@pytest.mark.parametrize("prior", [(1, 1, 1), (0, 1e-4, 1e-4), (-2, 3, 0.5)])
+def test_greedy_plans_with_the_posterior_means(prior):
+  memory = _memory(mdp_epsilon_greedy(SIZES, 0.0, Prior(*prior)))
+  transitions, means, visits = _posterior(*prior)
+  beliefs = posterior(memory.counts, Prior(*prior))
+  np.testing.assert_allclose(memory.counts.visits, visits)
+  np.testing.assert_allclose(beliefs.means, means, rtol=1e-6)
+  np.testing.assert_allclose(beliefs.transitions, transitions, rtol=1e-6)
+  np.testing.assert_allclose(beliefs.weight, prior[1] + visits, rtol=1e-6)
   # The last step began an episode, so that the plan is of all of it.
   np.testing.assert_allclose(
     memory.plan, _plan(means, lambda v: transitions @ v), rtol=1e-5
@@ -152,20 +157,68 @@ def test_posterior_samples_have_its_moments():
   np.testing.assert_allclose(samples[:, 1].var(0), variance, rtol=0.15)
 
 
-def test_more_samples_are_more_optimistic():
-  """Expected values do not fall, and some rise."""
+@pytest.mark.parametrize("separately", [False, True])
+def test_best_of_samples_is_taken_where_it_says(separately, monkeypatch):
+  """By value iteration in numpy on the samples that the player drew."""
+  shape = (4, SIZES.states, SIZES.actions)
+  gammas = RNG.gamma(1.0, size=(*shape, SIZES.states))
+  noise = RNG.normal(size=shape)
+  monkeypatch.setattr(
+    "metajax.players.mdps.gamma", lambda rng, shapes: jnp.asarray(gammas)
+  )
+  monkeypatch.setattr(jax.random, "normal", lambda rng, shape: noise)
+  player = posterior_sampling(SIZES, 4, solve_separately=separately)
+  memory = player.act(player.start(), next(_steps()), jax.random.key(0))[1]
+  transitions = gammas / gammas.sum(-1, keepdims=True)
+  rewards = 1 + noise  # A variance of 1 before the first visit.
+  if separately:
+    each = [
+      _plan(r, lambda v, p=p: p @ v)
+      for r, p in zip(rewards, transitions, strict=True)
+    ]
+    expected = np.max(each, axis=0)
+  else:
+    last = rewards.max(0)
+    first = (rewards + transitions @ last.max(-1)).max(0)
+    expected = np.stack([first, last])
+  np.testing.assert_allclose(memory.plan, expected, rtol=1e-5)
 
-  def start_value(num_samples):
-    player = posterior_sampling(SIZES, num_samples)
-    first = next(_steps())
-    act = jax.vmap(lambda key: player.act(player.start(), first, key)[1].plan)
-    keys = jax.random.split(jax.random.key(2), 500)
-    return float(jax.jit(act)(keys)[:, 0, 0].max(-1).mean())
 
-  assert start_value(4) > start_value(1) + 0.5
+def test_samples_need_a_number_and_a_prior():
+  with pytest.raises(ValueError, match="^num_samples=0: must be 1 or more"):
+    posterior_sampling(SIZES, 0)
+  with pytest.raises(ValueError, match="^prior.transitions=0.5: "):
+    posterior_sampling(SIZES, 1, Prior(transitions=0.5))
 
 
-def test_optimum_is_the_best_of_all_policies():
+def test_equal_actions_are_chosen_from_at_random():
+  """Of three actions, those never taken are equally good."""
+  sizes = Sizes(states=3, actions=3, horizon=2)
+  player = mdp_epsilon_greedy(sizes, 0.0)
+  step = lambda first, reward: Step(  # noqa: E731
+    jax.nn.one_hot(0, 3),
+    jnp.int32(0),
+    jnp.float32(reward),
+    jnp.bool_(not first),
+    jnp.bool_(first),
+  )
+
+  @jax.jit
+  @jax.vmap
+  def acts(key):
+    action, memory = player.act(player.start(), step(True, 0.0), key)
+    worse, _ = player.act(memory, step(False, -5.0), key)
+    return action, worse
+
+  first, second = acts(jax.random.split(jax.random.key(4), 3000))
+  assert scipy.stats.chisquare(np.bincount(first, minlength=3)).pvalue > 1e-3
+  frequencies = np.bincount(second, minlength=3)
+  assert frequencies[0] == 0
+  assert scipy.stats.chisquare(frequencies[1:]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.7])
+def test_optimum_is_the_best_of_all_policies(discount):
   """By trying them: an action for every step and state."""
   transitions = RNG.dirichlet(np.ones(3), (3, 2))
   means = RNG.normal(1, 1, (3, 2))
@@ -173,12 +226,14 @@ def test_optimum_is_the_best_of_all_policies():
   for policy in np.ndindex(*[2] * 6):
     first, second = np.reshape(policy, (2, 3))
     later = means[np.arange(3), second]
-    totals.append(means[0, first[0]] + transitions[0, first[0]] @ later)
+    totals.append(
+      means[0, first[0]] + discount * transitions[0, first[0]] @ later
+    )
   params = MDPParams(
     transitions=jnp.asarray(transitions), means=jnp.asarray(means)
   )
   np.testing.assert_allclose(
-    optimal_value(params, SIZES), max(totals), rtol=1e-5
+    optimal_value(params, SIZES, discount), max(totals), rtol=1e-5
   )
 
 

@@ -54,7 +54,7 @@ def test_support_and_query_are_points_of_one_curve(curves):
 
 
 def test_amplitude_and_phase_are_uniform_and_independent(curves):
-  x, y = (np.concatenate(pair, axis=1) for pair in zip(*curves, strict=True))
+  x, y = (np.concatenate([b[i] for b in curves], axis=1) for i in range(2))
   amplitude, phase = _fit(x, y)
   # P(sqrt(n) D > 2) = 2 exp(-8) = 7e-4 for n uniform samples.
   bound = 2 / np.sqrt(NUM_TASKS)
@@ -90,7 +90,7 @@ def test_ranges_are_those_asked_for():
   curves = _curves(family, 500)
   assert curves.support.inputs.shape == (500, 8)
   assert curves.query.inputs.shape == (500, 3)
-  x, y = (np.concatenate(pair, axis=1) for pair in zip(*curves, strict=True))
+  x, y = (np.concatenate([b[i] for b in curves], axis=1) for i in range(2))
   amplitude, phase = _fit(x, y)
   for samples, low, high in (
     (amplitude, 2.0, 2.5),

@@ -19,19 +19,16 @@ from metajax.training.loop import Schedule, fit
 from metajax.training.state import first_state, next_state
 from metajax.types import Batch, Episode, MetaLearner
 from tests.optimizers import (
+  INPUTS,
   NO_OPTIMIZERS,
   OPTIMIZERS,
-  each,
+  PARAMS,
+  TARGETS,
   exported,
   plain_loop,
+  tanh_loss,
 )
 
-PARAMS = {
-  "w": np.array([[0.5, -0.3], [0.2, 0.8]]),
-  "b": np.array([0.1, -0.2]),
-}
-INPUTS = np.array([[1.0, 0.5], [-0.3, 0.7], [0.2, -1.0]])
-TARGETS = np.array([[1.0, -1.0], [0.5, 0.3], [-0.2, 0.1]])
 KEY, RNG = jax.random.key(2), jax.random.key(1)
 
 
@@ -41,16 +38,34 @@ def float64():
     yield
 
 
-def _loss(params, shift=0.0):
-  outputs = jnp.tanh(INPUTS @ params["w"] + params["b"])
-  return jnp.mean((outputs - TARGETS - shift) ** 2)
-
-
 def test_table_has_every_optimizer_that_optax_exports():
   assert exported() <= {*OPTIMIZERS, *NO_OPTIMIZERS}
 
 
-@pytest.mark.parametrize("name", each())
+# Each of its kind; all others are slow only.
+FEW = (
+  "adam",
+  "flatten",
+  "lookahead",
+  "noisy_sgd",
+  "partition",
+  "polyak_sgd",
+  "reduce_on_plateau",
+  "sam in a chain",
+  "sam opaque",
+  "scale_by_backtracking_linesearch",
+  "schedule_free_sgd",
+  "sophia",
+)
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
+    for name in OPTIMIZERS
+  ],
+)
 @pytest.mark.filterwarnings("ignore:Specifying a key")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_updates_are_those_of_a_plain_loop(name):
@@ -60,7 +75,7 @@ def test_updates_are_those_of_a_plain_loop(name):
   @jax.jit
   def step(state, shift):
     def at(params):
-      value, grads = jax.value_and_grad(_loss)(params, shift)
+      value, grads = jax.value_and_grad(tanh_loss)(params, shift)
       return grads, {"loss": value}
 
     grads, metrics = at(state.meta_params)
@@ -70,7 +85,7 @@ def test_updates_are_those_of_a_plain_loop(name):
   for shift in shifts:
     state = step(state, shift)
   assert state.step == len(shifts)  # None was taken for not finite.
-  expected, _ = plain_loop(name, _loss, PARAMS, shifts)
+  expected, _ = plain_loop(name, shifts)
   if name == "lookahead":
     chex.assert_trees_all_close(
       evaluation_params(state), expected.slow, rtol=1e-9
@@ -93,7 +108,7 @@ def _tasks(rng):
 def _learner():
   def mean_loss(params, episodes):
     shifts = episodes.query.inputs.reshape(-1)
-    return jax.vmap(_loss, (None, 0))(params, shifts).mean()
+    return jax.vmap(tanh_loss, (None, 0))(params, shifts).mean()
 
   def meta_grad(params, episodes, rng):
     loss, grads = jax.value_and_grad(mean_loss)(params, episodes)
@@ -130,7 +145,7 @@ def _by_hand(name, num_steps):
   @jax.jit
   def step(params, state, shifts):
     def loss(params):
-      return sum(_loss(params, shift) for shift in shifts) / len(shifts)
+      return sum(tanh_loss(params, shift) for shift in shifts) / len(shifts)
 
     value, grads = jax.value_and_grad(loss)(params)
     updates, state = optimizer.update(
@@ -167,13 +182,13 @@ def test_supervised_training_searches_over_the_batch_of_the_step():
   name = "scale_by_zoom_linesearch"
   trainer = supervised_trainer(
     lambda rng: jax.tree.map(jnp.asarray, PARAMS),
-    lambda params, shifts, rng: (_loss(params, shifts.mean()), {}),
+    lambda params, shifts, rng: (tanh_loss(params, shifts.mean()), {}),
     OPTIMIZERS[name](),
     data,
     batch_size=2,
     rng=RNG,
   )
-  expected, _ = plain_loop(name, _loss, PARAMS, [0.0, 0.0, 0.0])
+  expected, _ = plain_loop(name, [0.0, 0.0, 0.0])
   found = _train(trainer, 3).meta_params
   chex.assert_trees_all_close(found, expected, rtol=1e-8)
 
@@ -224,7 +239,11 @@ def test_a_federated_server_searches_over_the_clients_of_the_round():
 
 def _schedule_free_average(num_steps):
   """Defazio et al. 2024, equations 1 to 3, in numpy; b1 = 0.9."""
-  grad = jax.jit(jax.grad(lambda y, t: sum(_loss(y, s) for s in t) / len(t)))
+
+  def mean_loss(y, shifts):
+    return sum(tanh_loss(y, s) for s in shifts) / len(shifts)
+
+  grad = jax.jit(jax.grad(mean_loss))
   y = z = x = PARAMS
   for k in range(num_steps):
     found = jax.device_get(grad(y, jnp.asarray(_shifts(k))))
