@@ -158,14 +158,17 @@ def test_what_the_page_gives_instead_has_derivatives():
   for name, (_, remedy) in _documented().items():
     factory = getattr(optax, name, None) or getattr(contrib, name)
     helps = False
-    if "eps_root" in inspect.signature(factory).parameters:
-      options = {"eps_root": 1e-8}
+    given = re.search(r"^the same with `(eps.*)=(.*)`$", remedy)
+    has_root = "eps_root" in inspect.signature(factory).parameters
+    if given or has_root:
+      key, number = given.groups() if given else ("eps_root", 1e-8)
+      options = {key: float(number)}
       if name.startswith("scale_by"):
         made = optax.chain(factory(**options), optax.scale(-RATE))
       else:
         made = factory(RATE, **options)
       helps = find_fault(made, PARAMS) is None
-    assert helps == ("eps_root" in remedy), name
+    assert helps == bool(given), name
 
 
 def test_search_finds_a_constant():

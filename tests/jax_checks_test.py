@@ -1,4 +1,4 @@
-"""Inner loops under each of JAX's own checks; for learners see jax_modes_test."""
+"""Inner loops under each of JAX's own checks; jax_modes_test is of learners."""
 
 import jax
 import jax.numpy as jnp
