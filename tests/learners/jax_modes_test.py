@@ -11,6 +11,7 @@ from metajax.learners import ENCODED, REGISTRY
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.mlp import MLP
 from metajax.types import Batch, Episode
+from tests.slow import slow_but
 
 # Those that are no other one with other arguments.
 DISTINCT = [n for n in REGISTRY if n not in ("fomaml", "anil", "boil")]
@@ -51,7 +52,10 @@ def _step(name, dtype=np.float32):
   return run, (jax.random.key(0), _episodes(dtype))
 
 
-@pytest.mark.parametrize("name", DISTINCT)
+FAST = ("maml", "imaml", "prototypical", "recurrent")
+
+
+@pytest.mark.parametrize("name", slow_but(FAST, DISTINCT))
 def test_no_leaks_no_key_used_twice_no_silent_promotion(name):
   """All that is looked for while a program is traced, which takes long."""
   run, arguments = _step(name)
@@ -63,7 +67,7 @@ def test_no_leaks_no_key_used_twice_no_silent_promotion(name):
     jax.jit(run).trace(*arguments)
 
 
-@pytest.mark.parametrize("name", DISTINCT)
+@pytest.mark.parametrize("name", slow_but(FAST, DISTINCT))
 def test_with_64_bits_gradients_have_the_dtypes_of_the_parameters(name):
   """Whatever the data have."""
   with jax.enable_x64(True):

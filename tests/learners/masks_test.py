@@ -24,6 +24,7 @@ from metajax.losses import (
 )
 from metajax.models.mlp import MLP
 from metajax.types import Batch, Episode
+from tests.slow import slow_but
 
 RNG = jax.random.key(0)
 TASKS, WAYS, SUPPORT, QUERY, PADDING = 2, 3, 6, 5, 3
@@ -68,6 +69,7 @@ def _padded(batch, where):
 
 # Those that are no other one with other arguments.
 DISTINCT = [n for n in REGISTRY if n not in ("fomaml", "anil", "boil")]
+FAST = [(n, "classes") for n in ("maml", "reptile", "ridge", "prototypical")]
 CASES = [(name, "classes") for name in DISTINCT]
 CASES += [
   ("reptile", "numbers"),
@@ -76,9 +78,14 @@ CASES += [
 ]
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
-def test_a_masked_episode_is_the_episode_without_its_padding(name, kind):
+@pytest.mark.parametrize(
+  "case",
+  slow_but(FAST, CASES),
+  ids="-".join,
+)
+def test_a_masked_episode_is_the_episode_without_its_padding(case):
   """With statistics of the batch, which padding must not enter either."""
+  name, kind = case
   loss_fn = cross_entropy if kind == "classes" else mean_squared_error
   learner = REGISTRY[name](
     MLP(WAYS, (8,), normalization="batch"),

@@ -15,6 +15,7 @@ from metajax.learners import ENCODED, REGISTRY
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.adapters import from_linen
 from metajax.types import Batch, Episode, State
+from tests.slow import slow_but
 
 RNG = jax.random.key(0)
 WAYS, TASKS, FEATURES = 2, 2, 3
@@ -57,6 +58,9 @@ def _build(name, decay=0.0):
   )
 
 
+FAST = ("maml", "anil", "reptile", "prototypical")
+
+
 def _statistics(tree) -> list:
   """The leaves `mean`, `var` of the network's batch normalisation."""
   return [
@@ -66,7 +70,7 @@ def _statistics(tree) -> list:
   ]
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", slow_but(FAST, REGISTRY))
 def test_state_moves_by_what_is_seen_and_weights_by_their_gradient(name):
   learner = _build(name, decay=0.5)
   support = jax.tree.map(lambda x: x[0], EPISODES.support)
@@ -96,7 +100,9 @@ def test_state_moves_by_what_is_seen_and_weights_by_their_gradient(name):
 
 
 # Those whose state is that of the very passes of support and query.
-@pytest.mark.parametrize("name", ["maml", "imaml", "reptile", "prototypical"])
+@pytest.mark.parametrize(
+  "name", slow_but(FAST, ["maml", "imaml", "reptile", "prototypical"])
+)
 def test_the_mean_of_the_first_layer_is_that_of_the_batches(name):
   """With rates of 0 nothing else moves, so numpy can follow."""
   build = REGISTRY[name]

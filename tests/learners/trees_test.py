@@ -20,6 +20,7 @@ from metajax.learners import REGISTRY
 from metajax.losses import accuracy, cross_entropy, mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.types import Batch, Episode, State
+from tests.slow import slow_but
 
 RNG = jax.random.key(0)
 TASKS, WAYS, FEATURES = 2, 3, 4
@@ -75,7 +76,12 @@ def _build(name, model, loss_fn=cross_entropy, **options):
 DISTINCT = [n for n in REGISTRY if n not in ("fomaml", "anil", "boil")]
 
 
-@pytest.mark.parametrize("name", [n for n in DISTINCT if n != "cavia"])
+FAST = ("maml", "reptile", "prototypical", "ridge")
+
+
+@pytest.mark.parametrize(
+  "name", slow_but(FAST, [n for n in DISTINCT if n != "cavia"])
+)
 def test_inputs_may_be_trees(name):
   flat, tree = _build(name, NETWORK), _build(name, ON_TREES)
   episodes = _episodes()
@@ -155,7 +161,9 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("name", [n for n in DISTINCT if n not in READERS])
+@pytest.mark.parametrize(
+  "name", slow_but(FAST, [n for n in DISTINCT if n not in READERS])
+)
 def test_outputs_and_targets_may_be_trees(name):
   model = TWO
   if name == "cavia":

@@ -39,6 +39,7 @@ from metajax.training import (
   supervised_trainer,
 )
 from metajax.types import Batch, Episode, State
+from tests.slow import slow_but
 
 RNG, INIT_KEY = jax.random.key(0), jax.random.key(1)
 FEATURES, UNITS, OUTPUTS, EXAMPLES = 3, 4, 2, 6
@@ -159,7 +160,10 @@ LIBRARIES = {
 }
 
 
-@pytest.fixture(params=LIBRARIES)
+FAST = ("linen", "nnx")
+
+
+@pytest.fixture(params=slow_but(FAST, LIBRARIES))
 def library(request) -> Library:
   return LIBRARIES[request.param]
 
@@ -323,16 +327,9 @@ def _labels(rng) -> Episode:
   )
 
 
-@pytest.mark.parametrize(
-  "library, name",
-  [
-    (library, "maml" if name == "linen" else "prototypical")
-    for name, library in LIBRARIES.items()
-  ],
-  ids=LIBRARIES,
-)
-def test_meta_training_writes_and_reads_state(library, name, tmp_path):
+def test_meta_training_writes_and_reads_state(library, tmp_path):
   """In two seeds at once; nothing but weights is decayed to zero."""
+  name = "maml" if library is LIBRARIES["linen"] else "prototypical"
   if name == "maml":
     learner, tasks = _learner(library.model, num_steps=1), _tasks
   else:
