@@ -10,13 +10,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # In a process of its own, for the flags.
 SCRIPT = """
 import json
+from absl import flags
 from experiments import meta_learners
 from experiments.flags import FLAGS
 
+# By default step_normalization is whether the network normalises.
+flags.DEFINE_string("normalization", "batch", "Of the network.")
 FLAGS(["test", "--steps=100", "--inner_lr=0.1"])
 changed = {}
-for learner, flags in meta_learners.OWN.items():
-  for name in flags:
+for learner, names in meta_learners.OWN.items():
+  for name in names:
     default = FLAGS[name].default
     before = meta_learners.own(learner)
     FLAGS[name].value = (
