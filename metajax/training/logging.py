@@ -74,7 +74,8 @@ def run_logger(
     for name, value in scalars.items():
       board.add_scalar(name, value, step)
     if not live:
-      print(f"step {step}/{num_steps}  {_pretty(scalars)}", file=sys.stderr)
+      # In one piece, for what a signal's handler says to come before or after.
+      sys.stderr.write(f"step {step}/{num_steps}  {_pretty(scalars)}\n")
 
   def progress(step: int, scalars: dict[str, float]) -> None:
     bar.set_postfix_str(_pretty(scalars), refresh=False)
