@@ -19,6 +19,13 @@ OPTIMIZERS = {
   "adam": lambda: optax.adam(0.1, eps_root=1e-8),
   "noisy_sgd": lambda: optax.noisy_sgd(0.1, key=jax.random.key(3)),
 }
+MORE = [
+  # optax itself takes a float to the power of an int32.
+  *[("auto", "adam", c) for c in CHECKS if c != "strict_promotion"],
+  ("auto", "noisy_sgd", "tracer_leaks"),
+  ("nested", "sgd", "tracer_leaks"),
+  ("nested", "sgd", "strict_promotion"),
+]
 
 
 def _adapted(memory, optimizer):
@@ -43,12 +50,8 @@ def _adapted(memory, optimizer):
   "memory, optimizer, check",
   [
     *[("auto", "sgd", check) for check in CHECKS],
-    # optax itself takes a float to the power of an int32.
-    *[("auto", "adam", c) for c in CHECKS if c != "strict_promotion"],
     ("auto", "noisy_sgd", "key_reuse"),
-    ("auto", "noisy_sgd", "tracer_leaks"),
-    ("nested", "sgd", "tracer_leaks"),
-    ("nested", "sgd", "strict_promotion"),
+    *[pytest.param(*case, marks=pytest.mark.slow) for case in MORE],
   ],
 )
 def test_inner_loop_passes(memory, optimizer, check):

@@ -86,6 +86,7 @@ def test_library_reads_no_flags_and_imports_no_experiment():
     assert not any(n.startswith(("experiments", "scripts")) for n in names)
 
 
+@pytest.mark.slow
 def test_benchmark_needs_few_packages_and_prints_what_it_promises():
   """It runs where only jax, flax, optax, chex, absl-py and numpy are."""
   script = """

@@ -544,6 +544,7 @@ def test_workdir_of_another_experiment_is_refused(run, tmp_path):
   assert os.listdir(tmp_path) == ["config.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "script, shards, message",
   [

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Runs an experiment, and counts what JAX reads of its cache.
@@ -19,6 +21,7 @@ runpy.run_module("experiments.maml_sinusoid", {}, "__main__", True)
 """
 
 
+@pytest.mark.slow
 def test_second_start_compiles_nothing_that_the_first_did(tmp_path):
   environment = {
     **os.environ,

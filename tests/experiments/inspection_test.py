@@ -29,6 +29,7 @@ def run(tmp_path):
   return run
 
 
+@pytest.mark.slow
 def test_step_that_is_not_finite_ends_the_run_and_can_be_replayed(
   run, tmp_path
 ):

@@ -19,6 +19,8 @@ import pytest
 from metajax.models.mlp import MLP
 from metajax.training import TrainState, checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, EVERY = 80, 20
 FLAGS = [

@@ -238,6 +238,7 @@ def test_stop_is_one_line_and_a_checkpoint(interrupted, signum):
   assert str(step) in interrupted.checkpoints[signum]
 
 
+@pytest.mark.slow
 def test_seeds_differ(straight, tmp_path):
   ended = _send(tmp_path / "run", signal.SIGKILL, ("step", 50, 0.0), seed=1)
   assert ended.code == -signal.SIGKILL, ended.stderr
@@ -263,6 +264,7 @@ def repeated(straight, tmp_path_factory):
   return {name: (workdirs[name], ended[name]) for name in workdirs}
 
 
+@pytest.mark.slow
 def test_run_goes_on_from_the_checkpoint_before_a_damaged_one(
   straight, repeated
 ):

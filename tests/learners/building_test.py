@@ -22,6 +22,7 @@ from metajax.learners import (
 from metajax.losses import cross_entropy, mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.types import Batch, Episode
+from tests.slow import slow_but
 
 ROOT = Path(__file__).resolve().parents[2]
 RNG = jax.random.key(0)
@@ -110,7 +111,7 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", slow_but(["strength", "ridge"], NUMBERS))
 def test_hyper_parameters_are_swept_and_learned(name):
   """By vmap, each as alone; and by a gradient, which differences confirm."""
   build, values = NUMBERS[name]

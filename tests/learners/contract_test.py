@@ -228,6 +228,7 @@ def _inner_product(a, b):
 
 # Slow, since every operation is compiled by itself: one setting is enough, and
 # one of the learners that are one function.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "case",
   _cases(DISTINCT, ["regression"]) + _cases(CLASSIFIERS, ["classification"]),

@@ -224,8 +224,8 @@ def test_prototypes_without_a_number_of_classes():
   episodes = _episodes("classes")
   params = named.init(RNG, episodes.support.inputs[0])
   chex.assert_trees_all_close(
-    unnamed.meta_grad(params, episodes, RNG),
-    named.meta_grad(params, episodes, RNG),
+    jax.jit(unnamed.meta_grad)(params, episodes, RNG),
+    jax.jit(named.meta_grad)(params, episodes, RNG),
     rtol=1e-4,
     atol=1e-6,
   )

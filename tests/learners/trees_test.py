@@ -254,8 +254,13 @@ CASES = [("maml", kind) for kind in ODD]
 CASES += [(n, "all") for n in DISTINCT if n not in NO_LAYERS and n != "maml"]
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
-def test_parameters_of_any_form(name, kind):
+@pytest.mark.parametrize(
+  "case",
+  slow_but([("maml", "all"), ("reptile", "all")], CASES),
+  ids="-".join,
+)
+def test_parameters_of_any_form(case):
+  name, kind = case
   learner = _build(name, _model(ODD[kind]), mean_squared_error)
 
   def tasks(rng):

@@ -197,6 +197,7 @@ def arrays(tmp_path_factory):
     return dict(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name",
   [

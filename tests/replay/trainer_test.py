@@ -363,6 +363,7 @@ def test_loop_is_traced_once_for_the_whole_run(trainer):
   assert len(TRACES) == before
 
 
+@pytest.mark.slow
 def test_recurrent_player_learns_to_learn_a_bandit():
   """Ten pulls of two arms: 5 at random, 6.1 by the best player there is."""
   tasks = bandits(2, 10)

@@ -209,6 +209,7 @@ def full_size(tmp_path_factory):
 
 
 # The authors' drawings too, where they are.
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["full_size", *([REAL] if REAL else [])])
 def test_data_set_is_1623_characters_of_50_alphabets(source, request):
   folder = request.getfixturevalue(source) if source == "full_size" else source

@@ -89,6 +89,7 @@ def test_archive_that_is_missing_or_damaged_is_named(tmp_path):
     load_one_shot_runs(tmp_path)
 
 
+@pytest.mark.slow
 @needs_runs
 def test_error_of_the_hausdorff_distance_is_the_authors():
   """Their demo prints 38.8 % of the 400 trials."""
@@ -111,6 +112,7 @@ def test_error_of_the_hausdorff_distance_is_the_authors():
   assert errors == 155  # 38.75 %
 
 
+@pytest.mark.slow
 @needs_runs
 def test_minimal_sets_are_background_alphabets():
   data = load_omniglot()

@@ -170,6 +170,7 @@ def found(tmp_path_factory):
     return dict(arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORK)
 def test_numbers_do_not_depend_on_the_mesh_that_is_set(name, found):
   keys = [k for k in found if f"/{name}/" in k and not k.startswith("none")]

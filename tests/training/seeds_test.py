@@ -43,7 +43,8 @@ def _train(trainer, key, num_steps):
 
 # MAML++ is another learner at each step.
 @pytest.mark.parametrize(
-  "name, task_chunk", [("maml", 1), ("maml_plus_plus", 2)]
+  "name, task_chunk",
+  [("maml", 1), pytest.param("maml_plus_plus", 2, marks=pytest.mark.slow)],
 )
 def test_each_seed_is_the_run_that_it_is_alone(name, task_chunk):
   together, metrics = _train(

@@ -221,6 +221,7 @@ def _program(meta_batch, task_chunk):
   return trainer.compile(jax.eval_shape(trainer.init, INIT_KEY))[1]
 
 
+@pytest.mark.slow
 def test_memory_in_use_is_that_of_one_chunk():
   few, many, at_once = (
     _program(*sizes).memory_analysis().temp_size_in_bytes
