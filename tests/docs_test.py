@@ -36,6 +36,7 @@ def test_example_learns_the_prior_of_its_tasks(capsys):
   assert "huber" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "page", [p for p in PAGES[1:] if _blocks(p, "python")], ids=lambda p: p.name
 )

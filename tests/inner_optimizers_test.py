@@ -33,10 +33,7 @@ NEVER_NONE = ("galore", "scale_by_galore")
 # Each of its kind; all others are slow only.
 FEW = (
   "adam",
-  "clip_by_global_norm",
-  "lookahead",
   "noisy_sgd",
-  "partition",
   "polyak_sgd",
   "sam opaque",
   "scale_by_backtracking_linesearch",

@@ -22,6 +22,7 @@ OPTIMIZERS = {
 MORE = [
   # optax itself takes a float to the power of an int32.
   *[("auto", "adam", c) for c in CHECKS if c != "strict_promotion"],
+  ("auto", "noisy_sgd", "key_reuse"),
   ("auto", "noisy_sgd", "tracer_leaks"),
   ("nested", "sgd", "tracer_leaks"),
   ("nested", "sgd", "strict_promotion"),
@@ -50,7 +51,6 @@ def _adapted(memory, optimizer):
   "memory, optimizer, check",
   [
     *[("auto", "sgd", check) for check in CHECKS],
-    ("auto", "noisy_sgd", "key_reuse"),
     *[pytest.param(*case, marks=pytest.mark.slow) for case in MORE],
   ],
 )

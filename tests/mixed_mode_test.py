@@ -124,6 +124,7 @@ def test_deep_model_leaves_little_behind():
   assert temporary_bytes("mixed") < temporary_bytes("remat") / 1.5
 
 
+@pytest.mark.slow
 def test_losses_before_each_step_are_differentiated_too(float64):
   """With their own cotangents, beside those of the parameters."""
 

@@ -184,11 +184,13 @@ def _stopped_at(ended):
   return int(re.search(r"at step (\d+);", ended.stderr)[1])
 
 
+@pytest.mark.slow
 def test_parameters_do_not_depend_on_kills_and_stops(straight, interrupted):
   """Bit for bit; so, too, are two runs of one seed the same."""
   assert _differences(_state(straight), _state(interrupted.workdir)) == 0
 
 
+@pytest.mark.slow
 def test_nothing_unfinished_is_left(straight, interrupted):
   whole = {str(STEPS - CHECKPOINT_EVERY), str(STEPS)}
   for workdir in (straight, interrupted.workdir):
@@ -196,6 +198,7 @@ def test_nothing_unfinished_is_left(straight, interrupted):
   assert set(os.listdir(straight)) == set(os.listdir(interrupted.workdir))
 
 
+@pytest.mark.slow
 def test_every_due_step_is_recorded_once_with_its_losses(straight, interrupted):
   expected, found = _metrics(straight), _metrics(interrupted.workdir)
   due = list(range(LOG_EVERY, STEPS + 1, LOG_EVERY))
@@ -220,6 +223,7 @@ def test_every_due_step_is_recorded_once_with_its_losses(straight, interrupted):
   assert validated == list(range(EVAL_EVERY, STEPS + 1, EVAL_EVERY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", STOPS)
 def test_stop_is_one_line_and_a_checkpoint(interrupted, signum):
   ended = interrupted.stopped[signum]
@@ -281,6 +285,7 @@ def test_run_goes_on_from_the_checkpoint_before_a_damaged_one(
   assert [x["step"] for x in found] == [x["step"] for x in expected]
 
 
+@pytest.mark.slow
 def test_run_that_has_ended_is_only_evaluated_again(straight, repeated):
   workdir, ended = repeated["whole"]
   assert ended.code == 0, ended.stderr

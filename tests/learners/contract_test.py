@@ -254,6 +254,7 @@ def test_gradients_are_like_the_parameters_and_metrics_are_scalars(case):
     assert np.isfinite(value)
 
 
+@pytest.mark.slow
 def test_a_chunk_is_the_mean_of_its_tasks(case):
   _needs_determinism(case)
   alone = [
@@ -324,6 +325,7 @@ def test_checkpoints_restore_every_bit(case, tmp_path):
   assert restored.notes == {"best": 0.5}
 
 
+@pytest.mark.slow
 @only(settings=["classification"])
 def test_bfloat16_gradients_point_where_float32_gradients_do(case):
   half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), case.params)

@@ -65,6 +65,7 @@ def test_with_all_switches_off_it_is_maml():
   )
 
 
+@pytest.mark.slow
 def test_equal_steps_are_maml_in_which_normalisations_do_not_adapt():
   learner = _plus_plus()
   meta_params = learner.init(jax.random.key(1), EPISODES.support.inputs[0])
@@ -141,6 +142,7 @@ def _shorter_loops():
   return [_grad(_maml(k + 1), _params()) for k in range(STEPS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 7, 19])
 def test_multi_step_loss_is_the_weighted_sum_of_shorter_loops(step):
   grads, scores = _stages(20, 0)(step)
@@ -154,6 +156,7 @@ def test_multi_step_loss_is_the_weighted_sum_of_shorter_loops(step):
   _close(scores, each[-1][1])
 
 
+@pytest.mark.slow
 def test_first_order_stage_is_fomaml_and_still_learns_the_rates():
   learner = _plus_plus(step_normalization=False, first_order_until=10)
   meta_params = learner.init(jax.random.key(1), EPISODES.support.inputs[0])

@@ -69,7 +69,7 @@ def _padded(batch, where):
 
 # Those that are no other one with other arguments.
 DISTINCT = [n for n in REGISTRY if n not in ("fomaml", "anil", "boil")]
-FAST = [(n, "classes") for n in ("maml", "reptile", "ridge", "prototypical")]
+FAST = [(n, "classes") for n in ("maml", "prototypical")]
 CASES = [(name, "classes") for name in DISTINCT]
 CASES += [
   ("reptile", "numbers"),

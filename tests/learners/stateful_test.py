@@ -58,7 +58,7 @@ def _build(name, decay=0.0):
   )
 
 
-FAST = ("maml", "anil", "reptile", "prototypical")
+FAST = ("maml", "prototypical")
 
 
 def _statistics(tree) -> list:

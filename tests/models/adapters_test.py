@@ -160,7 +160,7 @@ LIBRARIES = {
 }
 
 
-FAST = ("linen", "nnx")
+FAST = ("linen",)
 
 
 @pytest.fixture(params=slow_but(FAST, LIBRARIES))

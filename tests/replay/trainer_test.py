@@ -85,6 +85,7 @@ def _experience(state):
   return jax.tree.map(lambda x: x[0, 0], state.opt_state.buffer.experience)
 
 
+@pytest.mark.slow
 def test_calls_of_any_lengths_end_in_the_same_bits(trainer, history):
   """The buffer, its priorities and all else."""
   init, train = trainer

@@ -224,6 +224,7 @@ def test_rounds_equal_loops_in_numpy(momentum, server, proximal, sizes):
   assert state.step == rounds
 
 
+@pytest.mark.slow
 def test_line_searches_see_the_examples_of_their_step():
   """Of all blocks, with gradients: L-BFGS against itself in a Python loop."""
   clients = _regression((24, 2, 2, 2, 2, 2), 24)  # 6 examples at once.

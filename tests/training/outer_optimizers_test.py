@@ -166,6 +166,7 @@ def test_meta_trainer_searches_over_the_tasks_of_the_step(name):
   chex.assert_trees_all_close(state.meta_params, params, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_each_seed_searches_as_it_would_alone():
   name = "scale_by_backtracking_linesearch"
   keys = jnp.stack([jax.random.key(i) for i in range(2)])
@@ -203,6 +204,7 @@ class _Slopes:
     return inputs @ params
 
 
+@pytest.mark.slow
 def test_a_federated_server_searches_over_the_clients_of_the_round():
   """After one step of rate 1 each, what they return is a gradient."""
   inputs = jnp.asarray(np.stack([INPUTS, -2 * INPUTS[::-1]]))
