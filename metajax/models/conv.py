@@ -15,6 +15,7 @@ from metajax.models.normalization import (
   normalize,
 )
 from metajax.models.patches import patch_conv
+from metajax.models.pooling import max_pool
 from metajax.types import Array
 
 ConvLowering = Literal["auto", "patches", "xla"]
@@ -53,9 +54,9 @@ class Conv4(nn.Module):
         dense = nn.Dense(2 * self.filters, use_bias=False, name="modulation")
         scale, shift = jnp.split(dense(context), 2, axis=-1)
         x = (1 + scale) * x + shift
-      x = nn.relu(x)
       if not self.strided:
-        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = max_pool(x)
+      x = nn.relu(x)  # After the pooling, of a quarter of the numbers.
     x = x.mean((1, 2)) if self.strided else x.reshape(x.shape[0], -1)
     if self.num_outputs is None:
       return x

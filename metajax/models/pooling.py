@@ -1,0 +1,64 @@
+"""Max-pooling whose derivatives are choices, of every order."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from metajax.types import Array
+
+
+def max_pool(inputs: Array, window: tuple[int, int] = (2, 2)) -> Array:
+  """Takes the maximum of windows that do not overlap.
+
+  ::
+
+    y[n, i, j, c] = max_{a, b} x[n, h i + a, w j + b, c]
+
+  Rows and columns that fill no window are left out. Of equal elements the first
+  by row and column gets the gradient, as with PyTorch and `flax.linen.max_pool`
+  (`jnp.max` divides it among them); a window with a NaN has the maximum NaN.
+
+  The gradient of `lax.reduce_window` is XLA's select-and-scatter, which on a
+  CPU takes longer than the forward pass of the network around it. Here it is
+  a choice between halves of an array, and so are all further derivatives.
+
+  Args:
+    inputs: `[n, height, width, channels]`.
+    window: height and width of a window, in pixels.
+
+  Returns:
+    `[n, height // h, width // w, channels]`.
+
+  Raises:
+    ValueError: if not even one window fits, or for inputs of another rank.
+  """
+  if inputs.ndim != 4:
+    raise ValueError(f"inputs {inputs.shape}: max_pool takes NHWC.")
+  n, height, width, channels = inputs.shape
+  rows, columns = height // window[0], width // window[1]
+  if not rows or not columns:
+    raise ValueError(
+      f"inputs {inputs.shape}: smaller than the window {window}; use larger "
+      "images or fewer layers."
+    )
+  x = inputs[:, : rows * window[0], : columns * window[1]]
+  # The transpose of a split is one concatenation, that of slices a padded sum.
+  x = x.reshape(n, rows, window[0], columns, window[1], channels)
+  return _first_largest([p for row in _parts(x, 2) for p in _parts(row, 3)])
+
+
+def _parts(x: Array, axis: int) -> list[Array]:
+  """Takes an axis apart."""
+  ones = lax.split(x, (1,) * x.shape[axis], axis=axis)
+  return [lax.squeeze(one, (axis,)) for one in ones]
+
+
+def _first_largest(taps: list[Array]) -> Array:
+  """Returns the largest of arrays, element by element; of equal ones the first.
+
+  A NaN counts as the largest of all.
+  """
+  if len(taps) == 1:
+    return taps[0]
+  middle = len(taps) // 2
+  a, b = _first_largest(taps[:middle]), _first_largest(taps[middle:])
+  return jnp.where((a >= b) | jnp.isnan(a), a, b)
