@@ -1,10 +1,15 @@
-"""The MAML meta-step of `benchmark.py` beside the same in PyTorch.
+"""The meta-step of `benchmark.py` beside the same in PyTorch.
 
   python scripts/compare_peers.py --query_shots=15 --tasks=32 --json
+  python scripts/compare_peers.py --pooled --image_size=32 --channels=3 \
+      --filters=32 --inner_steps=5 --tasks=4 --query_shots=15
 
-Eager PyTorch is a Python loop over tasks and inner steps, as in learn2learn and
-higher, which no longer install; `torch.func` treats all tasks at once. Both are
-given their tasks, where metajax draws a new batch in each step. The programs
+Learners are maml, fomaml, anil, prototypical, ridge, and supervised (training
+on all classes at once, in batches of --batch_size). Eager PyTorch is a Python
+loop over tasks and inner steps, as in learn2learn and higher, which no longer
+install; `torch.func` treats all tasks at once, and with --torch_compile that is
+compiled, or the network where there is no inner loop. All are given their
+tasks, where metajax draws a new batch in each step. The programs
 take turns, `--repeats` times, in one process, on all cores or on the first GPU;
 a ratio is that of two calls of one turn. Before that the gradients of the same
 tasks at the same parameters are compared, in float64: in float32 rounding
@@ -30,12 +35,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from metajax.training import use_cpu_cores  # noqa: E402
 from metajax.training.mesh import usable_cores  # noqa: E402
-from scripts.benchmarks import maml  # noqa: E402
+from scripts.benchmarks import maml, pretraining  # noqa: E402
 from scripts.benchmarks.measuring import machine, timed  # noqa: E402
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_bool("json", False, "A line of JSON after the table.")
+flags.DEFINE_bool(
+  "torch_compile",
+  False,
+  "Compare torch.compile too, which takes minutes to compile an inner loop.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -49,9 +59,13 @@ def main(argv: list[str]) -> None:
     sys.exit(
       f"error: {error.name} is not installed: pip install -e '.[peers]'."
     )
-  for name, only in (("model", "conv4"), ("learner", "maml")):
-    if FLAGS[name].value != only:
-      sys.exit(f"error: --{name}: must be {only} here, leave it out.")
+  if FLAGS["model"].value != "conv4":
+    sys.exit("error: --model: must be conv4 here, leave it out.")
+  if FLAGS.learner not in pytorch.LEARNERS:
+    sys.exit(
+      f"error: --learner={FLAGS.learner}: must be one of "
+      f"{', '.join(pytorch.LEARNERS)} here."
+    )
   use_cpu_cores()
   on_cpu = jax.default_backend() == "cpu"
   if on_cpu:
@@ -60,23 +74,43 @@ def main(argv: list[str]) -> None:
     sys.exit("error: PyTorch sees no GPU, and JAX does: JAX_PLATFORMS=cpu.")
   device = torch.device("cpu" if on_cpu else "cuda")
 
+  supervised = FLAGS.learner == "supervised"
+  devices = None if on_cpu else jax.devices()[:1]
   try:
-    built = maml.build(devices=None if on_cpu else jax.devices()[:1])
+    if supervised:
+      take = pretraining.build(devices)
+      with jax.enable_x64(True):
+        data, expected, params = pretraining.gradient()
+    else:
+      built = maml.build(devices=devices)
+      take = built.take
+      with jax.enable_x64(True):
+        data, expected, params = gradient(built)
   except ValueError as error:
     sys.exit(f"error: {error}")
-  with jax.enable_x64(True):
-    episodes, expected, params = gradient(built)
-  programs, errors = {"metajax": built.take}, {}
-  for name, (peer, plain) in pytorch.PEERS.items():
-    model = pytorch.Conv4(FLAGS.ways, plain=plain).double()
+  setting = pytorch.Setting(
+    learner=FLAGS.learner,
+    ways=maml.CLASSES if supervised else FLAGS.ways,
+    inner_steps=FLAGS.inner_steps,
+    inner_rate=maml.INNER_RATE,
+    image_size=FLAGS.image_size,
+    channels=FLAGS.channels,
+    filters=FLAGS.filters,
+    pooled=FLAGS.pooled,
+  )
+  programs, errors = {"metajax": take}, {}
+  for name, peer in pytorch.peers(setting, FLAGS.torch_compile).items():
+    model = pytorch.Conv4(setting, plain=peer.plain).double()
     model.load_state_dict(converted(params))
     model = model.to(device)
-    tasks = tensors(episodes, device)
-    inner = (FLAGS.inner_steps, maml.INNER_RATE)
-    peer(model, tasks, *inner)
+    tasks = tensors(data, device)
+    peer.build(model, setting)(tasks)
     errors[name] = gradient_error(model, expected)
     tasks = tuple(x.float() if x.is_floating_point() else x for x in tasks)
-    programs[name] = pytorch.meta_steps(peer, model.float(), tasks, *inner)
+    model = model.float()
+    programs[name] = pytorch.meta_steps(
+      peer.build(model, setting), model, tasks
+    )
 
   steps = {}
   for name, take in programs.items():
@@ -101,7 +135,7 @@ def main(argv: list[str]) -> None:
         }
         for name, times in seconds.items()
       },
-      **machine(built.mesh.size),
+      **machine(len(devices or jax.devices())),
       "torch": torch.__version__,
       "torch_device": str(device),
       "torch_threads": torch.get_num_threads(),
@@ -110,7 +144,7 @@ def main(argv: list[str]) -> None:
 
 
 def gradient(built):
-  """Draws tasks and parameters; returns both, metajax's gradient between."""
+  """Draws tasks; returns them, metajax's gradient and the parameters."""
   learner, keys = built.learner_of(FLAGS.inner_steps), jax.random.key(3)
   episodes = jax.vmap(built.tasks)(jax.random.split(keys, FLAGS.tasks))
   params = learner.init(jax.random.key(4), episodes.support.inputs[0])
@@ -126,34 +160,54 @@ def gradient(built):
 
   zeros = jax.tree.map(jnp.zeros_like, params)
   total, _ = jax.jit(lambda e: jax.lax.scan(step, zeros, e))(episodes)
-  return episodes, jax.tree.map(lambda x: x / FLAGS.tasks, total), params
+  grads = jax.tree.map(lambda x: x / FLAGS.tasks, total)
+  return episodes, grads, params
 
 
-def tensors(episodes, device):
-  """Converts episodes to `pytorch.Tasks`, mirrored as `Conv4` there has it."""
+def tensors(data, device):
+  """Converts a batch, or episodes, to what `pytorch` takes."""
   import torch
 
   def convert(batch):
-    images = np.array(batch.inputs)[:, :, ::-1, ::-1].transpose(0, 1, 4, 2, 3)
+    images = mirrored(np.array(batch.inputs), (-3, -2))
+    images = np.moveaxis(images, -1, -3)
     labels = np.array(batch.targets).astype(np.int64)
     return [torch.tensor(np.ascontiguousarray(x)) for x in (images, labels)]
 
-  both = convert(episodes.support) + convert(episodes.query)
+  if FLAGS.learner == "supervised":
+    both = [x[None] for x in convert(data)]
+  else:
+    both = convert(data.support) + convert(data.query)
   return tuple(x.to(device) for x in both)
+
+
+def mirrored(x, axes):
+  """Both networks' windows agree in a mirror, but where they pool."""
+  return x if FLAGS.pooled else np.flip(x, axes)
 
 
 def converted(params):
   """Returns PyTorch's names and tensors for those of metajax's conv4."""
   import torch
 
-  layers, arrays = jax.device_get(params)["params"], {}
+  params = jax.device_get(params)
+  arrays = {k: v for k, v in params.items() if k.startswith("log_")}
+  layers = params.get("embedding", params)["params"]
+  step = 4 if FLAGS.pooled else 3  # Layers of a block.
   for i in range(4):
-    kernel = layers[f"Conv_{i}"]["kernel"][::-1, ::-1]
-    arrays[f"blocks.{3 * i}.weight"] = kernel.transpose(3, 2, 0, 1)
-    arrays[f"blocks.{3 * i + 1}.weight"] = layers[f"BatchNorm_{i}"]["scale"]
-    arrays[f"blocks.{3 * i + 1}.bias"] = layers[f"BatchNorm_{i}"]["bias"]
-  arrays["head.weight"] = layers["Dense_0"]["kernel"].T
-  arrays["head.bias"] = layers["Dense_0"]["bias"]
+    kernel = mirrored(layers[f"Conv_{i}"]["kernel"], (0, 1))
+    arrays[f"blocks.{step * i}.weight"] = kernel.transpose(3, 2, 0, 1)
+    norm = layers[f"BatchNorm_{i}"]
+    arrays[f"blocks.{step * i + 1}.weight"] = norm["scale"]
+    arrays[f"blocks.{step * i + 1}.bias"] = norm["bias"]
+  if "Dense_0" in layers:
+    kernel = layers["Dense_0"]["kernel"]
+    if FLAGS.pooled:  # Channels first.
+      side = int((len(kernel) // FLAGS.filters) ** 0.5)
+      kernel = kernel.reshape(side, side, FLAGS.filters, -1)
+      kernel = kernel.transpose(2, 0, 1, 3).reshape(-1, kernel.shape[-1])
+    arrays["head.weight"] = kernel.T
+    arrays["head.bias"] = layers["Dense_0"]["bias"]
   return {k: torch.tensor(np.ascontiguousarray(v)) for k, v in arrays.items()}
 
 

@@ -18,7 +18,7 @@ from metajax.models.mlp import MLP
 from metajax.tasks.few_shot import few_shot_episodes
 from metajax.training import choose_task_chunk, meta_trainer, task_mesh
 from metajax.training.chunking import compile_one_task
-from metajax.types import MetaLearner, Metrics, TaskFamily
+from metajax.types import MetaLearner, Metrics, Model, TaskFamily
 from scripts.benchmarks.measuring import (
   copy_rate,
   machine,
@@ -29,7 +29,9 @@ from scripts.benchmarks.measuring import (
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_enum("learner", "maml", sorted(REGISTRY), "Algorithm.")
+flags.DEFINE_enum(
+  "learner", "maml", [*sorted(REGISTRY), "supervised"], "Algorithm."
+)
 flags.DEFINE_enum("model", "conv4", ["conv4", "mlp"], "Network.")
 flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
 flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
@@ -54,7 +56,19 @@ flags.DEFINE_enum(
   "How conv4 convolves: see metajax.models.conv.convolution.",
 )
 
+flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
+flags.DEFINE_bool(
+  "pooled",
+  False,
+  "Let conv4 have stride 1 and max-pooling, in place of stride 2.",
+)
+flags.DEFINE_integer(
+  "image_size", 28, "Height and width of the images.", lower_bound=1
+)
+flags.DEFINE_integer("channels", 1, "Channels of an image.", lower_bound=1)
+
 INNER_RATE = 0.4
+CLASSES, PER_CLASS = 64, 20  # Of the random images.
 
 
 class Built(NamedTuple):
@@ -88,19 +102,14 @@ def build(
     num_tasks: if given, in place of that of the flags.
     devices: if given, in place of all.
   """
+  if FLAGS.learner == "supervised":
+    raise ValueError("--learner=supervised: compare_peers.py measures it.")
   num_tasks = FLAGS.tasks if num_tasks is None else num_tasks
-  images = np.random.default_rng(0).integers(
-    0, 256, (200, 20, 28, 28, 1), dtype=np.uint8
-  )
   tasks = few_shot_episodes(
-    jnp.asarray(images), FLAGS.ways, FLAGS.shots, FLAGS.query_shots
+    jnp.asarray(images()), FLAGS.ways, FLAGS.shots, FLAGS.query_shots
   )
   encoded = FLAGS.learner in ENCODED
-  outputs = None if encoded else FLAGS.ways
-  if FLAGS.model == "conv4":
-    model = conv4(outputs, conv_lowering=FLAGS.conv_lowering)
-  else:
-    model = MLP(outputs, (256, 128, 64, 64), normalization="batch")
+  model = network(None if encoded else FLAGS.ways)
 
   def learner_of(inner_steps):
     return REGISTRY[FLAGS.learner](
@@ -138,6 +147,25 @@ def build(
 
   return Built(
     learner_of, tasks, mesh, task_chunk, take, executable, compile_seconds
+  )
+
+
+def images() -> np.ndarray:
+  """Returns random images `[classes, examples, height, width, channels]`."""
+  size = FLAGS.image_size
+  shape = CLASSES, PER_CLASS, size, size, FLAGS.channels
+  return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def network(num_outputs: int | None) -> Model:
+  """Returns the network that the flags describe."""
+  if FLAGS.model == "mlp":
+    return MLP(num_outputs, (256, 128, 64, 64), normalization="batch")
+  return conv4(
+    num_outputs,
+    filters=FLAGS.filters,
+    strided=not FLAGS.pooled,
+    conv_lowering=FLAGS.conv_lowering,
   )
 
 
@@ -180,11 +208,10 @@ def measure() -> Iterator[dict]:
 def setting() -> dict[str, object]:
   """What was measured, for the JSON line."""
   names = ("learner", "model", "ways", "shots", "query_shots", "tasks")
-  names += ("inner_steps", "memory")
-  result = {name: FLAGS[name].value for name in names}
+  names += ("inner_steps", "memory", "image_size", "channels")
   if FLAGS.model == "conv4":
-    result["conv_lowering"] = FLAGS.conv_lowering
-  return result
+    names += ("filters", "pooled", "conv_lowering")
+  return {name: FLAGS[name].value for name in names}
 
 
 def cost_of_task(learner_of, tasks, inner_steps: int) -> np.ndarray:

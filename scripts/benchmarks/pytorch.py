@@ -1,19 +1,23 @@
-"""MAML of conv4 in PyTorch, as its users write it; needs torch alone.
+"""Few-shot learners in PyTorch, as its users write them; needs torch alone.
 
-Tasks are four tensors with the tasks in front: support images `[tasks, n, 1,
-height, width]` and labels `[tasks, n]`, query images and labels.
+A task is four tensors: support images `[n, channels, height, width]` and labels
+`[n]`, query images and labels. Tasks have one more axis in front.
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad, grad_and_value, vmap
 
-Tasks = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-Gradient = Callable[[nn.Module, Tasks, int, float], None]
+Tensors = tuple[torch.Tensor, ...]
+Params = dict[str, torch.Tensor]
+# (params, task) -> scalar
+Loss = Callable[[Params, Tensors], torch.Tensor]
 
-loss_fn = nn.functional.cross_entropy
+cross_entropy = nn.functional.cross_entropy
 
 
 class BatchNorm(nn.Module):
@@ -36,94 +40,233 @@ class BatchNorm(nn.Module):
     return centred * scale + self.bias[:, None, None]
 
 
+class Setting(NamedTuple):
+  """What is compared.
+
+  Attributes:
+    learner: a key of `LEARNERS`.
+    ways: classes.
+    inner_steps: steps of the inner loop.
+    inner_rate: their size.
+    image_size: height and width.
+    channels: of an image.
+    filters: of each block.
+    pooled: stride 1 and max-pooling; else stride 2 and the mean over positions.
+  """
+
+  learner: str
+  ways: int
+  inner_steps: int
+  inner_rate: float
+  image_size: int
+  channels: int
+  filters: int
+  pooled: bool
+
+
 class Conv4(nn.Module):
   """The network of `metajax.models.conv.conv4`.
 
-  Its windows are those of the other seen in a mirror: where a side is even,
-  strides of 2 start a pixel before the image here, and end one behind it there.
+  With strides its windows are those of the other seen in a mirror: where a side
+  is even, strides of 2 start a pixel before the image here, and end one behind
+  it there.
   """
 
-  def __init__(
-    self, num_outputs: int, filters: int = 64, *, plain: bool = False
-  ):
+  def __init__(self, setting: Setting, *, plain: bool = False):
     super().__init__()
+    filters, size = setting.filters, setting.image_size
     layers: list[nn.Module] = []
-    for channels in (1, filters, filters, filters):
+    for block in range(4):
+      stride = 1 if setting.pooled else 2
       layers += [
-        nn.Conv2d(channels, filters, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(
+          filters if block else setting.channels,
+          filters,
+          3,
+          stride=stride,
+          padding=1,
+          bias=False,
+        ),
         BatchNorm(filters)
         if plain
         else nn.BatchNorm2d(filters, track_running_stats=False),
         nn.ReLU(),
       ]
+      if setting.pooled:
+        layers.append(nn.MaxPool2d(2))
+        size //= 2
     self.blocks = nn.Sequential(*layers)
-    self.head = nn.Linear(filters, num_outputs)
+    self.pooled = setting.pooled
+    width = filters * size**2 if self.pooled else filters
+    self.head = nn.Identity()
+    if setting.learner not in ENCODED:
+      self.head = nn.Linear(width, setting.ways)
+    if setting.learner == "ridge":
+      self.log_strength = nn.Parameter(torch.zeros(()))
+      self.log_scale = nn.Parameter(torch.zeros(()))
 
   def forward(self, x):
-    return self.head(self.blocks(x).mean((2, 3)))
+    x = self.blocks(x)
+    return self.head(x.flatten(1) if self.pooled else x.mean((2, 3)))
 
 
-def eager(model, tasks, inner_steps, inner_rate) -> None:
+def adaptation(model, setting: Setting, params, task, inner_grad):
+  """MAML's loss of the query after gradient steps on the support."""
+  x, y, query_x, query_y = task
+  chosen = "head" if setting.learner == "anil" else ""
+  inner = {k: v for k, v in params.items() if k.startswith(chosen)}
+  for _ in range(setting.inner_steps):
+    grads = inner_grad(
+      lambda inner: cross_entropy(
+        functional_call(model, params | inner, (x,)), y
+      ),
+      inner,
+      setting.learner != "fomaml",
+    )
+    inner = {k: v - setting.inner_rate * grads[k] for k, v in inner.items()}
+  return cross_entropy(
+    functional_call(model, params | inner, (query_x,)), query_y
+  )
+
+
+def prototypes(model, setting: Setting, params, task, inner_grad):
+  """Prototypical networks' loss of the query."""
+  x, y, query_x, query_y = task
+  support, query = (functional_call(model, params, (i,)) for i in (x, query_x))
+  members = nn.functional.one_hot(y, setting.ways).to(support.dtype)
+  means = (members.T @ support) / members.sum(0)[:, None]
+  return cross_entropy(-(torch.cdist(query, means) ** 2), query_y)
+
+
+def ridge(model, setting: Setting, params, task, inner_grad):
+  """The loss of the query after ridge regression on the support's features."""
+  x, y, query_x, query_y = task
+  support, query = (functional_call(model, params, (i,)) for i in (x, query_x))
+  targets = nn.functional.one_hot(y, setting.ways).to(support.dtype)
+  offset, centre = targets.mean(0), support.mean(0)
+  rows = support - centre
+  eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+  gram = rows @ rows.T + params["log_strength"].exp() * eye
+  weights = rows.T @ torch.linalg.solve(gram, targets - offset)
+  scores = (query - centre) @ weights + offset
+  return cross_entropy(params["log_scale"].exp() * scores, query_y)
+
+
+def supervised(model, setting: Setting, params, task, inner_grad):
+  """The loss of a batch of images and labels."""
+  x, y = task
+  return cross_entropy(functional_call(model, params, (x,)), y)
+
+
+LEARNERS = {
+  "maml": adaptation,
+  "fomaml": adaptation,
+  "anil": adaptation,
+  "prototypical": prototypes,
+  "ridge": ridge,
+  "supervised": supervised,
+}
+ENCODED = ("prototypical", "ridge")
+
+
+def by_autograd(loss, params: Params, differentiable: bool) -> Params:
+  grads = torch.autograd.grad(
+    loss(params), list(params.values()), create_graph=differentiable
+  )
+  return dict(zip(params, grads, strict=True))
+
+
+def by_func(loss, params: Params, differentiable: bool) -> Params:
+  grads = grad(loss)(params)
+  if differentiable:
+    return grads
+  return {name: g.detach() for name, g in grads.items()}
+
+
+def eager(model, setting: Setting, tasks: Tensors) -> None:
   """What learn2learn and higher do: a loop over tasks, a backward pass each."""
+  loss_fn, params = LEARNERS[setting.learner], dict(model.named_parameters())
   model.zero_grad()
-  num_tasks = len(tasks[0])
-  for x, y, query_x, query_y in zip(*tasks, strict=True):
-    params = dict(model.named_parameters())
-    for _ in range(inner_steps):
-      loss = loss_fn(functional_call(model, params, (x,)), y)
-      grads = torch.autograd.grad(
-        loss, list(params.values()), create_graph=True
-      )
-      params = {
-        name: value - inner_rate * grad
-        for (name, value), grad in zip(params.items(), grads, strict=True)
-      }
-    query_loss = loss_fn(functional_call(model, params, (query_x,)), query_y)
-    (query_loss / num_tasks).backward()
+  for task in zip(*tasks, strict=True):
+    loss = loss_fn(model, setting, params, task, by_autograd)
+    (loss / len(tasks[0])).backward()
 
 
-def functional(model, tasks, inner_steps, inner_rate) -> None:
+def functional(model, setting: Setting, tasks: Tensors, compiled=None) -> None:
   """By the transformations of `torch.func`: all tasks at once."""
-
-  def loss(params, x, y):
-    return loss_fn(functional_call(model, params, (x,)), y)
-
-  def query_loss(meta_params, x, y, query_x, query_y):
-    params = meta_params
-    for _ in range(inner_steps):
-      grads, _ = grad_and_value(loss)(params, x, y)
-      params = {k: v - inner_rate * grads[k] for k, v in params.items()}
-    return loss(params, query_x, query_y)
-
-  def mean_loss(meta_params):
-    return vmap(query_loss, (None, 0, 0, 0, 0))(meta_params, *tasks).mean()
-
   params = {k: v.detach() for k, v in model.named_parameters()}
-  grads, _ = grad_and_value(mean_loss)(params)
+  grads = (compiled or mean_gradient(model, setting))(params, tasks)
   for name, param in model.named_parameters():
     param.grad = grads[name]
 
 
-# The gradient, and whether the network is to be of plain operations.
-PEERS: dict[str, tuple[Gradient, bool]] = {
-  "PyTorch, eager": (eager, False),
-  "PyTorch, torch.func": (functional, True),
-}
+def mean_gradient(model, setting: Setting):
+  """Returns `(params, tasks) -> grads` of the mean loss."""
+  loss_fn = LEARNERS[setting.learner]
+
+  def mean_loss(params, tasks):
+    def loss(*task):
+      return loss_fn(model, setting, params, task, by_func)
+
+    return vmap(loss)(*tasks).mean()
+
+  return lambda params, tasks: grad_and_value(mean_loss)(params, tasks)[0]
+
+
+class Peer(NamedTuple):
+  """A way to compute a gradient in PyTorch.
+
+  Attributes:
+    build: `(model, setting) -> gradient`, where `gradient(tasks)` leaves it in
+      `param.grad`.
+    plain: whether the network is to be of plain operations.
+  """
+
+  build: Callable[[nn.Module, Setting], Callable[[Tensors], None]]
+  plain: bool = False
+
+
+def peers(setting: Setting, compiled: bool = False) -> dict[str, Peer]:
+  """Returns the ways that there are for a learner, by name.
+
+  Args:
+    setting: what is compared.
+    compiled: `torch.compile` too. It cannot differentiate twice what it has
+      compiled: where an inner loop is differentiated, it is given the whole
+      gradient by `torch.func`; elsewhere the network.
+  """
+  has_loop = LEARNERS[setting.learner] is adaptation
+  found = {"PyTorch, eager": Peer(_build(eager))}
+  if has_loop:
+    found["PyTorch, torch.func"] = Peer(_build(functional), plain=True)
+  if compiled:
+    build = _compiled_gradient if has_loop else _compiled_network
+    found["PyTorch, torch.compile"] = Peer(build, plain=has_loop)
+  return found
+
+
+def _build(gradient):
+  return lambda model, setting: functools.partial(gradient, model, setting)
+
+
+def _compiled_network(model, setting):
+  return functools.partial(eager, torch.compile(model), setting)
+
+
+def _compiled_gradient(model, setting):
+  compiled = torch.compile(mean_gradient(model, setting))
+  return functools.partial(functional, model, setting, compiled=compiled)
 
 
 def meta_steps(
-  gradient: Gradient,
-  model: nn.Module,
-  tasks: Tasks,
-  inner_steps: int,
-  inner_rate: float,
+  gradient: Callable[[Tensors], None], model: nn.Module, tasks: Tensors
 ) -> Callable[[int], None]:
-  """Returns a function that takes so many meta-steps of Adam and waits."""
+  """Returns a function that takes so many steps of Adam and waits."""
   optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
   def take(steps: int) -> None:
     for _ in range(steps):
-      gradient(model, tasks, inner_steps, inner_rate)
+      gradient(tasks)
       optimizer.step()
     if torch.cuda.is_available():
       torch.cuda.synchronize()
