@@ -102,8 +102,8 @@ class TaskFamily(Protocol):
     """Returns one task, unbatched."""
 
 
-def as_partial(tasks: TaskFamily) -> jax.tree_util.Partial:
-  """Makes any task family a pytree of the arrays that it carries.
+def as_partial(tasks: Callable[..., Any]) -> jax.tree_util.Partial:
+  """Makes a task family, or a loss, a pytree of the arrays that it carries.
 
   They are those in the arguments of a `Partial`, or in a callable that is a
   pytree itself. Arrays of numpy become jax's when the family is called, since a
@@ -124,15 +124,15 @@ def as_partial(tasks: TaskFamily) -> jax.tree_util.Partial:
   arrays = [x if _is_array(x) else None for x in leaves]
   others = [None if _is_array(x) else x for x in leaves]
 
-  def sample(arrays: list[Array | None], rng: PRNGKey) -> Episode:
+  def call(arrays: list[Array | None], *arguments: Any) -> Any:
     whole = [
       other if array is None else jnp.asarray(array)
       for array, other in zip(arrays, others, strict=True)
     ]
     function, args, keywords = jax.tree.unflatten(tree, whole)
-    return function(*args, rng, **keywords)
+    return function(*args, *arguments, **keywords)
 
-  return jax.tree_util.Partial(sample, arrays)
+  return jax.tree_util.Partial(call, arrays)
 
 
 def _is_array(x: Any) -> bool:

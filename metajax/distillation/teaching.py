@@ -8,6 +8,7 @@ draws from the step's key, and running statistics take it in.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,9 @@ def taught(
   Args:
     model: the student, predicts logits.
     teacher: computes the teacher's logits of each batch, on the fly; if None
-      they are `batch["teacher"]`, computed before by `predict_all`.
+      they are `batch["teacher"]`, computed before by `predict_all`. The arrays
+      of a `jax.tree_util.Partial` (see `ensemble`) are arguments of the
+      program that trains, all others constants in its text.
     temperature: see `knowledge_distillation`.
     alpha: see `knowledge_distillation`.
 
@@ -77,7 +80,7 @@ def taught(
   model = forward(model)
 
   def loss_fn(
-    params: Params, batch: Examples, rng: PRNGKey
+    teacher: Teacher | None, params: Params, batch: Examples, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
     logits, new = model.train(params, batch["inputs"], rng)
     goal = teacher(batch["inputs"]) if teacher else batch["teacher"]
@@ -91,7 +94,7 @@ def taught(
     }
     return loss, metrics, new
 
-  return loss_fn
+  return Partial(loss_fn, None if teacher is None else _carried(teacher))
 
 
 def hinted(
@@ -149,7 +152,7 @@ def side_by_side(loss_fn: Loss, *, own: Sequence[str] = ()) -> Loss:
   """
 
   def stacked(
-    stack: Params, batch: Examples, rng: PRNGKey
+    loss_fn: Loss, stack: Params, batch: Examples, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
     axes = {name: 1 if name in own else None for name in batch}
     losses, metrics, new = jax.vmap(loss_fn, (0, axes, 0))(
@@ -157,7 +160,7 @@ def side_by_side(loss_fn: Loss, *, own: Sequence[str] = ()) -> Loss:
     )
     return losses.sum(), jax.tree.map(jnp.mean, metrics), new
 
-  return stacked
+  return Partial(stacked, _carried(loss_fn))
 
 
 def taught_by_peers(model: Model, *, temperature: ArrayLike = 1.0) -> Loss:
@@ -221,8 +224,7 @@ def predict_all(
   Raises:
     ValueError: if the teacher's outputs are not finite; -inf masks a class.
   """
-  given = teacher if isinstance(teacher, Partial) else Partial(teacher)
-  logits = _predict_all(given, inputs, batch_size)
+  logits = _predict_all(_carried(teacher), inputs, batch_size)
   check_masked(logits)
   return logits
 
@@ -232,6 +234,10 @@ def _predict_all(teacher: Teacher, inputs: Array, batch_size: int) -> Array:
   return jax.lax.map(
     lambda x: teacher(x[None])[0], inputs, batch_size=batch_size
   )
+
+
+def _carried(function: Callable[..., Any]) -> Partial:
+  return function if isinstance(function, Partial) else Partial(function)
 
 
 def _keys(rng: PRNGKey, stack: Params) -> PRNGKey:

@@ -31,6 +31,7 @@ from metajax.types import (
   Model,
   Params,
   PRNGKey,
+  as_partial,
 )
 
 # (params, examples, rng) -> (scalar, metrics[, params of new state])
@@ -62,7 +63,8 @@ def supervised_trainer(
     init_params: `(rng) -> params`.
     loss_fn: `(params, examples, rng) -> (scalar, metrics)`, the scalar a mean
       over the examples, the metrics means likewise, scalars by name. It sees
-      the examples of one device. A third result may be the parameters with new
+      the examples of one device. Arrays that it needs (a teacher's) are those
+      of a `jax.tree_util.Partial`, or constants of the program. A third result may be the parameters with new
       `State` nodes; the new state is the mean over the devices.
     optimizer: any optax optimizer.
     data: a tree of arrays `[examples, ...]`: inputs, labels, a teacher's
@@ -92,7 +94,7 @@ def supervised_trainer(
       f"batch_size={batch_size}: must be a multiple of {mesh.size} devices."
     )
 
-  def device_grad(params, data, step_key):
+  def device_grad(params, loss_fn, data, step_key):
     place = jax.lax.axis_index(TASKS) * per_device + jnp.arange(per_device)
     # By their place in the batch, so that devices do not matter.
     chosen = jax.vmap(
@@ -120,11 +122,11 @@ def supervised_trainer(
     device_grad, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
   )
 
-  def step(state, data, rng):
+  def step(state, loss_fn, data, rng):
     step_key = jax.random.fold_in(rng, state.step)
 
     def at(params):
-      return sharded_grad(params, data, step_key)
+      return sharded_grad(params, loss_fn, data, step_key)
 
     grads, metrics = at(state.meta_params)
     return next_state(optimizer, state, grads, metrics["loss"], at=at), metrics
@@ -136,11 +138,11 @@ def supervised_trainer(
     params = init_params(rng)
     return first_state(optimizer, params)
 
-  data, rng = place((data, rng), replicated)
+  given = place((as_partial(loss_fn), data, rng), replicated)
   return trainer_on(
     mesh,
     lambda key: init(place(key, replicated)),
-    mean_over_steps(step, data, rng),
+    mean_over_steps(step, *given),
   )
 
 

@@ -191,6 +191,32 @@ def test_student_learns_to_predict_as_the_teacher():
   assert _agreement(state.meta_params) > max(before, 0.95)
 
 
+@pytest.mark.parametrize("students", [None, 2])
+def test_a_teachers_arrays_are_arguments_of_the_program(students):
+  """As constants, members would be copied into the text of every program."""
+  member = MLP(3, (200, 200))
+  stack = jax.vmap(lambda key: member.init(key, INPUTS))(
+    jax.random.split(jax.random.key(3), 4)
+  )
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(stack))
+  loss_fn, init = taught(MODEL, ensemble(member, stack)), MODEL.init
+  if students:
+    loss_fn = side_by_side(loss_fn)
+    init = jax.vmap(init, (0, None))
+  keys = jax.random.split(RNG, students or 1)
+  trainer = supervised_trainer(
+    lambda rng: init(keys if students else rng, INPUTS),
+    loss_fn,
+    optax.sgd(0.1),
+    BATCH,
+    batch_size=4,
+    rng=RNG,
+  )
+  executable = trainer.compile(trainer.init(RNG))[1]
+  assert executable.memory_analysis().argument_size_in_bytes > size
+  assert len(executable.as_text()) < size
+
+
 def _agreement(params):
   logits = MODEL.apply(params, INPUTS)
   return float(jnp.mean(logits.argmax(-1) == TEACHER(INPUTS).argmax(-1)))
