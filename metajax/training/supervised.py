@@ -64,8 +64,9 @@ def supervised_trainer(
     loss_fn: `(params, examples, rng) -> (scalar, metrics)`, the scalar a mean
       over the examples, the metrics means likewise, scalars by name. It sees
       the examples of one device. Arrays that it needs (a teacher's) are those
-      of a `jax.tree_util.Partial`, or constants of the program. A third result may be the parameters with new
-      `State` nodes; the new state is the mean over the devices.
+      of a `jax.tree_util.Partial`, or constants of the program. A third
+      result may be the parameters with new `State` nodes; the new state is the
+      mean over the devices.
     optimizer: any optax optimizer.
     data: a tree of arrays `[examples, ...]`: inputs, labels, a teacher's
       predictions, whatever the loss reads.
