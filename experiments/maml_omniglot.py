@@ -95,8 +95,8 @@ flags.DEFINE_enum(
   "conv_lowering",
   "auto",
   get_args(ConvLowering),
-  "How conv4 convolves: as products of patches, or by XLA's convolution. auto: "
-  "patches, which were faster on CPUs and a GPU, but xla on TPUs.",
+  "How conv4 convolves: as products of patches, of blocks of images or of all, "
+  "or by XLA's convolution. auto: blocks on CPUs, xla on TPUs, else patches.",
 )
 flags.DEFINE_bool("first_order", False, "FOMAML in place of MAML.")
 flags.DEFINE_integer(

@@ -1,5 +1,6 @@
 """The four-block convolutional network of few-shot image classification."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -18,7 +19,7 @@ from metajax.models.patches import patch_conv
 from metajax.models.pooling import max_pool
 from metajax.types import Array
 
-ConvLowering = Literal["auto", "patches", "xla"]
+ConvLowering = Literal["auto", "blocks", "patches", "xla"]
 
 
 class Conv4(nn.Module):
@@ -86,7 +87,8 @@ def conv4(
       head (MAML's Omniglot network). Otherwise convolutions of stride 1, 2x2
       max-pooling, and the flattened features (its miniImageNet network, and
       that of prototypical networks).
-    conv_lowering: "patches", "xla", or "auto" to choose by the backend.
+    conv_lowering: "blocks", "patches", "xla", or "auto" to choose by the
+      backend; see `convolution`.
     head_init: of the head's weights. None is as in the MAML authors' code, for
       either network: normal with variance 1 if `strided`, else Glorot's.
     num_context: the last channels of the inputs are no image but this many
@@ -140,12 +142,16 @@ def convolution(lowering: ConvLowering) -> Callable[..., Array]:
   """Returns the function that computes convolutions, here for all models.
 
   Args:
-    lowering: "xla" is `lax.conv_general_dilated`, "patches" is `patch_conv`.
-      "auto" is "patches" except on TPUs, since XLA's convolutions with per-task
-      kernels are slow: a MAML step of 32 tasks took 5.6 ms with "xla" and 1.1
-      ms with "patches" on an H100; one of 8 tasks, one at a time, 0.40 s and
-      0.04 s on a CPU. On TPUs neither was measured.
+    lowering: "xla" is `lax.conv_general_dilated`, "patches" is `patch_conv`,
+      "blocks" is that with `blocks=True`. "auto" is "blocks" on CPUs, "xla" on
+      TPUs and else "patches": XLA's convolutions with per-task kernels are slow
+      (a MAML step of 32 tasks took 5.6 ms with "xla" and 1.1 ms with "patches"
+      on an H100; one of 8 tasks, one at a time, 0.40 s and 0.04 s on a CPU). On
+      TPUs nothing was measured, and "blocks" on CPUs alone.
   """
   if lowering == "auto":
-    lowering = "patches" if jax.default_backend() != "tpu" else "xla"
+    choices = {"cpu": "blocks", "tpu": "xla"}
+    lowering = choices.get(jax.default_backend(), "patches")
+  if lowering == "blocks":
+    return functools.partial(patch_conv, blocks=True)
   return patch_conv if lowering == "patches" else lax.conv_general_dilated

@@ -1,13 +1,17 @@
 """A 2-D convolution as patches times a matrix, for per-task kernels."""
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import lax
 
+from metajax.models import winograd
+from metajax.models.blocks import in_blocks
 from metajax.types import Array
 
+MATRICES = ((1,), (0,)), ((), ())
 NHWC = ("NHWC", "HWIO", "NHWC")
 FEW_CHANNELS = 8  # Fewer are convolved image by image; see `patch_conv`.
 
@@ -26,6 +30,8 @@ def patch_conv(
   batch_group_count: int = 1,
   precision: lax.PrecisionLike = None,
   preferred_element_type: jnp.dtype | None = None,
+  *,
+  blocks: bool = False,
 ) -> Array:
   """`lax.conv_general_dilated` as a matrix product over explicit patches.
 
@@ -52,6 +58,12 @@ def patch_conv(
     batch_group_count: must be 1.
     precision: of the matrix product.
     preferred_element_type: of the result.
+    blocks: the way that is fastest on CPUs, whose cores wait for memory:
+      images in blocks, see `blocks.in_blocks`, and kernels of three columns by
+      `winograd.filtered`, where they have stride 1 and 8 channels or more, of
+      32 bits or more. A MAML task of conv4-64 with max-pooling (32 x 32 colour
+      images, 75 queries, 5 inner steps) took 230 ms instead of 334 on one core,
+      one of 84 x 84 images and 32 filters 0.80 s instead of 1.1 to 1.3.
 
   Returns:
     `[n, out_height, out_width, filters]`.
@@ -77,14 +89,45 @@ def patch_conv(
     padding = lax.padtype_to_pads(
       lhs.shape[1:3], kernel_shape, strides, padding
     )
-  patches = extract_patches(lhs, kernel_shape, strides, padding)
-  matrix = rhs.reshape(-1, rhs.shape[-1])
   product = functools.partial(
     lax.dot_general,
     precision=precision,
     preferred_element_type=preferred_element_type,
   )
-  if lhs.shape[3] >= FEW_CHANNELS:
+  rows, columns, channels, _ = rhs.shape
+  by_patches = functools.partial(
+    _patches_times,
+    kernel=rhs,
+    strides=strides,
+    padding=padding,
+    product=product,
+  )
+  if not blocks:
+    return by_patches(lhs)
+  image_bytes = math.prod(lhs.shape[1:3]) * channels * lhs.dtype.itemsize
+  if winograd.takes(lhs, rhs, strides, padding) and channels >= FEW_CHANNELS:
+    by_filters = functools.partial(
+      winograd.filtered,
+      kernels=winograd.filters(rhs),
+      padding=padding,
+      product=functools.partial(product, dimension_numbers=MATRICES),
+    )
+    return in_blocks(by_filters, lhs, 3 * rows * image_bytes // 2)
+  patch_bytes = rows * columns * image_bytes // math.prod(strides)
+  return in_blocks(by_patches, lhs, patch_bytes)
+
+
+def _patches_times(
+  inputs: Array,
+  kernel: Array,
+  strides: tuple[int, int],
+  padding: Sequence[tuple[int, int]],
+  product: Callable[..., Array],
+) -> Array:
+  """Convolves by a product of all patches with the kernel as a matrix."""
+  patches = extract_patches(inputs, kernel.shape[:2], strides, padding)
+  matrix = kernel.reshape(-1, kernel.shape[-1])
+  if inputs.shape[3] >= FEW_CHANNELS:
     return product(patches, matrix, (((3,), (0,)), ((), ())))
   # The kernel's gradient contracts the positions of all images, for which XLA
   # transposes the whole cotangent, in strides that miss the cache. One product

@@ -115,18 +115,22 @@ def meta_trainer(
     return learner.at_step(step).meta_grad(meta_params, episodes, key)
 
   def device_grad(meta_params, given, step, rng):
-    narrow = chunk_grad(meta_params, given, step, rng, jnp.int32(0))
-    # Sums of many chunks in bfloat16 would lose the small ones.
-    total = jax.tree.map(wide, narrow)
-
     def add(total, chunk):
       new = chunk_grad(meta_params, given, step, rng, chunk)
       return jax.tree.map(jnp.add, total, new), None
 
-    if num_whole > 1:
-      total, _ = jax.lax.scan(
-        add, total, jnp.arange(1, num_whole, dtype=jnp.int32)
+    if num_whole == 1:
+      narrow = chunk_grad(meta_params, given, step, rng, jnp.int32(0))
+      # Sums of many chunks in bfloat16 would lose the small ones.
+      total = jax.tree.map(wide, narrow)
+    else:
+      # From zero, for XLA to compile the gradient once and not twice.
+      narrow = jax.eval_shape(
+        chunk_grad, meta_params, given, step, rng, jnp.int32(0)
       )
+      zeros = jax.tree.map(lambda x: wide(jnp.zeros(x.shape, x.dtype)), narrow)
+      chunks = jnp.arange(num_whole, dtype=jnp.int32)
+      total, _ = jax.lax.scan(add, zeros, chunks)
     if left:
       chunk = jnp.int32(num_whole)
       last = chunk_grad(meta_params, given, step, rng, chunk, size=left)

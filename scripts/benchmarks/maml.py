@@ -75,7 +75,8 @@ class Built(NamedTuple):
   """A compiled training loop, and what it was made of.
 
   Attributes:
-    learner_of: `inner_steps -> MetaLearner`.
+    learner_of: `(inner_steps, conv_lowering) -> MetaLearner`; the latter is
+      that of the flags, if left out.
     tasks: the task family.
     mesh: the devices.
     task_chunk: tasks treated at once on a device.
@@ -84,7 +85,7 @@ class Built(NamedTuple):
     compile_seconds: what that took.
   """
 
-  learner_of: Callable[[int], MetaLearner]
+  learner_of: Callable[..., MetaLearner]
   tasks: TaskFamily
   mesh: jax.sharding.Mesh
   task_chunk: int
@@ -109,11 +110,10 @@ def build(
     jnp.asarray(images()), FLAGS.ways, FLAGS.shots, FLAGS.query_shots
   )
   encoded = FLAGS.learner in ENCODED
-  model = network(None if encoded else FLAGS.ways)
 
-  def learner_of(inner_steps):
+  def learner_of(inner_steps, conv_lowering=FLAGS.conv_lowering):
     return REGISTRY[FLAGS.learner](
-      model,
+      network(None if encoded else FLAGS.ways, conv_lowering),
       cross_entropy,
       optax.sgd(INNER_RATE),
       inner_steps,
@@ -157,15 +157,15 @@ def images() -> np.ndarray:
   return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def network(num_outputs: int | None) -> Model:
-  """Returns the network that the flags describe."""
+def network(num_outputs: int | None, conv_lowering: str) -> Model:
+  """Returns the network that the flags describe, but for the convolutions."""
   if FLAGS.model == "mlp":
     return MLP(num_outputs, (256, 128, 64, 64), normalization="batch")
   return conv4(
     num_outputs,
     filters=FLAGS.filters,
     strided=not FLAGS.pooled,
-    conv_lowering=FLAGS.conv_lowering,
+    conv_lowering=conv_lowering,
   )
 
 
@@ -217,6 +217,10 @@ def setting() -> dict[str, object]:
 def cost_of_task(learner_of, tasks, inner_steps: int) -> np.ndarray:
   """Returns operations and bytes of one task's meta-gradient, by XLA.
 
+  They are counted in a program whose convolutions are products of all patches,
+  even where the one that is timed needs fewer operations ("blocks"): a fraction
+  of the machine's rate is to tell how fast the same work is done.
+
   XLA counts the body of a loop once, however often it runs. The first inner
   step stands outside the loop, so one and two steps are counted in full, and
   their difference is what every further step adds.
@@ -224,5 +228,7 @@ def cost_of_task(learner_of, tasks, inner_steps: int) -> np.ndarray:
   if inner_steps > 2:
     one, two = (cost_of_task(learner_of, tasks, n) for n in (1, 2))
     return two + (inner_steps - 2) * (two - one)
-  cost = compile_one_task(learner_of(inner_steps), tasks).cost_analysis()
+  lowering = "xla" if FLAGS.conv_lowering == "xla" else "patches"
+  learner = learner_of(inner_steps, lowering)
+  cost = compile_one_task(learner, tasks).cost_analysis()
   return np.array([cost["flops"], cost["bytes accessed"]])

@@ -22,7 +22,7 @@ flags.DEFINE_integer(
 
 def build(devices: list | None = None) -> Callable[[int], Metrics]:
   """Compiles a step of training on all classes; returns `steps -> metrics`."""
-  model = maml.network(maml.CLASSES)
+  model = maml.network(maml.CLASSES, FLAGS.conv_lowering)
   images = maml.images()
   labels = np.repeat(np.arange(len(images)), images.shape[1])
   inputs = images.reshape(-1, *images.shape[2:]).astype(np.float32) / 255
@@ -49,7 +49,7 @@ def build(devices: list | None = None) -> Callable[[int], Metrics]:
 
 def gradient() -> tuple[Batch, Params, Params]:
   """Draws a batch; returns it, the gradient and the parameters, in float64."""
-  model = maml.network(maml.CLASSES)
+  model = maml.network(maml.CLASSES, FLAGS.conv_lowering)
   size = FLAGS.image_size
   rng = np.random.default_rng(1)
   inputs = rng.random((FLAGS.batch_size, size, size, FLAGS.channels))

@@ -172,7 +172,7 @@ CHOICES = {
 ONLY_CHOICES = {
   SINUSOID: {"preset": "<paper>"},
   OMNIGLOT: {
-    "conv_lowering": "<auto|patches|xla>",
+    "conv_lowering": "<auto|blocks|patches|xla>",
     "split": "<random|official>",
     "model": "<conv4|mlp>",
     "normalization": "<batch|group|layer|none|running>",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from metajax.models import blocks, winograd
 from metajax.models.conv import conv4
 from metajax.models.patches import NHWC, patch_conv
 
@@ -24,11 +25,20 @@ def _normal(seed, shape, dtype=jnp.float32):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
-def _assert_both_agree(fn, *args, tolerance):
+blocked_conv = functools.partial(patch_conv, blocks=True)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+  """Blocks of one to three images, for the images of these tests."""
+  monkeypatch.setattr(blocks, "BLOCK_BYTES", 12_000)
+
+
+def _assert_both_agree(fn, *args, tolerance, convolution=patch_conv):
   """`fn(convolution, *args)` is the same for patches and for XLA."""
   ours, reference = (
     jax.jit(functools.partial(fn, convolution))(*args)
-    for convolution in (patch_conv, lax.conv_general_dilated)
+    for convolution in (convolution, lax.conv_general_dilated)
   )
   jax.tree.map(
     functools.partial(
@@ -97,6 +107,136 @@ def test_second_derivatives_equal_xlas_under_vmap_over_kernels(channels, mode):
     _assert_both_agree(second_order, x, w, tolerance=1e-10)
 
 
+def _third_derivatives(convolution, x, w, stride):
+  """Values, gradients and all further derivatives along (x, w), to the third.
+
+  In reverse mode, forward over reverse, and forward over that.
+  """
+
+  def loss(x, w):
+    y = convolution(x, w, (stride, stride), "SAME", dimension_numbers=NHWC)
+    return jnp.sum(jnp.sin(y)), y
+
+  gradient = jax.grad(loss, (0, 1), has_aux=True)
+
+  def along(x, w):
+    return jax.jvp(lambda *a: gradient(*a)[0], (x, w), (x, w))
+
+  grads, y = gradient(x, w)
+  return y, grads, jax.jvp(along, (x, w), (w.sum() * x, w))
+
+
+@pytest.mark.parametrize("mapped", ["kernels", "inputs", "both"])
+@pytest.mark.parametrize(
+  "shape, kernel, stride",
+  [
+    ((5, 6, 9, 8), (3, 3), 1),
+    ((4, 4, 4, 8), (2, 3), 1),
+    ((7, 5, 3, 8), (3, 3), 1),
+    ((5, 6, 7, 8), (3, 3), 2),
+    ((5, 6, 7, 3), (3, 3), 1),
+  ],
+  ids=str,
+)
+def test_blocks_have_xlas_derivatives_to_third_order(
+  shape, kernel, stride, mapped, small_blocks
+):
+  """Five images in blocks of whole ones, seven with a rest of zeros."""
+  with jax.enable_x64(True):
+    x = _normal(0, (2, *shape), jnp.float64)
+    w = _normal(1, (2, *kernel, shape[-1], 4), jnp.float64)
+    axes = (
+      None if mapped == "kernels" else 0,
+      None if mapped == "inputs" else 0,
+    )
+    x, w = (
+      a if axis == 0 else a[0] for a, axis in zip((x, w), axes, strict=True)
+    )
+
+    def derivatives(convolution, x, w):
+      one = functools.partial(_third_derivatives, convolution, stride=stride)
+      return jax.vmap(one, axes)(x, w)
+
+    _assert_both_agree(
+      derivatives, x, w, tolerance=1e-9, convolution=blocked_conv
+    )
+
+
+@FEW_EXAMPLES
+@hypothesis.given(
+  size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+  rows=st.integers(1, 3),
+  padding=st.sampled_from(
+    ["SAME", "VALID", ((1, 0), (0, 2)), ((0, 1), (-1, 1))]
+  ),
+  num_images=st.sampled_from([0, 1, 3]),
+)
+def test_filters_equal_xlas_convolution(size, rows, padding, num_images):
+  with jax.enable_x64(True):
+    x = _normal(0, (num_images, *size, 8), jnp.float64)
+    w = _normal(1, (rows, 3, 8, 2), jnp.float64)
+    np.testing.assert_allclose(
+      blocked_conv(x, w, (1, 1), padding),
+      lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=NHWC),
+      atol=1e-12,
+    )
+
+
+def test_filters_round_as_a_direct_convolution_does():
+  x, w = _normal(0, (8, 16, 16, 32)), _normal(1, (3, 3, 32, 32))
+  with jax.enable_x64(True):
+    wide = (jnp.asarray(a, jnp.float64) for a in (x, w))
+    exact = lax.conv_general_dilated(
+      *wide, (1, 1), "SAME", dimension_numbers=NHWC
+    )
+    exact = np.asarray(exact)
+  errors = [
+    np.abs(np.asarray(convolution(x, w, (1, 1), "SAME")) - exact).max()
+    for convolution in (blocked_conv, patch_conv)
+  ]
+  assert errors[0] < 1.5 * errors[1]
+  assert errors[0] < 5e-6 * np.abs(exact).max()
+
+
+def test_filters_take_half_of_the_products_and_blocks_no_memory():
+  """Multiplications and the temporaries of the compiled gradient."""
+  x, w = jnp.zeros((60, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))
+  direct = 2 * 3 * 3 * 32 * 32 * 16 * 16
+
+  def compiled(convolution, x):
+    def loss(x, w):
+      return jnp.sum(convolution(x, w, (1, 1), "SAME") ** 2)
+
+    return jax.jit(jax.grad(loss, (0, 1))).lower(x, w).compile()
+
+  flops = compiled(blocked_conv, x[:1]).cost_analysis()["flops"]
+  assert flops < 0.75 * 3 * direct  # A half, and the additions.
+  temporaries, of_patches = (
+    compiled(convolution, x).memory_analysis().temp_size_in_bytes
+    for convolution in (blocked_conv, patch_conv)
+  )
+  assert temporaries < x.nbytes + 3 * blocks.BLOCK_BYTES
+  assert of_patches > 9 * x.nbytes
+
+
+@pytest.mark.parametrize(
+  "dtype, stride, columns, filtered",
+  [
+    (jnp.float32, 1, 3, True),
+    (jnp.bfloat16, 1, 3, False),
+    (jnp.float32, 2, 3, False),
+    (jnp.float32, 1, 4, False),
+  ],
+)
+def test_what_filters_take(dtype, stride, columns, filtered):
+  """In 16 bits the sums before the products would round too much."""
+  x, w = jnp.zeros((1, 8, 8, 8), dtype), jnp.zeros((3, columns, 8, 2), dtype)
+  jaxpr = jax.make_jaxpr(lambda x, w: blocked_conv(x, w, (stride,) * 2, "SAME"))
+  products = [e for e in jaxpr(x, w).eqns if e.primitive.name == "dot_general"]
+  assert len(products) == (6 if filtered else 1)
+  assert winograd.takes(x, w, (stride, stride), ((1, 1), (1, 1))) == filtered
+
+
 @pytest.mark.parametrize("channels", [1, 8])
 @pytest.mark.parametrize(
   "dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)]
@@ -160,9 +300,12 @@ def test_what_patches_cannot_do_is_an_error(argument):
     ((2, 2, 4, 2), (3, 3, 2, 2), "smaller than the kernel"),
   ],
 )
-def test_shapes_that_do_not_fit_are_an_error(x_shape, w_shape, message):
+@pytest.mark.parametrize("convolution", [patch_conv, blocked_conv])
+def test_shapes_that_do_not_fit_are_an_error(
+  x_shape, w_shape, message, convolution
+):
   with pytest.raises(ValueError, match=message):
-    patch_conv(jnp.zeros(x_shape), jnp.zeros(w_shape), (1, 1), "VALID")
+    convolution(jnp.zeros(x_shape), jnp.zeros(w_shape), (1, 1), "VALID")
 
 
 @pytest.mark.parametrize("channels", [1, 16])
@@ -181,7 +324,8 @@ def test_flax_layer_keeps_its_parameters(channels):
 
 
 @pytest.mark.parametrize(
-  "lowering, convolves", [("patches", False), ("xla", True)]
+  "lowering, convolves",
+  [("patches", False), ("blocks", False), ("auto", False), ("xla", True)],
 )
 def test_second_order_gradient_of_many_tasks_has_no_convolution(
   lowering, convolves
@@ -250,7 +394,8 @@ def _numpy_conv4(params, images, strided):
 
 
 @pytest.mark.parametrize(
-  "strided, lowering", [(True, "patches"), (False, "patches"), (True, "xla")]
+  "strided, lowering",
+  [(True, "patches"), (False, "patches"), (False, "blocks"), (True, "xla")],
 )
 def test_network_equals_numpy(strided, lowering):
   model = conv4(
@@ -301,7 +446,7 @@ def test_only_batch_norm_lets_queries_see_each_other(
 
 
 @pytest.mark.parametrize(
-  "arguments", [{"normalization": "instance"}, {"conv_lowering": "winograd"}]
+  "arguments", [{"normalization": "instance"}, {"conv_lowering": "fft"}]
 )
 def test_unknown_choices_list_the_allowed_ones(arguments):
   with pytest.raises(ValueError, match=r"must be one of .*(batch|patches)"):
