@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -102,7 +103,9 @@ def patch_conv(
     padding=padding,
     product=product,
   )
-  if not blocks:
+  # Blocks of images that a mesh holds apart would have to be gathered.
+  spread = any(axis is not None for axis in jax.typeof(lhs).sharding.spec)
+  if spread or not blocks:
     return by_patches(lhs)
   image_bytes = math.prod(lhs.shape[1:3]) * channels * lhs.dtype.itemsize
   if winograd.takes(lhs, rhs, strides, padding) and channels >= FEW_CHANNELS:

@@ -493,3 +493,23 @@ def test_context_passes_a_normalisation_by_the_batch():
     predict(zero), conv4(5, filters=4).apply({"params": plain}, images)
   )
   assert np.abs(predict(zero + 1.0) - predict(zero)).max() > 0.1
+
+
+def test_images_that_a_mesh_holds_apart_are_convolved_where_they_are(
+  small_blocks,
+):
+  mesh = jax.make_mesh(
+    (1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,)
+  )
+  x, w = _normal(0, (6, 8, 8, 8)), _normal(1, (3, 3, 8, 4))
+  expected = blocked_conv(x, w, (1, 1), "SAME")
+  with jax.set_mesh(mesh):
+    x = jax.device_put(x, jax.sharding.PartitionSpec("x"))
+    grads = jax.jit(
+      jax.grad(lambda w: blocked_conv(x, w, (1, 1), "SAME").sum())
+    )(w)
+    found = jax.jit(lambda x: blocked_conv(x, w, (1, 1), "SAME"))(x)
+    jaxpr = jax.make_jaxpr(lambda x: blocked_conv(x, w, (1, 1), "SAME"))(x)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+  assert grads.shape == w.shape
+  assert "scan" not in str(jaxpr)
