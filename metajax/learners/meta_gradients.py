@@ -183,11 +183,11 @@ def over_tasks(
   """
   keys = jax.random.split(rng, num_tasks(episodes))
   mapped = jax.vmap(fn, in_axes=(None, 0, 0))
-  if len(keys) == 1:
-    # Without an axis of size one, around which XLA would move arrays.
-    episode, key = jax.tree.map(lambda x: x[0], (episodes, keys))
-    return jax.tree.map(lambda x: x[None], fn(params, episode, key))
   spec = jax.typeof(jax.tree.leaves(episodes)[0]).sharding.spec
   if spec and spec[0] is not None:
     mapped = jax.sharding.auto_axes(mapped, out_sharding=PartitionSpec(spec[0]))
+  elif len(keys) == 1:
+    # Without an axis of size one, around which XLA would move arrays.
+    episode, key = jax.tree.map(lambda x: x[0], (episodes, keys))
+    return jax.tree.map(lambda x: x[None], fn(params, episode, key))
   return mapped(params, episodes, keys)

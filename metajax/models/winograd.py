@@ -12,7 +12,7 @@ TILE, COLUMNS = 4, 3  # Outputs of a tile, and columns of a kernel.
 
 # By interpolation at 0, +-sqrt(1/2), +-sqrt(2) and infinity, with which the
 # rounding error is that of a direct convolution; with 0, +-1, +-2 it is twice
-# as large (75 normal images of 16 x 16 with 32 channels).
+# as large (75 normal images of 16 x 16 with 64 channels).
 _R = 0.5**0.5
 _OF_INPUT = np.array(
   [
