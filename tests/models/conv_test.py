@@ -14,6 +14,7 @@ from jax import lax
 from metajax.models import blocks, winograd
 from metajax.models.conv import conv4
 from metajax.models.patches import NHWC, patch_conv
+from tests.slow import slow_but
 
 FEW_EXAMPLES = hypothesis.settings(
   max_examples=8, deadline=None, derandomize=True
@@ -126,7 +127,9 @@ def _third_derivatives(convolution, x, w, stride):
   return y, grads, jax.jvp(along, (x, w), (w.sum() * x, w))
 
 
-@pytest.mark.parametrize("mapped", ["kernels", "inputs", "both"])
+@pytest.mark.parametrize(
+  "mapped", slow_but(["both"], ["kernels", "inputs", "both"])
+)
 @pytest.mark.parametrize(
   "shape, kernel, stride",
   [
