@@ -150,7 +150,7 @@ def convolution(lowering: ConvLowering) -> Callable[..., Array]:
       TPUs nothing was measured, and "blocks" on CPUs alone.
   """
   if lowering == "auto":
-    choices = {"cpu": "blocks", "tpu": "xla"}
+    choices: dict[str, ConvLowering] = {"cpu": "blocks", "tpu": "xla"}
     lowering = choices.get(jax.default_backend(), "patches")
   if lowering == "blocks":
     return functools.partial(patch_conv, blocks=True)

@@ -128,7 +128,8 @@ def _patches_times(
   product: Callable[..., Array],
 ) -> Array:
   """Convolves by a product of all patches with the kernel as a matrix."""
-  patches = extract_patches(inputs, kernel.shape[:2], strides, padding)
+  rows, columns = kernel.shape[:2]
+  patches = extract_patches(inputs, (rows, columns), strides, padding)
   matrix = kernel.reshape(-1, kernel.shape[-1])
   if inputs.shape[3] >= FEW_CHANNELS:
     return product(patches, matrix, (((3,), (0,)), ((), ())))

@@ -1,5 +1,7 @@
 """Convolution with kernels of three columns in half of the multiplications."""
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -128,6 +130,9 @@ def filters(kernel: Array) -> list[Array]:
 def _combined(matrix: np.ndarray, arrays: Sequence[Array]) -> list[Array]:
   """The matrix times a vector of arrays."""
   return [
-    sum(float(m) * x for m, x in zip(row, arrays, strict=True) if m)
+    functools.reduce(
+      operator.add,
+      [float(m) * x for m, x in zip(row, arrays, strict=True) if m],
+    )
     for row in matrix
   ]
