@@ -1,5 +1,6 @@
 """Examples in blocks whose temporaries fit a core's cache."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -25,12 +26,9 @@ def in_blocks(fn: Callable[[Array], Array], x: Array, bytes_each: int) -> Array:
     bytes_each: temporaries of an example.
   """
   n = x.shape[0]
-  fewest = -(-n * bytes_each // BLOCK_BYTES)
-  if fewest <= 1:
+  num_blocks = _count(n, n * bytes_each / BLOCK_BYTES)
+  if num_blocks <= 1:
     return fn(x)
-  # Blocks of one size, and without a rest if a number below the double will do.
-  some = range(min(fewest, n), min(2 * fewest, n) + 1)
-  num_blocks = next((k for k in some if n % k == 0), some[0])
   size = -(-n // num_blocks)
   num_blocks = -(-n // size)
   x = jnp.pad(x, [(0, size * num_blocks - n), *[(0, 0)] * (x.ndim - 1)])
@@ -39,3 +37,15 @@ def in_blocks(fn: Callable[[Array], Array], x: Array, bytes_each: int) -> Array:
     x.reshape(num_blocks, size, *x.shape[1:]),
   )
   return y.reshape(-1, *y.shape[2:])[:n]
+
+
+def _count(n: int, wanted: float) -> int:
+  """Returns how many blocks n examples make, about as many as wanted.
+
+  If possible of one size: a rest is padded, which costs a pass over all.
+  """
+  if wanted <= 1:
+    return 1
+  even = [k for k in range(1, n + 1) if n % k == 0 and 0.5 <= k / wanted <= 4]
+  nearest = min(even, key=lambda k: abs(math.log(k / wanted)), default=0)
+  return nearest or min(n, math.ceil(wanted))

@@ -50,13 +50,16 @@ class Conv4(nn.Module):
         kernel_init=nn.initializers.glorot_uniform(),
         conv_general_dilated_cls=lambda: convolution(self.conv_lowering),
       )(x)
-      x = normalize(self.normalization)(x, mask, train)
-      if self.num_context and block == self.num_blocks // 2:
+      modulated = self.num_context and block == self.num_blocks // 2
+      pooled = not self.strided and not modulated
+      x = normalize(self.normalization)(
+        x, mask, train, window=(2, 2) if pooled else None
+      )
+      if modulated:
         dense = nn.Dense(2 * self.filters, use_bias=False, name="modulation")
         scale, shift = jnp.split(dense(context), 2, axis=-1)
         x = (1 + scale) * x + shift
-      if not self.strided:
-        x = max_pool(x)
+        x = x if self.strided else max_pool(x)
       x = nn.relu(x)  # After the pooling, of a quarter of the numbers.
     x = x.mean((1, 2)) if self.strided else x.reshape(x.shape[0], -1)
     if self.num_outputs is None:

@@ -6,7 +6,11 @@ from jax import lax
 from metajax.types import Array
 
 
-def max_pool(inputs: Array, window: tuple[int, int] = (2, 2)) -> Array:
+def max_pool(
+  inputs: Array,
+  window: tuple[int, int] = (2, 2),
+  lowest: Array | None = None,
+) -> Array:
   """Takes the maximum of windows that do not overlap.
 
   ::
@@ -24,6 +28,7 @@ def max_pool(inputs: Array, window: tuple[int, int] = (2, 2)) -> Array:
   Args:
     inputs: `[n, height, width, channels]`.
     window: height and width of a window, in pixels.
+    lowest: `[channels]`, where true the minimum is taken instead.
 
   Returns:
     `[n, height // h, width // w, channels]`.
@@ -43,7 +48,8 @@ def max_pool(inputs: Array, window: tuple[int, int] = (2, 2)) -> Array:
   x = inputs[:, : rows * window[0], : columns * window[1]]
   # The transpose of a split is one concatenation, that of slices a padded sum.
   x = x.reshape(n, rows, window[0], columns, window[1], channels)
-  return _first_largest([p for row in _parts(x, 2) for p in _parts(row, 3)])
+  taps = [p for row in _parts(x, 2) for p in _parts(row, 3)]
+  return _first_largest(taps, lowest)
 
 
 def _parts(x: Array, axis: int) -> list[Array]:
@@ -52,13 +58,15 @@ def _parts(x: Array, axis: int) -> list[Array]:
   return [lax.squeeze(one, (axis,)) for one in ones]
 
 
-def _first_largest(taps: list[Array]) -> Array:
-  """Returns the largest of arrays, element by element; of equal ones the first.
+def _first_largest(taps: list[Array], lowest: Array | None) -> Array:
+  """Returns the largest of arrays, or the smallest where `lowest`.
 
-  A NaN counts as the largest of all.
+  Element by element; of equal ones the first. A NaN is both.
   """
   if len(taps) == 1:
     return taps[0]
   middle = len(taps) // 2
-  a, b = _first_largest(taps[:middle]), _first_largest(taps[middle:])
-  return jnp.where((a >= b) | jnp.isnan(a), a, b)
+  a = _first_largest(taps[:middle], lowest)
+  b = _first_largest(taps[middle:], lowest)
+  first = a >= b if lowest is None else jnp.where(lowest, a <= b, a >= b)
+  return jnp.where(first | jnp.isnan(a), a, b)

@@ -65,6 +65,20 @@ def test_derivatives_of_three_orders_are_those_of_finite_differences():
     check_grads(loss, (x,), order=3, modes=("fwd", "rev"))
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_lowest_of_some_channels(ties):
+  x = _images((3, 8, 6, 4), ties)
+  lowest = jnp.array([False, True, True, False])
+  sign = jnp.where(lowest, -1.0, 1.0)
+  found, pull = jax.vjp(lambda x: max_pool(x, lowest=lowest), x)
+  expected, pull_flax = jax.vjp(lambda x: sign * _flax(sign * x, (2, 2)), x)
+  np.testing.assert_array_equal(found, expected)
+  cotangent = _images(found.shape)
+  np.testing.assert_array_equal(pull(cotangent)[0], pull_flax(cotangent)[0])
+  with_nan = x.at[0, 0, 0].set(jnp.nan)
+  assert np.isnan(max_pool(with_nan, lowest=lowest)[0, 0, 0]).all()
+
+
 def test_under_vmap_and_in_bfloat16():
   x = _images((3, 2, 4, 4, 2))
   expected = jnp.stack([_flax(one, (2, 2)) for one in x])
