@@ -20,8 +20,8 @@ from metajax.types import Array, Params
 
 Memory = Literal["auto", "mixed", "plain", "remat", "nested"]
 
-
 GRADIENTS = "inner_gradients"  # Their name, for policies of `jax.checkpoint`.
+TASKS = "metajax_tasks"  # The axis of tasks that are treated at once.
 
 
 class InnerLoop(NamedTuple):
@@ -174,16 +174,18 @@ def minimize(
     opt_state = optimizers.init(optimizer, weights)
   carry = weights, opt_state, jax.lax.stop_gradient(state)
   outputs = []
-  if num_steps > 0:
-    # The first step stands outside the scan: under vmap over tasks its
-    # parameters are still shared, so the tasks' matrix products merge into
-    # one; a scan's carry is batched from its first iteration on.
-    carry, output = first_step(carry, jnp.int32(0))
+  later = jnp.arange(num_steps, dtype=jnp.int32)
+  if num_steps > 0 and (num_steps == 1 or _among_tasks()):
+    # Outside the scan: in the first step of tasks that are treated at once
+    # their parameters are still shared, so their matrix products merge into
+    # one; a scan's carry is batched from its first iteration on. It is a third
+    # of the program, and of its compilation.
+    carry, output = first_step(carry, later[0])
     outputs.append(jax.tree.map(lambda x: x[None], output))
-  later = jnp.arange(1, num_steps, dtype=jnp.int32)
-  if memory == "nested" and num_steps > 1:
-    length = math.isqrt(num_steps - 1)
-    whole = (num_steps - 1) // length * length
+    later = later[1:]
+  if memory == "nested" and later.size > 1:
+    length = math.isqrt(later.size)
+    whole = later.size // length * length
 
     def block(carry, steps):
       return jax.lax.scan(later_step, carry, steps)
@@ -207,6 +209,14 @@ def minimize(
     return InnerLoop(adapted, jnp.zeros(0), None, state, opt_state)
   losses, observed = jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
   return InnerLoop(adapted, losses, observed, state, opt_state)
+
+
+def _among_tasks() -> bool:
+  """Whether this is traced under a vmap over tasks, which names its axis so."""
+  try:
+    return jax.lax.axis_size(TASKS) > 0
+  except NameError:
+    return False
 
 
 def check_steps(**numbers: int) -> None:

@@ -4,6 +4,7 @@
       --inner_steps=1 --json
   python scripts/benchmark.py --suite=aggregation --json
   python scripts/benchmark.py --suite=inner_loop --json
+  python scripts/benchmark.py --suite=growth --pooled --image_size=16 --json
   python scripts/benchmark.py --suite=replay --json
   python scripts/benchmark.py --suite=scaling --json
   python scripts/benchmark.py --suite=all --json --out=DIR
@@ -28,6 +29,11 @@ inner Adam; errors are relative to the first way in the list. (After many steps
 of a ReLU network in float32, rounding decides on which side of a kink one is;
 in float64 all ways agree.) iMAML, which keeps nothing, stands beside them.
 scripts/plot_inner_loop.py draws the lines of JSON.
+
+The suite growth is the meta-step of the flags again and again, with one size
+after the other (ways, shots, query_shots, image_size, inner_steps, filters) as
+given, doubled, and four times as large; and the exponents with which time,
+temporaries and the operations of products grow.
 
 The suite replay is one step of recurrent experience replay on bandits, acting
 and learning; its share of time in the buffer is that of a program that does
@@ -54,6 +60,7 @@ from metajax.training import use_cpu_cores  # noqa: E402
 from scripts.benchmarks import (  # noqa: E402
   aggregation,
   everything,
+  growth,
   inner_loop,
   maml,
   replay,
@@ -65,6 +72,7 @@ FLAGS = flags.FLAGS
 SUITES = {
   "maml": maml.measure,
   "aggregation": aggregation.measure,
+  "growth": growth.measure,
   "inner_loop": inner_loop.measure,
   "replay": replay.measure,
   "scaling": scaling.measure,
@@ -82,7 +90,11 @@ def main(argv: list[str]) -> None:
   del argv
   # JAX tells at INFO which backends it has not found.
   logging.set_verbosity(logging.WARNING)
-  if FLAGS.suite in ("maml", "replay"):  # Others choose their devices.
+  if FLAGS.suite in (
+    "maml",
+    "growth",
+    "replay",
+  ):  # Others choose their devices.
     use_cpu_cores()
   try:
     for result in SUITES[FLAGS.suite]():

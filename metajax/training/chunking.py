@@ -1,7 +1,10 @@
 """How many tasks to treat at once."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from metajax.types import (
   Episode,
@@ -51,12 +54,14 @@ def choose_task_chunk(
   choose = budget_bytes is None and on_cpu
   if choose and _most_numbers(learner, tasks) > CPU_NUMBERS:
     return 1
-  compiled = compile_one_task(learner, tasks)
-  analysis = compiled.memory_analysis()
+  budget = _device_budget() if budget_bytes is None else budget_bytes
+  traced = trace_one_task(learner, tasks)
+  if _largest_result(traced.jaxpr.jaxpr) * at_once > budget:
+    return 1  # Without half a minute of compilation.
+  analysis = traced.lower().compile().memory_analysis()
   if analysis is None:  # Some backends do not tell.
     return 1
   per_task = max(analysis.temp_size_in_bytes, 1) * at_once
-  budget = _device_budget() if budget_bytes is None else budget_bytes
   return split(tasks_per_device, min(budget // per_task, tasks_per_device))
 
 
@@ -74,10 +79,10 @@ def split(num_tasks: int, most: int) -> int:
   return divisor if 2 * divisor > most else -(-num_tasks // num_chunks)
 
 
-def compile_one_task(
+def trace_one_task(
   learner: MetaLearner, tasks: TaskFamily
-) -> jax.stages.Compiled:
-  """Compiles the meta-gradient of one task, which tells its memory and FLOPs.
+) -> jax.stages.Traced:
+  """Traces the meta-gradient of one task; compiled, it tells its memory.
 
   Nothing is computed: neither a task nor meta-parameters.
   """
@@ -91,7 +96,7 @@ def compile_one_task(
 
   step = jax.ShapeDtypeStruct((), jnp.int32)
   given = learner.carried(), step, meta_params, episodes, rng
-  return jax.jit(meta_grad).lower(*given).compile()
+  return jax.jit(meta_grad).trace(*given)
 
 
 def _shapes(
@@ -111,6 +116,20 @@ def _most_numbers(learner: MetaLearner, tasks: TaskFamily) -> int:
   # What comes out as it went in is the same for all tasks.
   own = [x.aval.size for x in adapt.outvars if x not in adapt.invars]
   return max(own, default=0)
+
+
+def _largest_result(jaxpr: Jaxpr) -> int:
+  """Returns the bytes of the largest array that a product or a loop returns.
+
+  It is part of the program's temporaries: XLA makes no other array for sure.
+  """
+  sizes = [0]
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name in ("dot_general", "conv_general_dilated", "scan"):
+      results: list[Any] = [x.aval for x in eqn.outvars]
+      sizes += [x.size * x.dtype.itemsize for x in results]
+    sizes += map(_largest_result, jaxprs_in_params(eqn.params))
+  return max(sizes)
 
 
 def _device_budget() -> int:

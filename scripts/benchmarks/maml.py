@@ -10,14 +10,14 @@ import numpy as np
 import optax
 from absl import flags
 
-from metajax.inner_loop import Memory
+from metajax.inner_loop import TASKS, Memory
 from metajax.learners import ENCODED, REGISTRY
 from metajax.losses import cross_entropy
 from metajax.models.conv import ConvLowering, conv4
 from metajax.models.mlp import MLP
 from metajax.tasks.few_shot import few_shot_episodes
 from metajax.training import choose_task_chunk, meta_trainer, task_mesh
-from metajax.training.chunking import compile_one_task
+from metajax.training.chunking import trace_one_task
 from metajax.types import MetaLearner, Metrics, Model, TaskFamily
 from scripts.benchmarks.measuring import (
   copy_rate,
@@ -214,6 +214,11 @@ def setting() -> dict[str, object]:
   return {name: FLAGS[name].value for name in names}
 
 
+def direct() -> str:
+  """Returns a lowering with the operations of the direct convolution."""
+  return "xla" if FLAGS.conv_lowering == "xla" else "patches"
+
+
 def cost_of_task(learner_of, tasks, inner_steps: int) -> np.ndarray:
   """Returns operations and bytes of one task's meta-gradient, by XLA.
 
@@ -222,13 +227,22 @@ def cost_of_task(learner_of, tasks, inner_steps: int) -> np.ndarray:
   of the machine's rate is to tell how fast the same work is done.
 
   XLA counts the body of a loop once, however often it runs. The first inner
-  step stands outside the loop, so one and two steps are counted in full, and
-  their difference is what every further step adds.
+  step of tasks that are treated at once stands outside the loop, so that one
+  and two steps are counted in full, and their difference is what every further
+  step adds.
   """
   if inner_steps > 2:
     one, two = (cost_of_task(learner_of, tasks, n) for n in (1, 2))
     return two + (inner_steps - 2) * (two - one)
-  lowering = "xla" if FLAGS.conv_lowering == "xla" else "patches"
-  learner = learner_of(inner_steps, lowering)
-  cost = compile_one_task(learner, tasks).cost_analysis()
+  learner = learner_of(inner_steps, direct())
+
+  def among_tasks(params, episodes, rng):
+    def one(episode):
+      alone = jax.tree.map(lambda x: x[None], episode)
+      return learner.meta_grad(params, alone, rng)
+
+    return jax.vmap(one, axis_name=TASKS)(episodes)
+
+  traced = trace_one_task(learner._replace(meta_grad=among_tasks), tasks)
+  cost = traced.lower().compile().cost_analysis()
   return np.array([cost["flops"], cost["bytes accessed"]])

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.benchmarks import everything, exchange
+from scripts.benchmarks import everything, exchange, growth
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +35,38 @@ def test_all_reduce_bytes_are_of_what_the_program_exchanges():
   program = SimpleNamespace(as_text=lambda: text)
   numbers = 64 * 5 * 4 + 3 * 4 + 4 * 2 + 4 + 7 * 4
   assert exchange.all_reduce_bytes(program) == numbers
+
+
+def test_operations_of_products_count_loops_as_often_as_they_run():
+  def power(x):  # [4, 5, 5]
+    def times(y, _):
+      return jax.vmap(jnp.matmul)(y, x), None
+
+    y, _ = jax.lax.scan(jax.checkpoint(times), x, length=3)
+    return jnp.einsum("bij,kj->bik", y, x[0, :2])
+
+  x = jnp.zeros((4, 5, 5))
+  expected = 3 * 4 * 2 * 5**3 + 4 * 2 * 5 * 2 * 5
+  assert growth.operations_of_products(jax.make_jaxpr(power)(x).jaxpr) == (
+    expected
+  )
+  # The same, as XLA counts it without a loop.
+  flat = jax.jit(lambda x: jnp.matmul(jnp.matmul(jnp.matmul(x, x), x), x))
+  counted = flat.lower(x).compile().cost_analysis()["flops"]
+  assert counted == growth.operations_of_products(jax.make_jaxpr(flat)(x).jaxpr)
+
+  def forever(x):
+    return jax.lax.while_loop(lambda y: y.sum() < 1, lambda y: y @ y, x)
+
+  with pytest.raises(ValueError, match="while loop"):
+    growth.operations_of_products(jax.make_jaxpr(forever)(x[0]).jaxpr)
+
+
+def test_exponents_are_of_powers():
+  x = [5, 10, 20]
+  for exponent in (0.0, 1.0, 2.5):
+    y = [3.0 * n**exponent for n in x]
+    np.testing.assert_allclose(growth._exponent(x, y), exponent, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
@@ -69,6 +103,11 @@ def test_estimates_are_those_of_the_documentation():
     ([], "error: --out: needed with --suite=all, a folder for results."),
     (["--match=["], "error: --match=[: no regular expression ("),
     (["--match=gpt"], "error: --match=gpt: no setting is called so; they are:"),
+    (
+      ["--suite=growth", "--model=mlp", "--grow=filters"],
+      "error: --grow=filters: must be among ways,",
+    ),
+    (["--suite=growth", "--inner_steps=0"], "error: --inner_steps=0:"),
   ],
 )
 def test_bad_flags_are_named(arguments, message, tmp_path):

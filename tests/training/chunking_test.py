@@ -36,11 +36,12 @@ def per_task():
 def compiled_once(monkeypatch, per_task):
   """Every call asks the same program, so it is compiled for the first only."""
   analysis = types.SimpleNamespace(temp_size_in_bytes=per_task)
-  monkeypatch.setattr(
-    chunking,
-    "compile_one_task",
-    lambda *_: types.SimpleNamespace(memory_analysis=lambda: analysis),
+  compiled = types.SimpleNamespace(memory_analysis=lambda: analysis)
+  lowered = types.SimpleNamespace(compile=lambda: compiled)
+  traced = types.SimpleNamespace(
+    jaxpr=jax.make_jaxpr(lambda: None)(), lower=lambda: lowered
   )
+  monkeypatch.setattr(chunking, "trace_one_task", lambda *_: traced)
 
 
 def test_budget_is_counted_in_the_program_of_one_task(per_task):
@@ -49,6 +50,24 @@ def test_budget_is_counted_in_the_program_of_one_task(per_task):
   for budget, expected in ((4 * per_task, 4), (4 * per_task - 1, 3)):
     found = choose_task_chunk(LEARNER, TASKS, 12, budget_bytes=budget)
     assert found == expected
+
+
+def test_a_task_with_a_result_beyond_the_budget_is_not_compiled(monkeypatch):
+  """Of 16 examples and 8 units are 512 bytes of a hidden layer."""
+  traced = chunking.trace_one_task(LEARNER, TASKS)
+  assert chunking._largest_result(traced.jaxpr.jaxpr) >= 512
+
+  def no_lower():
+    raise AssertionError("compiled")
+
+  told = types.SimpleNamespace(jaxpr=traced.jaxpr, lower=no_lower)
+  monkeypatch.setattr(chunking, "trace_one_task", lambda *_: told)
+  assert choose_task_chunk(LEARNER, TASKS, 12, budget_bytes=511) == 1
+  assert (
+    choose_task_chunk(LEARNER, TASKS, 12, at_once=3, budget_bytes=1535) == 1
+  )
+  with pytest.raises(AssertionError, match="compiled"):
+    choose_task_chunk(LEARNER, TASKS, 12, budget_bytes=2**20)
 
 
 @pytest.mark.parametrize("tasks_per_device", [1, 7, 12, 32, 97])

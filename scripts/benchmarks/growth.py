@@ -1,0 +1,104 @@
+"""How the time and memory of a meta-step grow with each of its sizes."""
+
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from absl import flags
+from jax.extend.core import Jaxpr, jaxprs_in_params
+
+from metajax.training.chunking import trace_one_task
+from scripts.benchmarks import maml
+from scripts.benchmarks.measuring import machine, seconds_per_step
+
+FLAGS = flags.FLAGS
+
+SIZES = ("ways", "shots", "query_shots", "image_size", "inner_steps", "filters")
+FACTORS = (1, 2, 4)
+
+flags.DEFINE_list(
+  "grow",
+  [],
+  "Of the suite growth: the sizes that grow, one by one, of "
+  f"{', '.join(SIZES)} (the last of conv4 alone). Empty: all.",
+)
+
+
+def measure() -> Iterator[dict]:
+  """Measures the meta-step of the flags, with each size once, twice, 4 times.
+
+  Yields, for each size, seconds, temporaries and the operations of products at
+  all values, and of each the exponent: of y = c x^e by least squares of the
+  logarithms.
+  """
+  known = SIZES if FLAGS.model == "conv4" else SIZES[:-1]
+  if unknown := set(FLAGS.grow) - set(known):
+    raise ValueError(
+      f"--grow={','.join(sorted(unknown))}: must be among {','.join(known)} "
+      f"with --model={FLAGS.model}."
+    )
+  if not FLAGS.inner_steps:
+    raise ValueError("--inner_steps=0: nothing grows from it; give 1 or more.")
+  measured: dict[tuple[int, ...], dict[str, float]] = {}
+  for size in FLAGS.grow or known:
+    usual = FLAGS[size].value
+    values = [factor * usual for factor in FACTORS]
+    rows = []
+    for value in values:
+      FLAGS[size].value = value
+      setting = tuple(FLAGS[name].value for name in SIZES)
+      if setting not in measured:
+        measured[setting] = _one()
+      rows.append(measured[setting])
+    FLAGS[size].value = usual
+    columns = {k: [row[k] for row in rows] for k in rows[0]}
+    yield {
+      **maml.setting(),
+      "grows": size,
+      "values": values,
+      **columns,
+      **{f"exponent_of_{k}": _exponent(values, y) for k, y in columns.items()},
+      **machine(len(jax.local_devices())),
+    }
+
+
+def _one() -> dict[str, float]:
+  built = maml.build()
+  memory = built.executable.memory_analysis()
+  learner = built.learner_of(FLAGS.inner_steps, maml.direct())
+  traced = trace_one_task(learner, built.tasks)
+  return {
+    "seconds": float(np.median(seconds_per_step(built.take))),
+    "temp_bytes": memory.temp_size_in_bytes,
+    "gflops": FLAGS.tasks * operations_of_products(traced.jaxpr.jaxpr) / 1e9,
+    "compile_seconds": built.compile_seconds,
+  }
+
+
+def operations_of_products(jaxpr: Jaxpr) -> int:
+  """Counts the operations of products of arrays, loops as often as they run.
+
+  A product of `[m, k]` and `[k, n]` has 2 m k n.
+
+  Raises:
+    ValueError: for a loop of which nobody knows how often it runs, with a
+      product in it.
+  """
+  total = 0
+  for eqn in jaxpr.eqns:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "dot_general":
+      (contracting, _), _ = params["dimension_numbers"]
+      shape = eqn.invars[0].aval.shape
+      depth = math.prod(shape[axis] for axis in contracting)
+      total += 2 * depth * eqn.outvars[0].aval.size
+    inner = sum(map(operations_of_products, jaxprs_in_params(params)))
+    if inner and name == "while":
+      raise ValueError("a while loop has products; their number is unknown.")
+    total += inner * params.get("length", 1)
+  return total
+
+
+def _exponent(x: list[int], y: list[float]) -> float:
+  return float(np.polyfit(np.log(x), np.log(y), 1)[0])
