@@ -188,6 +188,31 @@ def _sort(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
   return [list(label) for label in operands]
 
 
+def _stack(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  for label in operands[1:]:
+    unify_all([operands[0]], [label])
+  result = list(operands[0])
+  result.insert(eqn.params["axis"], [Unit(len(operands), FIXED)])
+  return [result]
+
+
+def _unstack(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  place = eqn.params["axis"]
+  fix([operands[0][place]])
+  rest = [axis for i, axis in enumerate(operands[0]) if i != place]
+  return [rest for _ in eqn.outvars]
+
+
+def _tile(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
+  times = eqn.params["reps"]
+  return [
+    [
+      [Unit(n, FIXED), *axis]
+      for n, axis in zip(times, operands[0], strict=True)
+    ]
+  ]
+
+
 def _product(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
   summed, batch = eqn.params["dimension_numbers"]
   one, other = operands
@@ -393,13 +418,16 @@ RULES: dict[str, Rule] = {
   "sort": _sort,
   "split": _split,
   "squeeze": _reshape,
+  "stack": _stack,
+  "tile": _tile,
   "transpose": _transpose,
+  "unstack": _unstack,
 }
 ELEMENTWISE = frozenset(
   """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp
-  convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp
-  exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p logistic lt
-  max min mul ne neg nextafter not or pow
+  convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv
+  erfc exp exp2 expm1 floor ge gt integer_pow is_finite le le_to lgamma log
+  log1p logistic lt lt_to max min mul ne neg nextafter not or pow
   reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic
   shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
   xor""".split()

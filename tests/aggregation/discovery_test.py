@@ -244,6 +244,31 @@ def test_chains_are_found_as_they_are_described():
   assert jax.tree.all(jax.tree.map(np.array_equal, moved, again))
 
 
+@pytest.mark.parametrize(
+  "fn",
+  [
+    lambda h: jnp.stack([h, 2 * h]).sum(0),
+    lambda h: jnp.stack([h, 2 * h], 2) @ jnp.array([1.0, 3.0]),
+    lambda h: sum(jnp.unstack(jnp.stack([h, h, h * h], 1), axis=1)),
+    lambda h: jnp.tile(h, (3, 1)).reshape(3, 2, 6).sum(0),
+    lambda h: jnp.tile(h, (1, 2)).reshape(2, 2, 6).sum(1),
+  ],
+)
+def test_operations_that_know_no_order_keep_none(fn):
+  def apply(params, x):
+    return fn(jnp.tanh(x @ params["w"])) @ params["v"]
+
+  params = {"w": jnp.ones((4, 6)), "v": jnp.ones((6, 3))}
+  axes = unit_axes(apply, params, jnp.ones((2, 4)))
+  assert axes["['w']"][1] == axes["['v']"][0] is not None
+  params = _random(params, 0)
+  order = {axes["['w']"][1]: np.random.default_rng(0).permutation(6)}
+  x = _inputs((2, 4))
+  np.testing.assert_allclose(
+    apply(permute_units(params, order, axes), x), apply(params, x), rtol=1e-5
+  )
+
+
 def test_what_is_not_known_stays_in_order():
   def apply(params, x):
     hidden = jax.nn.relu(x @ params["w"])
@@ -272,6 +297,8 @@ def test_what_is_not_known_stays_in_order():
     lambda h: jax.lax.top_k(h, 2)[0],
     lambda h: h.reshape(3, 4),
     lambda h: jnp.concatenate([h, h[:, :1]], axis=1),
+    lambda h: jnp.stack(jnp.unstack(h, axis=1)[::-1], 1),
+    lambda h: jnp.stack([h, h[:, ::-1]]).sum(0),
     lambda h: jnp.fft.fft(h, axis=1).real,
     lambda h: jax.lax.dynamic_slice(h, (0, 2), (2, 4)),
     lambda h: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c + 1, h),
