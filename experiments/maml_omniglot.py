@@ -14,6 +14,7 @@ DIR may be any folder of images, too, a sub-folder for each class (or train, val
 and test folders of such).
 """
 
+import functools
 from typing import get_args
 
 import jax
@@ -213,11 +214,19 @@ def main() -> None:
   )
 
   params = trained.state.meta_params
-  curve = {
-    k: scorer(k, "test", FLAGS.eval_tasks)(params)
-    for k in {steps, *meta_learners.possible_steps(name, (0, 1, 3, 5, 10))}
+  rows = {(steps, True), (steps, False)}
+  rows |= {
+    (k, True) for k in meta_learners.possible_steps(name, (0, 1, 3, 5, 10))
   }
-  alone = scorer(steps, "test", FLAGS.eval_tasks, transductive=False)(params)
+
+  def test(k: int, transductive: bool):
+    return scorer(k, "test", FLAGS.eval_tasks, transductive)(params)
+
+  tested = training.together(
+    {row: functools.partial(test, *row) for row in sorted(rows)}
+  )
+  curve = {k: tested[k, True] for k, transductive in tested if transductive}
+  alone = tested[steps, False]
   metrics = {
     "accuracy_transductive": curve[steps],
     "accuracy_inductive": alone,

@@ -13,6 +13,8 @@ over 600 curves is often that of one which diverged: after 5 steps 13 curves in
 3 seeds each).
 """
 
+import functools
+
 import jax
 from absl import flags
 
@@ -103,13 +105,17 @@ def main() -> None:
     rng=seeds.keys(training.init_key),
   )
   params = trained.state.meta_params
-  metrics = {
-    f"mse_{shots}_shot_{steps}_steps": scores(
-      shots, steps, "test", FLAGS.eval_tasks
-    )(params)["mse"]
-    for shots in FLAGS.eval_shots
-    for steps in possible
-  }
+
+  def test(shots: int, steps: int):
+    return scores(shots, steps, "test", FLAGS.eval_tasks)(params)["mse"]
+
+  metrics = training.together(
+    {
+      f"mse_{shots}_shot_{steps}_steps": functools.partial(test, shots, steps)
+      for shots in FLAGS.eval_shots
+      for steps in possible
+    }
+  )
   plots.learning_curve(
     workdir,
     {"loss": "training", "validation/mse": "validation"},

@@ -1,5 +1,6 @@
 """What training scripts do between their learner and their results."""
 
+import concurrent.futures
 import hashlib
 import json
 import sys
@@ -21,6 +22,7 @@ from metajax.training import (
   task_mesh,
 )
 from metajax.training.loop import Schedule, Trained, fit
+from metajax.training.mesh import usable_cores
 from metajax.training.processes import is_main, main_alone
 from metajax.types import LossFn, MetaLearner, Params, PRNGKey, TaskFamily
 
@@ -176,6 +178,21 @@ def task_scorer(
   return evaluator(
     learner, tasks, metrics, rng, num_tasks=num_tasks, mesh=mesh, **options
   )
+
+
+def together(calls: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
+  """Makes calls side by side, each of which compiles a program of its own.
+
+  One after the other where there are other processes, which must compute the
+  same in the same order.
+  """
+  if is_main():
+    print(f"evaluating in {len(calls)} ways", file=sys.stderr, flush=True)
+  alone = jax.process_count() == 1
+  at_once = min(len(calls), usable_cores(), 4) if alone else 1
+  with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+    results = {key: pool.submit(call) for key, call in calls.items()}
+    return {key: result.result() for key, result in results.items()}
 
 
 def init_key(seed: int = 0) -> PRNGKey:

@@ -68,7 +68,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("channels", 1, "Channels of an image.", lower_bound=1)
 
 INNER_RATE = 0.4
-CLASSES, PER_CLASS = 64, 20  # Of the random images.
+CLASSES, PER_CLASS = 64, 20  # Of the random images; or more, as needed.
 
 
 class Built(NamedTuple):
@@ -153,7 +153,8 @@ def build(
 def images() -> np.ndarray:
   """Returns random images `[classes, examples, height, width, channels]`."""
   size = FLAGS.image_size
-  shape = CLASSES, PER_CLASS, size, size, FLAGS.channels
+  per_class = max(PER_CLASS, FLAGS.shots + FLAGS.query_shots)
+  shape = CLASSES, per_class, size, size, FLAGS.channels
   return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
