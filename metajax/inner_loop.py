@@ -21,7 +21,7 @@ from metajax.types import Array, Params
 Memory = Literal["auto", "mixed", "plain", "remat", "nested"]
 
 GRADIENTS = "inner_gradients"  # Their name, for policies of `jax.checkpoint`.
-TASKS = "metajax_tasks"  # The axis of tasks that are treated at once.
+TASK_AXIS = "metajax_tasks"  # The axis of tasks that are treated at once.
 
 
 class InnerLoop(NamedTuple):
@@ -178,8 +178,8 @@ def minimize(
   if num_steps > 0 and (num_steps == 1 or _among_tasks()):
     # Outside the scan: in the first step of tasks that are treated at once
     # their parameters are still shared, so their matrix products merge into
-    # one; a scan's carry is batched from its first iteration on. It is a third
-    # of the program, and of its compilation.
+    # one; a scan's carry is batched from its first iteration on. It makes two
+    # fifths of the program of conv4-32, and a fifth of its compilation.
     carry, output = first_step(carry, later[0])
     outputs.append(jax.tree.map(lambda x: x[None], output))
     later = later[1:]
@@ -214,7 +214,7 @@ def minimize(
 def _among_tasks() -> bool:
   """Whether this is traced under a vmap over tasks, which names its axis so."""
   try:
-    return jax.lax.axis_size(TASKS) > 0
+    return jax.lax.axis_size(TASK_AXIS) > 0
   except NameError:
     return False
 

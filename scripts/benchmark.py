@@ -90,11 +90,8 @@ def main(argv: list[str]) -> None:
   del argv
   # JAX tells at INFO which backends it has not found.
   logging.set_verbosity(logging.WARNING)
-  if FLAGS.suite in (
-    "maml",
-    "growth",
-    "replay",
-  ):  # Others choose their devices.
+  # Others choose their devices.
+  if FLAGS.suite in ("maml", "growth", "replay"):
     use_cpu_cores()
   try:
     for result in SUITES[FLAGS.suite]():

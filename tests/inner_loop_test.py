@@ -497,3 +497,33 @@ def test_loss_may_be_of_low_precision(memory):
     inner_loop.minimize(
       lambda x, step: x, jnp.ones(2), optax.sgd(0.1), 2, memory=memory
     )
+
+
+def _scan_lengths(fn, *args):
+  jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+  return [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
+
+
+@pytest.mark.parametrize("num_steps, among", [(1, []), (2, [1]), (5, [4])])
+def test_the_first_step_is_apart_only_among_tasks(num_steps, among):
+  """Elsewhere it would be compiled twice, for nothing."""
+  targets = jnp.arange(6.0).reshape(2, 3)
+
+  def adapt(target):
+    def loss(phi, step):
+      return ((phi - target) ** 2).sum() * (1 + step)
+
+    found = inner_loop.minimize(loss, jnp.ones(3), optax.sgd(0.1), num_steps)
+    return found.params, found.losses
+
+  by_name = jax.vmap(adapt, axis_name=inner_loop.TASK_AXIS)
+  assert _scan_lengths(by_name, targets) == among
+  alone = [] if num_steps == 1 else [num_steps]
+  assert _scan_lengths(adapt, targets[0]) == alone
+  assert _scan_lengths(jax.vmap(adapt), targets) == alone
+  for i, target in enumerate(targets):
+    chex.assert_trees_all_close(
+      jax.tree.map(lambda x, i=i: x[i], by_name(targets)),
+      adapt(target),
+      rtol=1e-6,
+    )

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 from metajax import variables
 from metajax.batches import num_tasks
 from metajax.forward import with_mask
-from metajax.inner_loop import TASKS
+from metajax.inner_loop import TASK_AXIS
 from metajax.losses import over_examples
 from metajax.types import (
   Array,
@@ -183,7 +183,7 @@ def over_tasks(
   are the results; in between the compiler decides.
   """
   keys = jax.random.split(rng, num_tasks(episodes))
-  mapped = jax.vmap(fn, in_axes=(None, 0, 0), axis_name=TASKS)
+  mapped = jax.vmap(fn, in_axes=(None, 0, 0), axis_name=TASK_AXIS)
   spec = jax.typeof(jax.tree.leaves(episodes)[0]).sharding.spec
   if spec and spec[0] is not None:
     mapped = jax.sharding.auto_axes(mapped, out_sharding=PartitionSpec(spec[0]))

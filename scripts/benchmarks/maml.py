@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from metajax.inner_loop import TASKS, Memory
+from metajax.inner_loop import TASK_AXIS, Memory
 from metajax.learners import ENCODED, REGISTRY
 from metajax.losses import cross_entropy
 from metajax.models.conv import ConvLowering, conv4
@@ -215,11 +215,6 @@ def setting() -> dict[str, object]:
   return {name: FLAGS[name].value for name in names}
 
 
-def direct() -> str:
-  """Returns a lowering with the operations of the direct convolution."""
-  return "xla" if FLAGS.conv_lowering == "xla" else "patches"
-
-
 def cost_of_task(learner_of, tasks, inner_steps: int) -> np.ndarray:
   """Returns operations and bytes of one task's meta-gradient, by XLA.
 
@@ -235,14 +230,15 @@ def cost_of_task(learner_of, tasks, inner_steps: int) -> np.ndarray:
   if inner_steps > 2:
     one, two = (cost_of_task(learner_of, tasks, n) for n in (1, 2))
     return two + (inner_steps - 2) * (two - one)
-  learner = learner_of(inner_steps, direct())
+  lowering = "xla" if FLAGS.conv_lowering == "xla" else "patches"
+  learner = learner_of(inner_steps, lowering)
 
   def among_tasks(params, episodes, rng):
     def one(episode):
       alone = jax.tree.map(lambda x: x[None], episode)
       return learner.meta_grad(params, alone, rng)
 
-    return jax.vmap(one, axis_name=TASKS)(episodes)
+    return jax.vmap(one, axis_name=TASK_AXIS)(episodes)
 
   traced = trace_one_task(learner._replace(meta_grad=among_tasks), tasks)
   cost = traced.lower().compile().cost_analysis()

@@ -81,6 +81,22 @@ def test_values_and_first_and_second_derivatives_equal_xlas(
 
 
 @pytest.mark.parametrize(
+  "n, wanted, expected",
+  [
+    (75, 0.9, 1),
+    (75, 28.6, 25),  # No padding, though 28 would be nearer.
+    (5, 1.9, 1),
+    (5, 4.0, 5),
+    (79, 3.0, 3),  # A prime has no other way than padding.
+    (4, 100.0, 4),
+    (0, 0.0, 1),
+  ],
+)
+def test_blocks_are_of_one_size_where_possible(n, wanted, expected):
+  assert blocks._count(n, wanted) == expected
+
+
+@pytest.mark.parametrize(
   "channels, mode", [(1, "reverse"), (8, "reverse"), (8, "forward")]
 )
 def test_second_derivatives_equal_xlas_under_vmap_over_kernels(channels, mode):
