@@ -186,8 +186,8 @@ def together(calls: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
   One after the other where there are other processes, which must compute the
   same in the same order.
   """
-  if is_main():
-    print(f"evaluating in {len(calls)} ways", file=sys.stderr, flush=True)
+  if is_main() and len(calls) > 1:
+    print(f"{len(calls)} test evaluations", file=sys.stderr, flush=True)
   alone = jax.process_count() == 1
   at_once = min(len(calls), usable_cores(), 4) if alone else 1
   with concurrent.futures.ThreadPoolExecutor(at_once) as pool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from metajax.types import Array
 BLOCK_BYTES = 2 * 2**20
 
 
-def in_blocks(fn: Callable[[Array], Array], x: Array, bytes_each: int) -> Array:
+def in_blocks(fn: Callable[[Array], Any], x: Array, bytes_each: int) -> Any:
   """Returns `fn(x)`, a few examples at a time if they need much memory.
 
   The temporaries of a block are freed after it and made again for the backward
@@ -21,7 +22,7 @@ def in_blocks(fn: Callable[[Array], Array], x: Array, bytes_each: int) -> Array:
   for convolutions of conv4-64 (75 images of 16 x 16).
 
   Args:
-    fn: `[m, ...] -> [m, ...]` for any m, example by example.
+    fn: `[m, ...] -> [m, ...]`, or a tree of such, for any m; by examples.
     x: `[n, ...]`.
     bytes_each: temporaries of an example.
   """
@@ -32,11 +33,11 @@ def in_blocks(fn: Callable[[Array], Array], x: Array, bytes_each: int) -> Array:
   size = -(-n // num_blocks)
   num_blocks = -(-n // size)
   x = jnp.pad(x, [(0, size * num_blocks - n), *[(0, 0)] * (x.ndim - 1)])
-  y = lax.map(
+  outputs = lax.map(
     jax.checkpoint(fn, prevent_cse=False),
     x.reshape(num_blocks, size, *x.shape[1:]),
   )
-  return y.reshape(-1, *y.shape[2:])[:n]
+  return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:n], outputs)
 
 
 def _count(n: int, wanted: float) -> int:

@@ -1,5 +1,6 @@
 """Normalisation layers, by name."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from metajax.models.pooling import max_pool
+from metajax.models.blocks import in_blocks
+from metajax.models.pooling import first_largest, max_pool
 from metajax.types import Array
 
 Window = tuple[int, int]
@@ -32,6 +34,13 @@ class BatchNorm(nn.Module):
   smallest, become: x is pooled, and the rest is work on the few numbers that
   are left. Output and gradient of 75 arrays of 84 x 84 x 32 took 90 ms instead
   of 158 on one core, with 97 MB of temporaries instead of 271.
+
+  With `taps`, a function of examples, what is normalised and pooled is
+  `taps(x)`: as many arrays `[n, rows, columns, channels]` as a window has
+  pixels, one of each. They are made for a few examples at a time, and again for
+  the backward pass, and what is kept of an example is its mean, its variance
+  and the pooled array. A MAML task of conv4-32 with 84 x 84 images took as long
+  (0.51 to 0.53 s) with 136 MB of temporaries instead of 254.
   """
 
   epsilon: float = 1e-5
@@ -43,22 +52,52 @@ class BatchNorm(nn.Module):
     mask: Array | None = None,
     train: bool = False,
     window: Window | None = None,
+    taps: Callable[[Array], list[Array]] | None = None,
   ) -> Array:
     del train
-    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-    axes = tuple(range(x.ndim - 1))
-    real = None if mask is None else _column(mask, x)
-    mean = _apart(jnp.mean(x, axes, where=real))
-    # About a constant, whose derivatives need no sums over all of x: what comes
-    # by the mean is in the second term, which is zero, unlike its derivatives.
-    centre = lax.stop_gradient(mean)
-    variance = _apart(jnp.square(x - centre).mean(axes, where=real))
-    variance -= jnp.square(mean - centre)
-    if window is not None:
-      x = max_pool(x, window, lowest=scale < 0)
+    channels = (x if taps is None else jax.eval_shape(taps, x)[0]).shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    if taps is None:
+      mean, variance = _moments([x], tuple(range(x.ndim - 1)), mask)
+      if window is not None:
+        x = max_pool(x, window, lowest=scale < 0)
+    else:
+
+      def each(x: Array) -> tuple[Array, ...]:
+        pixels = taps(x)
+        moments = _moments(pixels, (1, 2))
+        return *moments, first_largest(pixels, scale < 0)
+
+      size = sum(y.size * y.dtype.itemsize for y in jax.eval_shape(taps, x))
+      means, variances, x = in_blocks(each, x, 2 * size // x.shape[0])
+      mean, between = _moments([means], (0,), mask)
+      weights = None if mask is None else _column(mask, means)
+      variance = _apart(variances.mean(0, where=weights)) + between
     slope = _apart(scale * lax.rsqrt(variance + self.epsilon))
     return (x - mean) * slope + bias
+
+
+def _moments(
+  parts: list[Array], axes: tuple[int, ...], mask: Array | None = None
+) -> tuple[Array, Array]:
+  """Returns mean and variance over `axes` of parts of one size together.
+
+  With the mask `[n]`, of the real examples.
+  """
+  real = None if mask is None else _column(mask, parts[0])
+
+  def averaged(parts: list[Array]) -> Array:
+    means = [jnp.mean(part, axes, where=real) for part in parts]
+    return _apart(functools.reduce(jnp.add, means) / len(means))
+
+  mean = averaged(parts)
+  # About a constant, whose derivatives need no sums over all of x: what comes
+  # by the mean is in the second term, which is zero, unlike its derivatives.
+  centre = lax.stop_gradient(mean)
+  around = jnp.expand_dims(centre, axes)
+  variance = averaged([jnp.square(part - around) for part in parts])
+  return mean, variance - jnp.square(mean - centre)
 
 
 def _apart(channels: Array) -> Array:
@@ -70,7 +109,7 @@ def _apart(channels: Array) -> Array:
   matrices stands alone. This one, with the identity of two rows, is exact and
   leaves each channel to itself.
   """
-  if jax.default_backend() != "cpu":
+  if jax.default_backend() != "cpu" or channels.ndim > 1:
     return channels
   rows = jnp.stack([channels, jnp.zeros_like(channels)])
   identity = jnp.eye(2, dtype=channels.dtype)

@@ -104,8 +104,7 @@ def patch_conv(
     product=product,
   )
   # Blocks of images that a mesh holds apart would have to be gathered.
-  spread = any(axis is not None for axis in jax.typeof(lhs).sharding.spec)
-  if spread or not blocks:
+  if is_spread(lhs) or not blocks:
     return by_patches(lhs)
   image_bytes = math.prod(lhs.shape[1:3]) * channels * lhs.dtype.itemsize
   if winograd.takes(lhs, rhs, strides, padding) and channels >= FEW_CHANNELS:
@@ -118,6 +117,11 @@ def patch_conv(
     return in_blocks(by_filters, lhs, 3 * rows * image_bytes // 2)
   patch_bytes = rows * columns * image_bytes // math.prod(strides)
   return in_blocks(by_patches, lhs, patch_bytes)
+
+
+def is_spread(x: Array) -> bool:
+  """Whether a mesh holds parts of an array apart."""
+  return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
 def _patches_times(

@@ -49,7 +49,7 @@ def max_pool(
   # The transpose of a split is one concatenation, that of slices a padded sum.
   x = x.reshape(n, rows, window[0], columns, window[1], channels)
   taps = [p for row in _parts(x, 2) for p in _parts(row, 3)]
-  return _first_largest(taps, lowest)
+  return first_largest(taps, lowest)
 
 
 def _parts(x: Array, axis: int) -> list[Array]:
@@ -58,7 +58,7 @@ def _parts(x: Array, axis: int) -> list[Array]:
   return [lax.squeeze(one, (axis,)) for one in ones]
 
 
-def _first_largest(taps: list[Array], lowest: Array | None) -> Array:
+def first_largest(taps: list[Array], lowest: Array | None = None) -> Array:
   """Returns the largest of arrays, or the smallest where `lowest`.
 
   Element by element; of equal ones the first. A NaN is both.
@@ -66,7 +66,7 @@ def _first_largest(taps: list[Array], lowest: Array | None) -> Array:
   if len(taps) == 1:
     return taps[0]
   middle = len(taps) // 2
-  a = _first_largest(taps[:middle], lowest)
-  b = _first_largest(taps[middle:], lowest)
+  a = first_largest(taps[:middle], lowest)
+  b = first_largest(taps[middle:], lowest)
   first = a >= b if lowest is None else jnp.where(lowest, a <= b, a >= b)
   return jnp.where(first | jnp.isnan(a), a, b)

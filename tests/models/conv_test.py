@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import hypothesis
 import hypothesis.strategies as st
@@ -410,6 +411,58 @@ def _numpy_conv4(params, images, strided):
     half = size // 2
     out = out.reshape(n, half, 2, half, 2, -1).max((2, 4)).reshape(n, -1)
   return out @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+
+
+@pytest.mark.parametrize("size", [4, 5])  # An odd one is not taken apart.
+def test_a_first_layer_in_blocks_is_the_whole_one(size, monkeypatch):
+  """Its convolution, statistics and pooling, of the real images."""
+  monkeypatch.setattr(blocks, "BLOCK_BYTES", 3_000)
+  with jax.enable_x64(True):
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.normal(size=(6, size, size, 3)))
+    mask = jnp.arange(6) != 2
+    models = {
+      lowering: conv4(
+        2, filters=4, num_blocks=1, strided=False, conv_lowering=lowering
+      )
+      for lowering in ("blocks", "patches")
+    }
+    params = {
+      k: model.init(jax.random.key(0), x) for k, model in models.items()
+    }
+    chex.assert_trees_all_close(params["blocks"], params["patches"])
+    own = jax.tree.map(
+      lambda p: p + draw.normal(size=p.shape), params["blocks"]
+    )
+
+    def loss(params, model):
+      y = model.apply(params, x, mask)
+      return jnp.where(mask[:, None], jnp.sin(y), 0.0).sum()
+
+    def second(params, model):
+      gradient = functools.partial(jax.grad(loss), model=model)
+      return jax.jvp(gradient, (params,), (params,))
+
+    found, expected = (
+      jax.jit(functools.partial(second, model=model))(own)
+      for model in models.values()
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_first_layer_in_blocks_never_holds_its_outputs():
+  images = jax.ShapeDtypeStruct((64, 64, 64, 3), jnp.float32)
+
+  def temporaries(lowering):
+    model = conv4(
+      None, filters=32, num_blocks=1, strided=False, conv_lowering=lowering
+    )
+    params = jax.eval_shape(model.init, jax.random.key(0), images)
+    gradient = jax.grad(lambda params, x: model.apply(params, x).sum())
+    compiled = jax.jit(gradient).lower(params, images).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporaries("blocks") < temporaries("patches") / 2
 
 
 @pytest.mark.parametrize(

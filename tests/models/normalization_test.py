@@ -8,6 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 from metajax.forward import forward
+from metajax.models import blocks
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.normalization import (
@@ -89,12 +90,23 @@ def _definition(params, x, mask=None, window=None):
   return y if window is None else max_pool(y, window)
 
 
-@pytest.mark.parametrize("window", [None, (2, 2), (3, 2)])
+def _pixels(x):
+  """One array for each pixel of windows of 2 x 2."""
+  return [x[:, a::2, b::2] for a in range(2) for b in range(2)]
+
+
+@pytest.mark.parametrize(
+  ("window", "taps"),
+  [(None, None), ((2, 2), None), ((3, 2), None), ((2, 2), _pixels)],
+)
 @pytest.mark.parametrize("masked", [False, True])
-def test_batch_norm_and_its_derivatives_are_the_definitions(window, masked):
+def test_batch_norm_and_its_derivatives_are_the_definitions(
+  window, taps, masked, monkeypatch
+):
+  monkeypatch.setattr(blocks, "BLOCK_BYTES", 2_000)
   with jax.enable_x64(True):
     draw = np.random.default_rng(0)
-    x = jnp.asarray(draw.normal(1.0, 2.0, (4, 6, 5, 3)))
+    x = jnp.asarray(draw.normal(1.0, 2.0, (4, 6, 4 if taps else 5, 3)))
     mask = jnp.array([True, True, False, True]) if masked else None
     params = {"scale": jnp.array([1.5, -0.7, 0.3]), "bias": jnp.arange(3.0)}
     norm = BatchNorm()
@@ -109,7 +121,10 @@ def test_batch_norm_and_its_derivatives_are_the_definitions(window, masked):
       return run
 
     def ours(params, x):
-      return norm.apply({"params": params}, x, mask, window=window)
+      arguments = {"window": window, "taps": taps}
+      return norm.apply({"params": params}, x, mask, **arguments)
+
+    assert ("scan" in str(jax.make_jaxpr(ours)(params, x))) == bool(taps)
 
     def definition(params, x):
       return _definition(params, x, mask, window)
