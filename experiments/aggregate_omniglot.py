@@ -19,11 +19,6 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import plots, training
-from experiments.flags import FLAGS, define_data_dir, refuse
-from experiments.runs import define_runs, find_runs, read_run
-from experiments.script import run
-from experiments.stages import Stages
 from metajax import aggregation
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import (
@@ -34,6 +29,11 @@ from metajax.learners import (
 )
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
+from metajax.runs import plots, training
+from metajax.runs.finished import define_runs, find_runs, read_run
+from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.script import run
+from metajax.runs.stages import Stages
 from metajax.tasks import omniglot
 from metajax.training import (
   Trainer,
@@ -53,12 +53,14 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
   "weight_steps", 100, "Meta-steps of the learned weights.", lower_bound=1
 )
-FLAGS.set_default("steps", 4000)
-FLAGS.set_default("meta_batch", 8)
-FLAGS.set_default("inner_lr", 2.0)
-FLAGS.set_default("log_every", 500)
-FLAGS.set_default("eval_every", 1000)
-FLAGS.set_default("checkpoint_every", 1000)
+DEFAULTS = {
+  "steps": 4000,
+  "meta_batch": 8,
+  "inner_lr": 2.0,
+  "log_every": 500,
+  "eval_every": 1000,
+  "checkpoint_every": 1000,
+}
 
 SHOTS = 1
 LAYERS = [[f"Conv_{i}", f"BatchNorm_{i}"] for i in range(4)] + [["Dense_0"]]
@@ -296,4 +298,4 @@ def draw_barrier(runs: Members, seeds: Params, aligned: Params) -> None:
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, defaults=DEFAULTS)

@@ -23,14 +23,15 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import plots, regressors, training
-from experiments.flags import FLAGS, refuse
-from experiments.script import run
-from experiments.stages import Stages
+from experiments.shared import regressors
 from metajax import aggregation
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import learned_average, learned_ensemble, maml
 from metajax.losses import mean_squared_error
+from metajax.runs import plots, training
+from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.script import run
+from metajax.runs.stages import Stages
 from metajax.tasks import sinusoid
 from metajax.training import cohort_trainer, meta_trainer
 from metajax.training.loop import Schedule
@@ -66,12 +67,14 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
   "weight_steps", 500, "Meta-steps of the learned weights.", lower_bound=1
 )
-FLAGS.set_default("steps", 70_000)
-FLAGS.set_default("outer_schedule", "cosine")
-FLAGS.set_default("meta_batch", 25)
-FLAGS.set_default("log_every", 5000)
-FLAGS.set_default("eval_every", 10_000)
-FLAGS.set_default("checkpoint_every", 10_000)
+DEFAULTS = {
+  "steps": 70_000,
+  "outer_schedule": "cosine",
+  "meta_batch": 25,
+  "log_every": 5000,
+  "eval_every": 10_000,
+  "checkpoint_every": 10_000,
+}
 
 SHOTS = 5
 COLUMNS = (1, 5, 10)  # Steps of fine-tuning.
@@ -287,4 +290,4 @@ def draw_barrier(workdir: Path, rng: PRNGKey) -> None:
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, defaults=DEFAULTS)

@@ -18,10 +18,6 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import plots, training
-from experiments.flags import FLAGS, define_data_dir, refuse
-from experiments.script import run
-from experiments.stages import Stages
 from metajax.distillation import (
   SyntheticSet,
   distribution_matching,
@@ -37,6 +33,10 @@ from metajax.evaluation import Estimate, estimate
 from metajax.learners import distill_data
 from metajax.losses import accuracy
 from metajax.models.mlp import MLP
+from metajax.runs import plots, training
+from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.script import run
+from metajax.runs.stages import Stages
 from metajax.tasks import class_batches
 from metajax.tasks.omniglot import load_omniglot
 from metajax.training import meta_trainer
@@ -63,13 +63,15 @@ flags.DEFINE_integer(
   "real_batch", 64, "Real images of a class in a meta-step.", lower_bound=1
 )
 flags.DEFINE_integer("draws", 10, "Draws of random real images.", lower_bound=2)
-FLAGS.set_default("steps", 1000)
-FLAGS.set_default("meta_batch", 4)
-FLAGS.set_default("inner_steps", 30)
-FLAGS.set_default("inner_lr", 0.3)
-FLAGS.set_default("outer_lr", 0.01)
-FLAGS.set_default("eval_tasks", 20)
-FLAGS.set_default("outer_schedule", "cosine")
+DEFAULTS = {
+  "steps": 1000,
+  "meta_batch": 4,
+  "inner_steps": 30,
+  "inner_lr": 0.3,
+  "outer_lr": 0.01,
+  "eval_tasks": 20,
+  "outer_schedule": "cosine",
+}
 
 KERNEL = relu_tangent_kernel(2)
 
@@ -227,4 +229,4 @@ def kernel_score(synthetic: SyntheticSet, test: Batch) -> Estimate:
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, defaults=DEFAULTS)

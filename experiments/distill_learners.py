@@ -15,11 +15,6 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from experiments import training
-from experiments.flags import FLAGS, define_data_dir, refuse
-from experiments.runs import define_runs, find_runs, read_run
-from experiments.script import run
-from experiments.stages import Stages
 from metajax import aggregation
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import (
@@ -31,6 +26,11 @@ from metajax.learners import (
 )
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
+from metajax.runs import training
+from metajax.runs.finished import define_runs, find_runs, read_run
+from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.script import run
+from metajax.runs.stages import Stages
 from metajax.tasks import omniglot
 
 define_data_dir()
@@ -41,12 +41,14 @@ flags.DEFINE_float(
 flags.DEFINE_float(
   "temperature", 1.0, "By which logits are divided.", lower_bound=1e-3
 )
-FLAGS.set_default("steps", 3000)
-FLAGS.set_default("meta_batch", 8)
-FLAGS.set_default("outer_schedule", "cosine")
-FLAGS.set_default("inner_lr", 2.0)
-FLAGS.set_default("log_every", 500)
-FLAGS.set_default("checkpoint_every", 1000)
+DEFAULTS = {
+  "steps": 3000,
+  "meta_batch": 8,
+  "outer_schedule": "cosine",
+  "inner_lr": 2.0,
+  "log_every": 500,
+  "checkpoint_every": 1000,
+}
 
 SHOTS = 1
 
@@ -159,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, defaults=DEFAULTS)

@@ -19,14 +19,19 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import plots, training
-from experiments.classifiers import TRAIN, Classifiers, load, size_and_time
-from experiments.flags import FLAGS, define_data_dir, refuse
-from experiments.script import run
+from experiments.shared.classifiers import (
+  TRAIN,
+  Classifiers,
+  load,
+  size_and_time,
+)
 from metajax import distillation
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import embedding, logistic, ridge
 from metajax.losses import accuracy, cross_entropy
+from metajax.runs import plots, training
+from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.script import run
 from metajax.tasks import few_shot_episodes
 from metajax.types import Array, Model, Params
 
@@ -56,12 +61,14 @@ flags.DEFINE_float(
 flags.DEFINE_multi_integer(
   "ways", [5, 20], "Classes of the few-shot tasks.", lower_bound=2
 )
-FLAGS.set_default("steps", 1000)
-FLAGS.set_default("outer_lr", 3e-3)
-FLAGS.set_default("outer_schedule", "cosine")
-FLAGS.set_default("log_every", 250)
-FLAGS.set_default("eval_every", 500)
-FLAGS.set_default("checkpoint_every", 500)
+DEFAULTS = {
+  "steps": 1000,
+  "outer_lr": 3e-3,
+  "outer_schedule": "cosine",
+  "log_every": 250,
+  "eval_every": 500,
+  "checkpoint_every": 500,
+}
 
 QUERIES = 2
 
@@ -287,4 +294,4 @@ def report(stacks, metrics, sizes, recovered, tasks) -> None:
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, defaults=DEFAULTS)

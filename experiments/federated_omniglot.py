@@ -16,13 +16,13 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import plots, training
-from experiments.flags import FLAGS, define_data_dir, refuse
-from experiments.script import run
-from experiments.stages import Stages
 from metajax.evaluation import Estimate, estimate
 from metajax.losses import cross_entropy
 from metajax.models.conv import conv4
+from metajax.runs import plots, training
+from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.script import run
+from metajax.runs.stages import Stages
 from metajax.tasks.omniglot import load_omniglot
 from metajax.training import Clients, federated_trainer
 from metajax.training.logging import read_jsonl
@@ -40,13 +40,15 @@ flags.DEFINE_float("proximal", 0.01, "Mu of FedProx.", lower_bound=0.0)
 flags.DEFINE_float(
   "sgd_lr", 0.1, "Step size of FedSGD, one step a round.", lower_bound=0.0
 )
-FLAGS.set_default("steps", 40)
-FLAGS.set_default("meta_batch", 10)
-FLAGS.set_default("inner_lr", 0.1)
-FLAGS.set_default("outer_lr", 0.01)
-FLAGS.set_default("log_every", 5)
-FLAGS.set_default("eval_every", 2)
-FLAGS.set_default("checkpoint_every", 20)
+DEFAULTS = {
+  "steps": 40,
+  "meta_batch": 10,
+  "inner_lr": 0.1,
+  "outer_lr": 0.01,
+  "log_every": 5,
+  "eval_every": 2,
+  "checkpoint_every": 20,
+}
 
 DRAWINGS = 8  # Of each character, of its 20.
 
@@ -178,4 +180,4 @@ def binomial(accuracy: float, batch: Batch) -> Estimate:
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, defaults=DEFAULTS)

@@ -20,10 +20,8 @@ from typing import get_args
 import jax
 from absl import flags
 
-from experiments import inspection, meta_learners, plots, seeds, training
-from experiments.flags import FLAGS, define_data_dir, refuse
-from experiments.omniglot_presets import PRESETS
-from experiments.script import run
+from experiments.shared.omniglot_presets import PRESETS
+from metajax.learners import ANY_WAYS
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import ConvLowering, conv4
 from metajax.models.mlp import MLP
@@ -32,6 +30,9 @@ from metajax.models.normalization import (
   NORMALIZATIONS,
   statistics,
 )
+from metajax.runs import inspection, learner_options, plots, seeds, training
+from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.script import run
 from metajax.tasks import image_folder, omniglot
 from metajax.tasks.image_folder import fingerprint, is_image_folder
 
@@ -103,14 +104,16 @@ flags.DEFINE_bool("first_order", False, "FOMAML in place of MAML.")
 flags.DEFINE_integer(
   "validation_tasks", 200, "Tasks of a validation.", lower_bound=2
 )
-FLAGS.set_default("steps", 20_000)
-FLAGS.set_default("meta_batch", 8)
-FLAGS.set_default("outer_schedule", "cosine")
-FLAGS.set_default("inner_lr", 0.4)
-FLAGS.set_default("outer_lr", 3e-3)
-FLAGS.set_default("log_every", 500)
-FLAGS.set_default("eval_every", 2500)
-FLAGS.set_default("checkpoint_every", 2500)
+DEFAULTS = {
+  "steps": 20_000,
+  "meta_batch": 8,
+  "outer_schedule": "cosine",
+  "inner_lr": 0.4,
+  "outer_lr": 3e-3,
+  "log_every": 500,
+  "eval_every": 2500,
+  "checkpoint_every": 2500,
+}
 
 
 def main() -> None:
@@ -129,7 +132,7 @@ def main() -> None:
         filters=FLAGS.filters,
         normalization=FLAGS.normalization,
         conv_lowering=FLAGS.conv_lowering,
-        num_context=meta_learners.num_context(name),
+        num_context=learner_options.num_context(name),
       )
     if name == "cavia" and FLAGS.normalization in BY_BATCH:
       raise ValueError(
@@ -139,7 +142,7 @@ def main() -> None:
     return MLP(num_outputs, (256, 128, 64, 64), FLAGS.normalization)
 
   def learner(eval_steps: int, ways: int):
-    return meta_learners.build(
+    return learner_options.build(
       name,
       network,
       cross_entropy,
@@ -171,7 +174,7 @@ def main() -> None:
 
   steps, ways = FLAGS.eval_inner_steps, FLAGS.ways
   train_ways = FLAGS.train_ways or ways
-  if train_ways != ways and name not in meta_learners.ANY_WAYS:
+  if train_ways != ways and name not in ANY_WAYS:
     raise ValueError(
       f"--train_ways={train_ways}: must be --ways={ways} for --learner={name}, "
       "whose network has an output for each class."
@@ -216,7 +219,7 @@ def main() -> None:
   params = trained.state.meta_params
   rows = {(steps, True), (steps, False)}
   rows |= {
-    (k, True) for k in meta_learners.possible_steps(name, (0, 1, 3, 5, 10))
+    (k, True) for k in learner_options.possible_steps(name, (0, 1, 3, 5, 10))
   }
 
   def test(k: int, transductive: bool):
@@ -259,7 +262,7 @@ def main() -> None:
     workdir,
     "maml_omniglot",
     {
-      **meta_learners.protocol(name),
+      **learner_options.protocol(name),
       "num_seeds": FLAGS.num_seeds,
       "ways": ways,
       "train_ways": train_ways,
@@ -288,4 +291,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  run(main, PRESETS)
+  run(main, PRESETS, DEFAULTS)

@@ -18,11 +18,11 @@ import functools
 import jax
 from absl import flags
 
-from experiments import inspection, meta_learners, plots, seeds, training
-from experiments.flags import FLAGS
-from experiments.script import run
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
+from metajax.runs import inspection, learner_options, plots, seeds, training
+from metajax.runs.flags import FLAGS
+from metajax.runs.script import run
 from metajax.tasks import sinusoid
 
 flags.DEFINE_integer("shots", 5, "Support points in training.", lower_bound=1)
@@ -41,12 +41,14 @@ flags.DEFINE_multi_integer(
   "Inner steps at test; repeat for several.",
   lower_bound=0,
 )
-FLAGS.set_default("steps", 70_000)
-FLAGS.set_default("outer_schedule", "cosine")
-FLAGS.set_default("meta_batch", 25)
-FLAGS.set_default("log_every", 1000)
-FLAGS.set_default("eval_every", 5000)
-FLAGS.set_default("checkpoint_every", 10_000)
+DEFAULTS = {
+  "steps": 70_000,
+  "outer_schedule": "cosine",
+  "meta_batch": 25,
+  "log_every": 1000,
+  "eval_every": 5000,
+  "checkpoint_every": 10_000,
+}
 
 EVAL_QUERY_SHOTS = 100
 PRESETS = {"paper": {"shots": 10, "outer_schedule": "constant"}}
@@ -61,7 +63,7 @@ def main() -> None:
     )
 
   def learner(eval_steps: int):
-    return meta_learners.build(
+    return learner_options.build(
       name,
       lambda num_outputs: MLP(num_outputs, (40, 40)),
       mean_squared_error,
@@ -82,7 +84,7 @@ def main() -> None:
 
   possible = FLAGS.eval_inner_steps
   if not FLAGS["eval_inner_steps"].present:
-    possible = meta_learners.possible_steps(name, possible) or [0]
+    possible = learner_options.possible_steps(name, possible) or [0]
   for steps in possible:
     learner(steps)  # Refuses what is not possible.
   validation = scores(FLAGS.eval_shots[0], FLAGS.inner_steps, "validation", 600)
@@ -133,7 +135,7 @@ def main() -> None:
     workdir,
     "maml_sinusoid",
     {
-      **meta_learners.protocol(name),
+      **learner_options.protocol(name),
       "num_seeds": FLAGS.num_seeds,
       "shots": FLAGS.shots,
       "query_shots": FLAGS.query_shots,
@@ -148,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  run(main, PRESETS)
+  run(main, PRESETS, DEFAULTS)

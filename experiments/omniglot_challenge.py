@@ -16,14 +16,15 @@ import numpy as np
 from absl import flags
 from scipy import stats
 
-from experiments import meta_learners, training
-from experiments.flags import FLAGS, define_data_dir, refuse
-from experiments.script import run
-from experiments.stages import Stages
 from metajax.evaluation import Estimate, estimate, solve
+from metajax.learners import ANY_WAYS
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
 from metajax.models.normalization import NORMALIZATIONS, statistics
+from metajax.runs import learner_options, training
+from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.script import run
+from metajax.runs.stages import Stages
 from metajax.tasks.alphabets import alphabet_episodes
 from metajax.tasks.omniglot import OmniglotImages, load_omniglot
 from metajax.tasks.one_shot_runs import MINIMAL, WAYS, load_one_shot_runs
@@ -52,12 +53,14 @@ flags.DEFINE_enum(
   "Normalisation in every layer; batch: by the statistics of the images given, "
   "running: in evaluation by running averages of those of training.",
 )
-FLAGS.set_default("learner", "prototypical")
-FLAGS.set_default("steps", 2000)
-FLAGS.set_default("meta_batch", 4)
-FLAGS.set_default("outer_schedule", "cosine")
-FLAGS.set_default("inner_steps", 1)
-FLAGS.set_default("inner_lr", 0.4)
+DEFAULTS = {
+  "learner": "prototypical",
+  "steps": 2000,
+  "meta_batch": 4,
+  "outer_schedule": "cosine",
+  "inner_steps": 1,
+  "inner_lr": 0.4,
+}
 
 # Errors in percent, by the alphabets that were learned from (30; 5 at a time).
 PUBLISHED = {
@@ -71,13 +74,13 @@ def main() -> None:
   refuse("eval_tasks", "eval_every", "eval_seed")
 
   def build(ways: int) -> MetaLearner:
-    return meta_learners.build(
+    return learner_options.build(
       FLAGS.learner,
       lambda num_outputs: conv4(
         num_outputs,
         filters=FLAGS.filters,
         normalization=FLAGS.normalization,
-        num_context=meta_learners.num_context(FLAGS.learner),
+        num_context=learner_options.num_context(FLAGS.learner),
       ),
       cross_entropy,
       ways,
@@ -95,7 +98,7 @@ def main() -> None:
     chosen = characters(data, name)
     sizes = np.unique(data.alphabets[chosen], return_counts=True)[1]
     ways = WAYS
-    if FLAGS.learner in meta_learners.ANY_WAYS:
+    if FLAGS.learner in ANY_WAYS:
       ways = min(WAYS, int(sizes.min()))
     trained_on[name] = {"ways": ways, "alphabets": int((sizes >= ways).sum())}
     tasks = alphabet_episodes(
@@ -119,7 +122,7 @@ def main() -> None:
     stages.workdir,
     "omniglot_challenge",
     {
-      **meta_learners.protocol(FLAGS.learner),
+      **learner_options.protocol(FLAGS.learner),
       "ways": WAYS,
       "shots": 1,
       "query_shots": FLAGS.query_shots,
@@ -168,4 +171,4 @@ def errors(
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, defaults=DEFAULTS)

@@ -18,22 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import (
-  contests,
-  on_policy,
-  replaying,
-  training,
-  trial_plots,
-)
-from experiments.flags import FLAGS, refuse
-from experiments.script import run
-from experiments.stages import Stages
+from experiments.shared import contests, on_policy, replaying, trial_plots
 from metajax import players
 from metajax.evaluation import estimate
 from metajax.models.recurrent import Recurrent
 from metajax.replay import Objective, q_discrepancy, q_player
 from metajax.replay.sequences import sequence_starts
-from metajax.tasks.bandits import bandits
+from metajax.runs import training
+from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.script import run
+from metajax.runs.stages import Stages
 from metajax.tasks.trials import Trials, play
 from metajax.training import TrainState
 
@@ -43,10 +37,12 @@ flags.DEFINE_integer("kept", 200, "Steps whose sequences are kept.", 2)
 flags.DEFINE_list(
   "rows", [], "Of those in the table, beside base; all if empty."
 )
-FLAGS.set_default("steps", 700)
-FLAGS.set_default("length", 40)
-FLAGS.set_default("period", 20)
-FLAGS.set_default("burn_in", 10)
+DEFAULTS = {
+  "steps": 700,
+  "length": 40,
+  "period": 20,
+  "burn_in": 10,
+}
 
 NUM_TRIALS = 64  # Of an estimate of the Q-discrepancy.
 
@@ -79,6 +75,9 @@ def variants() -> dict[str, Variant]:
 
 
 def main() -> None:
+  # gymnax computes as it is imported, and devices are made before anything is.
+  from metajax.tasks.bandits import bandits
+
   refuse(
     *"learner task_chunk inner_steps inner_lr memory capacity".split(),
     *("zero_state", "last_observation", "references_only"),
@@ -184,4 +183,8 @@ class Discrepant:
 
 
 if __name__ == "__main__":
-  run(main)
+  run(
+    main,
+    defaults=replaying.DEFAULTS | DEFAULTS,
+    needs=replaying.NEEDS,
+  )

@@ -16,12 +16,12 @@ import functools
 import numpy as np
 from absl import flags
 
-from experiments import contests, plots
-from experiments.flags import FLAGS
-from experiments.script import run
+from experiments.shared import contests, replaying
 from metajax import players
 from metajax.evaluation import Estimate, estimate
-from metajax.tasks.bandits import bandits
+from metajax.runs import plots
+from metajax.runs.flags import FLAGS
+from metajax.runs.script import run
 
 flags.DEFINE_integer("pulls", 100, "Pulls of a bandit.", lower_bound=1)
 flags.DEFINE_integer("arms", 5, "Arms of a bandit.", lower_bound=2)
@@ -43,6 +43,9 @@ POINTS = 25  # Of the curves of regret.
 
 
 def main() -> None:
+  # gymnax computes as it is imported, and devices are made before anything is.
+  from metajax.tasks.bandits import bandits
+
   arms, pulls = FLAGS.arms, FLAGS.pulls
   played = contests.play_all(
     "rer_bandits", bandits(arms, pulls), references(arms, pulls), "ts"
@@ -115,4 +118,8 @@ def regret(rewards: np.ndarray, best: float) -> dict[float, Estimate]:
 
 
 if __name__ == "__main__":
-  run(main)
+  run(
+    main,
+    defaults=replaying.DEFAULTS,
+    needs=replaying.NEEDS,
+  )

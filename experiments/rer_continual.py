@@ -25,13 +25,13 @@ import optax
 from absl import flags
 from sklearn.datasets import load_digits
 
-from experiments import plots, training
-from experiments.flags import FLAGS, refuse
-from experiments.script import run
 from metajax import continual
 from metajax.evaluation import Estimate, estimate
 from metajax.models.mlp import MLP
 from metajax.results import write_results
+from metajax.runs import plots, training
+from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.script import run
 from metajax.types import Array, Batch, Params, PRNGKey
 
 OWN = {

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import contests, plots, training, trial_plots
-from experiments.flags import FLAGS, refuse
-from experiments.script import run
+from experiments.shared import contests, replaying, trial_plots
 from metajax import players
 from metajax.evaluation import Estimate, estimate
+from metajax.runs import plots, training
+from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.script import run
 from metajax.tasks.trials import Player, Step, Trials, play, trials
 from metajax.types import Array, PRNGKey
 
@@ -32,7 +33,9 @@ flags.DEFINE_enum(
   "Of gymnax.",
 )
 flags.DEFINE_integer("episodes", 1, "Episodes of a task.", lower_bound=1)
-FLAGS.set_default("steps", 2000)
+DEFAULTS = {
+  "steps": 2000,
+}
 
 MAZES = 4  # In the picture.
 BINS = 20  # Of the curve of rewards within a task.
@@ -40,7 +43,7 @@ COMPASS = [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)]
 
 
 def main() -> None:
-  # It computes as it is imported, which must not be before the flags' module.
+  # gymnax computes as it is imported, and devices are made before anything is.
   import gymnax
 
   refuse("last_observation", "references_only")
@@ -147,4 +150,8 @@ def _seen(task: Any, observation: Array) -> Array:
 
 
 if __name__ == "__main__":
-  run(main)
+  run(
+    main,
+    defaults=replaying.DEFAULTS | DEFAULTS,
+    needs=replaying.NEEDS,
+  )

@@ -18,25 +18,27 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import contests, plots, training
-from experiments.flags import FLAGS
-from experiments.script import run
+from experiments.shared import contests, replaying
 from metajax import players
 from metajax.evaluation import Estimate, estimate
-from metajax.tasks.tabular_mdp import tabular_mdps
+from metajax.runs import plots, training
+from metajax.runs.flags import FLAGS
+from metajax.runs.script import run
 from metajax.tasks.trials import Trials
 
 flags.DEFINE_integer("episodes", 10, "Episodes of an MDP.", lower_bound=1)
 # There is more to remember than of a bandit, and rewards are noisy: the sooner
 # the bootstrap, the less of the noise is in a target.
-FLAGS.set_default("units", 128)
-FLAGS.set_default("n_step", 1)
-FLAGS.set_default("discount", 0.8)
-FLAGS.set_default("rescale", False)
-FLAGS.set_default("replay_ratio", 4.0)
-FLAGS.set_default("outer_lr", 2e-3)
-FLAGS.set_default("steps", 1500)
-FLAGS.set_default("ppo_discount", 0.8)
+DEFAULTS = {
+  "units": 128,
+  "n_step": 1,
+  "discount": 0.8,
+  "rescale": False,
+  "replay_ratio": 4.0,
+  "outer_lr": 2e-3,
+  "steps": 1500,
+  "ppo_discount": 0.8,
+}
 
 SIZES = players.Sizes()
 # Total rewards in the paper's table, by episodes.
@@ -51,6 +53,9 @@ PUBLISHED = {
 
 
 def main() -> None:
+  # gymnax computes as it is imported, and devices are made before anything is.
+  from metajax.tasks.tabular_mdp import tabular_mdps
+
   episodes = FLAGS.episodes
   tasks = tabular_mdps(episodes)
   played = contests.play_all("rer_mdps", tasks, references(), "psrl")
@@ -137,4 +142,8 @@ def by_episode(rewards: np.ndarray, episodes: int) -> dict[float, Estimate]:
 
 
 if __name__ == "__main__":
-  run(main)
+  run(
+    main,
+    defaults=replaying.DEFAULTS | DEFAULTS,
+    needs=replaying.NEEDS,
+  )

@@ -17,11 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import needs_rl, plots, training  # noqa: F401
-from experiments.flags import FLAGS, define_data_dir, refuse
-from experiments.script import run
-from experiments.shards import num_shards
-from experiments.stages import Stages
+from experiments.shared.shards import num_shards
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import recurrent, sequence_learner
 from metajax.losses import accuracy, accuracy_by_presentation, cross_entropy
@@ -29,6 +25,10 @@ from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import Cell
 from metajax.replay import EpisodeReplay, episode_replay_trainer
+from metajax.runs import plots, training
+from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.script import run
+from metajax.runs.stages import Stages
 from metajax.tasks import omniglot
 from metajax.training import Trainer
 from metajax.types import Array, Model, Params, PRNGKey, TaskFamily
@@ -52,11 +52,13 @@ flags.DEFINE_integer(
   "replays", 10, "How often a replayed task is learned from.", lower_bound=1
 )
 flags.DEFINE_integer("capacity", 512, "Tasks that are kept.", lower_bound=1)
-FLAGS.set_default("steps", 2000)
-FLAGS.set_default("meta_batch", 20)
-FLAGS.set_default("outer_schedule", "cosine")
-FLAGS.set_default("log_every", 200)
-FLAGS.set_default("eval_every", 500)
+DEFAULTS = {
+  "steps": 2000,
+  "meta_batch": 20,
+  "outer_schedule": "cosine",
+  "log_every": 200,
+  "eval_every": 500,
+}
 
 IMAGE_SIZE = 20  # As in the paper.
 # Percent in the paper's table 1, one-hot labels, by presentation.
@@ -211,4 +213,4 @@ def scorer(
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, defaults=DEFAULTS, needs=("flashbax",))

@@ -63,7 +63,10 @@ def _imported(tree):
       names = [node.module, *(f"{node.module}.{n.name}" for n in node.names)]
       for name in names:
         path = ROOT / (name.replace(".", "/") + ".py")
-        if re.match(r"(experiments|scripts)\b", name) and path.is_file():
+        if (
+          re.match(r"(experiments|scripts|metajax\.runs)\b", name)
+          and path.is_file()
+        ):
           yield path
 
 

@@ -1,8 +1,5 @@
 """Meta-learning algorithms, each a constructor of a `MetaLearner`."""
 
-import functools
-from collections.abc import Callable
-
 from metajax.learners.aggregated import learned_average, learned_ensemble
 from metajax.learners.bootstrapped import bmg
 from metajax.learners.cavia import cavia
@@ -15,38 +12,27 @@ from metajax.learners.maml import maml
 from metajax.learners.maml_plus_plus import maml_plus_plus
 from metajax.learners.meta_gradients import gradient_of_mean, mean_of_gradients
 from metajax.learners.meta_sgd import meta_sgd
+from metajax.learners.options import Option, Setting
 from metajax.learners.partition import all_but_last_layer, last_layer
 from metajax.learners.recurrent import recurrent, sequence_learner
+from metajax.learners.registry import (
+  ANY_WAYS,
+  ENCODED,
+  OPTIONS,
+  REGISTRY,
+  register,
+)
 from metajax.learners.reptile import reptile
 from metajax.learners.taught import taught
-from metajax.types import MetaLearner
-
-# Every algorithm by name: what `--learner` reads and what the contract tests
-# run over. A constructor is called as maml is: (model, loss_fn,
-# inner_optimizer, num_steps, *, num_eval_steps, metrics, memory).
-REGISTRY: dict[str, Callable[..., MetaLearner]] = {
-  "maml": maml,
-  "fomaml": functools.partial(maml, first_order=True),
-  "anil": functools.partial(maml, mask=last_layer),
-  "boil": functools.partial(maml, mask=all_but_last_layer),
-  "maml_plus_plus": maml_plus_plus,
-  "meta_sgd": meta_sgd,
-  "cavia": cavia,
-  "imaml": imaml,
-  "reptile": reptile,
-  "bmg": bmg,
-  "prototypical": prototypical,
-  "ridge": ridge_regression,
-  "recurrent": recurrent,
-}
-# Those whose model only encodes inputs, which are best told `num_outputs`.
-ENCODED = ("prototypical", "ridge", "recurrent")
-
 
 __all__ = [
+  "ANY_WAYS",
   "ENCODED",
   "Head",
+  "OPTIONS",
+  "Option",
   "REGISTRY",
+  "Setting",
   "all_but_last_layer",
   "bmg",
   "cavia",
@@ -65,6 +51,7 @@ __all__ = [
   "nearest_mean",
   "prototypical",
   "recurrent",
+  "register",
   "reptile",
   "ridge",
   "ridge_regression",

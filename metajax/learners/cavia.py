@@ -11,6 +11,7 @@ from metajax import inner_loop, variables
 from metajax.batches import only_array
 from metajax.forward import forward
 from metajax.learners.meta_gradients import gradient_of_mean, training_loss
+from metajax.learners.options import Option
 from metajax.losses import over_examples
 from metajax.types import (
   Array,
@@ -21,6 +22,8 @@ from metajax.types import (
   Params,
   PRNGKey,
 )
+
+OPTIONS = (Option("num_context", 5, "Numbers that adapt.", low=1),)
 
 
 def cavia(

@@ -10,6 +10,7 @@ from jax.scipy.sparse.linalg import cg
 from metajax import inner_loop, variables
 from metajax.forward import forward
 from metajax.learners.meta_gradients import mean_of_gradients, training_loss
+from metajax.learners.options import Option, Setting
 from metajax.losses import over_examples
 from metajax.numerics import check_number, wide
 from metajax.types import (
@@ -22,6 +23,35 @@ from metajax.types import (
   Model,
   Params,
   PRNGKey,
+)
+
+
+def _strength(strength: float, setting: Setting) -> float:
+  if setting.inner_optimizer == "sgd" and setting.inner_lr * strength >= 2:
+    raise ValueError(
+      f"--inner_lr={setting.inner_lr}: times --proximal_strength={strength} "
+      "must be below 2, or the inner loop diverges; give a smaller one of them."
+    )
+  return strength
+
+
+OPTIONS = (
+  Option(
+    "proximal_strength",
+    2.0,
+    "Of the pull to the initialisation in the inner loss.",
+    low=1e-6,
+    argument="strength",
+    of=_strength,
+  ),
+  Option(
+    "damping",
+    0.0,
+    "d of the system ((1 + d) I + H / strength) x = g that conjugate gradients "
+    "solve.",
+    low=0.0,
+  ),
+  Option("cg_steps", 5, "Steps of conjugate gradients.", low=0),
 )
 
 

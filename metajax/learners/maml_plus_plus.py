@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from metajax import inner_loop, variables
 from metajax.forward import forward
 from metajax.learners.meta_gradients import MetaGrad, gradient_of_mean
+from metajax.learners.options import Option
 from metajax.learners.partition import Mask, merge, normalization, split
 from metajax.losses import over_examples
 from metajax.types import (
@@ -28,6 +29,44 @@ from metajax.types import (
 
 # Times 1 / num_steps, the least weight of a step that is not the last.
 LEAST_IMPORTANCE = 0.03
+
+
+OPTIONS = (
+  Option(
+    "learned_rates",
+    True,
+    "Learn a step size for each array of parameters and step.",
+  ),
+  Option(
+    "step_normalization",
+    True,
+    "Learn scale and bias of normalisations for each step; by default where "
+    "the network has any.",
+    # Said of a network that has none, it is an error of the learner.
+    of=lambda value, setting: (
+      value and (setting.normalizes or "step_normalization" in setting.said)
+    ),
+  ),
+  Option(
+    "multi_step_part",
+    1 / 15,
+    "The part of the training, from its beginning, in which the loss after "
+    "every inner step counts.",
+    low=0.0,
+    high=1.0,
+    argument="multi_step_loss",
+    of=lambda part, setting: round(part * setting.steps),
+  ),
+  Option(
+    "first_order_part",
+    1 / 3,
+    "The part of the training, from its beginning, that is first order.",
+    low=0.0,
+    high=1.0,
+    argument="first_order_until",
+    of=lambda part, setting: round(part * setting.steps),
+  ),
+)
 
 
 def maml_plus_plus(

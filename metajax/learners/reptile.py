@@ -13,6 +13,7 @@ from metajax.aggregation import pseudo_gradient
 from metajax.batches import concatenate, num_examples
 from metajax.forward import forward
 from metajax.learners.meta_gradients import over_tasks
+from metajax.learners.options import Option
 from metajax.losses import over_examples
 from metajax.types import (
   Array,
@@ -29,6 +30,23 @@ from metajax.types import (
 
 # Folded into a task's key for what is drawn beside the order of examples.
 APART = 2**30
+
+
+OPTIONS = (
+  Option(
+    "inner_batch",
+    0,
+    "Examples of an inner step; 0: all of the task's.",
+    low=0,
+    of=lambda value, _: value or None,
+  ),
+  Option(
+    "carry_optimizer",
+    False,
+    "The inner optimizer's moments go on from task to task, as in the authors' "
+    "code.",
+  ),
+)
 
 
 def reptile(

@@ -6,16 +6,18 @@ from at random.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from metajax.players.choices import best
-from metajax.tasks.tabular_mdp import MDPParams
 from metajax.tasks.trials import Player, Step
 from metajax.types import Array, PRNGKey
+
+if TYPE_CHECKING:  # It imports gymnax, which computes as it is imported.
+  from metajax.tasks.tabular_mdp import MDPParams
 
 # Values that differ by less, relatively, differ by float32's rounding.
 TOLERANCE = 1e-5
@@ -132,7 +134,7 @@ def value_iteration(backup: Backup, sizes: Sizes) -> Array:
 
 
 def optimal_value(
-  params: MDPParams, sizes: Sizes, discount: ArrayLike = 1.0
+  params: "MDPParams", sizes: Sizes, discount: ArrayLike = 1.0
 ) -> Array:
   """The most that can be expected of an episode of a known MDP.
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flashbax
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -113,6 +112,8 @@ def lay_out(mesh: Mesh | None, shards: int | None, **numbers: int) -> Layout:
 
 def make_buffer(replay: Replay, num_shards: int = 1) -> Any:
   """Makes a shard of the buffer, a flashbax one of whole sequences."""
+  import flashbax  # Of the extra `rl`, which flags are known without.
+
   return flashbax.make_prioritised_item_buffer(
     max_length=replay.capacity // num_shards,
     min_length=replay.batch // num_shards,

@@ -3,7 +3,6 @@
 import functools
 from typing import Any, NamedTuple
 
-import flashbax
 import jax
 import jax.numpy as jnp
 import optax
@@ -99,6 +98,8 @@ def episode_replay_trainer(
       f"capacity={replay.capacity}: must hold the {replay.new} new tasks of a "
       f"step, and the {replay.batch} that it learns from."
     )
+  import flashbax  # Of the extra `rl`, which flags are known without.
+
   buffer = flashbax.make_item_buffer(
     max_length=shares["capacity"],
     min_length=1,

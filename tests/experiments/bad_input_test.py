@@ -25,7 +25,7 @@ TIMEOUT = 300
 SERVER = """
 import json, os, runpy, sys, traceback
 import PIL.Image
-import experiments.plots, experiments.training
+import metajax.runs.plots, metajax.runs.training
 import metajax.learners, metajax.models.conv, metajax.tasks.omniglot
 for line in sys.stdin:
   command = json.loads(line)

@@ -17,8 +17,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiments import contests, training
-from experiments.flags import FLAGS
+from experiments.shared import contests
+from metajax.runs import training
+from metajax.runs.flags import FLAGS
 from metajax.tasks.trials import Player, Trials
 
 FLAGS(["test", "--eval_tasks=7", "--references_only"] + sys.argv[1:])

@@ -11,21 +11,23 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json
 from absl import flags
-from experiments import meta_learners
-from experiments.flags import FLAGS
+from metajax.learners import OPTIONS
+from metajax.runs import learner_options
+from metajax.runs.flags import FLAGS
 
 # By default step_normalization is whether the network normalises.
 flags.DEFINE_string("normalization", "batch", "Of the network.")
 FLAGS(["test", "--steps=100", "--inner_lr=0.1"])
 changed = {}
-for learner, names in meta_learners.OWN.items():
-  for name in names:
-    default = FLAGS[name].default
-    before = meta_learners.own(learner)
-    FLAGS[name].value = (
-      not default if isinstance(default, bool) else 2 * default + 1
-    )
-    after = meta_learners.own(learner)
+for learner, options in OPTIONS.items():
+  for option in options:
+    name, default = option.name, option.default
+    before = learner_options.own(learner)
+    if isinstance(default, bool):
+      FLAGS[name].value = not default
+    else:
+      FLAGS[name].value = default / 2 if option.high else 2 * default + 1
+    after = learner_options.own(learner)
     FLAGS[name].value = default
     changed[name] = [k for k in after if before[k] != after[k]]
 print(json.dumps(changed))

@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
-from experiments import training
-from experiments.flags import FLAGS
+from metajax.runs import training
+from metajax.runs.flags import FLAGS
 from metajax.tasks import sinusoid
 from metajax.types import MetaLearner
 

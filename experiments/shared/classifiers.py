@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import training
-from experiments.flags import FLAGS
-from experiments.stages import Stages
 from metajax import distillation
 from metajax.models.conv import conv4
+from metajax.runs import training
+from metajax.runs.flags import FLAGS
+from metajax.runs.stages import Stages
 from metajax.tasks.omniglot import load_omniglot, split_characters
 from metajax.training import supervised_trainer
 from metajax.types import Array, Model, Params

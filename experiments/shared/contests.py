@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import on_policy, replaying, training, trial_plots
-from experiments.flags import FLAGS, refuse
-from experiments.replaying import Trainee
-from experiments.stages import Stages
+from experiments.shared import on_policy, replaying, trial_plots
+from experiments.shared.replaying import Trainee
 from metajax.evaluation import Estimate, estimate
+from metajax.runs import training
+from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.stages import Stages
 from metajax.tasks.trials import (
   Player,
   Trials,

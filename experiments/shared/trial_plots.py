@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import plots
+from metajax.runs import plots
 
 
 def learning(

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.flags import FLAGS
-from experiments.training import outer_optimizer
+from metajax.runs.flags import FLAGS
+from metajax.runs.training import outer_optimizer
 from metajax.training import TrainState, checkpoint
 from metajax.types import Array, Model, Params
 
@@ -54,7 +54,7 @@ def find_runs(name: str) -> list[Run]:
   Raises:
     ValueError: if one is no such run, or is that of this very workdir.
   """
-  return [_find_run(f"--{name}", Path(f)) for f in FLAGS[name].value]
+  return [_find_run(f"--{name}", Path(f)) for f in FLAGS[name].value or ()]
 
 
 def _find_run(flag: str, folder: Path) -> Run:

@@ -3,11 +3,11 @@
 import optax
 from absl import flags
 
-from experiments import needs_rl, training  # noqa: F401
-from experiments.flags import FLAGS
-from experiments.replaying import MAX_NORM, Trainee
+from experiments.shared.replaying import MAX_NORM, Trainee
 from metajax.models.recurrent import recurrent
 from metajax.replay import PPO, policy_player, ppo_trainer
+from metajax.runs import training
+from metajax.runs.flags import FLAGS
 from metajax.tasks.trials import Trials
 from metajax.training import task_mesh
 

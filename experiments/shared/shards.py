@@ -3,7 +3,7 @@
 import jax
 from absl import flags
 
-from experiments.flags import FLAGS
+from metajax.runs.flags import FLAGS
 
 flags.DEFINE_integer(
   "shards",

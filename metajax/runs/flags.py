@@ -1,23 +1,14 @@
-"""The flags that every training script has.
-
-On import a CPU becomes a device for each core, and processes find each other.
-"""
+"""The flags that every training script has."""
 
 import math
 from typing import get_args
 
 from absl import flags
 
-from experiments import processes
 from metajax import learners
 from metajax.inner_loop import Memory
-from metajax.training import use_cpu_cores
 
 FLAGS = flags.FLAGS
-
-# Not later: gymnax, which some scripts import, begins to compute at once.
-use_cpu_cores()
-processes.join_early()
 
 flags.DEFINE_string(
   "workdir",

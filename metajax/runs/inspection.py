@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import seeds, training  # noqa: F401 seeds: --num_seeds
-from experiments.flags import FLAGS
+from metajax.runs import seeds, training
+from metajax.runs.flags import FLAGS
 from metajax.results import write_json
 from metajax.training import Trainer, checkpoint
 from metajax.training.inspection import inspect_step
@@ -65,8 +65,8 @@ def replay(
     row = "".join(f"{found.metrics[name][i]:16.6g}" for name in names)
     broken = [path for path, finite in found.finite.items() if not finite[i]]
     every = len(broken) == len(found.finite)
-    broken = "all gradients" if every else ", ".join(broken)
-    print(f"{i:4}{row}" + (f"  not finite: {broken}" if broken else ""))
+    which = "all gradients" if every else ", ".join(broken)
+    print(f"{i:4}{row}" + (f"  not finite: {which}" if broken else ""))
   path = workdir / f"replay_{state.step}.json"
   write_json(
     path,

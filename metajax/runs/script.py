@@ -2,35 +2,50 @@
 
 import contextlib
 import faulthandler
+import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 
-from experiments import processes
-from experiments.flags import FLAGS
+from metajax.runs import processes
+from metajax.runs.flags import FLAGS
+from metajax.training import use_cpu_cores
 from metajax.training.checkpoint import SaveError
 from metajax.training.loop import Interrupted, NonFinite
 
 Presets = Mapping[str, Mapping[str, Any]]
 
 
-def run(main: Callable[[], None], presets: Presets | None = None) -> None:
+def run(
+  main: Callable[[], None],
+  presets: Presets | None = None,
+  defaults: Mapping[str, Any] | None = None,
+  *,
+  needs: Sequence[str] = (),
+) -> None:
   """Runs a script: parses flags, applies the preset, reports errors in a line.
+
+  Before `main` a CPU becomes a device for each core, and several processes find
+  each other, so nothing may be computed when modules are imported.
 
   Args:
     main: the script, which reads `FLAGS`.
     presets: flag values by preset name; explicit flags win over them.
+    defaults: values of flags in this script that are not given; presets win.
+    needs: packages of the extra `rl` that the script cannot do without.
   """
+  for name, value in (defaults or {}).items():
+    FLAGS.set_default(name, value)
   script = sys.argv[0]  # By which absl knows the main module.
   # What experiments share is the script's own, too.
   for module, shared in FLAGS.flags_by_module_dict().items():
-    if module.startswith("experiments."):
+    if module.startswith(("experiments.", "metajax.runs.")):
       for flag in shared:
         FLAGS.register_key_flag_for_module(script, flag)
   if presets:
@@ -61,6 +76,8 @@ def run(main: Callable[[], None], presets: Presets | None = None) -> None:
     # orbax tells at INFO of every file it writes.
     logging.set_verbosity(logging.WARNING)
     try:
+      _find(needs)
+      use_cpu_cores()
       processes.join()
       if jax.distributed.is_initialized():
         # Where another process dies, JAX ends this one; its message is enough.
@@ -121,6 +138,15 @@ def fail(message: str, code: int = 2) -> None:
   sys.exit(code)
 
 
+def _find(packages: Sequence[str]) -> None:
+  missing = [p for p in packages if importlib.util.find_spec(p) is None]
+  if missing:
+    raise ValueError(
+      f"{' and '.join(missing)}: not installed. Run scripts/environment.sh rl, "
+      "or pip install 'metajax[rl]'."
+    )
+
+
 def _profile() -> contextlib.AbstractContextManager:
   if not FLAGS.profile:
     return contextlib.nullcontext()
@@ -131,7 +157,7 @@ def _use_compile_cache() -> None:
   given, folder = FLAGS.compile_cache, FLAGS.compile_cache
   if given is None:
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = jax.config.jax_compilation_cache_dir or Path(caches) / "metajax"
+    folder = jax.config.values["jax_compilation_cache_dir"] or Path(caches) / "metajax"
   if not folder:
     jax.config.update("jax_enable_compilation_cache", False)
     return
@@ -151,6 +177,6 @@ def _use_compile_cache() -> None:
     )
 
 
-def _terminate(signum, frame) -> None:
+def _terminate(signum: int, frame: Any) -> None:
   del signum, frame
   fail("terminated; run the same command to go on.", 143)

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.special
 from absl import flags
 
-from experiments.flags import FLAGS, MAX_SEED
+from metajax.runs.flags import FLAGS, MAX_SEED
 from metajax.evaluation import Estimate
 from metajax.types import Params, PRNGKey
 

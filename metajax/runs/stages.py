@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Callable
 
-from experiments import training
-from experiments.flags import FLAGS
+from metajax.runs import training
+from metajax.runs.flags import FLAGS
 from metajax.training import Trainer, TrainState
 from metajax.training.logging import read_jsonl
 from metajax.training.loop import Schedule, Trained, fit

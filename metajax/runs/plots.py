@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from metajax.evaluation import Estimate
 from metajax.training.logging import read_jsonl
 from metajax.training.processes import is_main
-from metajax.types import MetaLearner, Params, PRNGKey, TaskFamily
+from metajax.types import Episode, MetaLearner, Params, PRNGKey, TaskFamily
 
 
 def pyplot():
@@ -125,7 +126,14 @@ def image_episodes(
   save(figure, path)
 
 
-def _draw_episode(grid, shots, episode, learner, params, rng) -> None:
+def _draw_episode(
+  grid: Any,
+  shots: int,
+  episode: Episode,
+  learner: MetaLearner,
+  params: Params,
+  rng: PRNGKey,
+) -> None:
   support, query = episode
   logits = learner.predict(learner.adapt(params, support, rng), query.inputs)
   predicted = np.argmax(logits, axis=-1)
@@ -139,7 +147,7 @@ def _draw_episode(grid, shots, episode, learner, params, rng) -> None:
       _show(axes, query.inputs[i], f"{predicted[i]}", color)
 
 
-def _show(axes, image, title: str, color: str) -> None:
+def _show(axes: Any, image: np.ndarray, title: str, color: str) -> None:
   axes.imshow(1 - np.squeeze(image), cmap="gray", vmin=0, vmax=1)
   axes.set_title(title, fontsize=8, color=color, pad=2)
   axes.set(xticks=[], yticks=[])
@@ -250,7 +258,7 @@ def mosaics(
   save(figure, path)
 
 
-def save(figure, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
   """Writes a figure and frees it."""
   if is_main():
     figure.savefig(path, dpi=110)

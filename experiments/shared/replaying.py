@@ -6,9 +6,7 @@ from typing import NamedTuple, get_args
 import optax
 from absl import flags
 
-from experiments import needs_rl, training  # noqa: F401
-from experiments.flags import FLAGS
-from experiments.shards import num_shards
+from experiments.shared.shards import num_shards
 from metajax.models.recurrent import Cell, Recurrent, recurrent
 from metajax.replay import (
   Objective,
@@ -17,6 +15,8 @@ from metajax.replay import (
   replay_trainer,
   updates_per_step,
 )
+from metajax.runs import training
+from metajax.runs.flags import FLAGS
 from metajax.tasks.trials import Player, Trials
 from metajax.training import Trainer, task_mesh
 from metajax.types import Params
@@ -71,14 +71,17 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
   "target_period", 100, "Updates between copies to the target network.", 1
 )
-FLAGS.set_default("meta_batch", 64)
-FLAGS.set_default("outer_lr", 6e-3)
-FLAGS.set_default("outer_schedule", "cosine")
-FLAGS.set_default("eval_tasks", 1000)
-FLAGS.set_default("steps", 6000)
-FLAGS.set_default("log_every", 200)
-FLAGS.set_default("eval_every", 100)
+DEFAULTS = {
+  "meta_batch": 64,
+  "outer_lr": 6e-3,
+  "outer_schedule": "cosine",
+  "eval_tasks": 1000,
+  "steps": 6000,
+  "log_every": 200,
+  "eval_every": 100,
+}
 
+NEEDS = ("flashbax", "gymnax")  # Packages of the extra `rl`.
 MAX_NORM = 10.0  # Of a gradient.
 
 

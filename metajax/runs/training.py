@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.flags import FLAGS
+from metajax.runs.flags import FLAGS
 from metajax.evaluation import Estimate, estimate, evaluator
 from metajax.results import open_workdir, write_results
 from metajax.training import (

@@ -1,0 +1,172 @@
+"""The meta-learner that the flags describe, with the options of each."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import optax
+from absl import flags
+
+from metajax.runs.flags import FLAGS, refuse
+from metajax.learners import registry
+from metajax.learners.options import Option, Setting, values
+from metajax.learners.registry import ENCODED, REGISTRY
+from metajax.models.precision import compute_in
+from metajax.types import LossFn, MetaLearner, Model
+
+flags.DEFINE_enum(
+  "inner_optimizer",
+  "sgd",
+  ["sgd", "adam"],
+  "Of the inner loop. adam: with b1=0, as Reptile's authors have it.",
+)
+flags.DEFINE_enum(
+  "outer_optimizer",
+  "adam",
+  ["adam", "sgd"],
+  "Of the meta-parameters. sgd: Reptile's, with --outer_lr=1.",
+)
+flags.DEFINE_enum(
+  "dtype",
+  "float32",
+  ["float32", "bfloat16"],
+  "Of what the network computes; parameters, losses, optimizers: float32.",
+)
+
+def define_option(learner: str, option: Option) -> None:
+  """Adds the flag of a learner's own option."""
+  text = f"{learner}: {option.help}"
+  bounds: dict[str, Any] = {
+    "lower_bound": option.low,
+    "upper_bound": option.high,
+  }
+  match option.default:
+    case bool(default):
+      flags.DEFINE_bool(option.name, default, text)
+    case int(default):
+      flags.DEFINE_integer(option.name, default, text, **bounds)
+    case float(default):
+      flags.DEFINE_float(option.name, default, text, **bounds)
+      flags.register_validator(
+        option.name, math.isfinite, "must be a finite number"
+      )
+
+
+registry.register_installed()
+for _learner, _options in registry.OPTIONS.items():
+  for _option in _options:
+    define_option(_learner, _option)
+# The flags of the inner loop, for learners that have one.
+INNER = ("inner_optimizer", "inner_steps", "inner_lr", "memory")
+
+
+def build(
+  name: str,
+  network: Callable[[int | None], Model],
+  loss_fn: LossFn,
+  num_outputs: int,
+  eval_steps: int,
+  metrics: Mapping[str, LossFn] | None = None,
+) -> MetaLearner:
+  """Builds a learner of the registry with the options that the flags give it.
+
+  Args:
+    name: its name.
+    network: `(num_outputs) -> Model`; of None, one that encodes.
+    loss_fn: see `metajax.learners.maml`.
+    num_outputs: classes, or numbers to be predicted.
+    eval_steps: inner steps at test.
+    metrics: see `metajax.learners.maml`.
+
+  Raises:
+    ValueError: for a flag that does not go with the learner.
+  """
+  if not _has_step(name, eval_steps):
+    raise ValueError(
+      f"--eval_inner_steps={eval_steps}: must be at most --inner_steps="
+      f"{FLAGS.inner_steps}, since each step of {name} has parameters of its "
+      "own."
+    )
+  options = own(name)
+  if name in ENCODED:
+    refuse(*INNER)
+    options["num_outputs"] = num_outputs
+  model = network(None if name in ENCODED else num_outputs)
+  if FLAGS.dtype != "float32":
+    model = compute_in(model, FLAGS.dtype)
+  return REGISTRY[name](
+    model,
+    loss_fn,
+    inner_optimizer(),
+    FLAGS.inner_steps,
+    num_eval_steps=eval_steps,
+    metrics=metrics,
+    memory=FLAGS.memory,
+    **options,
+  )
+
+
+def inner_optimizer() -> optax.GradientTransformation:
+  if FLAGS.inner_optimizer == "adam":
+    # The root keeps the second derivative finite where a gradient is zero.
+    return optax.adam(FLAGS.inner_lr, b1=0.0, eps_root=1e-12)
+  return optax.sgd(FLAGS.inner_lr)
+
+
+def own(name: str) -> dict[str, Any]:
+  """Returns a learner's own options.
+
+  Raises:
+    ValueError: if a flag of another learner is given.
+  """
+  for other, options in registry.OPTIONS.items():
+    for option in options:
+      if other != name and FLAGS[option.name].present:
+        raise ValueError(
+          f"--{option.name} is for --learner={other}, not {name}: leave it out."
+        )
+  options = registry.OPTIONS[name]
+  given = {option.name: FLAGS[option.name].value for option in options}
+  setting = Setting(
+    steps=FLAGS.steps,
+    normalizes="normalization" in FLAGS and FLAGS.normalization != "none",
+    inner_lr=FLAGS.inner_lr,
+    inner_optimizer=FLAGS.inner_optimizer,
+    said=frozenset(o.name for o in options if FLAGS[o.name].present),
+  )
+  return values(options, given, setting)
+
+
+def num_context(name: str) -> int:
+  """Returns how many numbers a network takes beside its inputs."""
+  return FLAGS.num_context if name == "cavia" else 0
+
+
+def possible_steps(name: str, wanted: Iterable[int]) -> list[int]:
+  """Sorts numbers of inner steps, and leaves out those that a learner has not.
+
+  MAML++ has parameters for each step that it was trained with, and no more;
+  where there is no inner loop, there are no steps.
+  """
+  if name in ENCODED:
+    return []
+  return sorted(k for k in set(wanted) if _has_step(name, k))
+
+
+def _has_step(name: str, steps: int) -> bool:
+  if name != "maml_plus_plus" or steps <= FLAGS.inner_steps:
+    return True
+  mine = own(name)
+  return not (mine["learned_rates"] or mine["step_normalization"])
+
+
+def protocol(name: str) -> dict[str, Any]:
+  """What `results.json` says of the learner."""
+  inner = () if name in ENCODED else INNER
+  return {
+    "learner": name,
+    "dtype": FLAGS.dtype,
+    **{flag: FLAGS[flag].value for flag in inner},
+    "outer_optimizer": FLAGS.outer_optimizer,
+    **own(name),
+  }

@@ -1,0 +1,118 @@
+"""How a script becomes one of several processes that are one run."""
+
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+import jax
+from absl import flags
+
+# Seconds after which a process that says nothing is taken for dead, and those
+# that processes wait for each other at the start.
+HEARTBEAT, START = 30, 120
+
+
+flags.DEFINE_string(
+  "coordinator",
+  None,
+  "Where several processes, each started with the same flags, are one run: the "
+  "HOST:PORT at which the first of them listens; or auto, to ask SLURM, Open "
+  "MPI, Kubernetes or the TPU.",
+)
+flags.DEFINE_integer(
+  "num_processes",
+  None,
+  "How many processes are one run, with --coordinator=HOST:PORT.",
+  lower_bound=1,
+)
+flags.DEFINE_integer(
+  "process_id",
+  None,
+  "The number of this process, from 0, with --coordinator=HOST:PORT.",
+  lower_bound=0,
+)
+
+
+def join() -> None:
+  """Joins the other processes, if the flags name any.
+
+  Raises:
+    ValueError: for flags that do not fit, or if the first process is not there
+      within START seconds. (Where others do not come, JAX ends the process.)
+  """
+  address: str = flags.FLAGS.coordinator or ""
+  number, place = flags.FLAGS.num_processes, flags.FLAGS.process_id
+  by_hand = address not in ("", "auto")
+  host, _, port = address.rpartition(":")
+  if by_hand and not (host and port.isdecimal()):
+    raise ValueError(f"--coordinator={address}: must be HOST:PORT, or auto.")
+  if by_hand != (number is not None) or by_hand != (place is not None):
+    raise ValueError(
+      "--num_processes and --process_id: needed with --coordinator=HOST:PORT, "
+      "and only there."
+    )
+  if by_hand and place >= number:
+    raise ValueError(
+      f"--process_id={place}: must be less than --num_processes={number}."
+    )
+  if not address:
+    return
+  if by_hand and place > 0:
+    _wait_for(host.strip("[]"), int(port))
+  elif by_hand and number > 1:
+    _say(f"waiting for {number - 1} more processes at {address}")
+  given: dict[str, Any] = {}
+  if by_hand:
+    given = {
+      "coordinator_address": address,
+      "num_processes": number,
+      "process_id": place,
+    }
+  try:
+    jax.distributed.initialize(
+      **given,
+      heartbeat_timeout_seconds=HEARTBEAT,
+      initialization_timeout=START,
+    )
+  except RuntimeError as error:
+    raise ValueError(
+      f"--coordinator={address}: the processes do not find each other "
+      f"({str(error).splitlines()[0]})."
+    ) from error
+  except ValueError as error:
+    if by_hand:
+      raise
+    raise ValueError(
+      "--coordinator=auto: no SLURM, Open MPI, Kubernetes or TPU says here what "
+      "the processes are; give --coordinator=HOST:PORT, --num_processes and "
+      "--process_id."
+    ) from error
+  if jax.process_index():
+    # What all have in common is said once.
+    sys.stdout = open(os.devnull, "w")
+
+
+def _wait_for(host: str, port: int) -> None:
+  """Returns once the first process listens; JAX would end this one in C++."""
+  end, told = time.monotonic() + START, False
+  while True:
+    try:
+      socket.create_connection((host, port), timeout=5).close()
+      return
+    except OSError as error:
+      if time.monotonic() > end:
+        raise ValueError(
+          f"--coordinator={host}:{port}: no first process listens there after "
+          f"{START} s ({error}): start the one with --process_id=0, or mend the "
+          "address."
+        ) from error
+      if not told:
+        _say(f"waiting for the first process at {host}:{port}")
+      told = True
+      time.sleep(0.5)
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
