@@ -21,10 +21,10 @@ import jax
 from absl import flags
 
 from experiments.shared.omniglot_presets import PRESETS
+from metajax import saved
 from metajax.learners import ANY_WAYS
-from metajax.losses import accuracy, cross_entropy
-from metajax.models.conv import ConvLowering, conv4
-from metajax.models.mlp import MLP
+from metajax.losses import accuracy
+from metajax.models.conv import ConvLowering
 from metajax.models.normalization import (
   BY_BATCH,
   NORMALIZATIONS,
@@ -58,7 +58,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   "eval_query_shots",
   0,
-  "The same for validation and test; 0: as in training.",
+  "Query images per class in validation and test; 0: as in training.",
   lower_bound=0,
 )
 flags.DEFINE_integer(
@@ -125,31 +125,33 @@ def main() -> None:
       )
     name = "fomaml"
 
-  def network(num_outputs: int | None):
+  def network():
     if FLAGS.model == "conv4":
-      return conv4(
-        num_outputs,
-        filters=FLAGS.filters,
-        normalization=FLAGS.normalization,
-        conv_lowering=FLAGS.conv_lowering,
-        num_context=learner_options.num_context(name),
-      )
+      return {
+        "name": "conv4",
+        "filters": FLAGS.filters,
+        "normalization": FLAGS.normalization,
+        "conv_lowering": FLAGS.conv_lowering,
+        "num_context": learner_options.num_context(name),
+      }
     if name == "cavia" and FLAGS.normalization in BY_BATCH:
       raise ValueError(
         f"--normalization={FLAGS.normalization}: takes away what the context "
         "of cavia adds in an mlp; give --normalization=layer, or --model=conv4."
       )
-    return MLP(num_outputs, (256, 128, 64, 64), FLAGS.normalization)
+    return {
+      "name": "mlp",
+      "hidden": [256, 128, 64, 64],
+      "normalization": FLAGS.normalization,
+    }
+
+  def recipe(eval_steps: int, ways: int):
+    return learner_options.recipe(
+      name, network(), "cross_entropy", ways, eval_steps
+    )
 
   def learner(eval_steps: int, ways: int):
-    return learner_options.build(
-      name,
-      network,
-      cross_entropy,
-      ways,
-      eval_steps,
-      {"accuracy": accuracy},
-    )
+    return saved.build(recipe(eval_steps, ways), {"accuracy": accuracy})
 
   def tasks(ways: int):
     options = {
@@ -287,6 +289,11 @@ def main() -> None:
     },
     metrics,
     trained,
+    recipe=recipe(steps, ways),
+    inputs=jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+      jax.eval_shape(splits.test, jax.random.key(0)).support.inputs,
+    ),
   )
 
 

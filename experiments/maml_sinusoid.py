@@ -18,8 +18,8 @@ import functools
 import jax
 from absl import flags
 
+from metajax import saved
 from metajax.losses import mean_squared_error
-from metajax.models.mlp import MLP
 from metajax.runs import inspection, learner_options, plots, seeds, training
 from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
@@ -62,14 +62,15 @@ def main() -> None:
       "choose another."
     )
 
-  def learner(eval_steps: int):
-    return learner_options.build(
-      name,
-      lambda num_outputs: MLP(num_outputs, (40, 40)),
-      mean_squared_error,
-      1,
-      eval_steps,
+  network = {"name": "mlp", "hidden": [40, 40]}
+
+  def recipe(eval_steps: int):
+    return learner_options.recipe(
+      name, network, "mean_squared_error", 1, eval_steps
     )
+
+  def learner(eval_steps: int):
+    return saved.build(recipe(eval_steps))
 
   def scores(shots: int, eval_steps: int, split: str, num_tasks: int):
     score = training.scorer(
@@ -146,6 +147,8 @@ def main() -> None:
     },
     metrics,
     trained,
+    recipe=recipe(FLAGS.inner_steps),
+    inputs=jax.ShapeDtypeStruct((1,), "float32"),
   )
 
 

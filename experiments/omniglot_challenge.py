@@ -16,10 +16,10 @@ import numpy as np
 from absl import flags
 from scipy import stats
 
+from metajax import saved
 from metajax.evaluation import Estimate, estimate, solve
 from metajax.learners import ANY_WAYS
-from metajax.losses import accuracy, cross_entropy
-from metajax.models.conv import conv4
+from metajax.losses import accuracy
 from metajax.models.normalization import NORMALIZATIONS, statistics
 from metajax.runs import learner_options, training
 from metajax.runs.flags import FLAGS, define_data_dir, refuse
@@ -74,19 +74,19 @@ def main() -> None:
   refuse("eval_tasks", "eval_every", "eval_seed")
 
   def build(ways: int) -> MetaLearner:
-    return learner_options.build(
+    recipe = learner_options.recipe(
       FLAGS.learner,
-      lambda num_outputs: conv4(
-        num_outputs,
-        filters=FLAGS.filters,
-        normalization=FLAGS.normalization,
-        num_context=learner_options.num_context(FLAGS.learner),
-      ),
-      cross_entropy,
+      {
+        "name": "conv4",
+        "filters": FLAGS.filters,
+        "normalization": FLAGS.normalization,
+        "num_context": learner_options.num_context(FLAGS.learner),
+      },
+      "cross_entropy",
       ways,
       FLAGS.inner_steps,
-      {"accuracy": accuracy},
     )
+    return saved.build(recipe, {"accuracy": accuracy})
 
   learner = build(WAYS)
   trials = load_one_shot_runs(FLAGS.data_dir)

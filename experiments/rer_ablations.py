@@ -34,9 +34,7 @@ from metajax.training import TrainState
 flags.DEFINE_integer("pulls", 100, "Pulls of a bandit.", lower_bound=2)
 flags.DEFINE_integer("arms", 5, "Arms of a bandit.", lower_bound=2)
 flags.DEFINE_integer("kept", 200, "Steps whose sequences are kept.", 2)
-flags.DEFINE_list(
-  "rows", [], "Of those in the table, beside base; all if empty."
-)
+flags.DEFINE_list("rows", [], "Rows of the table, beside base; all if empty.")
 DEFAULTS = {
   "steps": 700,
   "length": 40,

@@ -30,7 +30,7 @@ flags.DEFINE_enum(
   "environment",
   "MetaMaze-misc",
   ["BernoulliBandit-misc", "MetaMaze-misc", "PointRobot-misc"],
-  "Of gymnax.",
+  "Environment of gymnax.",
 )
 flags.DEFINE_integer("episodes", 1, "Episodes of a task.", lower_bound=1)
 DEFAULTS = {

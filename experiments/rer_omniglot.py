@@ -47,7 +47,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("filters", 32, "Channels of conv4.", lower_bound=1)
 flags.DEFINE_enum("cell", "delta", get_args(Cell), "Recurrent cell.")
-flags.DEFINE_integer("units", 128, "Of the recurrent network.", lower_bound=1)
+flags.DEFINE_integer(
+  "units", 128, "Units of the recurrent network.", lower_bound=1
+)
 flags.DEFINE_integer(
   "replays", 10, "How often a replayed task is learned from.", lower_bound=1
 )

@@ -4,6 +4,7 @@ from importlib import metadata
 
 from metajax import inner_loop, learners, losses, tasks, training
 from metajax.evaluation import Estimate, evaluate
+from metajax.saved import Loaded, load
 from metajax.types import (
   Batch,
   Episode,
@@ -23,6 +24,7 @@ __all__ = [
   "Batch",
   "Episode",
   "Estimate",
+  "Loaded",
   "LossFn",
   "MetaLearner",
   "Model",
@@ -31,6 +33,7 @@ __all__ = [
   "evaluate",
   "inner_loop",
   "learners",
+  "load",
   "losses",
   "tasks",
   "training",

@@ -75,8 +75,13 @@ def test_every_part_has_its_place():
     for path in (ROOT / "metajax").iterdir()
     if path.suffix == ".py" or (path / "__init__.py").exists()
   }
-  # What wires together, what writes the files of runs, and what makes runs.
-  assert parts - set(ALLOWED) == {"__init__.py", "results.py", "runs"}
+  # What wires together, the files of runs and of what they trained, and runs.
+  assert parts - set(ALLOWED) == {
+    "__init__.py",
+    "results.py",
+    "runs",
+    "saved.py",
+  }
 
 
 def test_library_reads_no_flags_and_imports_no_experiment():

@@ -15,11 +15,17 @@ flags.DEFINE_bool(
   "ppo", True, "Train a player by PPO, too, on as many tasks as the other."
 )
 flags.DEFINE_float("ppo_lr", 3e-3, "Step size of PPO's Adam.", 0.0)
-flags.DEFINE_integer("ppo_epochs", 4, "Times it learns from a trial.", 1)
-flags.DEFINE_integer("ppo_minibatches", 4, "Updates in that time.", 1)
-flags.DEFINE_float("ppo_discount", 0.9, "Of a reward one step later.", 0.0, 1.0)
+flags.DEFINE_integer("ppo_epochs", 4, "How often PPO learns from a trial.", 1)
+flags.DEFINE_integer(
+  "ppo_minibatches", 4, "Parts of the trials, each an update of PPO.", 1
+)
+flags.DEFINE_float(
+  "ppo_discount", 0.9, "PPO's discount of a reward one step later.", 0.0, 1.0
+)
 flags.DEFINE_float("ppo_gae", 0.3, "Lambda of PPO's advantages.", 0.0, 1.0)
-flags.DEFINE_float("ppo_entropy", 0.01, "Weight of the policy's entropy.", 0.0)
+flags.DEFINE_float(
+  "ppo_entropy", 0.01, "Weight of the policy's entropy in PPO's loss.", 0.0
+)
 
 
 def trainee(tasks: Trials) -> Trainee:

@@ -21,7 +21,9 @@ from metajax.tasks.trials import Player, Trials
 from metajax.training import Trainer, task_mesh
 from metajax.types import Params
 
-flags.DEFINE_integer("units", 64, "Units of every layer.", lower_bound=1)
+flags.DEFINE_integer(
+  "units", 64, "Units of each layer of the recurrent network.", lower_bound=1
+)
 flags.DEFINE_enum("cell", "gru", get_args(Cell), "Recurrent cell.")
 flags.DEFINE_integer(
   "length",
@@ -47,8 +49,10 @@ flags.DEFINE_bool(
 flags.DEFINE_integer(
   "n_step", 5, "Rewards before the bootstrap.", lower_bound=1
 )
-flags.DEFINE_float("discount", 0.97, "Of a reward one step later.", 0.0, 1.0)
-flags.DEFINE_bool("rescale", True, "Learn rescaled values, h(Q).")
+flags.DEFINE_float(
+  "discount", 0.97, "Discount of a reward one step later, in replay.", 0.0, 1.0
+)
+flags.DEFINE_bool("rescale", True, "Learn rescaled values of actions, h(Q).")
 flags.DEFINE_integer(
   "capacity", 4096, "Sequences that are kept.", lower_bound=1
 )
@@ -63,10 +67,18 @@ flags.DEFINE_float(
   "epsilon", 0.4, "Exploration of the boldest actor.", 0.0, 1.0
 )
 flags.DEFINE_float(
-  "priority_exponent", 0.0, "0: sequences are drawn uniformly.", 0.0, 1.0
+  "priority_exponent",
+  0.0,
+  "Exponent of the priorities by which sequences are drawn; 0: all alike.",
+  0.0,
+  1.0,
 )
 flags.DEFINE_float(
-  "importance_exponent", 0.0, "0: nothing makes up for priorities.", 0.0, 1.0
+  "importance_exponent",
+  0.0,
+  "Exponent of the weights that make up for priorities; 0: none.",
+  0.0,
+  1.0,
 )
 flags.DEFINE_integer(
   "target_period", 100, "Updates between copies to the target network.", 1

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from metajax.runs import seeds, training
-from metajax.runs.flags import FLAGS
 from metajax.results import write_json
+from metajax.runs import training
+from metajax.runs.flags import FLAGS
 from metajax.training import Trainer, checkpoint
 from metajax.training.inspection import inspect_step
 from metajax.types import MetaLearner, TaskFamily

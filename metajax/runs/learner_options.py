@@ -1,37 +1,37 @@
 """The meta-learner that the flags describe, with the options of each."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import optax
 from absl import flags
 
-from metajax.runs.flags import FLAGS, refuse
 from metajax.learners import registry
 from metajax.learners.options import Option, Setting, values
-from metajax.learners.registry import ENCODED, REGISTRY
-from metajax.models.precision import compute_in
-from metajax.types import LossFn, MetaLearner, Model
+from metajax.learners.registry import ENCODED
+from metajax.runs.flags import FLAGS, refuse
+from metajax.saved import Recipe
 
 flags.DEFINE_enum(
   "inner_optimizer",
   "sgd",
   ["sgd", "adam"],
-  "Of the inner loop. adam: with b1=0, as Reptile's authors have it.",
+  "Optimizer of the inner loop. adam: with b1=0, as Reptile's authors have it.",
 )
 flags.DEFINE_enum(
   "outer_optimizer",
   "adam",
   ["adam", "sgd"],
-  "Of the meta-parameters. sgd: Reptile's, with --outer_lr=1.",
+  "Optimizer of the meta-parameters. sgd: Reptile's, with --outer_lr=1.",
 )
 flags.DEFINE_enum(
   "dtype",
   "float32",
   ["float32", "bfloat16"],
-  "Of what the network computes; parameters, losses, optimizers: float32.",
+  "Precision of what the network computes; parameters, losses and optimizers "
+  "are in float32.",
 )
+
 
 def define_option(learner: str, option: Option) -> None:
   """Adds the flag of a learner's own option."""
@@ -60,23 +60,21 @@ for _learner, _options in registry.OPTIONS.items():
 INNER = ("inner_optimizer", "inner_steps", "inner_lr", "memory")
 
 
-def build(
+def recipe(
   name: str,
-  network: Callable[[int | None], Model],
-  loss_fn: LossFn,
+  network: Mapping[str, Any] | None,
+  loss: str,
   num_outputs: int,
   eval_steps: int,
-  metrics: Mapping[str, LossFn] | None = None,
-) -> MetaLearner:
-  """Builds a learner of the registry with the options that the flags give it.
+) -> Recipe:
+  """Says what a learner of the flags is built of, see `metajax.saved.build`.
 
   Args:
-    name: its name.
-    network: `(num_outputs) -> Model`; of None, one that encodes.
-    loss_fn: see `metajax.learners.maml`.
+    name: of the learner.
+    network: the model, see `Recipe.model`; None: one's own.
+    loss: the name of a function of `metajax.losses`.
     num_outputs: classes, or numbers to be predicted.
     eval_steps: inner steps at test.
-    metrics: see `metajax.learners.maml`.
 
   Raises:
     ValueError: for a flag that does not go with the learner.
@@ -90,27 +88,18 @@ def build(
   options = own(name)
   if name in ENCODED:
     refuse(*INNER)
-    options["num_outputs"] = num_outputs
-  model = network(None if name in ENCODED else num_outputs)
-  if FLAGS.dtype != "float32":
-    model = compute_in(model, FLAGS.dtype)
-  return REGISTRY[name](
-    model,
-    loss_fn,
-    inner_optimizer(),
+  return Recipe(
+    name,
+    None if network is None else dict(network),
+    num_outputs,
+    loss,
+    {"name": FLAGS.inner_optimizer, "learning_rate": FLAGS.inner_lr},
     FLAGS.inner_steps,
-    num_eval_steps=eval_steps,
-    metrics=metrics,
-    memory=FLAGS.memory,
-    **options,
+    eval_steps,
+    FLAGS.memory,
+    FLAGS.dtype,
+    options,
   )
-
-
-def inner_optimizer() -> optax.GradientTransformation:
-  if FLAGS.inner_optimizer == "adam":
-    # The root keeps the second derivative finite where a gradient is zero.
-    return optax.adam(FLAGS.inner_lr, b1=0.0, eps_root=1e-12)
-  return optax.sgd(FLAGS.inner_lr)
 
 
 def own(name: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
+from metajax.learners import OPTIONS
+from metajax.runs import help as help_page
 from metajax.runs import processes
 from metajax.runs.flags import FLAGS
 from metajax.training import use_cpu_cores
@@ -59,6 +61,9 @@ def run(
   signal.signal(signal.SIGTERM, _terminate)
 
   def parse(argv: list[str]) -> list[str]:
+    if any(word.lstrip("-") in ("h", "help", "helpfull") for word in argv[1:]):
+      print(_help(script))
+      sys.exit(0)
     try:
       rest = FLAGS(argv)[1:]
     except flags.Error as error:
@@ -138,6 +143,16 @@ def fail(message: str, code: int = 2) -> None:
   sys.exit(code)
 
 
+def _help(script: str) -> str:
+  own = FLAGS.get_key_flags_for_module(script)
+  options = {
+    learner: [option.name for option in options]
+    for learner, options in OPTIONS.items()
+  }
+  about = sys.modules["__main__"].__doc__ or ""
+  return help_page.page(about, {flag.name: flag for flag in own}, options)
+
+
 def _find(packages: Sequence[str]) -> None:
   missing = [p for p in packages if importlib.util.find_spec(p) is None]
   if missing:
@@ -157,7 +172,9 @@ def _use_compile_cache() -> None:
   given, folder = FLAGS.compile_cache, FLAGS.compile_cache
   if given is None:
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = jax.config.values["jax_compilation_cache_dir"] or Path(caches) / "metajax"
+    folder = (
+      jax.config.values["jax_compilation_cache_dir"] or Path(caches) / "metajax"
+    )
   if not folder:
     jax.config.update("jax_enable_compilation_cache", False)
     return

@@ -8,8 +8,8 @@ import numpy as np
 import scipy.special
 from absl import flags
 
-from metajax.runs.flags import FLAGS, MAX_SEED
 from metajax.evaluation import Estimate
+from metajax.runs.flags import FLAGS, MAX_SEED
 from metajax.types import Params, PRNGKey
 
 flags.DEFINE_integer(

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import optax
 
-from metajax.runs.flags import FLAGS
+from metajax import saved
 from metajax.evaluation import Estimate, estimate, evaluator
 from metajax.results import open_workdir, write_results
+from metajax.runs.flags import FLAGS
 from metajax.training import (
   Trainer,
   evaluation_params,
@@ -221,8 +222,14 @@ def finish(
   trained: Trained,
   *,
   steps: int | None = None,
+  recipe: saved.Recipe | None = None,
+  inputs: jax.ShapeDtypeStruct | None = None,
 ) -> None:
-  """Writes `results.json` and prints the table and the files of the run."""
+  """Writes `results.json` and prints the table and the files of the run.
+
+  With a recipe and the shape and dtype of one example, `metajax.load` loads
+  what was trained.
+  """
   steps = FLAGS.steps if steps is None else steps
   write_results(
     workdir,
@@ -243,6 +250,10 @@ def finish(
     steps=steps,
     seed=FLAGS.seed,
   )
+  if recipe is not None and inputs is not None:
+    params = evaluation_params(trained.state)
+    seeds = FLAGS.num_seeds if "num_seeds" in FLAGS else 1
+    saved.save(workdir, recipe, params, inputs, seeds=seeds)
   show(
     workdir,
     metrics,
@@ -267,5 +278,6 @@ def show(
       f"{value.num_tasks:15d}"
     )
   print(f"\n{note}", end="")
-  for path in sorted(workdir.glob("*.png")) + [workdir / "results.json"]:
+  names = ("*.png", "results.json", saved.META_PARAMS)
+  for path in [path for name in names for path in sorted(workdir.glob(name))]:
     print(path)

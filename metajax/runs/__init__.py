@@ -1,0 +1,8 @@
+"""What makes a run of a script: flags, folders, resuming, logs, pictures.
+
+A script defines its flags and hands its main function to `script.run`. It
+builds a learner by `learner_options.build`, trains by `training.train` and
+writes results by `training.finish`; see `experiments/maml_sinusoid.py`.
+
+Nothing else of metajax reads flags or knows of this folder.
+"""

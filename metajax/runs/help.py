@@ -1,0 +1,146 @@
+"""What `--help` shows: the flags of most use first, then all, by their use."""
+
+import textwrap
+from collections.abc import Iterable
+
+from absl import flags
+
+WIDTH = 80
+FIRST = 10
+# In the order of use; the first of them that a script has are shown first.
+MOST_USED = (
+  "preset",
+  "learner",
+  "data_dir",
+  "workdir",
+  "steps",
+  "seed",
+  "num_seeds",
+  "ways",
+  "shots",
+  "pulls",
+  "episodes",
+  "inner_steps",
+  "inner_lr",
+  "outer_lr",
+  "meta_batch",
+  "eval_tasks",
+)
+GROUPS = {
+  "data and tasks": (
+    "data_dir",
+    "split",
+    "image_size",
+    "rotations",
+    "ways",
+    "train_ways",
+    "shots",
+    "query_shots",
+    "pulls",
+    "arms",
+    "episodes",
+    "environment",
+  ),
+  "network": (
+    "model",
+    "filters",
+    "normalization",
+    "conv_lowering",
+    "dtype",
+    "units",
+    "cell",
+  ),
+  "learner": (
+    "learner",
+    "first_order",
+    "inner_optimizer",
+    "inner_steps",
+    "inner_lr",
+    "memory",
+  ),
+  "training": (
+    "preset",
+    "steps",
+    "seed",
+    "num_seeds",
+    "meta_batch",
+    "task_chunk",
+    "outer_optimizer",
+    "outer_lr",
+    "outer_schedule",
+    "skip_non_finite",
+    "replay_step",
+    "must_save",
+    "stall_seconds",
+  ),
+  "evaluation": (
+    "eval_tasks",
+    "eval_seed",
+    "eval_every",
+    "eval_shots",
+    "eval_query_shots",
+    "eval_inner_steps",
+    "validation_tasks",
+  ),
+  "output": (
+    "workdir",
+    "log_every",
+    "checkpoint_every",
+    "compile_cache",
+    "profile",
+    "debug",
+  ),
+  "several processes": ("coordinator", "num_processes", "process_id"),
+}
+
+
+def page(
+  about: str, known: dict[str, flags.Flag], learners: dict[str, list[str]]
+) -> str:
+  """Returns the text of `--help`.
+
+  Args:
+    about: what the script says of itself.
+    known: its flags by name.
+    learners: the names of the flags that one learner alone has.
+  """
+  first = [name for name in MOST_USED if name in known][:FIRST]
+  parts = [about.strip(), _section("most used", first, known)]
+  groups: dict[str, Iterable[str]] = dict(GROUPS)
+  for learner, names in learners.items():
+    groups[f"--learner={learner} alone"] = names
+  taken = {name for names in groups.values() for name in names}
+  groups["this experiment"] = [n for n in sorted(known) if n not in taken]
+  for title, members in groups.items():
+    own = [name for name in members if name in known and name not in first]
+    if own:
+      parts.append(_section(title, own, known))
+  return "\n\n".join(parts)
+
+
+def _section(
+  title: str, names: Iterable[str], known: dict[str, flags.Flag]
+) -> str:
+  return "\n".join([f"{title}:", *(_entry(known[name]) for name in names)])
+
+
+def _entry(flag: flags.Flag) -> str:
+  text = flag.help
+  if flag.boolean:
+    head = f"--[no]{flag.name}"
+  else:
+    values = getattr(flag.parser, "enum_values", None)
+    kind = "|".join(values) if values else flag.flag_type().split(" ")[-1]
+    head = f"--{flag.name}=<{kind}>"
+    text = text.removeprefix(f"<{kind}>: ")  # As absl begins those of choices.
+  default = flag.default_as_str
+  shown = f" [{default.strip(chr(39))}]" if default is not None else ""
+  text += shown if flag.default not in (None, "", []) else ""
+  return textwrap.fill(
+    f"{head}  {text}",
+    WIDTH,
+    initial_indent="  ",
+    subsequent_indent="      ",
+    break_on_hyphens=False,
+    break_long_words=False,
+  )

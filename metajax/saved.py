@@ -1,0 +1,294 @@
+"""Trained meta-learners as files, which runs write and others load.
+
+Two files in a run's folder: `learner.json`, of which all functions are built,
+and `meta_params.safetensors`, the arrays. Neither runs code when it is read.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metajax import losses
+from metajax.inner_loop import Memory
+from metajax.learners import ENCODED, REGISTRY
+from metajax.learners.registry import register_installed
+from metajax.models.conv import conv4
+from metajax.models.mlp import MLP
+from metajax.models.precision import compute_in
+from metajax.results import write_json
+from metajax.training.processes import is_main, whole
+from metajax.types import (
+  Array,
+  Batch,
+  LossFn,
+  MetaLearner,
+  Model,
+  Params,
+  PRNGKey,
+)
+
+LEARNER, META_PARAMS = "learner.json", "meta_params.safetensors"
+MODELS: dict[str, Callable[..., Model]] = {"conv4": conv4, "mlp": MLP}
+
+
+class Recipe(NamedTuple):
+  """What a meta-learner is built of, all of it values of JSON.
+
+  Attributes:
+    learner: its name in `metajax.learners.REGISTRY`.
+    model: "name" of `MODELS`, and its arguments; None: a model of one's own.
+    num_outputs: of the model: classes, or numbers to be predicted.
+    loss: a function of `metajax.losses`, by name.
+    inner_optimizer: "name" (sgd or adam) and "learning_rate".
+    num_steps: inner steps in training.
+    num_eval_steps: inner steps at test.
+    memory: see `metajax.inner_loop.minimize`.
+    dtype: what the model computes in.
+    options: arguments that are the learner's own.
+  """
+
+  learner: str
+  model: dict[str, Any] | None
+  num_outputs: int
+  loss: str
+  inner_optimizer: dict[str, Any]
+  num_steps: int
+  num_eval_steps: int
+  memory: Memory = "auto"
+  dtype: str = "float32"
+  options: dict[str, Any] = {}
+
+
+class Loaded(NamedTuple):
+  """A trained meta-learner, ready for tasks.
+
+  Attributes:
+    learner: its functions.
+    meta_params: what was learned.
+    adapt: `(support) -> task_params`, compiled; the support is a `Batch`.
+    predict: `(task_params, inputs) -> predictions`, compiled.
+    recipe: what it is built of.
+    inputs: shape and dtype of one example.
+  """
+
+  learner: MetaLearner
+  meta_params: Params
+  adapt: Callable[[Batch], Params]
+  predict: Callable[[Params, Array], Array]
+  recipe: Recipe
+  inputs: jax.ShapeDtypeStruct
+
+
+def build(
+  recipe: Recipe,
+  metrics: Mapping[str, LossFn] | None = None,
+  model: Model | None = None,
+) -> MetaLearner:
+  """Builds the meta-learner of a recipe.
+
+  Args:
+    recipe: what it is built of.
+    metrics: see `metajax.learners.maml`.
+    model: the model, where the recipe does not say it.
+
+  Raises:
+    ValueError: for names that are not known, or if there is no model.
+  """
+  encoded = recipe.learner in ENCODED
+  if recipe.model is not None:
+    arguments = dict(recipe.model)
+    make = _known("model", arguments.pop("name"), MODELS)
+    model = make(None if encoded else recipe.num_outputs, **arguments)
+  if model is None:
+    raise ValueError("the model is one of your own: give it as `model`.")
+  if recipe.dtype != "float32":
+    model = compute_in(model, recipe.dtype)
+  options = dict(recipe.options)
+  if encoded:
+    options["num_outputs"] = recipe.num_outputs
+  named_losses = {
+    name: getattr(losses, name)
+    for name in ("cross_entropy", "mean_squared_error")
+  }
+  return _known("learner", recipe.learner, REGISTRY)(
+    model,
+    _known("loss", recipe.loss, named_losses),
+    _optimizer(**recipe.inner_optimizer),
+    recipe.num_steps,
+    num_eval_steps=recipe.num_eval_steps,
+    metrics=metrics,
+    memory=recipe.memory,
+    **options,
+  )
+
+
+def save(
+  folder: str | os.PathLike,
+  recipe: Recipe,
+  meta_params: Params,
+  inputs: jax.ShapeDtypeStruct,
+  *,
+  seeds: int = 1,
+) -> None:
+  """Writes a trained meta-learner; a file is whole or not there.
+
+  Args:
+    folder: where to.
+    recipe: what it is built of.
+    meta_params: what was learned, `[seeds, ...]` if there are several.
+    inputs: shape and dtype of one example.
+    seeds: how many trainings there are.
+  """
+  from safetensors.numpy import save_file
+
+  arrays = {
+    name: np.asarray(whole(_plain(leaf)), order="C")
+    for name, leaf in _named(meta_params).items()
+  }
+  if not is_main():
+    return
+  path = Path(folder) / META_PARAMS
+  temporary = path.with_name(path.name + ".tmp")
+  save_file(arrays, temporary)
+  os.replace(temporary, path)
+  example = {"shape": list(inputs.shape), "dtype": inputs.dtype.name}
+  about = {**recipe._asdict(), "inputs": example, "seeds": seeds}
+  write_json(Path(folder) / LEARNER, about)
+
+
+def load(
+  workdir: str | os.PathLike,
+  *,
+  seed: int = 0,
+  num_eval_steps: int | None = None,
+  model: Model | None = None,
+  rng: PRNGKey | None = None,
+) -> Loaded:
+  """Loads a trained meta-learner from the folder of its run.
+
+  ::
+
+    loaded = metajax.load("runs/maml_omniglot-1a2b3c4d")
+    task_params = loaded.adapt(metajax.Batch(images, labels))
+    logits = loaded.predict(task_params, new_images)
+
+  Args:
+    workdir: the folder.
+    seed: which of the trainings, where there are several, from 0.
+    num_eval_steps: inner steps, if not those that the run was tested with.
+    model: the model, if it is none of metajax.
+    rng: of learners that draw while they adapt; default: `jax.random.key(0)`.
+
+  Raises:
+    ValueError: if there is no such learner, or its files do not fit together.
+  """
+  from safetensors.numpy import load_file
+
+  register_installed()
+  folder = Path(workdir)
+  try:
+    about = json.loads((folder / LEARNER).read_text())
+    arrays = load_file(folder / META_PARAMS)
+  except FileNotFoundError as error:
+    raise ValueError(
+      f"{folder}: has no {LEARNER} and {META_PARAMS}, which a run of one "
+      "meta-learner writes at its end: give the folder of such a run, or run "
+      "its command again."
+    ) from error
+  except Exception as error:  # Whatever the readers of damaged files raise.
+    raise ValueError(
+      f"{folder}: {LEARNER} or {META_PARAMS} is damaged ({error}): run the "
+      "command of the run again, which writes them anew."
+    ) from error
+  example, seeds = about.pop("inputs"), about.pop("seeds")
+  if not 0 <= seed < seeds:
+    raise ValueError(f"seed={seed}: {folder} has trainings 0 to {seeds - 1}.")
+  recipe = Recipe(**about)
+  if num_eval_steps is not None:
+    recipe = recipe._replace(num_eval_steps=num_eval_steps)
+  learner = build(recipe, model=model)
+  inputs = jax.ShapeDtypeStruct(
+    tuple(example["shape"]), jnp.dtype(example["dtype"])
+  )
+  support = jax.ShapeDtypeStruct((1, *inputs.shape), inputs.dtype)
+  like = jax.eval_shape(learner.init, jax.random.key(0), support)
+  if seeds > 1:
+    arrays = {name: array[seed] for name, array in arrays.items()}
+  meta_params = _filled(like, arrays, folder)
+  key = jax.random.key(0) if rng is None else rng
+
+  @jax.jit
+  def adapt(params: Params, support: Batch, key: PRNGKey) -> Params:
+    return learner.adapt(params, support, key)
+
+  return Loaded(
+    learner,
+    meta_params,
+    lambda support: adapt(meta_params, support, key),
+    jax.jit(learner.predict),
+    recipe,
+    inputs,
+  )
+
+
+def _known(kind: str, name: str, known: Mapping[str, Any]) -> Any:
+  if name not in known:
+    raise ValueError(
+      f"{kind} {name!r} is not known here: must be one of {sorted(known)}; "
+      "install the package that it is of."
+    )
+  return known[name]
+
+
+def _optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
+  if name == "adam":
+    # The root keeps the second derivative finite where a gradient is zero.
+    return optax.adam(learning_rate, b1=0.0, eps_root=1e-12)
+  return _known("inner optimizer", name, {"sgd": optax.sgd})(learning_rate)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+  paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in paths
+  }
+
+
+def _is_key(x: Any) -> bool:
+  return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _plain(x: Array) -> Array:
+  """The numbers of a random key."""
+  return jax.random.key_data(x) if _is_key(x) else x
+
+
+def _filled(like: Any, arrays: Mapping[str, np.ndarray], folder: Path) -> Any:
+  """Puts arrays in the places of a tree of their names."""
+  wanted = _named(like)
+  shapes = {name: jax.eval_shape(_plain, x).shape for name, x in wanted.items()}
+  found = {name: x.shape for name, x in arrays.items()}
+  if shapes != found:
+    differ = sorted(
+      name for name in {*shapes, *found} if shapes.get(name) != found.get(name)
+    )
+    raise ValueError(
+      f"{folder}: {differ[0]} is {found.get(differ[0])} in {META_PARAMS}, but "
+      f"{shapes.get(differ[0])} in the learner of {LEARNER}: they are not of "
+      "one run, or the model is another."
+    )
+  leaves = [
+    jax.random.wrap_key_data(jnp.asarray(arrays[name]))
+    if _is_key(x)
+    else jnp.asarray(arrays[name], x.dtype)
+    for name, x in wanted.items()
+  ]
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
