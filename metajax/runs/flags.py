@@ -1,14 +1,21 @@
 """The flags that every training script has."""
 
 import math
+import sys
 from typing import get_args
 
 from absl import flags
 
 from metajax import learners
 from metajax.inner_loop import Memory
+from metajax.learners.registry import register_installed
 
 FLAGS = flags.FLAGS
+
+try:
+  register_installed()
+except ValueError as error:
+  sys.exit(f"error: {error}")
 
 flags.DEFINE_string(
   "workdir",

@@ -52,7 +52,6 @@ def define_option(learner: str, option: Option) -> None:
       )
 
 
-registry.register_installed()
 for _learner, _options in registry.OPTIONS.items():
   for _option in _options:
     define_option(_learner, _option)

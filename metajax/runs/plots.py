@@ -14,7 +14,7 @@ from metajax.training.processes import is_main
 from metajax.types import Episode, MetaLearner, Params, PRNGKey, TaskFamily
 
 
-def pyplot():
+def pyplot() -> Any:
   """Imports pyplot for what draws, since a start would wait half a second."""
   import matplotlib
 

@@ -85,9 +85,9 @@ def join() -> None:
     if by_hand:
       raise
     raise ValueError(
-      "--coordinator=auto: no SLURM, Open MPI, Kubernetes or TPU says here what "
-      "the processes are; give --coordinator=HOST:PORT, --num_processes and "
-      "--process_id."
+      "--coordinator=auto: no SLURM, Open MPI, Kubernetes or TPU says here "
+      "what the processes are; give --coordinator=HOST:PORT, --num_processes "
+      "and --process_id."
     ) from error
   if jax.process_index():
     # What all have in common is said once.
@@ -105,8 +105,8 @@ def _wait_for(host: str, port: int) -> None:
       if time.monotonic() > end:
         raise ValueError(
           f"--coordinator={host}:{port}: no first process listens there after "
-          f"{START} s ({error}): start the one with --process_id=0, or mend the "
-          "address."
+          f"{START} s ({error}): start the one with --process_id=0, or mend "
+          "the address."
         ) from error
       if not told:
         _say(f"waiting for the first process at {host}:{port}")
