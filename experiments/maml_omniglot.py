@@ -167,7 +167,7 @@ def main() -> None:
     return omniglot(FLAGS.data_dir, split=FLAGS.split, **options)
 
   if FLAGS.model != "conv4":
-    refuse("conv_lowering")
+    refuse("conv_lowering", "filters")
   of_folder = is_image_folder(FLAGS.data_dir)
   if of_folder:
     refuse("split")

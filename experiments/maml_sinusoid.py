@@ -19,6 +19,7 @@ import jax
 from absl import flags
 
 from metajax import saved
+from metajax.learners import ENCODED
 from metajax.losses import mean_squared_error
 from metajax.runs import inspection, learner_options, plots, seeds, training
 from metajax.runs.flags import FLAGS
@@ -112,9 +113,13 @@ def main() -> None:
   def test(shots: int, steps: int):
     return scores(shots, steps, "test", FLAGS.eval_tasks)(params)["mse"]
 
+  # Learners without inner steps have read the support with none of them.
+  stepwise = name not in ENCODED
   metrics = training.together(
     {
-      f"mse_{shots}_shot_{steps}_steps": functools.partial(test, shots, steps)
+      f"mse_{shots}_shot" + f"_{steps}_steps" * stepwise: functools.partial(
+        test, shots, steps
+      )
       for shots in FLAGS.eval_shots
       for steps in possible
     }
@@ -127,7 +132,10 @@ def main() -> None:
   )
   plots.sinusoid_fits(
     workdir / "adaptation.png",
-    {steps: learner(steps) for steps in possible},
+    {
+      _label(steps) if stepwise else "after the support": learner(steps)
+      for steps in possible
+    },
     seeds.first(params),
     sinusoid(FLAGS.eval_shots[0], EVAL_QUERY_SHOTS),
     jax.random.key(FLAGS.eval_seed),
@@ -150,6 +158,10 @@ def main() -> None:
     recipe=recipe(FLAGS.inner_steps),
     inputs=jax.ShapeDtypeStruct((1,), "float32"),
   )
+
+
+def _label(steps: int) -> str:
+  return f"after {steps} step{'s'[: steps > 1]}" if steps else "before"
 
 
 if __name__ == "__main__":

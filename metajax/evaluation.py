@@ -39,11 +39,13 @@ class Estimate(NamedTuple):
     ci95: half the width of its 95% confidence interval,
       `1.96 * std / sqrt(num_tasks)`, the tasks being independent.
     num_tasks: how many tasks.
+    of_seeds: the mean of each training, where the interval is over trainings.
   """
 
   mean: float
   ci95: float
   num_tasks: int
+  of_seeds: tuple[float, ...] = ()
 
 
 def estimate(values: ArrayLike) -> Estimate:

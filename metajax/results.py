@@ -141,7 +141,11 @@ def write_results(
     {
       "experiment": experiment,
       "protocol": dict(protocol),
-      "metrics": {name: value._asdict() for name, value in metrics.items()},
+      "metrics": {
+        # Most have no trainings to tell apart.
+        name: {k: v for k, v in value._asdict().items() if v != ()}
+        for name, value in metrics.items()
+      },
       "wall_seconds": wall_seconds,
       "compile_seconds": compile_seconds,
       "steps": steps,

@@ -74,7 +74,9 @@ def main(argv: list[str]) -> None:
       axes.plot(places, values, marker=".", label=name)
     print(f"{name:20} {steps[-1]:8} {seconds[-1]:8.1f}  {values[-1]:.4f}")
     near = min(points, key=lambda point: abs(point[1] - shortest))
-    print(f"{'':20} {near[0]:8} {near[1]:8.1f}  {near[2]:.4f}")
+    if len(runs) > 1:
+      when = f"  after {shortest:.0f} s"
+      print(f"{when:20} {near[0]:8} {near[1]:8.1f}  {near[2]:.4f}")
   panels[0].set(xlabel="meta-steps", ylabel=FLAGS.metric)
   panels[1].set(xlabel="seconds of meta-training")
   for axes in panels:

@@ -70,6 +70,9 @@ def _find_run(flag: str, folder: Path) -> Run:
     )
   # Runs adapt here as they were trained to.
   same = ("ways", "filters", "inner_lr")
+  for name in same:  # What is not given is that of the first run.
+    if name in own and FLAGS[name].using_default_value:
+      setattr(FLAGS, name, own[name])
   wanted = {name: FLAGS[name].value for name in same}
   wanted |= {"model": "conv4", "normalization": "batch"}
   usual = {

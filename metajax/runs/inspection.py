@@ -36,6 +36,11 @@ def replay(
   to the step.
   """
   step = FLAGS.replay_step
+  if step >= FLAGS.steps:
+    raise ValueError(
+      f"--replay_step={step}: must be less than --steps={FLAGS.steps}: steps "
+      "are counted from 0."
+    )
   if FLAGS.num_seeds > 1:
     raise ValueError("--replay_step: for --num_seeds=1 alone.")
   state = trainer.init(training.init_key())

@@ -148,7 +148,10 @@ def _draw_episode(
 
 
 def _show(axes: Any, image: np.ndarray, title: str, color: str) -> None:
-  axes.imshow(1 - np.squeeze(image), cmap="gray", vmin=0, vmax=1)
+  if image.shape[-1] == 1:  # Drawings are of ink, 1, on paper, 0.
+    axes.imshow(1 - image[..., 0], cmap="gray", vmin=0, vmax=1)
+  else:
+    axes.imshow(np.clip(image, 0, 1))
   axes.set_title(title, fontsize=8, color=color, pad=2)
   axes.set(xticks=[], yticks=[])
   for spine in axes.spines.values():
@@ -157,7 +160,7 @@ def _show(axes: Any, image: np.ndarray, title: str, color: str) -> None:
 
 def sinusoid_fits(
   path: Path,
-  learners: Mapping[int, MetaLearner],
+  learners: Mapping[str, MetaLearner],
   params: Params,
   tasks: TaskFamily,
   rng: PRNGKey,
@@ -168,7 +171,7 @@ def sinusoid_fits(
 
   Args:
     path: the PNG file.
-    learners: by number of inner steps, the learner that takes them.
+    learners: by what the legend says, those of "before" with dashed lines.
     params: their meta-parameters.
     tasks: curves.
     rng: fixes the curves shown.
@@ -186,17 +189,15 @@ def sinusoid_fits(
       query.inputs[order, 0], query.targets[order, 0], "k", lw=1, label="truth"
     )
     axes.plot(support.inputs, support.targets, "r^", label="support")
-    for color, (steps, learner) in zip(colors, learners.items(), strict=True):
+    for color, (label, learner) in zip(colors, learners.items(), strict=True):
       task_params = learner.adapt(params, support, rng)
       axes.plot(
         grid,
         learner.predict(task_params, grid),
-        "--" if steps == 0 else "-",
+        "--" if label == "before" else "-",
         color=color,
         lw=1.4,
-        label="before"
-        if steps == 0
-        else f"after {steps} step{'s'[: steps > 1]}",
+        label=label,
       )
     axes.set_xlabel("x")
   all_axes[0].set_ylabel("y")

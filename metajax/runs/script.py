@@ -84,6 +84,7 @@ def run(
       _find(needs)
       use_cpu_cores()
       processes.join()
+      _find_devices()
       if jax.distributed.is_initialized():
         # Where another process dies, JAX ends this one; its message is enough.
         faulthandler.disable()
@@ -116,6 +117,14 @@ def run(
       if FLAGS.debug:
         raise
       fail(str(error))
+    # What no machine has room for, JAX says in many ways.
+    except (OverflowError, MemoryError, NotImplementedError) as error:
+      if FLAGS.debug:
+        raise
+      fail(
+        f"a number that was given is too large ({error}): give smaller sizes; "
+        "--debug shows where."
+      )
     except jax.errors.JaxRuntimeError as error:
       if FLAGS.debug:
         raise
@@ -162,9 +171,30 @@ def _find(packages: Sequence[str]) -> None:
     )
 
 
+def _find_devices() -> None:
+  try:
+    jax.devices()
+  # JAX asserts that what JAX_PLATFORMS names is there.
+  except (RuntimeError, AssertionError) as error:
+    raise ValueError(
+      f"JAX_PLATFORMS={jax.config.values['jax_platforms']}: JAX finds no such "
+      "device here; unset it to take what there is, or install its packages "
+      f"(scripts/environment.sh cuda). {error}"
+    ) from error
+
+
 def _profile() -> contextlib.AbstractContextManager:
   if not FLAGS.profile:
     return contextlib.nullcontext()
+  try:  # At once, and not after the run.
+    Path(FLAGS.profile).mkdir(parents=True, exist_ok=True)
+    writable = os.access(FLAGS.profile, os.W_OK)
+  except OSError:
+    writable = False
+  if not writable:
+    raise ValueError(
+      f"--profile={FLAGS.profile}: cannot be written to; give another folder."
+    )
   return jax.profiler.trace(FLAGS.profile, create_perfetto_trace=True)
 
 

@@ -67,4 +67,6 @@ def _over_seeds(estimates: list[Estimate]) -> Estimate:
   t = scipy.special.stdtrit(len(means) - 1, 0.975)
   ci95 = t * means.std(ddof=1) / np.sqrt(len(means))
   num_tasks = sum(e.num_tasks for e in estimates)
-  return Estimate(float(means.mean()), float(ci95), num_tasks)
+  return Estimate(
+    float(means.mean()), float(ci95), num_tasks, tuple(means.tolist())
+  )

@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -115,6 +116,13 @@ def trainer(
 
   `rng`, if given, is the key of the tasks in place of that of the seed.
   """
+  mesh = task_mesh(FLAGS.meta_batch)
+  if is_main() and mesh.size < jax.device_count():
+    print(
+      f"{mesh.size} of {jax.device_count()} devices are used: --meta_batch="
+      f"{FLAGS.meta_batch} divides over no more",
+      file=sys.stderr,
+    )
   return meta_trainer(
     learner,
     outer_optimizer(FLAGS.outer_schedule, rule=rule),
@@ -123,6 +131,7 @@ def trainer(
     rng=task_key(seed) if rng is None else rng,
     task_chunk=FLAGS.task_chunk or None,
     skip_non_finite=skip_non_finite,
+    mesh=mesh,
   )
 
 
@@ -271,13 +280,34 @@ def show(
 ) -> None:
   """Prints the table and the files of the run."""
   width = max(map(len, metrics))
+  # The interval is over trainings where there are several.
+  seeds = any(value.of_seeds for value in metrics.values())
+  of = "seeds" if seeds else of
   print(f"\n{'metric':{width}}      mean +- 95% interval {of:>7}")
   for name, value in metrics.items():
-    print(
-      f"{name:{width}}  {value.mean:8.4f} +- {value.ci95:.4f}"
-      f"{value.num_tasks:15d}"
-    )
+    count = len(value.of_seeds) if seeds else value.num_tasks
+    print(f"{name:{width}}  {value.mean:8.4f} +- {value.ci95:.4f}{count:15d}")
   print(f"\n{note}", end="")
   names = ("*.png", "results.json", saved.META_PARAMS)
   for path in [path for name in names for path in sorted(workdir.glob(name))]:
     print(path)
+  broken = [
+    f"{name} is {value.mean}" + _of_seed(value)
+    for name, value in metrics.items()
+    if not math.isfinite(value.mean)
+  ]
+  if broken:
+    raise ValueError(
+      f"{'; '.join(broken)}: what was trained diverges there. Give smaller "
+      "steps or another seed; results.json has the other numbers."
+    )
+
+
+def _of_seed(value: Estimate) -> str:
+  """Says which trainings are not finite."""
+  bad = [
+    str(FLAGS.seed + i)
+    for i, mean in enumerate(value.of_seeds)
+    if not math.isfinite(mean)
+  ]
+  return f" by --seed={', '.join(bad)}" if bad else ""

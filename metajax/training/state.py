@@ -254,6 +254,8 @@ def mean_over_steps(
     executable = jitted.lower(state, jnp.int32(0), *arguments).compile()
 
     def train(state, num_steps):
+      if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
       return executable(state, jnp.int32(num_steps), *arguments)
 
     return train, executable

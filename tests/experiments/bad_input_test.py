@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import PIL.Image
 import pytest
 
 from metajax.learners import REGISTRY
@@ -405,6 +406,70 @@ def test_network_of_so_many_classes_is_not_trained_on_others(run, workdir):
 def test_processes_that_cannot_be_are_refused(flags, message, run, workdir):
   ended = run(SINUSOID, [f"--workdir={workdir}", *flags])
   _assert_refused(ended, message)
+
+
+def test_no_coordinator_to_be_found_is_told(run, workdir):
+  ended = run(SINUSOID, [f"--workdir={workdir}", "--coordinator=auto"])
+  _assert_refused(ended, "--coordinator=auto: no SLURM, .* says here .*")
+
+
+def test_a_platform_that_is_not_there_is_named(workdir):
+  ended = subprocess.run(
+    [
+      *[sys.executable, "-m", f"experiments.{SINUSOID}"],
+      f"--workdir={workdir}",
+    ],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "rocm"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ended.returncode == 2
+  assert re.fullmatch("error: JAX_PLATFORMS=rocm: .*\n", ended.stderr)
+
+
+def test_a_folder_of_a_trace_is_tried_at_once(run, workdir):
+  ended = run(SINUSOID, [f"--workdir={workdir}", "--profile=/proc/nope"])
+  _assert_refused(ended, "--profile=/proc/nope: cannot be written to; .*")
+
+
+@pytest.mark.parametrize("flag", ["filters", "conv_lowering"])
+def test_flags_of_another_network_are_refused(flag, run, workdir):
+  value = {"filters": "7", "conv_lowering": "patches"}[flag]
+  ended = run(
+    OMNIGLOT, [f"--workdir={workdir}", "--model=mlp", f"--{flag}={value}"]
+  )
+  _assert_refused(ended, f"--{flag} has no effect here: leave it out.")
+
+
+def test_a_step_that_the_run_has_not_is_refused(run, tmp_path):
+  few = [f"--workdir={tmp_path / 'w'}", "--steps=4", "--replay_step=4"]
+  ended = run(SINUSOID, few)
+  last = ended.stderr.splitlines()[-1]
+  assert last == (
+    "error: --replay_step=4: must be less than --steps=4: steps are counted "
+    "from 0."
+  )
+  assert ended.code == 2
+
+
+def test_sizes_beyond_any_machine_are_an_error_in_a_line(run, tmp_path):
+  data = tmp_path / "images"
+  for name in range(24):
+    (data / f"{name}").mkdir(parents=True)
+    for i in range(2):
+      PIL.Image.new("L", (2, 2), 10 * name).save(data / f"{name}" / f"{i}.png")
+  ended = run(
+    OMNIGLOT,
+    [
+      *[f"--workdir={tmp_path / 'w'}", f"--data_dir={data}"],
+      *["--image_size=8", "--ways=2", f"--filters={2**31}"],
+    ],
+  )
+  assert ended.code == 2
+  assert re.match("error: .*too (large|little)", ended.stderr.splitlines()[-1])
+  assert "Traceback" not in ended.stderr
 
 
 def test_cache_that_cannot_be_is_named(run, workdir, tmp_path):

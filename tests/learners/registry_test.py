@@ -26,7 +26,8 @@ def mine(*arguments, twist, **options):
 
 
 def add():
-  register("mine", mine, (Option("twist", 2, "How much it is twisted.", low=1),))
+  twist = Option("twist", 2, "How much it is twisted.", low=1)
+  register("mine", mine, (twist,))
 '''
 
 

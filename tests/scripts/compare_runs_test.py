@@ -48,10 +48,10 @@ def test_time_is_that_of_the_meta_steps(tmp_path):
   rows = [line.split() for line in ended.stdout.splitlines()[1:5]]
   assert rows == [
     ["quick", "40", "8.0", "0.7000"],
-    ["40", "8.0", "0.7000"],
+    ["after", "8", "s", "40", "8.0", "0.7000"],
     ["slow", "40", "20.0", "0.9000"],
     # When the quick one has ended, after 8 s: the value at 10 s is nearest.
-    ["20", "10.0", "0.6000"],
+    ["after", "8", "s", "20", "10.0", "0.6000"],
   ]
   with Image.open(out) as image:
     assert image.size == (990, 396)
