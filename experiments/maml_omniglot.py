@@ -290,6 +290,7 @@ def main() -> None:
     metrics,
     trained,
     recipe=recipe(steps, ways),
+    inverted=not of_folder,
     inputs=jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
       jax.eval_shape(splits.test, jax.random.key(0)).support.inputs,

@@ -76,6 +76,7 @@ class Loaded(NamedTuple):
     predict: `(task_params, inputs) -> predictions`, compiled.
     recipe: what it is built of.
     inputs: shape and dtype of one example.
+    inverted: images were given with ink, which is dark, as 1.
   """
 
   learner: MetaLearner
@@ -84,6 +85,7 @@ class Loaded(NamedTuple):
   predict: Callable[[Params, Array], Array]
   recipe: Recipe
   inputs: jax.ShapeDtypeStruct
+  inverted: bool = False
 
 
 def build(
@@ -136,6 +138,7 @@ def save(
   inputs: jax.ShapeDtypeStruct,
   *,
   seeds: int = 1,
+  inverted: bool = False,
 ) -> None:
   """Writes a trained meta-learner; a file is whole or not there.
 
@@ -145,6 +148,7 @@ def save(
     meta_params: what was learned, `[seeds, ...]` if there are several.
     inputs: shape and dtype of one example.
     seeds: how many trainings there are.
+    inverted: images are given with ink, which is dark, as 1.
   """
   from safetensors.numpy import save_file
 
@@ -159,7 +163,12 @@ def save(
   save_file(arrays, temporary)
   os.replace(temporary, path)
   example = {"shape": list(inputs.shape), "dtype": inputs.dtype.name}
-  about = {**recipe._asdict(), "inputs": example, "seeds": seeds}
+  about = {
+    **recipe._asdict(),
+    "inputs": example,
+    "inverted": inverted,
+    "seeds": seeds,
+  }
   write_json(Path(folder) / LEARNER, about)
 
 
@@ -208,6 +217,7 @@ def load(
       "command of the run again, which writes them anew."
     ) from error
   example, seeds = about.pop("inputs"), about.pop("seeds")
+  inverted = about.pop("inverted")
   if not 0 <= seed < seeds:
     raise ValueError(f"seed={seed}: {folder} has trainings 0 to {seeds - 1}.")
   recipe = Recipe(**about)
@@ -235,6 +245,7 @@ def load(
     jax.jit(learner.predict),
     recipe,
     inputs,
+    inverted,
   )
 
 

@@ -78,6 +78,7 @@ def test_every_part_has_its_place():
   # What wires together, the files of runs and of what they trained, and runs.
   assert parts - set(ALLOWED) == {
     "__init__.py",
+    "classify.py",
     "results.py",
     "runs",
     "saved.py",

@@ -233,11 +233,12 @@ def finish(
   steps: int | None = None,
   recipe: saved.Recipe | None = None,
   inputs: jax.ShapeDtypeStruct | None = None,
+  inverted: bool = False,
 ) -> None:
   """Writes `results.json` and prints the table and the files of the run.
 
-  With a recipe and the shape and dtype of one example, `metajax.load` loads
-  what was trained.
+  With a recipe, the shape and dtype of one example, and whether images are
+  given with ink as 1, `metajax.load` loads what was trained.
   """
   steps = FLAGS.steps if steps is None else steps
   write_results(
@@ -262,7 +263,7 @@ def finish(
   if recipe is not None and inputs is not None:
     params = evaluation_params(trained.state)
     seeds = FLAGS.num_seeds if "num_seeds" in FLAGS else 1
-    saved.save(workdir, recipe, params, inputs, seeds=seeds)
+    saved.save(workdir, recipe, params, inputs, seeds=seeds, inverted=inverted)
   show(
     workdir,
     metrics,

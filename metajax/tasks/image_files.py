@@ -33,10 +33,22 @@ def read_images(classes: Sequence[Path], size: int) -> Images:
   Raises:
     ValueError: for a file that is no image.
   """
+  files = [images_in(folder) for folder in classes]
+  images = read_files([path for group in files for path in group], size)
+  labels = np.repeat(np.arange(len(files)), [len(group) for group in files])
+  return Images(images, labels, [str(folder) for folder in classes])
+
+
+def read_files(paths: Sequence[Path], size: int) -> np.ndarray:
+  """Returns images as uint8 `[n, size, size, channels]`.
+
+  Of one channel if all are grey, else of three.
+
+  Raises:
+    ValueError: for a file that is no image.
+  """
   from tqdm import tqdm  # Only reading needs it.
 
-  files = [images_in(folder) for folder in classes]
-  paths = [path for group in files for path in group]
   decoded = [
     _decode(path, size)
     for path in tqdm(paths, "reading images", disable=None, unit="image")
@@ -45,8 +57,7 @@ def read_images(classes: Sequence[Path], size: int) -> Images:
   images = np.empty((len(decoded), size, size, channels), np.uint8)
   for row, image in zip(images, decoded, strict=True):
     row[:] = image  # A grey image has the same value in all channels.
-  labels = np.repeat(np.arange(len(files)), [len(group) for group in files])
-  return Images(images, labels, [str(folder) for folder in classes])
+  return images
 
 
 def _decode(path: Path, size: int) -> np.ndarray:

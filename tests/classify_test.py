@@ -1,0 +1,97 @@
+"""Images of a folder are labelled by the few that are labelled."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from metajax import classify, saved
+
+SHADES = {"dark": 20, "middle": 120, "light": 240}
+MODEL = {"name": "conv4", "filters": 8, "num_blocks": 1} | {
+  "normalization": "none",
+  "strided": False,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Shades: two labelled images each, and four that are not."""
+  draw = np.random.default_rng(0)
+
+  def write(path, shade, mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = shade + draw.integers(-10, 10, (6, 6))
+    Image.fromarray(np.uint8(pixels)).convert(mode).save(path)
+
+  for name, shade in SHADES.items():
+    for i in range(2):
+      write(tmp_path / "images" / name / f"{i}.png", shade)
+    write(tmp_path / "images" / f"like_{name}.png", shade)
+  write(tmp_path / "images" / "colour.png", SHADES["dark"], "RGB")
+  return tmp_path / "images"
+
+
+def _run(path, learner="prototypical", ways=3, inverted=False):
+  recipe = saved.Recipe(
+    learner,
+    MODEL,
+    ways,
+    "cross_entropy",
+    {"name": "sgd", "learning_rate": 0.1},
+    1,
+    1,
+  )
+  images = jax.ShapeDtypeStruct((8, 8, 1), jnp.dtype("float32"))
+  params = saved.build(recipe).init(
+    jax.random.key(0), jnp.zeros((1, *images.shape))
+  )
+  saved.save(path, recipe, params, images, inverted=inverted)
+  return path
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_images_get_the_label_of_their_shade(
+  inverted, folder, tmp_path, capsys
+):
+  """By prototypes of random features: no training is needed for shades."""
+  workdir = _run(tmp_path, inverted=inverted)
+  out = tmp_path / "out"
+  classify.main([str(workdir), str(folder), f"--out={out}"])
+  rows = list(csv.DictReader((out / "labels.csv").read_text().splitlines()))
+  found = {row["file"]: row["label"] for row in rows}
+  expected = {f"like_{name}.png": name for name in SHADES}
+  assert found == expected | {"colour.png": "dark"}
+  assert all(0 <= float(row["probability"]) <= 1 for row in rows)
+  assert (out / "labels.png").stat().st_size > 0
+  assert "like_dark.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("learner", "spoil", "message"),
+  [
+    ("maml", lambda f: None, "3 classes, but the learner tells 2 apart"),
+    ("prototypical", lambda f: f / "nothing", "nothing: no such folder"),
+    ("prototypical", lambda f: f / "dark", "0 sub-folders with images"),
+    (
+      "prototypical",
+      lambda f: (f / "broken.png").write_text("no image") and None,
+      r"broken.png is no image",
+    ),
+  ],
+)
+def test_what_does_not_fit_is_named(
+  learner, spoil, message, folder, tmp_path, capsys
+):
+  workdir = _run(tmp_path, learner, ways=2)
+  given = spoil(folder) or folder
+  with pytest.raises(SystemExit) as ended:
+    classify.main([str(workdir), str(given), f"--out={tmp_path / 'out'}"])
+  assert ended.value.code == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ")
+  assert message in error
+  assert not (tmp_path / "out").exists()
