@@ -207,9 +207,11 @@ def main() -> None:
     rng=seeds.keys(training.task_key),
   )
   data = fingerprint(FLAGS.data_dir) if of_folder else None
-  workdir = training.start("maml_omniglot", data)
+  workdir = training.start("maml_omniglot", data, goes_on=True)
   if FLAGS.replay_step is not None:
     inspection.replay(workdir, trainer, trained_learner, train_tasks)
+    return
+  if training.show_finished(workdir):
     return
   trained = training.train(
     trainer,

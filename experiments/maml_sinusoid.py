@@ -98,9 +98,11 @@ def main() -> None:
     skip_non_finite=FLAGS.skip_non_finite,
     rng=seeds.keys(training.task_key),
   )
-  workdir = training.start("maml_sinusoid")
+  workdir = training.start("maml_sinusoid", goes_on=True)
   if FLAGS.replay_step is not None:
     inspection.replay(workdir, trainer, learner(FLAGS.inner_steps), train_tasks)
+    return
+  if training.show_finished(workdir):
     return
   trained = training.train(
     trainer,

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def open_workdir(
   workdir: Path,
   config: Mapping[str, Any],
   defaults: Mapping[str, Any] | None = None,
+  may_change: Callable[[str, Any, Any], bool] = lambda name, old, new: False,
 ) -> None:
   """Makes the folder of a run, or checks that it is this very run's.
 
@@ -34,6 +35,9 @@ def open_workdir(
     workdir: the folder.
     config: what defines the run, JSON values by flag name.
     defaults: what a value is that a folder does not have; else None.
+    may_change: `(name, old, new)`, whether a run may go on with another value;
+      results of the old one are moved to `earlier/`. It may raise a
+      `ValueError` that says why not.
 
   Raises:
     ValueError: if the folder holds something else, or a run of other flags, or
@@ -51,8 +55,13 @@ def open_workdir(
         f"{path} is unreadable ({error}); choose another --workdir."
       ) from error
     before = {**defaults, **before}
-    for name in sorted({*before, *config}):
-      if before.get(name) != config.get(name):
+    differ = [
+      name
+      for name in sorted({*before, *config})
+      if before.get(name) != config.get(name)
+    ]
+    for name in differ:
+      if not may_change(name, before.get(name), config.get(name)):
         raise ValueError(
           f"--workdir={workdir} holds a run with --{name}={before.get(name)}, "
           f"not {config.get(name)}: use that value, or another --workdir."
@@ -66,6 +75,9 @@ def open_workdir(
         workdir,
         ", ".join(changed),
       )
+    if differ:
+      _move_results(workdir)
+      write_json(path, {**written, "flags": config})
     return
   # A killed process may have left what it was about to rename.
   if workdir.exists() and (
@@ -78,6 +90,42 @@ def open_workdir(
   workdir.mkdir(parents=True, exist_ok=True)
   _lock(workdir)
   write_json(path, {"flags": config, "environment": environment()})
+
+
+def _move_results(workdir: Path) -> None:
+  """Moves results of other flags out of the way."""
+  for path in workdir.glob("results.json"):
+    folder = workdir / "earlier"
+    folder.mkdir(exist_ok=True)
+    number = len(list(folder.iterdir()))
+    path.rename(folder / f"results_{number}.json")
+
+
+def read_results(workdir: Path) -> dict[str, Any] | None:
+  """Returns what `write_results` has written, with estimates as such, if any.
+
+  Raises:
+    ValueError: if the file is damaged.
+  """
+  path = workdir / "results.json"
+  if not path.exists():
+    return None
+  try:
+    found = json.loads(path.read_text())
+    found["metrics"] = {
+      name: Estimate(
+        float(value["mean"]),
+        float(value["ci95"]),
+        value["num_tasks"],
+        tuple(map(float, value.get("of_seeds", ()))),
+      )
+      for name, value in found["metrics"].items()
+    }
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path} is damaged ({error}): delete it to evaluate again."
+    ) from error
+  return found
 
 
 def _lock(workdir: Path) -> None:

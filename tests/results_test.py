@@ -102,6 +102,27 @@ def test_results_are_json_whatever_the_numbers_are(tmp_path):
   assert math.isnan(float(found["metrics"]["loss"]["mean"]))
 
 
+def test_what_may_change_moves_the_results_aside(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps({"flags": CONFIG}))
+  (tmp_path / "results.json").write_text("{}")
+  longer = {**CONFIG, "steps": 77}
+  seen = []
+
+  def may_change(*change):
+    seen.append(change)
+    return True
+
+  results.open_workdir(tmp_path, longer, may_change=may_change)
+  assert seen == [("steps", 3, 77)]
+  assert (tmp_path / "earlier" / "results_0.json").read_text() == "{}"
+  written = json.loads((tmp_path / "config.json").read_text())
+  assert written["flags"] == longer
+  assert results.read_results(tmp_path) is None
+  (tmp_path / "results.json").write_text("{}")
+  with pytest.raises(ValueError, match="damaged .* delete it"):
+    results.read_results(tmp_path)
+
+
 def test_flags_that_are_not_finite_are_json_and_the_same_run(tmp_path):
   config = {**CONFIG, "limit": math.inf, "rate": math.nan}
   folder = tmp_path / "run"

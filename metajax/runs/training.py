@@ -15,7 +15,7 @@ import optax
 
 from metajax import saved
 from metajax.evaluation import Estimate, estimate, evaluator
-from metajax.results import open_workdir, write_results
+from metajax.results import open_workdir, read_results, write_results
 from metajax.runs.flags import FLAGS
 from metajax.training import (
   Trainer,
@@ -46,10 +46,26 @@ NOT_CONFIG = (
 )
 
 
-def start(experiment: str, data: str | None = None) -> Path:
+# What may be another in a run that has ended: it is evaluated again.
+EVALUATION = (
+  "eval_tasks",
+  "eval_seed",
+  "eval_shots",
+  "eval_query_shots",
+  "eval_inner_steps",
+)
+
+
+def start(
+  experiment: str, data: str | None = None, *, goes_on: bool = False
+) -> Path:
   """Makes or reopens the folder of the run that the flags describe.
 
-  `data`, if given, tells the data apart from others in the place of --data_dir.
+  Args:
+    experiment: its name.
+    data: what tells the data apart from others in the place of --data_dir.
+    goes_on: one that has ended may be trained further, where its schedule
+      allows that, or evaluated otherwise.
   """
   key_flags = [
     flag
@@ -72,10 +88,44 @@ def start(experiment: str, data: str | None = None) -> Path:
   config["experiment"] = experiment
   # What a run from before a flag existed does not say is the flag's default.
   defaults = {flag.name: flag.default for flag in key_flags}
-  main_alone(lambda: open_workdir(workdir, config, defaults))
+
+  def may_change(name: str, old: Any, new: Any) -> bool:
+    if not goes_on:
+      return False
+    if name in EVALUATION:
+      return (workdir / "results.json").exists()
+    return name == "steps" and new > old and _goes_on(workdir, old)
+
+  main_alone(lambda: open_workdir(workdir, config, defaults, may_change))
   if is_main():
     print(f"{experiment}: run in {workdir}", file=sys.stderr)
   return workdir
+
+
+def _goes_on(workdir: Path, steps: int) -> bool:
+  """Raises a `ValueError` where a training cannot be longer than it was."""
+  reason = ""
+  if FLAGS.outer_schedule != "constant":
+    reason = f"--outer_schedule={FLAGS.outer_schedule} ends at step size 0"
+  elif FLAGS.learner == "maml_plus_plus":
+    reason = "--learner=maml_plus_plus changes at parts of the whole training"
+  if reason:
+    raise ValueError(
+      f"--steps={FLAGS.steps}: the run in {workdir} is of {steps} steps, and "
+      f"{reason}, so it cannot go on. A new --workdir trains anew."
+    )
+  return True
+
+
+def show_finished(workdir: Path) -> bool:
+  """Prints what came of a run that has ended; False if it has not."""
+  found = read_results(workdir)
+  if found is None or not (workdir / saved.LEARNER).exists():
+    return False
+  if is_main():
+    note = "finished before; delete results.json to evaluate again\n\n"
+    show(workdir, found["metrics"], note=note)
+  return True
 
 
 def outer_optimizer(

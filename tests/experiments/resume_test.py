@@ -259,6 +259,7 @@ def repeated(straight, tmp_path_factory):
   workdirs = {name: folder / name for name in ("whole", "damaged")}
   for path in workdirs.values():
     shutil.copytree(straight, path)
+    (path / "results.json").unlink()  # Else they are shown, and that is all.
   newest = workdirs["damaged"] / "checkpoints" / str(STEPS)
   files = [path for path in newest.rglob("*") if path.is_file()]
   victim = max(files, key=lambda path: path.stat().st_size)
@@ -299,6 +300,46 @@ def test_run_that_has_ended_is_only_evaluated_again(straight, repeated):
   ]
   assert len(same) > 2
   assert [after[name] for name in same] == [before[name] for name in same]
+
+
+def test_results_that_are_there_are_shown_and_nothing_is_written(straight):
+  before = _hashes(straight)
+  ended = _run(straight)
+  assert ended == (0, f"maml_sinusoid: run in {straight}\n")
+  assert _hashes(straight) == before
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_is_one_that_was_longer_at_once(tmp_path):
+  few = {"outer_schedule": "constant", "checkpoint_every": 40, "eval_every": 40}
+  longer, at_once = tmp_path / "longer", tmp_path / "at_once"
+  assert _run(longer, steps=40, **few).code == 0
+  assert _run(longer, steps=80, **few).code == 0
+  assert _run(at_once, steps=80, **few).code == 0
+  arrays = [w / "meta_params.safetensors" for w in (longer, at_once)]
+  assert arrays[0].read_bytes() == arrays[1].read_bytes()
+  assert _results(longer)["metrics"] == _results(at_once)["metrics"]
+  first = json.loads((longer / "earlier" / "results_0.json").read_text())
+  assert first["steps"] == 40
+  # Other test tasks need no training.
+  ended = _run(longer, steps=80, eval_tasks=12, **few)
+  assert (ended.code, "step " in ended.stderr) == (0, False)
+  (metric,) = _results(longer)["metrics"].values()
+  assert metric["num_tasks"] == 12
+  shorter = _run(longer, steps=40, eval_tasks=12, **few)
+  assert (shorter.code, "--steps=80, not 40" in shorter.stderr) == (2, True)
+
+
+def test_a_run_whose_schedule_has_ended_does_not_go_on(straight):
+  before = _hashes(straight)
+  ended = _run(straight, steps=STEPS + 1)
+  assert ended == (
+    2,
+    f"error: --steps={STEPS + 1}: the run in {straight} is of {STEPS} steps, "
+    "and --outer_schedule=cosine ends at step size 0, so it cannot go on. A "
+    "new --workdir trains anew.\n",
+  )
+  assert _hashes(straight) == before
 
 
 def test_workdir_of_other_flags_is_left_alone(straight):
