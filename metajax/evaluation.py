@@ -1,7 +1,7 @@
 """How well a meta-learner learns new tasks, with confidence intervals."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,13 +39,34 @@ class Estimate(NamedTuple):
     ci95: half the width of its 95% confidence interval,
       `1.96 * std / sqrt(num_tasks)`, the tasks being independent.
     num_tasks: how many tasks.
-    of_seeds: the mean of each training, where the interval is over trainings.
   """
 
   mean: float
   ci95: float
   num_tasks: int
+
+  @property
+  def of_seeds(self) -> tuple[float, ...]:
+    """The means of trainings, where the interval is over trainings."""
+    return ()
+
+
+class OverSeeds(Estimate):
+  """A mean over trainings, `t S^-1/2 std` its interval, and what each has.
+
+  Attributes:
+    of_seeds: the mean of each training.
+  """
+
   of_seeds: tuple[float, ...] = ()
+
+  def __new__(
+    cls, mean: float, ci95: float, num_tasks: int, of_seeds: Sequence[float]
+  ) -> "OverSeeds":
+    """Takes the fields of an `Estimate`, and the means."""
+    self = super().__new__(cls, mean, ci95, num_tasks)
+    self.of_seeds = tuple(of_seeds)
+    return self
 
 
 def estimate(values: ArrayLike) -> Estimate:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from metajax.evaluation import Estimate
+from metajax.evaluation import Estimate, OverSeeds
 from metajax.training.legal_json import legal_json
 from metajax.training.processes import is_main
 
@@ -113,11 +113,11 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
   try:
     found = json.loads(path.read_text())
     found["metrics"] = {
-      name: Estimate(
+      name: OverSeeds(
         float(value["mean"]),
         float(value["ci95"]),
         value["num_tasks"],
-        tuple(map(float, value.get("of_seeds", ()))),
+        [float(mean) for mean in value.get("of_seeds", ())],
       )
       for name, value in found["metrics"].items()
     }
@@ -190,8 +190,8 @@ def write_results(
       "experiment": experiment,
       "protocol": dict(protocol),
       "metrics": {
-        # Most have no trainings to tell apart.
-        name: {k: v for k, v in value._asdict().items() if v != ()}
+        name: value._asdict()
+        | ({"of_seeds": value.of_seeds} if value.of_seeds else {})
         for name, value in metrics.items()
       },
       "wall_seconds": wall_seconds,

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.special
 from absl import flags
 
-from metajax.evaluation import Estimate
+from metajax.evaluation import Estimate, OverSeeds
 from metajax.runs.flags import FLAGS, MAX_SEED
 from metajax.types import Params, PRNGKey
 
@@ -67,6 +67,4 @@ def _over_seeds(estimates: list[Estimate]) -> Estimate:
   t = scipy.special.stdtrit(len(means) - 1, 0.975)
   ci95 = t * means.std(ddof=1) / np.sqrt(len(means))
   num_tasks = sum(e.num_tasks for e in estimates)
-  return Estimate(
-    float(means.mean()), float(ci95), num_tasks, tuple(means.tolist())
-  )
+  return OverSeeds(float(means.mean()), float(ci95), num_tasks, means.tolist())

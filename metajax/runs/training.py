@@ -23,6 +23,7 @@ from metajax.training import (
   meta_trainer,
   task_mesh,
 )
+from metajax.training.logging import tell
 from metajax.training.loop import Schedule, Trained, fit
 from metajax.training.mesh import usable_cores
 from metajax.training.processes import is_main, main_alone
@@ -97,8 +98,7 @@ def start(
     return name == "steps" and new > old and _goes_on(workdir, old)
 
   main_alone(lambda: open_workdir(workdir, config, defaults, may_change))
-  if is_main():
-    print(f"{experiment}: run in {workdir}", file=sys.stderr)
+  tell(f"{experiment}: run in {workdir}")
   return workdir
 
 
@@ -166,13 +166,6 @@ def trainer(
 
   `rng`, if given, is the key of the tasks in place of that of the seed.
   """
-  mesh = task_mesh(FLAGS.meta_batch)
-  if is_main() and mesh.size < jax.device_count():
-    print(
-      f"{mesh.size} of {jax.device_count()} devices are used: --meta_batch="
-      f"{FLAGS.meta_batch} divides over no more",
-      file=sys.stderr,
-    )
   return meta_trainer(
     learner,
     outer_optimizer(FLAGS.outer_schedule, rule=rule),
@@ -181,7 +174,6 @@ def trainer(
     rng=task_key(seed) if rng is None else rng,
     task_chunk=FLAGS.task_chunk or None,
     skip_non_finite=skip_non_finite,
-    mesh=mesh,
   )
 
 
@@ -197,6 +189,12 @@ def train(
   `rng`, if given, is the key of the initial parameters, or those of seeds.
   """
   rng = init_key() if rng is None else rng
+  used, there = task_mesh(FLAGS.meta_batch).size, jax.device_count()
+  if used < there:
+    tell(
+      f"{used} of {there} devices are used: --meta_batch={FLAGS.meta_batch} "
+      "divides over no more"
+    )
   return fit(
     trainer,
     rng,
@@ -246,8 +244,8 @@ def together(calls: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
   One after the other where there are other processes, which must compute the
   same in the same order.
   """
-  if is_main() and len(calls) > 1:
-    print(f"{len(calls)} test evaluations", file=sys.stderr, flush=True)
+  if len(calls) > 1:
+    tell(f"{len(calls)} test evaluations")
   alone = jax.process_count() == 1
   at_once = min(len(calls), usable_cores(), 4) if alone else 1
   with concurrent.futures.ThreadPoolExecutor(at_once) as pool:

@@ -73,9 +73,12 @@ def run_logger(
       logging.warning("step %d could not be recorded: %s.", step, error)
     for name, value in scalars.items():
       board.add_scalar(name, value, step)
+    line = f"step {step}/{num_steps}  {_pretty(scalars)}"
     if not live:
       # In one piece, for what a signal's handler says to come before or after.
-      sys.stderr.write(f"step {step}/{num_steps}  {_pretty(scalars)}\n")
+      sys.stderr.write(f"{line}\n")
+    elif any(name.startswith("validation/") for name in scalars):
+      bar.write(line, file=sys.stderr)  # The bar itself shows the newest alone.
 
   def progress(step: int, scalars: dict[str, float]) -> None:
     bar.set_postfix_str(_pretty(scalars), refresh=False)
@@ -88,6 +91,12 @@ def run_logger(
       jsonl.close()
 
   return Logger(write, progress, close)
+
+
+def tell(line: str) -> None:
+  """Says on standard error what a quiet moment is for."""
+  if is_main():
+    print(line, file=sys.stderr, flush=True)
 
 
 def read_jsonl(path: Path) -> list[dict]:

@@ -12,7 +12,7 @@ import jax
 from absl import logging
 
 from metajax.training import checkpoint, seeds
-from metajax.training.logging import run_logger
+from metajax.training.logging import run_logger, tell
 from metajax.training.processes import agree, on_this_process
 from metajax.training.state import Trainer, TrainState
 from metajax.training.watching import caught_signals, stalls_noticed
@@ -133,6 +133,8 @@ def fit(
   }
   earlier, num_seeds = notes["wall_seconds"], seeds.count(rng) or 1
   step = int(state.step)
+  if step:
+    tell(f"resumed at step {step}")
 
   if step > schedule.num_steps:
     raise ValueError(
@@ -147,6 +149,7 @@ def fit(
       round(notes["skipped_steps"]),
     )
 
+  tell("compiling the training loop")
   before_compile = time.monotonic()
   train, _ = trainer.compile(state)
   notes["compile_seconds"] += time.monotonic() - before_compile
@@ -195,6 +198,7 @@ def fit(
         scores = validate(state)
         scalars |= {f"validation/{k}": v for k, v in scores.items()}
       if scalars:
+        scalars["wall_seconds"] = earlier + time.monotonic() - start
         logger.write(step, scalars)
       # Processes differ in their clocks, and not all may get a signal.
       steps_per_call, signum = agree(steps_per_call, caught[0] if caught else 0)

@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax import variables
 from metajax.numerics import wide
 from metajax.training import seeds
 from metajax.training.chunking import choose_task_chunk
@@ -52,7 +53,8 @@ def meta_trainer(
     g = 1/B sum_{chunks c} |c| meta_grad(theta, episodes_c)
     theta <- theta + optimizer(g)
 
-  so the memory in use is that of one chunk. Task i of step s is drawn from
+  so the memory in use is that of one chunk. The metrics are the learner's, and
+  "gradient_norm", that of g. Task i of step s is drawn from
   `fold_in(fold_in(rng, s), i)`: the tasks depend neither on the chunks nor on
   the devices nor on where a run was interrupted. (What a stochastic learner
   draws does depend on the chunk: `meta_grad` takes one key for all of it.)
@@ -155,6 +157,8 @@ def meta_trainer(
     grads, metrics = sharded_grad(state.meta_params, given, state.step, rng)
 
     def update(state, grads, metrics, rng):
+      norm = optax.tree.norm(variables.weights(grads))
+      metrics = {**metrics, "gradient_norm": wide(norm)}
       new = next_state(
         optimizer,
         state,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from metajax.evaluation import Estimate
+from metajax.evaluation import OverSeeds
 from metajax.learners import maml
 from metajax.losses import cross_entropy
 from metajax.models.mlp import MLP
@@ -28,7 +28,7 @@ def test_images_of_any_size_and_colour_are_drawn(shape, tmp_path):
 
 
 def test_an_interval_over_seeds_counts_seeds(tmp_path, capsys):
-  of_seeds = Estimate(0.5, 0.1, 300, (0.4, 0.5, 0.6))
+  of_seeds = OverSeeds(0.5, 0.1, 300, (0.4, 0.5, 0.6))
   training.show(tmp_path, {"accuracy": of_seeds})
   table = capsys.readouterr().out
   assert "seeds" in table
@@ -36,7 +36,7 @@ def test_an_interval_over_seeds_counts_seeds(tmp_path, capsys):
 
 
 def test_a_result_that_is_not_finite_is_an_error_that_names_the_seed(tmp_path):
-  broken = Estimate(math.nan, math.nan, 20, (0.4, math.nan))
+  broken = OverSeeds(math.nan, math.nan, 20, (0.4, math.nan))
   training.FLAGS(["test", "--seed=5"])
   with pytest.raises(ValueError, match=r"mse is nan by --seed=6: .*diverges"):
     training.show(tmp_path, {"mse": broken})

@@ -180,11 +180,13 @@ def test_validation_alone_makes_a_line_without_training_metrics(tmp_path):
     lambda state: {"accuracy": 1.0},
   )
   first, second = _lines(tmp_path)
+  assert 0 < first.pop("wall_seconds") < second["wall_seconds"]
   assert first == {"step": 2, "validation/accuracy": 1.0}
   assert set(second) == {
     "step",
     "loss",
     "tasks_per_second",
+    "wall_seconds",
     "validation/accuracy",
   }
 
@@ -223,7 +225,8 @@ def test_run_that_lost_its_newest_checkpoint_has_every_line_once(tmp_path):
   for old, new in zip(before, after, strict=True):
     # Up to the checkpoint, the line itself; then one of the same numbers.
     assert old == new or new["step"] > 8
-    del old["tasks_per_second"], new["tasks_per_second"]
+    for clock in ("tasks_per_second", "wall_seconds"):
+      del old[clock], new[clock]
     assert old == new
 
 
@@ -341,7 +344,7 @@ def test_second_signal_does_what_it_did_before(signum, tmp_path, capfd):
       _fit(Counter(during), Schedule(2, 1, 1, 1), tmp_path)
   finally:
     signal.signal(signum, before)
-  assert capfd.readouterr().err.startswith("stopping after a checkpoint; ")
+  assert "\nstopping after a checkpoint; " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("end", ["whole", "interrupted", "raised"])

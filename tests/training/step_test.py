@@ -104,7 +104,10 @@ def _python_run(num_steps):
     mean_grads = jax.tree.map(lambda g: jnp.asarray(g.mean(axis=0)), grads)
     updates, state = optimizer.update(mean_grads, state, params)
     params = {k: params[k] + updates[k] for k in params}
-    history.append({"loss": losses.mean(), "bias": biases.mean()})
+    norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in mean_grads.values()))
+    history.append(
+      {"loss": losses.mean(), "bias": biases.mean(), "gradient_norm": norm}
+    )
   means = {k: np.mean([m[k] for m in history]) for k in history[0]}
   return TrainState(num_steps, params, state), means
 
@@ -406,7 +409,7 @@ def spread(tmp_path_factory):
 def test_meta_gradient_metrics_and_scores_are_those_of_one_device(name, spread):
   one = "1 device/"
   keys = [k.removeprefix(one) for k in spread if k.startswith(one)]
-  assert len(keys) == 2 * (2 + 2) + 1
+  assert len(keys) == 2 * (2 + 3) + 1  # Arrays and metrics, and a score.
   for key in keys:
     expected = spread[one + key]
     scale = np.max(np.abs(expected))
