@@ -48,6 +48,8 @@ def test_step_that_is_not_finite_ends_the_run_and_can_be_replayed(
   assert set(shown["metrics"]) == {"loss", "gradient_norm"}
   assert all(value == [False, False] for value in shown["finite"].values())
   skipped = run("--skip_non_finite")
-  assert skipped.returncode == 0, skipped.stderr
+  # It has learned nothing, and that is said where a script can see it.
+  assert skipped.returncode == 2
+  assert "error: mse_5_shot_1_steps is inf: " in skipped.stderr
   results = json.loads((tmp_path / "run/results.json").read_text())
   assert results["protocol"]["skipped_steps"] == 3
