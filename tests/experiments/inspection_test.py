@@ -36,9 +36,10 @@ def test_step_that_is_not_finite_ends_the_run_and_can_be_replayed(
   ended = run()
   assert ended.returncode == 2
   assert ended.stderr.splitlines()[1:] == [
+    "compiling the training loop",
     "error: the loss, the gradient or the update of step 0 is not finite; a "
     "checkpoint of the state before is written. --replay_step=0 shows its "
-    "tasks (of --seed=0), --skip_non_finite goes on without such steps."
+    "tasks (of --seed=0), --skip_non_finite goes on without such steps.",
   ]
   replayed = run("--replay_step=0")
   assert replayed.returncode == 0, replayed.stderr
