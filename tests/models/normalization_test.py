@@ -97,7 +97,12 @@ def _pixels(x):
 
 @pytest.mark.parametrize(
   ("window", "taps"),
-  [(None, None), ((2, 2), None), ((3, 2), None), ((2, 2), _pixels)],
+  [
+    pytest.param(None, None, marks=pytest.mark.slow),
+    ((2, 2), None),
+    pytest.param((3, 2), None, marks=pytest.mark.slow),
+    ((2, 2), _pixels),
+  ],
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_batch_norm_and_its_derivatives_are_the_definitions(
