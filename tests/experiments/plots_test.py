@@ -33,6 +33,7 @@ def test_images_of_any_size_and_colour_are_drawn(shape, tmp_path):
 # In a process of its own, for the flags.
 TABLES = """
 import pathlib, sys
+from metajax.evaluation import OverSeeds
 from metajax.runs import training
 training.FLAGS(["test", "--seed=5"])
 folder = pathlib.Path(sys.argv[1])
