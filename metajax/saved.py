@@ -222,6 +222,11 @@ def load(
     raise ValueError(f"seed={seed}: {folder} has trainings 0 to {seeds - 1}.")
   recipe = Recipe(**about)
   if num_eval_steps is not None:
+    if recipe.learner in ENCODED:
+      raise ValueError(
+        f"num_eval_steps={num_eval_steps}: {recipe.learner} has no inner steps; "
+        "leave it out."
+      )
     recipe = recipe._replace(num_eval_steps=num_eval_steps)
   learner = build(recipe, model=model)
   inputs = jax.ShapeDtypeStruct(

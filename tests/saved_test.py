@@ -86,6 +86,13 @@ def test_one_of_several_trainings_and_other_inner_steps(tmp_path):
     metajax.load(tmp_path, seed=2)
 
 
+def test_steps_of_what_has_none_are_refused(tmp_path):
+  recipe = _recipe("prototypical")
+  saved.save(tmp_path, recipe, _params(recipe), IMAGE)
+  with pytest.raises(ValueError, match="prototypical has no inner steps"):
+    metajax.load(tmp_path, num_eval_steps=3)
+
+
 def test_a_model_of_ones_own_is_given_again(tmp_path):
   class Own(nn.Module):
     @nn.compact

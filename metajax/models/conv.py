@@ -109,6 +109,7 @@ def window_taps(x: Array, kernel: Array) -> list[Array]:
   taps = []
   for a in range(WINDOW[0]):
     for b in range(WINDOW[1]):
+      # That of "SAME" is (1, 1); the last window begins a pixel before the end.
       padding = [(1 - a, a), (1 - b, b)]
       taps.append(patch_conv(x, kernel, WINDOW, padding))
   return taps
