@@ -224,8 +224,8 @@ def load(
   if num_eval_steps is not None:
     if recipe.learner in ENCODED:
       raise ValueError(
-        f"num_eval_steps={num_eval_steps}: {recipe.learner} has no inner steps; "
-        "leave it out."
+        f"num_eval_steps={num_eval_steps}: {recipe.learner} has no inner "
+        "steps; leave it out."
       )
     recipe = recipe._replace(num_eval_steps=num_eval_steps)
   learner = build(recipe, model=model)
