@@ -12,6 +12,7 @@ import metajax
 from metajax import saved
 from metajax.learners import REGISTRY
 from metajax.types import Batch
+from tests.slow import slow_but
 
 WAYS = 3
 IMAGE = jax.ShapeDtypeStruct((4, 4, 1), jnp.dtype("float32"))
@@ -52,7 +53,10 @@ def _predictions(recipe, params, model=None):
 @pytest.mark.parametrize(
   "recipe",
   [
-    *map(_recipe, REGISTRY),
+    *slow_but(
+      [_recipe(name) for name in ("maml", "maml_plus_plus", "ridge")],
+      map(_recipe, REGISTRY),
+    ),
     _recipe(model={"name": "conv4", "filters": 8, "num_blocks": 1}),
     _recipe(model=MLP | {"normalization": "running"}),  # It has state.
     _recipe(inner_optimizer={"name": "adam", "learning_rate": 0.01}),

@@ -18,7 +18,7 @@ from metajax.tasks.few_shot import few_shot_episodes
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (4, 6, 1), (4, 4, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 6, 3)])
 def test_images_of_any_size_and_colour_are_drawn(shape, tmp_path):
   images = jnp.ones((4, 3, *shape), jnp.uint8)
   tasks = few_shot_episodes(images, 2, 1, 1)

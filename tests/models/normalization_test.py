@@ -104,7 +104,9 @@ def _pixels(x):
     ((2, 2), _pixels),
   ],
 )
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+  "masked", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_batch_norm_and_its_derivatives_are_the_definitions(
   window, taps, masked, monkeypatch
 ):
