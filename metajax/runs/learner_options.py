@@ -101,8 +101,8 @@ def recipe(
   )
 
 
-def own(name: str) -> dict[str, Any]:
-  """Returns a learner's own options.
+def own(name: str, steps: int | None = None) -> dict[str, Any]:
+  """Returns a learner's own options, of a training of `steps`, or --steps.
 
   Raises:
     ValueError: if a flag of another learner is given.
@@ -116,7 +116,7 @@ def own(name: str) -> dict[str, Any]:
   options = registry.OPTIONS[name]
   given = {option.name: FLAGS[option.name].value for option in options}
   setting = Setting(
-    steps=FLAGS.steps,
+    steps=FLAGS.steps if steps is None else steps,
     normalizes="normalization" in FLAGS and FLAGS.normalization != "none",
     inner_lr=FLAGS.inner_lr,
     inner_optimizer=FLAGS.inner_optimizer,

@@ -104,11 +104,16 @@ def start(
 
 def _goes_on(workdir: Path, steps: int) -> bool:
   """Raises a `ValueError` where a training cannot be longer than it was."""
+  # Scripts whose runs go on have its flags; others must not get them.
+  from metajax.runs import learner_options
+
   reason = ""
   if FLAGS.outer_schedule != "constant":
     reason = f"--outer_schedule={FLAGS.outer_schedule} ends at step size 0"
-  elif FLAGS.learner == "maml_plus_plus":
-    reason = "--learner=maml_plus_plus changes at parts of the whole training"
+  elif learner_options.own(FLAGS.learner, steps) != (
+    learner_options.own(FLAGS.learner)
+  ):
+    reason = f"--learner={FLAGS.learner} changes at parts of the whole training"
   if reason:
     raise ValueError(
       f"--steps={FLAGS.steps}: the run in {workdir} is of {steps} steps, and "
