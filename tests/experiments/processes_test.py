@@ -159,4 +159,5 @@ def test_it_goes_on_from_its_checkpoint_with_processes_and_without(
       if name == "two":
         assert a.tobytes() == b.tobytes()
       else:
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+        # By the array: Adam divides, so elements near zero have no digits.
+        assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b)
