@@ -7,7 +7,7 @@ run, and compares on the same test tasks: the runs themselves, the ensemble of
 their adapted predictions, EMA and SWA, uniform and greedy soups of snapshots
 and of seeds (as they are, and with their filters matched), and learned weights.
 Differences to the first run are paired. With `--member_workdirs` the members
-are runs of `experiments.maml_omniglot` instead, which keep no averages.
+are runs of `experiments.few_shot` instead, which keep no averages.
 """
 
 import functools
@@ -29,7 +29,7 @@ from metajax.learners import (
 )
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
-from metajax.runs import plots, training
+from metajax.runs import plots, report, scoring, training
 from metajax.runs.finished import define_runs, find_runs, read_run
 from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
@@ -227,7 +227,7 @@ def main() -> None:
       f"{name:34} {value.mean():.4f}  {gains[name].mean:+.4f} "
       f"+- {gains[name].ci95:.4f}"
     )
-  training.finish(
+  report.finish(
     runs.workdir,
     "aggregate_omniglot",
     {
@@ -257,7 +257,7 @@ def values(
 ) -> Callable[[Params], np.ndarray]:
   """Returns `meta_params -> accuracies`, of the same tasks for everybody."""
   num_tasks = {"validation": 200, "test": FLAGS.eval_tasks}[split]
-  score = training.task_scorer(
+  score = scoring.task_scorer(
     learner, getattr(splits, split), {"accuracy": accuracy}, split, num_tasks
   )
   return lambda params: score(params)["accuracy"]

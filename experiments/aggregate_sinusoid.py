@@ -28,7 +28,7 @@ from metajax import aggregation
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import learned_average, learned_ensemble, maml
 from metajax.losses import mean_squared_error
-from metajax.runs import plots, training
+from metajax.runs import plots, report, rng_keys, scoring
 from metajax.runs.flags import FLAGS, refuse
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
@@ -130,7 +130,7 @@ class Regression(Stages):
       optax.adam(optax.cosine_decay_schedule(0.05, steps)),
       sinusoid(SHOTS, 10),
       meta_batch=FLAGS.meta_batch,
-      rng=training.task_key(),
+      rng=rng_keys.task_key(),
     )
     tenth = max(1, steps // 10)
     schedule = Schedule(steps, tenth, tenth, tenth)
@@ -146,7 +146,7 @@ def scorer(build: Build, steps: int, split: str):
     params, rate = tuned
     return build(steps, rate).adapt(params, support, rng)
 
-  score = training.scorer(
+  score = scoring.scorer(
     build(steps, 0.0)._replace(adapt=adapt),
     sinusoid(SHOTS, 100),
     {"mse": mean_squared_error},
@@ -227,7 +227,7 @@ def main() -> None:
   )
   draw_sizes(runs.workdir, stack, posterior)
   draw_barrier(runs.workdir, jax.random.fold_in(rng, FLAGS.regressors + 1))
-  training.finish(
+  report.finish(
     runs.workdir,
     "aggregate_sinusoid",
     {

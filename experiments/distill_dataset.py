@@ -33,7 +33,7 @@ from metajax.evaluation import Estimate, estimate
 from metajax.learners import distill_data
 from metajax.losses import accuracy
 from metajax.models.mlp import MLP
-from metajax.runs import plots, training
+from metajax.runs import plots, report, rng_keys, scoring, training
 from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
@@ -154,7 +154,7 @@ def main() -> None:
     """Accuracies of fresh networks: each a task, the test set its query."""
     # Only evaluated, so the objective is none.
     learner = distill_data(model, unrolled(model, 0), everything, steps)
-    score = training.task_scorer(
+    score = scoring.task_scorer(
       learner, test, {"accuracy": accuracy}, "test", FLAGS.eval_tasks
     )
     return lambda synthetic: score(synthetic)["accuracy"]
@@ -184,7 +184,7 @@ def main() -> None:
       if name == "kip":
         metrics[f"{name}_{number}_kernel"] = kernel_score(synthetic, data.test)
   plots.mosaics(runs.workdir / "synthetic.png", images, num_classes)
-  training.finish(
+  report.finish(
     runs.workdir,
     "distill_dataset",
     {
@@ -215,7 +215,7 @@ def train(
     optax.chain(optax.clip_by_global_norm(1.0), adam),
     tasks,
     meta_batch=FLAGS.meta_batch,
-    rng=training.task_key(),
+    rng=rng_keys.task_key(),
     task_chunk=FLAGS.task_chunk or None,
   )
   trained = runs.train(name, trainer, training.schedule(), FLAGS.meta_batch)

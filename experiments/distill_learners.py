@@ -7,7 +7,7 @@ as their ensemble does: how much of the ensemble's gain does it keep, at a
 fraction of the cost? And a slow learner teaches a fast one: a prototypical
 network, which takes no gradient step at all, learns alone, and from the first
 MAML run with all its steps. `--teacher_workdirs` takes finished runs of
-`experiments.maml_omniglot` for the ensemble.
+`experiments.few_shot` for the ensemble.
 """
 
 import jax
@@ -26,7 +26,7 @@ from metajax.learners import (
 )
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
-from metajax.runs import training
+from metajax.runs import scoring
 from metajax.runs.finished import define_runs, find_runs, read_run
 from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
@@ -117,7 +117,7 @@ def main() -> None:
       runs.meta_train(name, trained, splits.train, seed=seed),
     )
   values = {
-    name: training.task_scorer(
+    name: scoring.task_scorer(
       tested, splits.test, report, "test", FLAGS.eval_tasks
     )(params)["accuracy"]
     for name, (tested, params) in rows.items()
@@ -137,7 +137,7 @@ def main() -> None:
     print(f"\nof the ensemble's gain, the student keeps {kept:.2f}")
   else:
     print("\nthe ensemble is no better than the student alone")
-  training.finish(
+  report.finish(
     runs.workdir,
     "distill_learners",
     {

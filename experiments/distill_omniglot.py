@@ -29,7 +29,7 @@ from metajax import distillation
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import embedding, logistic, ridge
 from metajax.losses import accuracy, cross_entropy
-from metajax.runs import plots, training
+from metajax.runs import plots, report, scoring
 from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
 from metajax.tasks import few_shot_episodes
@@ -122,8 +122,8 @@ def main() -> None:
     for kind in ("distilled", "ensemble", "born_again", "hints")
   }
   draw(students, metrics, sizes)
-  report(stacks, metrics, sizes, recovered, tasks)
-  training.finish(
+  print_rows(stacks, metrics, sizes, recovered, tasks)
+  report.finish(
     students.runs.workdir,
     "distill_omniglot",
     {
@@ -234,7 +234,7 @@ def scorers(students: Classifiers) -> dict[str, Callable[..., np.ndarray]]:
       cross_entropy,
       normalize=True,
     )
-    return training.task_scorer(
+    return scoring.task_scorer(
       learner, tasks, {"accuracy": accuracy}, "test", FLAGS.eval_tasks
     )
 
@@ -273,7 +273,7 @@ def draw(students: Classifiers, metrics, sizes) -> None:
   )
 
 
-def report(stacks, metrics, sizes, recovered, tasks) -> None:
+def print_rows(stacks, metrics, sizes, recovered, tasks) -> None:
   """Prints a line for each network."""
   print(f"\n{'':20} accuracy  agreement  " + "  ".join(tasks))
   for name in stacks:

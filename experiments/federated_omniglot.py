@@ -19,7 +19,7 @@ from absl import flags
 from metajax.evaluation import Estimate, estimate
 from metajax.losses import cross_entropy
 from metajax.models.conv import conv4
-from metajax.runs import plots, training
+from metajax.runs import plots, report, rng_keys, training
 from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
@@ -93,7 +93,7 @@ def main() -> None:
       optax.sgd(rate),
       server,
       clients_per_round=FLAGS.meta_batch,
-      rng=training.task_key(),
+      rng=rng_keys.task_key(),
       local_epochs=epochs,
       batch_size=size,
       proximal=proximal,
@@ -122,7 +122,7 @@ def main() -> None:
   print(f"\nrounds to a validation accuracy of {FLAGS.target}:")
   for name, number in rounds.items():
     print(f"  {name:18} {number or f'more than {FLAGS.steps}'}")
-  training.finish(
+  report.finish(
     runs.workdir,
     "federated_omniglot",
     {

@@ -21,7 +21,17 @@ from absl import flags
 from metajax import saved
 from metajax.learners import ENCODED
 from metajax.losses import mean_squared_error
-from metajax.runs import inspection, learner_options, plots, seeds, training
+from metajax.runs import (
+  folder,
+  inspection,
+  learner_options,
+  plots,
+  report,
+  rng_keys,
+  scoring,
+  seeds,
+  training,
+)
 from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
 from metajax.tasks import sinusoid
@@ -74,7 +84,7 @@ def main() -> None:
     return saved.build(recipe(eval_steps))
 
   def scores(shots: int, eval_steps: int, split: str, num_tasks: int):
-    score = training.scorer(
+    score = scoring.scorer(
       learner(eval_steps),
       sinusoid(shots, EVAL_QUERY_SHOTS),
       {"mse": mean_squared_error},
@@ -96,19 +106,19 @@ def main() -> None:
     train_tasks,
     rule=FLAGS.outer_optimizer,
     skip_non_finite=FLAGS.skip_non_finite,
-    rng=seeds.keys(training.task_key),
+    rng=seeds.keys(rng_keys.task_key),
   )
-  workdir = training.start("maml_sinusoid", goes_on=True)
+  workdir = folder.start("maml_sinusoid", goes_on=True)
   if FLAGS.replay_step is not None:
     inspection.replay(workdir, trainer, learner(FLAGS.inner_steps), train_tasks)
     return
-  if training.show_finished(workdir):
+  if report.show_finished(workdir):
     return
   trained = training.train(
     trainer,
     workdir,
     lambda params: {"mse": validation(params)["mse"].mean},
-    rng=seeds.keys(training.init_key),
+    rng=seeds.keys(rng_keys.init_key),
   )
   params = trained.state.meta_params
 
@@ -117,7 +127,7 @@ def main() -> None:
 
   # Learners without inner steps have read the support with none of them.
   stepwise = name not in ENCODED
-  metrics = training.together(
+  metrics = scoring.together(
     {
       f"mse_{shots}_shot" + f"_{steps}_steps" * stepwise: functools.partial(
         test, shots, steps
@@ -142,7 +152,7 @@ def main() -> None:
     sinusoid(FLAGS.eval_shots[0], EVAL_QUERY_SHOTS),
     jax.random.key(FLAGS.eval_seed),
   )
-  training.finish(
+  report.finish(
     workdir,
     "maml_sinusoid",
     {

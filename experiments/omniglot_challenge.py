@@ -21,7 +21,7 @@ from metajax.evaluation import Estimate, estimate, solve
 from metajax.learners import ANY_WAYS
 from metajax.losses import accuracy
 from metajax.models.normalization import NORMALIZATIONS, statistics
-from metajax.runs import learner_options, training
+from metajax.runs import learner_options, report
 from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
@@ -118,7 +118,7 @@ def main() -> None:
       metrics[key] = estimate(100 * wrong)
       interval = stats.binomtest(int(wrong.sum()), wrong.size).proportion_ci()
       intervals[key] = [100 * interval.low, 100 * interval.high]
-  training.finish(
+  report.finish(
     stages.workdir,
     "omniglot_challenge",
     {

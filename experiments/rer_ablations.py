@@ -24,7 +24,7 @@ from metajax.evaluation import estimate
 from metajax.models.recurrent import Recurrent
 from metajax.replay import Objective, q_discrepancy, q_player
 from metajax.replay.sequences import sequence_starts
-from metajax.runs import training
+from metajax.runs import report, rng_keys
 from metajax.runs.flags import FLAGS, refuse
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
@@ -121,7 +121,7 @@ def main() -> None:
     "reward of a task, validation",
   )
   base = totals["base"]
-  training.finish(
+  report.finish(
     stages.workdir,
     "rer_ablations",
     {
@@ -150,7 +150,7 @@ class Discrepant:
 
   def __init__(self, tasks: Trials, network: Recurrent, objective: Objective):
     self._before = None
-    keys = jax.random.split(training.evaluation_key("validation"), NUM_TRIALS)
+    keys = jax.random.split(rng_keys.evaluation_key("validation"), NUM_TRIALS)
 
     @jax.jit
     def measure(old, new):

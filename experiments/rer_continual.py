@@ -29,7 +29,7 @@ from metajax import continual
 from metajax.evaluation import Estimate, estimate
 from metajax.models.mlp import MLP
 from metajax.results import write_results
-from metajax.runs import plots, training
+from metajax.runs import folder, plots, report, rng_keys
 from metajax.runs.flags import FLAGS, refuse
 from metajax.runs.script import run
 from metajax.types import Array, Batch, Params, PRNGKey
@@ -103,7 +103,7 @@ def methods() -> dict[str, Method]:
 
 def main() -> None:
   refuse(*NO_EFFECT.split(), "coordinator")
-  workdir = training.start("rer_continual")
+  workdir = folder.start("rer_continual")
   began = time.perf_counter()
   train, validation, test = load()
   both = jax.tree.map(lambda *x: jnp.concatenate(x), train, validation)
@@ -160,7 +160,7 @@ def main() -> None:
     steps=FLAGS.tasks * FLAGS.examples,
     seed=FLAGS.seed,
   )
-  training.show(workdir, metrics, "streams")
+  report.show(workdir, metrics, "streams")
 
 
 def choose(
@@ -216,7 +216,7 @@ def streams(
 ) -> continual.Stream:
   """Makes the fixed streams of a split, `[streams, tasks, ...]`."""
   make = STREAMS[FLAGS.stream]
-  keys = jax.random.split(training.evaluation_key(split), number)
+  keys = jax.random.split(rng_keys.evaluation_key(split), number)
   one = lambda key: make(train, test, FLAGS.tasks, FLAGS.examples, key)  # noqa: E731
   return jax.jit(jax.vmap(one))(keys)
 

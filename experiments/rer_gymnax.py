@@ -20,7 +20,7 @@ from absl import flags
 from experiments.shared import contests, replaying, trial_plots
 from metajax import players
 from metajax.evaluation import Estimate, estimate
-from metajax.runs import plots, training
+from metajax.runs import plots, rng_keys
 from metajax.runs.flags import FLAGS, refuse
 from metajax.runs.script import run
 from metajax.tasks.trials import Player, Step, Trials, play, trials
@@ -120,7 +120,7 @@ def walks(tasks: Trials, player: Player) -> dict[str, list[trial_plots.Walk]]:
     )
 
   shown = Player(player.start, act), tasks._replace(reset=reset, step=step)
-  keys = jax.random.split(training.evaluation_key("test"), MAZES)
+  keys = jax.random.split(rng_keys.evaluation_key("test"), MAZES)
   steps = jax.jit(jax.vmap(lambda key: play(*shown, key).steps))(keys)
   places, goals = np.split(np.asarray(steps.observation[..., :4], int), 2, -1)
   rewarded, ended = np.asarray(steps.reward) > 0, np.asarray(steps.ended)

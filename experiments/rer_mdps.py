@@ -21,7 +21,7 @@ from absl import flags
 from experiments.shared import contests, replaying
 from metajax import players
 from metajax.evaluation import Estimate, estimate
-from metajax.runs import plots, training
+from metajax.runs import plots, rng_keys
 from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
 from metajax.tasks.trials import Trials
@@ -132,7 +132,7 @@ def optima(tasks: Trials, discount: float = 1.0) -> np.ndarray:
     (params, *_), _ = tasks.reset(task_key)
     return players.optimal_value(params, SIZES, discount)
 
-  keys = jax.random.split(training.evaluation_key("test"), FLAGS.eval_tasks)
+  keys = jax.random.split(rng_keys.evaluation_key("test"), FLAGS.eval_tasks)
   return np.asarray(jax.jit(jax.vmap(one))(keys))
 
 

@@ -25,7 +25,7 @@ from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import Cell
 from metajax.replay import EpisodeReplay, episode_replay_trainer
-from metajax.runs import plots, training
+from metajax.runs import plots, report, rng_keys, training
 from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
@@ -117,7 +117,7 @@ def main() -> None:
     "presentation of a character",
     "accuracy in percent",
   )
-  training.finish(
+  report.finish(
     runs.workdir,
     "rer_omniglot",
     {
@@ -169,7 +169,7 @@ def plans(tasks: TaskFamily, kept: EpisodeReplay) -> dict[str, Plan]:
     training.outer_optimizer(FLAGS.outer_schedule),
     tasks,
     kept,
-    rng=training.task_key(),
+    rng=rng_keys.task_key(),
   )
   return {
     "fresh": Plan(fresh, FLAGS.steps, FLAGS.steps * FLAGS.meta_batch),
@@ -198,7 +198,7 @@ def scorer(
 ) -> Callable[[Params], Array]:
   """Returns `params -> accuracies [tasks, presentations]` on fixed tasks."""
   reader = sequence_learner(encoder(), **sizes())
-  keys = jax.random.split(training.evaluation_key(split), num_tasks)
+  keys = jax.random.split(rng_keys.evaluation_key(split), num_tasks)
 
   def one(params: Params, family: TaskFamily, key: PRNGKey) -> Array:
     sequence = family(key).support

@@ -3,7 +3,7 @@
   python -m metajax.classify WORKDIR FOLDER
 
 WORKDIR is the folder of a run that learned to tell images apart, of
-`experiments.maml_omniglot`, say. In FOLDER a sub-folder for each class holds a
+`experiments.few_shot`, say. In FOLDER a sub-folder for each class holds a
 few images of it, and the images to be labelled lie beside the sub-folders::
 
   FOLDER/cat/1.jpg  FOLDER/cat/2.jpg  FOLDER/dog/1.jpg  FOLDER/unknown.jpg ...

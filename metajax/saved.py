@@ -184,7 +184,7 @@ def load(
 
   ::
 
-    loaded = metajax.load("runs/maml_omniglot-1a2b3c4d")
+    loaded = metajax.load("runs/few_shot-1a2b3c4d")
     task_params = loaded.adapt(metajax.Batch(images, labels))
     logits = loaded.predict(task_params, new_images)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Writes a trace of an experiment: what runs on the devices, when, and how long.
 #
-#   scripts/profile.sh TRACE python -m experiments.maml_omniglot --steps=20
+#   scripts/profile.sh TRACE python -m experiments.few_shot --steps=20
 #
 # The folder TRACE is for TensorBoard (pip install tensorboard xprof; tensorboard
 # --logdir=TRACE), its perfetto_trace.json.gz for https://ui.perfetto.dev. The

@@ -66,7 +66,7 @@ for row in "${rows[@]}"; do
   echo "== $name: $steps meta-steps"
   mkdir -p "$out" && echo "$flags" > "$workdir.flags"
   # shellcheck disable=SC2086 # Flags are several words.
-  python -m experiments.maml_omniglot --workdir="$workdir" $flags \
+  python -m experiments.few_shot --workdir="$workdir" $flags \
     --steps=$steps --outer_schedule=cosine --eval_every=$((steps / 8 + 1)) \
     --log_every=$((steps / 40 + 1)) --checkpoint_every=$((steps / 8 + 1))
 done

@@ -1,4 +1,4 @@
-"""Prints the results of runs of experiments.maml_omniglot as a Markdown table.
+"""Prints the results of runs of experiments.few_shot as a Markdown table.
 
 python scripts/results_table.py runs/*/results.json
 """
@@ -39,7 +39,7 @@ def main(paths: list[str]) -> None:
         for kind in ("transductive", "inductive")
       )
     except (OSError, ValueError, KeyError, TypeError) as error:
-      sys.exit(f"error: {path} is no result of maml_omniglot ({error!r}).")
+      sys.exit(f"error: {path} is no result of few_shot ({error!r}).")
     if not protocol["transductive"]:
       together = alone
     key = (protocol["learner"], protocol["ways"])

@@ -17,5 +17,5 @@
 set -euo pipefail
 source scripts/environment.sh
 environment cuda
-srun --kill-on-bad-exit=1 python -m experiments.maml_omniglot \
+srun --kill-on-bad-exit=1 python -m experiments.few_shot \
   --coordinator=auto --workdir=runs/omniglot_5w1s --preset=5w1s "$@"

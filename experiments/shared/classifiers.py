@@ -11,7 +11,7 @@ import numpy as np
 
 from metajax import distillation
 from metajax.models.conv import conv4
-from metajax.runs import training
+from metajax.runs import rng_keys, training
 from metajax.runs.flags import FLAGS
 from metajax.runs.stages import Stages
 from metajax.tasks.omniglot import load_omniglot, split_characters
@@ -103,7 +103,7 @@ class Classifiers:
       training.outer_optimizer(FLAGS.outer_schedule),
       self.data.train | teaching,
       batch_size=FLAGS.batch_size,
-      rng=training.task_key(),
+      rng=rng_keys.task_key(),
     )
     trained = self.runs.train(
       name, trainer, training.schedule(), FLAGS.batch_size

@@ -13,7 +13,7 @@ from absl import flags
 from experiments.shared import on_policy, replaying, trial_plots
 from experiments.shared.replaying import Trainee
 from metajax.evaluation import Estimate, estimate
-from metajax.runs import training
+from metajax.runs import report, rng_keys, training
 from metajax.runs.flags import FLAGS, refuse
 from metajax.runs.stages import Stages
 from metajax.tasks.trials import (
@@ -193,7 +193,7 @@ def reached(rewards: Mapping[int, float], level: float) -> int | None:
 
 def scorer(tasks: Trials, split: str) -> Callable[[Player], jax.Array]:
   """Returns `player -> rewards [tasks, steps]`, always of the same tasks."""
-  rng = training.evaluation_key(split)
+  rng = rng_keys.evaluation_key(split)
   keys = jax.random.split(rng, FLAGS.eval_tasks)
   return lambda player: jax.vmap(lambda key: play(player, tasks, key).rewards)(
     keys
@@ -222,7 +222,7 @@ def search(reference: Reference, tasks: Trials) -> Found:
   """Chooses a reference's value on validation tasks, and on test tasks."""
 
   def rewards(split: str, value: Any) -> np.ndarray:
-    keys = jax.random.split(training.evaluation_key(split), FLAGS.eval_tasks)
+    keys = jax.random.split(rng_keys.evaluation_key(split), FLAGS.eval_tasks)
     static = isinstance(value, int)
     return np.asarray((fixed if static else traced)(value, keys))
 
@@ -295,7 +295,7 @@ def finish(
     **on_policy.protocol(),
     "last_observation": FLAGS.last_observation,
   }
-  training.finish(
+  report.finish(
     played.workdir,
     experiment,
     {

@@ -1,4 +1,4 @@
-"""Published protocols of few-shot Omniglot, as flags of `maml_omniglot`."""
+"""Published protocols of few-shot Omniglot, as flags of `few_shot`."""
 
 # The original code's inner loss is a sum over the classes of a mean over shots,
 # so its step sizes 0.4 (5-way) and 0.1 (20-way) are 2.0 on the mean loss here.

@@ -6,7 +6,7 @@ from absl import flags
 from experiments.shared.replaying import MAX_NORM, Trainee
 from metajax.models.recurrent import recurrent
 from metajax.replay import PPO, policy_player, ppo_trainer
-from metajax.runs import training
+from metajax.runs import rng_keys, training
 from metajax.runs.flags import FLAGS
 from metajax.tasks.trials import Trials
 from metajax.training import task_mesh
@@ -59,7 +59,7 @@ def trainee(tasks: Trials) -> Trainee:
     tasks,
     optimizer,
     ppo,
-    rng=training.task_key(),
+    rng=rng_keys.task_key(),
   )
 
   def player(params):

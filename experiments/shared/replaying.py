@@ -15,7 +15,7 @@ from metajax.replay import (
   replay_trainer,
   updates_per_step,
 )
-from metajax.runs import training
+from metajax.runs import rng_keys, training
 from metajax.runs.flags import FLAGS
 from metajax.tasks.trials import Player, Trials
 from metajax.training import Trainer, task_mesh
@@ -129,7 +129,7 @@ def build(
     optimizer,
     objective,
     replay,
-    rng=training.task_key(),
+    rng=rng_keys.task_key(),
   )
   return Trainee(
     trainer, lambda params: q_player(network, params, tasks.num_actions, 0.0)

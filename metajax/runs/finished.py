@@ -1,4 +1,4 @@
-"""Meta-parameters of runs of `experiments.maml_omniglot`, for other scripts."""
+"""Meta-parameters of runs of `experiments.few_shot`, for other scripts."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from metajax.runs.training import outer_optimizer
 from metajax.training import TrainState, checkpoint
 from metajax.types import Array, Model, Params
 
-EXPERIMENT = "maml_omniglot"
+EXPERIMENT = "few_shot"
 
 
 class Run(NamedTuple):

@@ -7,7 +7,7 @@ import numpy as np
 from absl import flags
 
 from metajax.results import write_json
-from metajax.runs import training
+from metajax.runs import rng_keys
 from metajax.runs.flags import FLAGS
 from metajax.training import Trainer, checkpoint
 from metajax.training.inspection import inspect_step
@@ -43,7 +43,7 @@ def replay(
     )
   if FLAGS.num_seeds > 1:
     raise ValueError("--replay_step: for --num_seeds=1 alone.")
-  state = trainer.init(training.init_key())
+  state = trainer.init(rng_keys.init_key())
   checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints")
   restored = checkpoint.restore(checkpoints, state, at_most=step)
   if restored:
@@ -62,7 +62,7 @@ def replay(
     tasks,
     state,
     meta_batch=FLAGS.meta_batch,
-    rng=training.task_key(),
+    rng=rng_keys.task_key(),
   )
   names = sorted(found.metrics)
   print(f"step {state.step}\ntask" + "".join(f"{n:>16}" for n in names))

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from metajax.runs import training
+from metajax.runs import folder, rng_keys, training
 from metajax.runs.flags import FLAGS
 from metajax.training import Trainer, TrainState
 from metajax.training.logging import read_jsonl
@@ -19,7 +19,7 @@ class Stages:
   """
 
   def __init__(self, experiment: str):
-    self.workdir = training.start(experiment)
+    self.workdir = folder.start(experiment)
     self._done: list[Trained] = []
 
   def train(
@@ -38,7 +38,7 @@ class Stages:
     folder.mkdir(exist_ok=True)
     trained = fit(
       trainer,
-      training.init_key(seed),
+      rng_keys.init_key(seed),
       schedule,
       folder,
       tasks_per_step=tasks_per_step,

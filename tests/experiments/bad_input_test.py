@@ -19,7 +19,7 @@ import pytest
 from metajax.learners import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
-SINUSOID, OMNIGLOT = "maml_sinusoid", "maml_omniglot"
+SINUSOID, OMNIGLOT = "maml_sinusoid", "few_shot"
 TIMEOUT = 300
 
 # Reads commands, a line of JSON each, and answers each with its exit code.
@@ -506,8 +506,8 @@ def _member(folder, **flags):
 @pytest.mark.parametrize(
   "second, message",
   [
-    (None, "is no run of experiments.maml_omniglot: train one by .*"),
-    ({"experiment": SINUSOID}, "is no run of experiments.maml_omniglot: .*"),
+    (None, "is no run of experiments.few_shot: train one by .*"),
+    ({"experiment": SINUSOID}, "is no run of experiments.few_shot: .*"),
     ({"ways": 20}, "is a run with --ways=20, not 5: give another run, or .*"),
     ({"filters": 8}, "is a run with --filters=8, not 64: give another .*"),
     ({"filters": 64, "num_seeds": 2}, "is a run with --num_seeds=2, not 1: .*"),

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from experiments.shared import contests
-from metajax.runs import training
+from metajax.runs import rng_keys
 from metajax.runs.flags import FLAGS
 from metajax.tasks.trials import Player, Trials
 
@@ -37,7 +37,7 @@ def always(action):
   return Player(lambda: (), lambda memory, step, rng: (chosen, memory))
 
 def count(split):
-  keys = jax.random.split(training.evaluation_key(split), 7)
+  keys = jax.random.split(rng_keys.evaluation_key(split), 7)
   paid = [int(reset(jax.random.split(key)[0])[0]) for key in keys]
   return np.bincount(paid, minlength=3)
 

@@ -34,12 +34,12 @@ def test_images_of_any_size_and_colour_are_drawn(shape, tmp_path):
 TABLES = """
 import pathlib, sys
 from metajax.evaluation import OverSeeds
-from metajax.runs import training
+from metajax.runs import report
 training.FLAGS(["test", "--seed=5"])
 folder = pathlib.Path(sys.argv[1])
-training.show(folder, {"accuracy": OverSeeds(0.5, 0.1, 300, (0.4, 0.5, 0.6))})
+report.show(folder, {"accuracy": OverSeeds(0.5, 0.1, 300, (0.4, 0.5, 0.6))})
 nan = float("nan")
-training.show(folder, {"mse": OverSeeds(nan, nan, 20, (0.4, nan))})
+report.show(folder, {"mse": OverSeeds(nan, nan, 20, (0.4, nan))})
 """
 
 

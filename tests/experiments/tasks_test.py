@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
-from metajax.runs import training
+from metajax.runs import scoring, training
 from metajax.runs.flags import FLAGS
 from metajax.tasks import sinusoid
 from metajax.types import MetaLearner
@@ -42,7 +42,7 @@ for split in ("validation", "test"):
   values = []
   metric = {"first": lambda predictions, targets: predictions}
   training.estimate = lambda v: values.extend(np.asarray(v).tolist())
-  training.scorer(learner, tasks, metric, split, 600)(jnp.zeros(()))
+  scoring.scorer(learner, tasks, metric, split, 600)(jnp.zeros(()))
   print(*sorted(values))
 """
 

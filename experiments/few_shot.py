@@ -1,6 +1,6 @@
 """Few-shot Omniglot by MAML (Finn et al. 2017, section 5.2 and appendix A.1).
 
-  python -m experiments.maml_omniglot --data_dir=DIR
+  python -m experiments.few_shot --data_dir=DIR
 
 trains 5-way 1-shot for about 10 minutes on 2 cores and reports the accuracy on
 600 tasks of characters never seen in training. The default takes small steps
@@ -30,7 +30,17 @@ from metajax.models.normalization import (
   NORMALIZATIONS,
   statistics,
 )
-from metajax.runs import inspection, learner_options, plots, seeds, training
+from metajax.runs import (
+  folder,
+  inspection,
+  learner_options,
+  plots,
+  report,
+  rng_keys,
+  scoring,
+  seeds,
+  training,
+)
 from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
 from metajax.tasks import image_folder, omniglot
@@ -187,7 +197,7 @@ def main() -> None:
   train_tasks = splits.train if train_ways == ways else tasks(train_ways).train
 
   def scorer(steps: int, split: str, num_tasks: int, transductive: bool = True):
-    score = training.scorer(
+    score = scoring.scorer(
       learner(steps, ways),
       getattr(splits, split),
       {"accuracy": accuracy},
@@ -204,20 +214,20 @@ def main() -> None:
     train_tasks,
     rule=FLAGS.outer_optimizer,
     skip_non_finite=FLAGS.skip_non_finite,
-    rng=seeds.keys(training.task_key),
+    rng=seeds.keys(rng_keys.task_key),
   )
   data = fingerprint(FLAGS.data_dir) if of_folder else None
-  workdir = training.start("maml_omniglot", data, goes_on=True)
+  workdir = folder.start("few_shot", data, goes_on=True)
   if FLAGS.replay_step is not None:
     inspection.replay(workdir, trainer, trained_learner, train_tasks)
     return
-  if training.show_finished(workdir):
+  if report.show_finished(workdir):
     return
   trained = training.train(
     trainer,
     workdir,
     lambda params: {"accuracy": validation(params).mean},
-    rng=seeds.keys(training.init_key),
+    rng=seeds.keys(rng_keys.init_key),
   )
 
   params = trained.state.meta_params
@@ -229,7 +239,7 @@ def main() -> None:
   def test(k: int, transductive: bool):
     return scorer(k, "test", FLAGS.eval_tasks, transductive)(params)
 
-  tested = training.together(
+  tested = scoring.together(
     {row: functools.partial(test, *row) for row in sorted(rows)}
   )
   curve = {k: tested[k, True] for k, transductive in tested if transductive}
@@ -262,9 +272,9 @@ def main() -> None:
     jax.random.key(FLAGS.eval_seed),
     ways,
   )
-  training.finish(
+  report.finish(
     workdir,
-    "maml_omniglot",
+    "few_shot",
     {
       **learner_options.protocol(name),
       "num_seeds": FLAGS.num_seeds,

@@ -1,0 +1,118 @@
+"""What comes of a run: its files, and the table that it ends with."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from metajax import saved
+from metajax.evaluation import Estimate
+from metajax.results import read_results, write_results
+from metajax.runs.flags import FLAGS
+from metajax.training import evaluation_params, task_mesh
+from metajax.training.loop import Trained
+from metajax.training.processes import is_main
+
+
+def finish(
+  workdir: Path,
+  experiment: str,
+  protocol: Mapping[str, Any],
+  metrics: Mapping[str, Estimate],
+  trained: Trained,
+  *,
+  steps: int | None = None,
+  recipe: saved.Recipe | None = None,
+  inputs: jax.ShapeDtypeStruct | None = None,
+  inverted: bool = False,
+) -> None:
+  """Writes `results.json` and prints the table and the files of the run.
+
+  With a recipe, the shape and dtype of one example, and whether images are
+  given with ink as 1, `metajax.load` loads what was trained.
+  """
+  steps = FLAGS.steps if steps is None else steps
+  write_results(
+    workdir,
+    experiment=experiment,
+    protocol={
+      "meta_batch": FLAGS.meta_batch,
+      "outer_optimizer": "adam",
+      "outer_lr": FLAGS.outer_lr,
+      "outer_schedule": FLAGS.outer_schedule,
+      "eval_seed": FLAGS.eval_seed,
+      "devices": task_mesh(FLAGS.meta_batch).size,
+      "skipped_steps": trained.skipped_steps,
+      **protocol,
+    },
+    metrics=metrics,
+    wall_seconds=trained.wall_seconds,
+    compile_seconds=trained.compile_seconds,
+    steps=steps,
+    seed=FLAGS.seed,
+  )
+  if recipe is not None and inputs is not None:
+    params = evaluation_params(trained.state)
+    seeds = FLAGS.num_seeds if "num_seeds" in FLAGS else 1
+    saved.save(workdir, recipe, params, inputs, seeds=seeds, inverted=inverted)
+  show(
+    workdir,
+    metrics,
+    note=f"{steps} meta-steps in {trained.wall_seconds:.1f} s, of which "
+    f"{trained.compile_seconds:.1f} s compiling\n\n",
+  )
+
+
+def show_finished(workdir: Path) -> bool:
+  """Prints what came of a run that has ended; False if it has not."""
+  found = read_results(workdir)
+  if found is None or not (workdir / saved.LEARNER).exists():
+    return False
+  if is_main():
+    note = "finished before; delete results.json to evaluate again\n\n"
+    show(workdir, found["metrics"], note=note)
+  return True
+
+
+def show(
+  workdir: Path,
+  metrics: Mapping[str, Estimate],
+  of: str = "tasks",
+  *,
+  note: str = "",
+) -> None:
+  """Prints the table and the files of the run."""
+  width = max(map(len, metrics))
+  # The interval is over trainings where there are several.
+  seeds = any(value.of_seeds for value in metrics.values())
+  of = "seeds" if seeds else of
+  print(f"\n{'metric':{width}}      mean +- 95% interval {of:>7}")
+  for name, value in metrics.items():
+    count = len(value.of_seeds) if seeds else value.num_tasks
+    print(f"{name:{width}}  {value.mean:8.4f} +- {value.ci95:.4f}{count:15d}")
+  print(f"\n{note}", end="")
+  names = ("*.png", "results.json", saved.META_PARAMS)
+  for path in [path for name in names for path in sorted(workdir.glob(name))]:
+    print(path)
+  broken = [
+    f"{name} is {value.mean}" + _of_seed(value)
+    for name, value in metrics.items()
+    if not math.isfinite(value.mean)
+  ]
+  if broken:
+    raise ValueError(
+      f"{'; '.join(broken)}: what was trained diverges there. Give smaller "
+      "steps or another seed; results.json has the other numbers."
+    )
+
+
+def _of_seed(value: Estimate) -> str:
+  """Says which trainings are not finite."""
+  bad = [
+    str(FLAGS.seed + i)
+    for i, mean in enumerate(value.of_seeds)
+    if not math.isfinite(mean)
+  ]
+  return f" by --seed={', '.join(bad)}" if bad else ""
