@@ -1,0 +1,55 @@
+"""Docstrings for the site: their reStructuredText becomes Markdown.
+
+mkdocs.yml names this file as an extension of griffe, which reads the docstrings
+without importing the package. Two forms are translated: a block after `::`,
+which holds an equation or code, and a link `` `text <https://...>`_ ``.
+"""
+
+import re
+import textwrap
+
+import griffe
+
+LINK = re.compile(r"`([^`<>]+?)\s*<(https?://[^\s>]+)>`_")
+
+
+def markdown(text: str) -> str:
+  """Translates a docstring.
+
+  A block's margin is that of its first line; the block ends at the first line
+  that is not blank and begins further left.
+  """
+  text = LINK.sub(
+    lambda found: f"[{' '.join(found[1].split())}]({found[2]})", text
+  )
+  lines = text.splitlines()
+  translated: list[str] = []
+  while lines:
+    line = lines.pop(0)
+    if not line.rstrip().endswith("::"):
+      translated.append(line)
+      continue
+    margin = line[: len(line) - len(line.lstrip())]
+    before = line.rstrip()[: -1 if line.strip() != "::" else -2]
+    if before.strip():
+      translated += [before, ""]
+    block: list[str] = []
+    while lines and (
+      not lines[0].strip() or lines[0].startswith(margin + "  ")
+    ):
+      block.append(lines.pop(0))
+    while block and not block[-1].strip():
+      block.pop()
+    code = textwrap.dedent("\n".join(block)).strip("\n").splitlines()
+    translated += [margin + x for x in ["```text", *code, "```"]] + [""]
+  return "\n".join(translated)
+
+
+class Markdown(griffe.Extension):
+  """Translates the docstring of every object as it is read."""
+
+  def on_instance(self, *, obj: griffe.Object, **kwargs: object) -> None:
+    """Called by griffe for each module, class, function and attribute."""
+    del kwargs
+    if obj.docstring is not None:
+      obj.docstring.value = markdown(obj.docstring.value)
