@@ -9,7 +9,7 @@ environment docs
 # The theme's authors advertise their next tool on the terminal.
 export NO_MKDOCS_2_WARNING=1
 case ${1:-build} in
-  build) exec mkdocs build --strict --quiet ;;
+  build) exec mkdocs build --strict ;;
   serve) exec mkdocs serve --strict "${@:2}" ;;
   *)
     echo "error: usage: $0 [build|serve]" >&2
