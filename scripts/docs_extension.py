@@ -1,8 +1,9 @@
 """Docstrings for the site: their reStructuredText becomes Markdown.
 
 mkdocs.yml names this file as an extension of griffe, which reads the docstrings
-without importing the package. Two forms are translated: a block after `::`,
-which holds an equation or code, and a link `` `text <https://...>`_ ``.
+without importing the package. Three forms are translated: a block after `::`,
+which holds an equation or code, a link `` `text <https://...>`_ ``, and each
+entry of References, which becomes a paragraph.
 """
 
 import re
@@ -10,6 +11,7 @@ import textwrap
 
 import griffe
 
+REFERENCES = re.compile(r"References:\n(?:[ ]+.*\n?)+")
 LINK = re.compile(r"`([^`<>]+?)\s*<(https?://[^\s>]+)>`_")
 
 
@@ -22,6 +24,8 @@ def markdown(text: str) -> str:
   text = LINK.sub(
     lambda found: f"[{' '.join(found[1].split())}]({found[2]})", text
   )
+  # An entry ends with a line that ends with a full stop.
+  text = REFERENCES.sub(lambda found: found[0].replace(".\n", ".\n\n"), text)
   lines = text.splitlines()
   translated: list[str] = []
   while lines:

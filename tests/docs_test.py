@@ -5,14 +5,18 @@ import functools
 import os
 import re
 import shlex
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def _blocks(page, language):
@@ -114,3 +118,142 @@ def test_commands_exist_with_their_flags():
       unknown = flags - known - {f"no{flag}" for flag in known} - {"help"}
       assert not unknown, (page, words)
   assert seen > 30
+
+
+def _without_code(text):
+  return re.sub(r"(?s)```.*?```|`[^`\n]*`", "", text)
+
+
+def _anchors(page):
+  """The ids of a page's headings, as GitHub and mkdocs make them."""
+  for line in re.findall(r"(?m)^#+ (.*)$", page.read_text()):
+    words = re.sub(r"[^\w\s-]", "", line.lower()).strip()
+    yield re.sub(r"\s", "-", words)
+
+
+@pytest.mark.parametrize(
+  "page", PAGES, ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_links_lead_somewhere(page):
+  """And those of docs/ stay there, for the site has nothing else."""
+  text = _without_code(page.read_text())
+  for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    if re.match(r"https?:", target):
+      continue
+    name, _, anchor = target.partition("#")
+    path = (page.parent / name).resolve() if name else page
+    assert path.exists(), target
+    if DOCS in page.parents:
+      assert DOCS in path.parents and path.is_file(), target
+    if anchor:
+      assert anchor in _anchors(path), target
+
+
+def _pages_of_nav(entry):
+  if isinstance(entry, str):
+    return [entry]
+  parts = entry.values() if isinstance(entry, dict) else entry
+  return [page for part in parts for page in _pages_of_nav(part)]
+
+
+def test_every_page_is_in_the_navigation_once():
+  nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+  found = [*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]
+  assert sorted(_pages_of_nav(nav)) == sorted(
+    str(path.relative_to(DOCS)) for path in found
+  )
+
+
+def _described():
+  """What the pages of the API reference name: modules and their members."""
+  for page in DOCS.glob("api/*.md"):
+    yield from re.findall(r"(?m)^::: (\S+)$", page.read_text())
+
+
+def _module(name):
+  """The file of a module, or None."""
+  path = ROOT / name.replace(".", "/")
+  files = path.with_suffix(".py"), path / "__init__.py"
+  return next((file for file in files if file.is_file()), None)
+
+
+def _defined(module):
+  """The names that a module defines or imports, and where they come from."""
+  names = {}
+  for node in ast.parse(_module(module).read_text()).body:
+    if isinstance(node, ast.ImportFrom):
+      names |= {
+        a.asname or a.name: f"{node.module}.{a.name}" for a in node.names
+      }
+    elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+      names[node.name] = f"{module}.{node.name}"
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+      targets = getattr(node, "targets", None) or [node.target]
+      names |= {t.id: f"{module}.{t.id}" for t in targets if hasattr(t, "id")}
+  return names
+
+
+def _exported():
+  """The public names of the packages, as where they are defined."""
+  for file in sorted((ROOT / "metajax").rglob("__init__.py")):
+    package = ".".join(file.parent.relative_to(ROOT).parts)
+    for node in ast.parse(file.read_text()).body:
+      if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
+        yield from (_defined(package)[n] for n in ast.literal_eval(node.value))
+
+
+def test_api_reference_has_every_public_name_once():
+  described = list(_described())
+  assert len(described) == len(set(described)) > 100
+  missing = set()
+  for name in _exported():
+    here = {name, name.rpartition(".")[0]} & set(described)
+    inside = _module(name) and any(d.startswith(f"{name}.") for d in described)
+    if not here and not inside:
+      missing.add(name)
+  assert not missing, "put these on a page of docs/api"
+
+
+def test_api_reference_names_what_there_is():
+  for name in _described():
+    module, _, member = name.rpartition(".")
+    assert _module(name) or member in _defined(module), name
+
+
+def _imported_of_metajax(tree):
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      if node.module.split(".")[0] == "metajax":
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_api_reference_has_what_pages_import():
+  """What a page tells its reader to import is described."""
+  described = set(_described())
+  for page in PAGES:
+    for code in _blocks(page, "python"):
+      for name in _imported_of_metajax(ast.parse(code)):
+        module, _, member = name.rpartition(".")
+        if not _module(name):
+          name = _defined(module)[member]
+          found = {name, name.rpartition(".")[0]} & described
+        else:
+          found = any(d.startswith(name) for d in described)
+        assert found, (page.name, name)
+
+
+def test_docstrings_become_markdown(monkeypatch):
+  """Equations are code, links are links, an entry of references a paragraph."""
+  griffe = types.SimpleNamespace(Extension=object, Object=object)
+  monkeypatch.setitem(sys.modules, "griffe", griffe)
+  from scripts import docs_extension
+
+  assert (
+    docs_extension.markdown(
+      "MAML.\n\nThe loss::\n\n  a = b\n    + c\n\nand on.\n\nReferences:\n"
+      "  Finn, `Fast\n  Adaptation <https://a.b/c>`_, 2017.\n  Raghu, 2020."
+    )
+    == "MAML.\n\nThe loss:\n\n```text\na = b\n  + c\n```\n\nand on.\n\n"
+    "References:\n  Finn, [Fast Adaptation](https://a.b/c), 2017.\n\n"
+    "  Raghu, 2020."
+  )
