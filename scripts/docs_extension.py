@@ -1,9 +1,10 @@
-"""Docstrings for the site: their reStructuredText becomes Markdown.
+"""What the site does with docstrings and with flags.
 
-mkdocs.yml names this file as an extension of griffe, which reads the docstrings
-without importing the package. Three forms are translated: a block after `::`,
+mkdocs.yml names this file twice. As an extension of griffe, which reads the
+docstrings without importing the package, it makes Markdown of them. Three forms are translated: a block after `::`,
 which holds an equation or code, a link `` `text <https://...>`_ ``, and each
-entry of References, which becomes a paragraph.
+entry of References, which becomes a paragraph. As a hook of mkdocs it keeps a
+flag such as `--steps` from being broken after its dashes.
 """
 
 import re
@@ -12,6 +13,8 @@ import textwrap
 import griffe
 
 REFERENCES = re.compile(r"References:\n(?:[ ]+.*\n?)+")
+CODE = re.compile(r"(?s)<pre.*?</pre>|<code>.*?</code>")
+FLAG = re.compile(r"--[\w][^\s<&`]*")
 LINK = re.compile(r"`([^`<>]+?)\s*<(https?://[^\s>]+)>`_")
 
 
@@ -57,3 +60,15 @@ class Markdown(griffe.Extension):
     del kwargs
     if obj.docstring is not None:
       obj.docstring.value = markdown(obj.docstring.value)
+
+
+def on_page_content(html: str, **kwargs: object) -> str:
+  """Called by mkdocs with each page; marks the flags within lines."""
+  del kwargs
+
+  def mark(found: re.Match[str]) -> str:
+    if found[0].startswith("<pre"):
+      return found[0]
+    return FLAG.sub(r'<span class="flag">\g<0></span>', found[0])
+
+  return CODE.sub(mark, html)
