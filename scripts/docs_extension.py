@@ -1,10 +1,11 @@
 """What the site does with docstrings and with flags.
 
 mkdocs.yml names this file twice. As an extension of griffe, which reads the
-docstrings without importing the package, it makes Markdown of them. Three forms are translated: a block after `::`,
-which holds an equation or code, a link `` `text <https://...>`_ ``, and each
-entry of References, which becomes a paragraph. As a hook of mkdocs it keeps a
-flag such as `--steps` from being broken after its dashes.
+docstrings without importing the package, it makes Markdown of them. Three forms
+are translated: a block after `::`, which holds an equation or code, a link
+`` `text <https://...>`_ ``, and each entry of References, which becomes a
+paragraph. As a hook of mkdocs it keeps a flag such as `--steps` from being
+broken after its dashes.
 """
 
 import re

@@ -149,6 +149,24 @@ def test_links_lead_somewhere(page):
       assert anchor in _anchors(path), target
 
 
+@pytest.mark.parametrize(
+  "page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem
+)
+def test_lists_are_lists_on_the_site(page):
+  """Python-Markdown asks for more than GitHub.
+
+  Blocks within a list have an indent of 4, and a list begins after a blank
+  line.
+  """
+  text = re.sub(r"(?ms)^```.*?^```", "", page.read_text())
+  assert not re.search(r"(?m)\n\n {1,3}\S.*", text)
+  for block in text.split("\n\n"):
+    lines = block.splitlines()
+    inside = any(re.match(r"\s*(- |1\. )", line) for line in lines[:1])
+    later = [line for line in lines[1:] if line.startswith("- ")]
+    assert inside or not later, later
+
+
 def _pages_of_nav(entry):
   if isinstance(entry, str):
     return [entry]
