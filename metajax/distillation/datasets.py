@@ -27,9 +27,9 @@ from metajax.types import Array, Batch, Model, Params, PRNGKey
 def unrolled(
   model: Model, num_steps: int, *, memory: inner_loop.Memory = "nested"
 ) -> Objective:
-  """Dataset distillation: the loss of a network trained on the synthetic set.
+  """Builds the objective of dataset distillation: a loss through training.
 
-  ::
+  It is the real loss of a network that was trained on the synthetic set S::
 
     CE(model(theta_K(S), real inputs), real labels)
     theta_0 random,  theta_K = K steps of SGD on S
@@ -60,7 +60,7 @@ def unrolled(
 
 
 def gradient_matching(model: Model, max_steps: int) -> Objective:
-  """Dataset condensation (DC): matches the gradients on both data sets.
+  """Builds the objective of dataset condensation (DC): gradient matching.
 
   ::
 
@@ -146,9 +146,9 @@ def gradient_distance(grads: Params, other: Params) -> Array:
 
 
 def distribution_matching(embedding: Model) -> Objective:
-  """Distribution matching (DM): matches mean features of random networks.
+  """Builds the objective of distribution matching (DM).
 
-  ::
+  It matches the mean features of both data sets in random networks::
 
     sum_c |mean psi(S_c) - mean psi(real_c)|^2,  psi a random network
 
@@ -176,9 +176,9 @@ def distribution_matching(embedding: Model) -> Objective:
 
 
 def kernel_inducing(kernel: Kernel, ridge: ArrayLike = 1e-3) -> Objective:
-  """Kernel inducing points (KIP): regression on S predicts the real labels.
+  """Builds the objective of kernel inducing points (KIP).
 
-  ::
+  It is the error on real labels of kernel ridge regression on S::
 
     1/2 mean over real examples of  |y - K(x, S) (K(S, S) + r I)^-1 y_S|^2
     r = ridge mean(diag K(S, S))

@@ -16,7 +16,7 @@ def hint(
   teacher_features: Array,
   regressor: Callable[[Array], Array] | None = None,
 ) -> Array:
-  """Squared distance of a student's mapped features to a teacher's features.
+  """Computes the squared distance of mapped student features to the teacher's.
 
   ::
 
@@ -42,7 +42,7 @@ def hint(
 
 
 def attention_transfer(features: Array, teacher_features: Array) -> Array:
-  """Squared distance of the spatial attention maps of two networks.
+  """Computes the squared distance of the spatial attention maps of networks.
 
   ::
 
@@ -76,7 +76,7 @@ def attention_transfer(features: Array, teacher_features: Array) -> Array:
 
 
 def relational_distance(embeddings: Array, teacher_embeddings: Array) -> Array:
-  """Huber loss between the scaled pairwise distances of student and teacher.
+  """Computes the Huber loss between scaled pairwise distances.
 
   ::
 
@@ -105,7 +105,7 @@ def relational_distance(embeddings: Array, teacher_embeddings: Array) -> Array:
 
 
 def relational_angle(embeddings: Array, teacher_embeddings: Array) -> Array:
-  """Huber loss between the angles in triples of examples, by their cosines.
+  """Computes the Huber loss between cosines of angles in triples of examples.
 
   ::
 

@@ -21,7 +21,7 @@ MASKED = -1e25
 def softened_kl(
   student_logits: Array, teacher_logits: Array, temperature: ArrayLike = 1.0
 ) -> Array:
-  """KL divergence of softened predictions, scaled by the squared temperature.
+  """Computes the KL divergence of softened predictions, times T^2.
 
   ::
 
@@ -69,7 +69,7 @@ def knowledge_distillation(
   temperature: ArrayLike = 4.0,
   alpha: ArrayLike = 0.9,
 ) -> Array:
-  """Classic knowledge distillation from labels and from a teacher.
+  """Computes the classic distillation loss, from labels and from a teacher.
 
   ::
 
@@ -101,7 +101,9 @@ def knowledge_distillation(
 
 
 def logit_matching(student_logits: Array, teacher_logits: Array) -> Array:
-  """Squared distance of centred logits, the limit of `softened_kl` at high T.
+  """Computes the squared distance of centred logits.
+
+  It is the limit of `softened_kl` at high T.
 
   ::
 
@@ -130,7 +132,7 @@ def logit_matching(student_logits: Array, teacher_logits: Array) -> Array:
 def label_smoothing(
   logits: Array, labels: Array, smoothing: ArrayLike
 ) -> Array:
-  """Cross-entropy with smoothed labels.
+  """Computes the cross-entropy with smoothed labels.
 
   ::
 
@@ -166,7 +168,7 @@ def label_smoothing(
 def mutual_learning(
   cohort_logits: Array, labels: Array, *, temperature: ArrayLike = 1.0
 ) -> Array:
-  """Losses of a cohort of students that learn from each other.
+  """Computes the losses of a cohort of students that learn from each other.
 
   ::
 
@@ -208,7 +210,7 @@ def mutual_learning(
 def regression_distillation(
   predictions: Array, teacher_predictions: Array
 ) -> Array:
-  """Half the mean squared distance of predictions `[n, ...]`.
+  """Computes half the mean squared distance of predictions `[n, ...]`.
 
   ::
 

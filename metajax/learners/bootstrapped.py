@@ -41,7 +41,7 @@ def bmg(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Bootstrapped meta-gradients (BMG) of an initialisation.
+  """Builds bootstrapped meta-gradients (BMG) of an initialisation.
 
   The target is the learner itself after K + L inner steps, the last of which is
   on the query. The meta-gradient pulls the learner after K steps towards the

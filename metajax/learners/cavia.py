@@ -38,7 +38,7 @@ def cavia(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Fast context adaptation via meta-learning (CAVIA).
+  """Builds fast context adaptation via meta-learning (CAVIA).
 
   ::
 

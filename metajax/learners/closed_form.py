@@ -36,7 +36,7 @@ def prototypical(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Prototypical networks: classes are the means of their embedded examples.
+  """Builds prototypical networks, which classify by the nearest class mean.
 
   ::
 
@@ -82,7 +82,7 @@ def ridge_regression(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Ridge regression on a learned embedding (R2-D2 of Bertinetto et al.).
+  """Builds ridge regression on a learned embedding (R2-D2, Bertinetto et al.).
 
   ::
 

@@ -68,7 +68,7 @@ def imaml(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Model-agnostic meta-learning with implicit gradients (iMAML).
+  """Builds model-agnostic meta-learning with implicit gradients (iMAML).
 
   ::
 

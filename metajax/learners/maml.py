@@ -31,7 +31,7 @@ def maml(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Model-agnostic meta-learning (MAML), first-order (FOMAML), ANIL and BOIL.
+  """Builds model-agnostic meta-learning: MAML, first-order MAML, ANIL or BOIL.
 
   The meta-parameters theta are an initialisation. The meta-gradient is the
   gradient of the query loss after the inner loop. It is differentiated through

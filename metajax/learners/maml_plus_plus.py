@@ -83,7 +83,7 @@ def maml_plus_plus(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """MAML++ (Antoniou et al. 2019). With all switches off it is MAML.
+  """Builds MAML++ (Antoniou et al. 2019), or MAML with all switches off.
 
   ::
 

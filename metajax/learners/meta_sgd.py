@@ -31,7 +31,7 @@ def meta_sgd(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Meta-SGD: MAML with a learned step size for every parameter.
+  """Builds Meta-SGD: MAML with a learned step size for every parameter.
 
   ::
 

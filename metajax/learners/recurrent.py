@@ -42,7 +42,7 @@ class Memory(NamedTuple):
 
 
 class SequenceLearner(NamedTuple):
-  """Reads examples in order, each with the label of the example before.
+  """A network that reads examples in order, each with the label before it.
 
   Attributes:
     init: `(rng, inputs [n, ...]) -> params`.

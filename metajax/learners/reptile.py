@@ -62,7 +62,7 @@ def reptile(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Reptile, batched version: the outer step is an average of models.
+  """Builds batched Reptile, whose outer step averages adapted models.
 
   The meta-parameters theta are an initialisation. The outer optimizer receives
   the difference between theta and the average of the adapted parameters::

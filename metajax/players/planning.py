@@ -16,7 +16,7 @@ from metajax.players.choices import best
 from metajax.tasks.trials import Player, Step
 from metajax.types import Array, PRNGKey
 
-if TYPE_CHECKING:  # It imports gymnax, which computes as it is imported.
+if TYPE_CHECKING:  # The import of gymnax computes arrays.
   from metajax.tasks.tabular_mdp import MDPParams
 
 # Values with a smaller relative difference are equal up to float32 rounding.

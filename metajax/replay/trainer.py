@@ -142,7 +142,7 @@ def replay_trainer(
     batch=replay.batch,
     capacity=replay.capacity,
   )
-  new = shares["actors"] * len(starts)  # Sequences of a step, in a shard.
+  new = shares["actors"] * len(starts)  # New sequences of a step in a shard.
   if shares["capacity"] < max(new, shares["batch"]):
     raise ValueError(
       f"capacity={replay.capacity}: must hold the "
