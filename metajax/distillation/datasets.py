@@ -41,6 +41,10 @@ def unrolled(
     num_steps: K.
     memory: see `inner_loop.minimize`.
 
+  Raises:
+    ValueError: for a negative number of steps. In use, if the model has running
+      statistics.
+
   References:
     Wang et al., `Dataset Distillation <https://arxiv.org/abs/1811.10959>`_,
     2018, section 3.
@@ -74,6 +78,10 @@ def gradient_matching(model: Model, max_steps: int) -> Objective:
   Args:
     model: predicts logits.
     max_steps: the largest k.
+
+  Raises:
+    ValueError: for a negative number of steps. In use, if the model has running
+      statistics.
 
   References:
     Zhao et al., `Dataset Condensation with Gradient Matching

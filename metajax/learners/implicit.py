@@ -116,7 +116,7 @@ def imaml(
   )
   check_number("strength", strength, above=0)
   model = forward(model)
-  # Its first argument is the adapted parameters, so its `adapt` returns them.
+  # The query loss of parameters that are already adapted.
   query = training_loss(lambda phi, *_: phi, model.train, loss_fn, metrics)
 
   def loss_of(

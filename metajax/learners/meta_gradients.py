@@ -185,7 +185,7 @@ def over_tasks(
   """Maps a function of one task over a chunk of tasks. Each has its own key.
 
   If the tasks are sharded over explicit axes of a mesh (`jax.set_mesh`), the
-  results are sharded in the same way. The compiler shards what is in between.
+  results are sharded in the same way. The compiler shards intermediate arrays.
   """
   keys = jax.random.split(rng, num_tasks(episodes))
   mapped = jax.vmap(fn, in_axes=(None, 0, 0), axis_name=TASK_AXIS)

@@ -94,9 +94,9 @@ def reptile(
     num_eval_steps: inner steps of `adapt`; as in training if None.
     metrics: more `(predictions, targets) -> scalar` functions to be reported
       beside "loss", the mean loss of the inner steps. They are computed on the
-      query with phi. But phi has already learned from the query. With
-      `held_out_report` they use parameters adapted to the support alone, which
-      takes as long as the step itself.
+      query with phi, which has already learned from the query. With
+      `held_out_report`, they are computed with parameters that are adapted to
+      the support alone. This takes as long as the step itself.
     memory: see `inner_loop.minimize`. Reptile does not differentiate through
       the inner loop.
 

@@ -119,7 +119,7 @@ def _most_numbers(learner: MetaLearner, tasks: TaskFamily) -> int:
   """Returns the size of the largest array of the per-task parameters."""
   meta_params, episode, rng = _shapes(learner, tasks)
   adapt = jax.make_jaxpr(learner.adapt)(meta_params, episode.support, rng).jaxpr
-  # Outputs that are inputs, too, are the same for all tasks.
+  # An output that is an input, too, is the same for all tasks.
   own = [x.aval.size for x in adapt.outvars if x not in adapt.invars]
   return max(own, default=0)
 
