@@ -1,20 +1,26 @@
-"""What the site does with docstrings and with flags.
+"""What the site does with docstrings, flags and formulas.
 
 mkdocs.yml names this file twice. As an extension of griffe, which reads the
 docstrings without importing the package, it makes Markdown of them. Three forms
 are translated: a block after `::`, which holds an equation or code, a link
 `` `text <https://...>`_ ``, and each entry of References, which becomes a
 paragraph. As a hook of mkdocs it keeps a flag such as `--steps` from being
-broken after its dashes.
+broken after its dashes, and makes MathML of the formulas of notebooks, which
+browsers show without a script.
 """
 
+import html
 import re
 import textwrap
+from typing import Any
 
 import griffe
+import latex2mathml.converter
 
 REFERENCES = re.compile(r"References:\n(?:[ ]+.*\n?)+")
 CODE = re.compile(r"(?s)<pre.*?</pre>|<code>.*?</code>")
+FORMULA = re.compile(r"(?s)\$\$(.+?)\$\$|\$([^$\n]+)\$")
+NO_TEXT = re.compile(r"(?s)(<(pre|code|script|style)\b.*?</\2>)")
 FLAG = re.compile(r"--[\w][^\s<&`]*")
 LINK = re.compile(r"`([^`<>]+?)\s*<(https?://[^\s>]+)>`_")
 
@@ -63,13 +69,39 @@ class Markdown(griffe.Extension):
       obj.docstring.value = markdown(obj.docstring.value)
 
 
-def on_page_content(html: str, **kwargs: object) -> str:
-  """Called by mkdocs with each page; marks the flags within lines."""
-  del kwargs
+def mathml(page: str) -> str:
+  """Translates `$...$` and `$$...$$` within the text of a page of HTML."""
+
+  def translate(found: re.Match[str]) -> str:
+    whole, inline = found.groups()
+    formula = html.unescape(whole or inline).replace(r"\arg", r"\text{arg }")
+    display = "block" if whole else "inline"
+    translated = latex2mathml.converter.convert(formula, display=display)
+    if "\\" in translated:
+      raise ValueError(f"{formula}: has a command that latex2mathml lacks.")
+    return translated
+
+  parts = NO_TEXT.split(page)
+  # Text, what is none, and the name of its element, in turns.
+  parts[::3] = [FORMULA.sub(translate, text) for text in parts[::3]]
+  del parts[2::3]
+  return "".join(parts)
+
+
+def whole_flags(page: str) -> str:
+  """Marks the flags in the lines of a page of HTML."""
 
   def mark(found: re.Match[str]) -> str:
     if found[0].startswith("<pre"):
       return found[0]
     return FLAG.sub(r'<span class="flag">\g<0></span>', found[0])
 
-  return CODE.sub(mark, html)
+  return CODE.sub(mark, page)
+
+
+def on_page_content(content: str, *, page: Any, **kwargs: Any) -> str:
+  """Called by mkdocs with the HTML of each page."""
+  del kwargs
+  if page.file.src_uri.endswith(".ipynb"):
+    content = mathml(content)
+  return whole_flags(content)
