@@ -21,7 +21,7 @@ REFERENCES = re.compile(r"References:\n(?:[ ]+.*\n?)+")
 CODE = re.compile(r"(?s)<pre.*?</pre>|<code>.*?</code>")
 FORMULA = re.compile(r"(?s)\$\$(.+?)\$\$|\$([^$\n]+)\$")
 NO_TEXT = re.compile(r"(?s)(<(pre|code|script|style)\b.*?</\2>)")
-FLAG = re.compile(r"--[\w][^\s<&`]*")
+FLAG = re.compile(r"(?<![\w-])--?\w[^\s<&`]*")
 LINK = re.compile(r"`([^`<>]+?)\s*<(https?://[^\s>]+)>`_")
 
 
