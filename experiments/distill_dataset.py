@@ -218,7 +218,13 @@ def train(
     rng=rng_keys.task_key(),
     task_chunk=FLAGS.task_chunk or None,
   )
-  trained = runs.train(name, trainer, training.schedule(), FLAGS.meta_batch)
+  trained = runs.train(
+    name,
+    trainer,
+    training.schedule(),
+    FLAGS.meta_batch,
+    rates=training.outer_rates(),
+  )
   return trained.state.meta_params
 
 

@@ -96,6 +96,7 @@ def main() -> None:
       validate=lambda state: {
         "second": float(validation(state.meta_params)[:, 1].mean())
       },
+      rates=training.outer_rates(),
     )
     values[name] = 100 * np.asarray(test(trained.state.meta_params))
   shown = [k for k in SHOWN if k <= FLAGS.presentations]

@@ -106,7 +106,11 @@ class Classifiers:
       rng=rng_keys.task_key(),
     )
     trained = self.runs.train(
-      name, trainer, training.schedule(), FLAGS.batch_size
+      name,
+      trainer,
+      training.schedule(),
+      FLAGS.batch_size,
+      rates=training.outer_rates(),
     )
     return trained.state.meta_params
 

@@ -174,6 +174,7 @@ def train(
     validate=lambda state: (
       {"reward": float(score(state.meta_params))} | validate(state)
     ),
+    rates=trainee.rates,
   )
   test = jax.jit(lambda params: rewards(params, "test"))
   return trained, np.asarray(test(trained.state.meta_params))

@@ -103,10 +103,12 @@ class Trainee(NamedTuple):
   Attributes:
     trainer: trains its parameters.
     player: `(params) -> player` that does not explore.
+    rates: the step sizes of the trainer, see `training.loop.fit`.
   """
 
   trainer: Trainer
   player: Callable[[Params], Player]
+  rates: training.Rates
 
 
 def trainee(tasks: Trials) -> Trainee:
@@ -132,7 +134,9 @@ def build(
     rng=rng_keys.task_key(),
   )
   return Trainee(
-    trainer, lambda params: q_player(network, params, tasks.num_actions, 0.0)
+    trainer,
+    lambda params: q_player(network, params, tasks.num_actions, 0.0),
+    training.outer_rates(updates),
   )
 
 
