@@ -95,8 +95,8 @@ flags.DEFINE_enum(
   "logger",
   None,
   sorted(SERVICES),
-  "Where the records go, beside metrics.jsonl and TensorBoard. wandb: Weights & "
-  "Biases, by its own settings ($WANDB_MODE=offline writes to the workdir).",
+  "Where the records go, beside metrics.jsonl and TensorBoard. wandb: Weights "
+  "& Biases, by its own settings ($WANDB_MODE=offline writes to the workdir).",
 )
 flags.register_validator(
   "logger",

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from metajax.training.legal_json import legal_json
 from metajax.training.processes import is_main
 
-
 # Takes the numbers of a step: `(step, scalars)`. That of another service is a
 # line, such as `lambda step, scalars: run.log(dict(scalars), step=step)`.
 Logger = Callable[[int, Mapping[str, float]], None]
