@@ -42,6 +42,12 @@ def finish(
     SERVICES[FLAGS.logger].finish(workdir, step, scores, pictures)
 
 
+def _is_installed(package: str) -> bool:
+  spec = importlib.util.find_spec(package)
+  # A folder of that name, where its runs are, has no origin.
+  return spec is not None and spec.origin is not None
+
+
 def _wandb_run(workdir: Path, part: str = "") -> Any:
   """Begins a run of Weights & Biases, or goes on with that of this folder."""
   import wandb
@@ -56,22 +62,24 @@ def _wandb_run(workdir: Path, part: str = "") -> Any:
     return wandb.run
   config = json.loads((workdir / "config.json").read_text())
   try:
-    return wandb.init(
+    run = wandb.init(
       project=os.environ.get("WANDB_PROJECT", "metajax"),
       id=identity,
       name="/".join(filter(None, (workdir.name, part))),
       group=workdir.name if part else None,
       dir=folder,
-      config=config["flags"] | {"environment": config["environment"]},
       resume="allow",
       reinit="finish_previous",
       settings=wandb.Settings(console="off"),
     )
   except wandb.Error as error:
     raise ValueError(
-      f"--logger=wandb: {error} `wandb login`, or WANDB_MODE=offline for a "
-      "folder that `wandb sync` sends later."
+      f"--logger=wandb: {error} With WANDB_MODE=offline it writes to the "
+      "workdir, which `wandb sync` sends later."
     ) from error
+  about = config["flags"] | {"environment": config["environment"]}
+  run.config.update(about, allow_val_change=True)
+  return run
 
 
 def _wandb(workdir: Path, part: str) -> Logger:
@@ -100,6 +108,6 @@ flags.DEFINE_enum(
 )
 flags.register_validator(
   "logger",
-  lambda name: name is None or importlib.util.find_spec(name) is not None,
+  lambda name: name is None or _is_installed(name),
   "its package is not installed: pip install 'metajax[wandb]'",
 )

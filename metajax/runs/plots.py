@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.evaluation import Estimate
-from metajax.training.logging import read_jsonl
+from metajax.training.logging import read_jsonl, waiting
 from metajax.training.processes import is_main
 from metajax.types import Episode, MetaLearner, Params, PRNGKey, TaskFamily
 
@@ -96,6 +96,7 @@ def curves(
   save(figure, path)
 
 
+@waiting("drawing tasks")
 def image_episodes(
   path: Path,
   learner: MetaLearner,
@@ -169,6 +170,7 @@ def _show(axes: Any, image: np.ndarray, title: str, color: str) -> None:
     spine.set(color=color, linewidth=1.5)
 
 
+@waiting("drawing tasks")
 def sinusoid_fits(
   path: Path,
   learners: Mapping[str, MetaLearner],
