@@ -33,16 +33,13 @@ def of_run(workdir: Path) -> str:
       metrics.setdefault(base, {})[part, split] = points[::-every]
   figures = []
   for name, curves in metrics.items():
-    log = any(part in name for part in LOGARITHMIC)
-    drawn = chart(
-      {
-        split if part == "." else f"{part}, {split}": curve
-        for (part, split), curve in curves.items()
-      },
-      log=log,
-    )
-    validated = all(split == "validation" for _, split in curves)
-    title = name.replace("_", " ") + ", validation" * validated
+    splits = {split for _, split in curves}
+    legends = {
+      ", ".join([part] * (part != ".") + [split] * (len(splits) > 1)): curve
+      for (part, split), curve in curves.items()
+    }
+    drawn = chart(legends, log=any(part in name for part in LOGARITHMIC))
+    title = name.replace("_", " ") + ", validation" * (splits == {"validation"})
     if drawn:
       figures.append(
         f"<figure><figcaption>{html.escape(title)}</figcaption>{drawn}</figure>"
@@ -62,7 +59,7 @@ def chart(lines: Mapping[str, Line], *, log: bool = False) -> str:
     The SVG, and a legend if there are several lines. Empty without points.
   """
   finite = {
-    name: [(x, y) for x, y in line if math.isfinite(y)]
+    name: [(x, y) for x, y in line if abs(y) < 1e300]
     for name, line in lines.items()
   }
   finite = {name: line for name, line in finite.items() if line}
