@@ -126,7 +126,6 @@ class Members(Stages):
 
 
 def main() -> None:
-  refuse("outer_schedule")
   if FLAGS.member_workdirs:
     refuse("members", "snapshots", "ema_decay", "steps")
   found_runs = find_runs("member_workdirs")
@@ -300,4 +299,4 @@ def draw_barrier(runs: Members, seeds: Params, aligned: Params) -> None:
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS)
+  run(main, defaults=DEFAULTS, unused=("outer_schedule",))

@@ -34,7 +34,7 @@ from metajax.learners import distill_data
 from metajax.losses import accuracy
 from metajax.models.mlp import MLP
 from metajax.runs import plots, report, rng_keys, scoring, training
-from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.flags import FLAGS, define_data_dir
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import class_batches
@@ -129,7 +129,6 @@ def objectives(model: MLP, features: MLP):
 
 
 def main() -> None:
-  refuse("learner")
   data = load()
   num_classes, num_train = data.train.shape[:2]
   for number in FLAGS.per_class:
@@ -237,4 +236,4 @@ def kernel_score(synthetic: SyntheticSet, test: Batch) -> Estimate:
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS)
+  run(main, defaults=DEFAULTS, unused=("learner",))

@@ -55,7 +55,6 @@ SHOTS = 1
 
 
 def main() -> None:
-  refuse("learner")
   if FLAGS.teacher_workdirs:
     refuse("teachers")
   found = find_runs("teacher_workdirs")
@@ -163,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS)
+  run(main, defaults=DEFAULTS, unused=("learner",))

@@ -47,7 +47,7 @@ from metajax.tasks import image_folder, omniglot
 from metajax.tasks.image_folder import fingerprint, is_image_folder
 from metajax.training.logging import waiting
 
-define_data_dir()
+define_data_dir(", or of any images, a sub-folder for each class")
 flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
 flags.DEFINE_integer(
   "train_ways",

@@ -22,7 +22,7 @@ from metajax.learners import ANY_WAYS
 from metajax.losses import accuracy
 from metajax.models.normalization import NORMALIZATIONS, statistics
 from metajax.runs import learner_options, report
-from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.flags import FLAGS, define_data_dir
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks.alphabets import alphabet_episodes
@@ -72,8 +72,6 @@ PUBLISHED = {
 
 
 def main() -> None:
-  refuse("eval_tasks", "eval_every", "eval_seed")
-
   def build(ways: int) -> MetaLearner:
     recipe = learner_options.recipe(
       FLAGS.learner,
@@ -174,4 +172,4 @@ def errors(
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS)
+  run(main, defaults=DEFAULTS, unused=("eval_tasks", "eval_every", "eval_seed"))

@@ -26,7 +26,7 @@ from metajax.models.mlp import MLP
 from metajax.models.recurrent import Cell
 from metajax.replay import EpisodeReplay, episode_replay_trainer
 from metajax.runs import plots, report, rng_keys, training
-from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.flags import FLAGS, define_data_dir
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import omniglot
@@ -70,7 +70,6 @@ SHOWN = (1, 2, 5, 10)
 
 
 def main() -> None:
-  refuse("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
   if FLAGS.meta_batch % FLAGS.replays:
     raise ValueError(
       f"--replays={FLAGS.replays}: must divide --meta_batch="
@@ -219,4 +218,9 @@ def scorer(
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS, needs=("flashbax",))
+  run(
+    main,
+    defaults=DEFAULTS,
+    needs=("flashbax",),
+    unused=("learner", "task_chunk", "inner_steps", "inner_lr", "memory"),
+  )

@@ -14,7 +14,7 @@ from experiments.shared import on_policy, replaying, trial_plots
 from experiments.shared.replaying import Trainee
 from metajax.evaluation import Estimate, estimate
 from metajax.runs import report, rng_keys, training
-from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.flags import FLAGS
 from metajax.runs.stages import Stages
 from metajax.tasks.trials import (
   Player,
@@ -98,7 +98,6 @@ def play_all(
     references: players that need no training.
     rival: the one of them whose score the trained players are to reach.
   """
-  refuse("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
   seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
   trainees = {}
   if not FLAGS.references_only:

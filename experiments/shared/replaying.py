@@ -94,6 +94,8 @@ DEFAULTS = {
 }
 
 NEEDS = ("flashbax", "gymnax")  # Packages of the extra `rl`.
+# What the training scripts of metajax have, and recurrent players do not.
+UNUSED = ("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
 MAX_NORM = 10.0  # Of a gradient.
 
 
