@@ -1,10 +1,8 @@
 """The page of a run: all of it in one file, whatever names and numbers are."""
 
-import configparser
 import json
 import math
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from metajax import results
 from metajax.evaluation import Estimate, OverSeeds
 from metajax.runs import charts, report_page
 
-ROOT = Path(__file__).resolve().parents[2]
 NASTY = "<script>alert(1)</script> & \"'$title"
 
 
@@ -181,19 +178,3 @@ def test_long_runs_keep_their_end(tmp_path):
   (line,) = _points(page)
   assert 300 < len(line) <= 500
   assert line[:, 0].max() == charts.WIDTH - charts.RIGHT
-
-
-def test_every_file_of_the_package_is_installed_with_it():
-  setup = configparser.ConfigParser()
-  setup.read(ROOT / "setup.cfg")
-  declared = {
-    ROOT / package.replace(".", "/") / name
-    for package, names in setup["options.package_data"].items()
-    for name in names.split()
-  }
-  found = {
-    path
-    for path in (ROOT / "metajax").rglob("*")
-    if path.is_file() and path.suffix not in (".py", ".pyc")
-  }
-  assert found == declared
