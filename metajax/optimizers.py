@@ -146,14 +146,15 @@ def evaluation_params(opt_state: optax.OptState, params: Params) -> Params:
 def last_step_size(
   rate: optax.ScalarOrSchedule, opt_state: optax.OptState
 ) -> float:
-  """Returns the step size of the last update, or of the first to come.
+  """Returns the step size of the last update; before any, that of the first.
 
-  A schedule counts updates, in the optimizer's state: what was skipped or done
-  in another session needs no care.
+  The optimizer's state counts the updates. So the step size is also right after
+  skipped steps and after a restart.
 
   Args:
-    rate: the step size that the optimizer was made with.
-    opt_state: the optimizer's state. Of several seeds it is a mean.
+    rate: the step size or schedule that the optimizer was made with.
+    opt_state: the optimizer's state. If it has an axis of seeds, the result is
+      the mean over the seeds.
   """
   counts = [s.count for s in _states(opt_state, optax.ScaleByScheduleState)]
   last = np.maximum(np.asarray(counts[0] if counts else 0) - 1, 0)

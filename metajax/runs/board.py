@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run that has ended, beside its curves."""
+"""The end of a run for TensorBoard: results, hyper-parameters, pictures."""
 
 import struct
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ import tensorboardX
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams
 
-SUFFIX = ".results"  # Of the file, which is replaced where a run goes on.
+SUFFIX = ".results"  # A later end of the same run replaces this file.
 
 
 def finish(
@@ -19,13 +19,13 @@ def finish(
   scores: Mapping[str, float],
   pictures: Iterable[Path],
 ) -> None:
-  """Writes results of tests, hyper-parameters and pictures for TensorBoard.
+  """Writes an event file with results, hyper-parameters and pictures.
 
   Args:
-    folder: its event files.
+    folder: the folder of the run's event files.
     step: the last meta-step.
-    flags: the hyper-parameters.
-    scores: results by name.
+    flags: the hyper-parameters by name.
+    scores: the test results by name.
     pictures: PNG files.
   """
   for old in folder.glob(f"*{SUFFIX}"):

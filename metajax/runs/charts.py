@@ -1,4 +1,4 @@
-"""Charts as SVG, to stand in a page: the page's style says their colours."""
+"""Line charts as SVG elements of a page, whose style sheet has the colours."""
 
 import html
 import math
@@ -12,7 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 24, 8, 26
 COLORS = 8  # Classes c0 to c7, which the page defines.
 MARKED = 40  # A line of fewer points has them marked.
 MOST_POINTS = 500  # Of a line; of more, every second, or third.
-LOGARITHMIC = ("loss", "mse", "error", "norm")
+LOGARITHMIC = ("loss", "mse", "error", "norm")  # Parts of metrics' names.
 Line = Sequence[tuple[float, float]]
 
 
@@ -48,7 +48,7 @@ def of_run(workdir: Path) -> str:
 
 
 def chart(lines: Mapping[str, Line], *, log: bool = False) -> str:
-  """Draws lines over meta-steps; what is not finite is left out.
+  """Draws lines over meta-steps. Values that are not finite are left out.
 
   Args:
     lines: points `(step, value)` by the name in the legend.
@@ -56,7 +56,8 @@ def chart(lines: Mapping[str, Line], *, log: bool = False) -> str:
       and span a power of ten.
 
   Returns:
-    The SVG, and a legend if there are several lines. Empty without points.
+    The SVG element, and a legend if there are several lines. Empty if there
+    are no points.
   """
   finite = {
     name: [(x, y) for x, y in line if abs(y) < 1e300]

@@ -1,4 +1,4 @@
-"""Where records of a run go, beside its own files: services, by --logger."""
+"""Services that also receive the records of a run, by --logger."""
 
 import importlib.util
 import json
@@ -16,11 +16,11 @@ from metajax.training.processes import is_main
 
 
 class Service(NamedTuple):
-  """A service for records of runs.
+  """A service that receives records.
 
   Attributes:
-    log: `(workdir, part) -> logger` of a training, in the sub-folder `part`.
-    finish: `(workdir, step, scores, pictures)`, once the run has ended.
+    log: `(workdir, part) -> logger` of the training in the sub-folder `part`.
+    finish: `(workdir, step, scores, pictures)`, called when the run has ended.
   """
 
   log: Callable[[Path, str], Logger]
@@ -28,7 +28,7 @@ class Service(NamedTuple):
 
 
 def by_flag(workdir: Path, part: str = "") -> list[Logger]:
-  """Returns the logger of --logger, in the first process, if there is one."""
+  """Returns the loggers that --logger names; none but in the first process."""
   if FLAGS.logger is None or not is_main():
     return []
   return [SERVICES[FLAGS.logger].log(workdir, part)]
@@ -37,27 +37,27 @@ def by_flag(workdir: Path, part: str = "") -> list[Logger]:
 def finish(
   workdir: Path, step: int, scores: Mapping[str, float], pictures: list[Path]
 ) -> None:
-  """Hands results of tests and pictures to the service of --logger."""
+  """Sends the test results and the pictures to the service of --logger."""
   if FLAGS.logger is not None and is_main():
     SERVICES[FLAGS.logger].finish(workdir, step, scores, pictures)
 
 
 def _is_installed(package: str) -> bool:
   spec = importlib.util.find_spec(package)
-  # A folder of that name, where its runs are, has no origin.
+  # wandb makes a folder `wandb`, which Python finds, too. It has no origin.
   return spec is not None and spec.origin is not None
 
 
 def _wandb_run(workdir: Path, part: str = "") -> Any:
-  """Begins a run of Weights & Biases, or goes on with that of this folder."""
+  """Starts the run of a folder at Weights & Biases, or continues it."""
   import wandb
 
   folder = workdir / part
-  name = folder / "wandb" / "run_id"
-  if not name.exists():
-    name.parent.mkdir(parents=True, exist_ok=True)
-    name.write_text(uuid.uuid4().hex[:8])
-  identity = name.read_text()
+  record = folder / "wandb" / "run_id"
+  if not record.exists():
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(uuid.uuid4().hex[:8])
+  identity = record.read_text()
   if wandb.run is not None and wandb.run.id == identity:
     return wandb.run
   config = json.loads((workdir / "config.json").read_text())
@@ -103,8 +103,8 @@ flags.DEFINE_enum(
   "logger",
   None,
   sorted(SERVICES),
-  "Where the records go, beside metrics.jsonl and TensorBoard. wandb: Weights "
-  "& Biases, by its own settings ($WANDB_MODE=offline writes to the workdir).",
+  "Service that also receives the records. wandb: Weights & Biases; with "
+  "$WANDB_MODE=offline it writes to the workdir only.",
 )
 flags.register_validator(
   "logger",

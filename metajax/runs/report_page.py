@@ -1,4 +1,4 @@
-"""The page of a run, `report.html`: all that its folder holds, in one file."""
+"""The page of a run, `report.html`: its results, curves and flags in one file."""
 
 import base64
 import html
@@ -18,11 +18,11 @@ NAME = "report.html"
 
 
 def write(workdir: Path, command: str) -> None:
-  """Writes the page of a run that has ended; nothing in it is of the network.
+  """Writes the page of a run that has ended. The page loads no other file.
 
   Args:
     workdir: the run's folder, with its `config.json` and `results.json`.
-    command: by which it was run.
+    command: the command line that the page shows.
   """
   results = read_results(workdir)
   assert results is not None
