@@ -1,4 +1,4 @@
-"""The page of a run, `report.html`: its results, curves and flags in one file."""
+"""The page of a run, `report.html`, with its results, curves and flags."""
 
 import base64
 import html

@@ -221,7 +221,8 @@ def test_every_due_step_is_recorded_once_with_its_losses(straight, interrupted):
   for lines in (expected, found):
     rates = [line["outer_lr"] for line in lines]
     halves = [0.5 * (1 + math.cos(math.pi * (s - 1) / STEPS)) for s in due]
-    np.testing.assert_allclose(rates, 1e-3 * np.array(halves), rtol=1e-4)
+    # In float32, 1 + cos is right to about 1e-7.
+    np.testing.assert_allclose(rates, 1e-3 * np.array(halves), atol=2e-10)
   losses = [
     [line["loss"] for line in lines if line["step"] not in cut]
     for lines in (found, expected)
