@@ -41,6 +41,7 @@ from metajax.training import (
   meta_trainer,
   task_mesh,
 )
+from metajax.training.logging import waiting
 from metajax.training.loop import Schedule
 from metajax.types import Array, MetaLearner, Params
 
@@ -128,9 +129,10 @@ def main() -> None:
   if FLAGS.member_workdirs:
     refuse("members", "snapshots", "ema_decay", "steps")
   found_runs = find_runs("member_workdirs")
-  splits = omniglot(
-    FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
-  )
+  with waiting("loading data"):
+    splits = omniglot(
+      FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
+    )
   model = conv4(FLAGS.ways, filters=FLAGS.filters)
   learner = REGISTRY[FLAGS.learner](
     model,

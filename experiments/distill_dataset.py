@@ -40,6 +40,7 @@ from metajax.runs.stages import Stages
 from metajax.tasks import class_batches
 from metajax.tasks.omniglot import load_omniglot
 from metajax.training import meta_trainer
+from metajax.training.logging import waiting
 from metajax.types import Batch, Episode, MetaLearner, TaskFamily
 
 define_data_dir()
@@ -83,6 +84,7 @@ class Data(NamedTuple):
   test: Batch
 
 
+@waiting("loading data")
 def load() -> Data:
   """Splits the drawings of every class; the split is fixed by --eval_seed."""
   rng = np.random.default_rng(FLAGS.eval_seed)
@@ -217,7 +219,13 @@ def train(
     rng=rng_keys.task_key(),
     task_chunk=FLAGS.task_chunk or None,
   )
-  trained = runs.train(name, trainer, training.schedule(), FLAGS.meta_batch)
+  trained = runs.train(
+    name,
+    trainer,
+    training.schedule(),
+    FLAGS.meta_batch,
+    rates=training.outer_rates(),
+  )
   return trained.state.meta_params
 
 

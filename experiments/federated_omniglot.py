@@ -25,7 +25,7 @@ from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks.omniglot import load_omniglot
 from metajax.training import Clients, federated_trainer
-from metajax.training.logging import read_jsonl
+from metajax.training.logging import read_jsonl, waiting
 from metajax.types import Batch, Params
 
 define_data_dir()
@@ -142,6 +142,7 @@ def main() -> None:
   )
 
 
+@waiting("loading data")
 def alphabets() -> tuple[Clients, Batch, Batch]:
   """The background alphabets as clients; others for validation and test."""
   data = load_omniglot(FLAGS.data_dir)

@@ -45,6 +45,7 @@ from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
 from metajax.tasks import image_folder, omniglot
 from metajax.tasks.image_folder import fingerprint, is_image_folder
+from metajax.training.logging import waiting
 
 define_data_dir(", or of any images, a sub-folder for each class")
 flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
@@ -193,8 +194,11 @@ def main() -> None:
     )
   query_shots = FLAGS.query_shots or FLAGS.shots
   trained_learner = learner(steps, train_ways)
-  splits = tasks(ways)
-  train_tasks = splits.train if train_ways == ways else tasks(train_ways).train
+  with waiting("loading data"):
+    splits = tasks(ways)
+    train_tasks = (
+      splits.train if train_ways == ways else tasks(train_ways).train
+    )
 
   def scorer(steps: int, split: str, num_tasks: int, transductive: bool = True):
     score = scoring.scorer(

@@ -28,6 +28,7 @@ from metajax.runs.stages import Stages
 from metajax.tasks.alphabets import alphabet_episodes
 from metajax.tasks.omniglot import OmniglotImages, load_omniglot
 from metajax.tasks.one_shot_runs import MINIMAL, WAYS, load_one_shot_runs
+from metajax.training.logging import waiting
 from metajax.types import Array, Episode, MetaLearner, Params
 
 define_data_dir()
@@ -87,8 +88,9 @@ def main() -> None:
     return saved.build(recipe, {"accuracy": accuracy})
 
   learner = build(WAYS)
-  trials = load_one_shot_runs(FLAGS.data_dir)
-  data = load_omniglot(FLAGS.data_dir)
+  with waiting("loading data"):
+    trials = load_one_shot_runs(FLAGS.data_dir)
+    data = load_omniglot(FLAGS.data_dir)
   stages = Stages("omniglot_challenge")
   metrics: dict[str, Estimate] = {}
   intervals, trained_on = {}, {}
@@ -145,6 +147,7 @@ def characters(data: OmniglotImages, name: str) -> np.ndarray:
   return data.is_background
 
 
+@waiting("evaluating on test tasks")
 def errors(
   learner: MetaLearner, params: Params, trials: Episode, transductive: bool
 ) -> Array:

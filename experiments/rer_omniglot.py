@@ -31,6 +31,7 @@ from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import omniglot
 from metajax.training import Trainer
+from metajax.training.logging import waiting
 from metajax.types import Array, Model, Params, PRNGKey, TaskFamily
 
 define_data_dir()
@@ -75,13 +76,14 @@ def main() -> None:
       f"{FLAGS.meta_batch}, the tasks of a step."
     )
   kept = replay()
-  splits = omniglot(
-    FLAGS.data_dir,
-    ways=FLAGS.ways,
-    shots=FLAGS.presentations,
-    query_shots=1,
-    image_size=IMAGE_SIZE,
-  )
+  with waiting("loading data"):
+    splits = omniglot(
+      FLAGS.data_dir,
+      ways=FLAGS.ways,
+      shots=FLAGS.presentations,
+      query_shots=1,
+      image_size=IMAGE_SIZE,
+    )
   validation = scorer(splits.validation, "validation", 200)
   test = scorer(splits.test, "test", FLAGS.eval_tasks)
   all_plans = plans(splits.train, kept)
@@ -95,8 +97,10 @@ def main() -> None:
       validate=lambda state: {
         "second": float(validation(state.meta_params)[:, 1].mean())
       },
+      rates=training.outer_rates(),
     )
-    values[name] = 100 * np.asarray(test(trained.state.meta_params))
+    with waiting("evaluating on test tasks"):
+      values[name] = 100 * np.asarray(test(trained.state.meta_params))
   shown = [k for k in SHOWN if k <= FLAGS.presentations]
   metrics: dict[str, Estimate] = {
     f"{name}_{k}": estimate(v[:, k - 1])

@@ -23,6 +23,7 @@ from metajax.tasks.trials import (
   with_last_observation,
 )
 from metajax.training import TrainState
+from metajax.training.logging import waiting
 from metajax.training.loop import Trained
 from metajax.types import Params
 
@@ -173,9 +174,11 @@ def train(
     validate=lambda state: (
       {"reward": float(score(state.meta_params))} | validate(state)
     ),
+    rates=trainee.rates,
   )
   test = jax.jit(lambda params: rewards(params, "test"))
-  return trained, np.asarray(test(trained.state.meta_params))
+  with waiting("evaluating on test tasks"):
+    return trained, np.asarray(test(trained.state.meta_params))
 
 
 def progress(stages: Stages, name: str, tasks: Trials) -> dict[int, float]:
