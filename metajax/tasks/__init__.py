@@ -1,5 +1,6 @@
 """Task families: pure functions from a key to an episode."""
 
+from metajax.tasks.cifar100 import cifar_fs, fc100
 from metajax.tasks.class_batches import class_batches
 from metajax.tasks.few_shot import few_shot_episodes, labelled_episodes
 from metajax.tasks.image_folder import image_folder
@@ -7,7 +8,9 @@ from metajax.tasks.omniglot import omniglot
 from metajax.tasks.sinusoid import sinusoid
 
 __all__ = [
+  "cifar_fs",
   "class_batches",
+  "fc100",
   "few_shot_episodes",
   "image_folder",
   "labelled_episodes",

@@ -164,17 +164,20 @@ def load_omniglot(
   return data
 
 
-def data_folder(data_dir: str | os.PathLike | None) -> Path:
+def data_folder(
+  data_dir: str | os.PathLike | None, script: str = "download_omniglot.py"
+) -> Path:
   """Returns the folder of the data, `$METAJAX_DATA_DIR` if None is given.
 
   Raises:
-    FileNotFoundError: if there is neither.
+    FileNotFoundError: if there is neither; it names the script that fetches
+      the data.
   """
   given = data_dir or os.environ.get("METAJAX_DATA_DIR")
   if not given:
     raise FileNotFoundError(
       "no data: give --data_dir or set METAJAX_DATA_DIR; "
-      "`python scripts/download_omniglot.py --data_dir=DIR` fetches it."
+      f"`python scripts/{script} --data_dir=DIR` fetches it."
     )
   return Path(given)
 
