@@ -23,6 +23,7 @@ from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.precision import compute_in
 from metajax.results import write_json
+from metajax.tasks.standardized import Channels
 from metajax.training.processes import is_main, whole
 from metajax.types import (
   Array,
@@ -77,6 +78,8 @@ class Loaded(NamedTuple):
     recipe: what it is built of.
     inputs: shape and dtype of one example.
     inverted: images were given with ink, which is dark, as 1.
+    channels: mean and deviation of the channels of images, by which they were
+      standardised after that; None: they were not.
   """
 
   learner: MetaLearner
@@ -86,6 +89,7 @@ class Loaded(NamedTuple):
   recipe: Recipe
   inputs: jax.ShapeDtypeStruct
   inverted: bool = False
+  channels: Channels | None = None
 
 
 def build(
@@ -139,6 +143,7 @@ def save(
   *,
   seeds: int = 1,
   inverted: bool = False,
+  channels: Channels | None = None,
 ) -> None:
   """Writes a trained meta-learner; a file is whole or not there.
 
@@ -149,6 +154,7 @@ def save(
     inputs: shape and dtype of one example.
     seeds: how many trainings there are.
     inverted: images are given with ink, which is dark, as 1.
+    channels: by which images are standardised, if they are.
   """
   from safetensors.numpy import save_file
 
@@ -167,6 +173,7 @@ def save(
     **recipe._asdict(),
     "inputs": example,
     "inverted": inverted,
+    "channels": channels._asdict() if channels else None,
     "seeds": seeds,
   }
   write_json(Path(folder) / LEARNER, about)
@@ -218,6 +225,9 @@ def load(
     ) from error
   example, seeds = about.pop("inputs"), about.pop("seeds")
   inverted = about.pop("inverted")
+  # Learners that were saved before images were standardised do not say it.
+  measured = about.pop("channels", None)
+  channels = measured and Channels(*(tuple(x) for x in measured.values()))
   if not 0 <= seed < seeds:
     raise ValueError(f"seed={seed}: {folder} has trainings 0 to {seeds - 1}.")
   recipe = Recipe(**about)
@@ -251,6 +261,7 @@ def load(
     recipe,
     inputs,
     inverted,
+    channels,
   )
 
 

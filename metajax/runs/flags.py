@@ -125,7 +125,7 @@ def define_data_dir() -> None:
     "data_dir",
     None,
     "Folder of images_background.zip and images_evaluation.zip; default: "
-    "$METAJAX_DATA_DIR. few_shot: or of images, a sub-folder a class.",
+    "$METAJAX_DATA_DIR. few_shot: or of another --data.",
   )
 
 
