@@ -63,7 +63,7 @@ def test_arrays_are_arguments_and_no_constants():
 
 def test_where_some_are_masked_the_others_get_a_mask_of_ones():
   masked = few_shot_episodes(NUMBERS[0], 2, 1, 1, small_classes=True)
-    episodes = _drawn(mixture([masked, PLAIN[1]]), 50)
+  episodes = _drawn(mixture([masked, PLAIN[1]]), 50)
   assert set(episodes.support.inputs[:, 0] // 100) == {1, 2}
   assert episodes.support.mask.all() and episodes.query.mask.dtype == bool
 
