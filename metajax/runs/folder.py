@@ -18,6 +18,7 @@ from metajax.training.processes import main_alone
 NOT_CONFIG = (
   "workdir",
   "data_dir",
+  "eval_data_dir",
   "debug",
   "preset",
   "compile_cache",
@@ -40,31 +41,38 @@ EVALUATION = (
   "eval_shots",
   "eval_query_shots",
   "eval_inner_steps",
+  "eval_data",
+  "eval_data_dir",
 )
 
 
 def start(
-  experiment: str, data: str | None = None, *, goes_on: bool = False
+  experiment: str,
+  data: str | None = None,
+  *,
+  eval_data: str | None = None,
+  goes_on: bool = False,
 ) -> Path:
   """Makes or reopens the folder of the run that the flags describe.
 
   Args:
     experiment: its name.
     data: what tells the data apart from others in the place of --data_dir.
+    eval_data: the same of --eval_data_dir.
     goes_on: one that has ended may be trained further, where its schedule
       allows that, or evaluated otherwise.
   """
   key_flags = [flag for flag in _key_flags() if flag.name not in NOT_CONFIG]
   config = {flag.name: flag.value for flag in key_flags}
-  if data is not None:
-    config["data_dir"] = data
+  told = {"data_dir": data, "eval_data_dir": eval_data}
+  told = {name: value for name, value in told.items() if value is not None}
+  config |= told
   # By what is not the default, so that a flag that is added later, and not
   # given, leaves a run where it was.
   given = {
     flag.name: flag.value for flag in key_flags if flag.value != flag.default
   }
-  if data is not None:
-    given["data_dir"] = data
+  given |= told
   digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
   default = Path("runs") / f"{experiment}-{digest.hexdigest()[:8]}"
   workdir = Path(FLAGS.workdir or default)

@@ -1,7 +1,8 @@
 """Pictures of runs."""
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.evaluation import Estimate
+from metajax.tasks.standardized import Channels
 from metajax.training.logging import read_jsonl, waiting
 from metajax.training.processes import is_main
-from metajax.types import Episode, MetaLearner, Params, PRNGKey, TaskFamily
+from metajax.types import (
+  Array,
+  Episode,
+  MetaLearner,
+  Params,
+  PRNGKey,
+  TaskFamily,
+)
 
 FEW = 20  # Points of a line that are marked large.
 
@@ -106,6 +115,7 @@ def image_episodes(
   ways: int,
   *,
   columns: int = 8,
+  channels: Channels | None = None,
 ) -> None:
   """Draws tasks, a class per row: support images, queries with predictions.
 
@@ -117,7 +127,9 @@ def image_episodes(
     rng: fixes the tasks.
     ways: number of classes; 10 of them are shown at most.
     columns: images in a row at most, over as many tasks as they suffice for.
+    channels: by which the images are standardised, if they are.
   """
+  show = _show if channels is None else functools.partial(_restored, channels)
   episode = jax.eval_shape(tasks, rng)
   shots, queries = (len(x.targets) // ways for x in episode)
   shots = min(shots, columns // 2)
@@ -130,7 +142,7 @@ def image_episodes(
   parts = figure.subfigures(1, num_tasks, wspace=0.05, squeeze=False)[0]
   for part, key in zip(parts, jax.random.split(rng, num_tasks), strict=True):
     grid = part.subplots(rows, shots + queries, squeeze=False)
-    _draw_episode(grid, shots, tasks(key), learner, params, key)
+    _draw_episode(grid, shots, tasks(key), learner, params, key, show)
   figure.suptitle(
     "black: support, with its label    colour: query, with the prediction",
     fontsize=9,
@@ -145,6 +157,7 @@ def _draw_episode(
   learner: MetaLearner,
   params: Params,
   rng: PRNGKey,
+  show: Callable,
 ) -> None:
   support, query = episode
   logits = learner.predict(learner.adapt(params, support, rng), query.inputs)
@@ -152,11 +165,15 @@ def _draw_episode(
   for label, row in enumerate(grid):
     examples = np.flatnonzero(support.targets == label)
     for axes, i in zip(row[:shots], examples, strict=False):
-      _show(axes, support.inputs[i], f"{label}", "black")
+      show(axes, support.inputs[i], f"{label}", "black")
     queries = np.flatnonzero(query.targets == label)
     for axes, i in zip(row[shots:], queries, strict=False):
       color = "tab:green" if predicted[i] == label else "tab:red"
-      _show(axes, query.inputs[i], f"{predicted[i]}", color)
+      show(axes, query.inputs[i], f"{predicted[i]}", color)
+
+
+def _restored(channels: Channels, axes: Any, image: Array, *how: str) -> None:
+  _show(axes, np.asarray(channels.restore(image)), *how)
 
 
 def _show(axes: Any, image: np.ndarray, title: str, color: str) -> None:

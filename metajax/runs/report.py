@@ -13,6 +13,7 @@ from metajax.evaluation import Estimate
 from metajax.results import read_results, write_results
 from metajax.runs import board, folder, loggers, report_page
 from metajax.runs.flags import FLAGS
+from metajax.tasks.standardized import Channels
 from metajax.training import evaluation_params, task_mesh
 from metajax.training.loop import Trained
 from metajax.training.processes import is_main
@@ -29,11 +30,13 @@ def finish(
   recipe: saved.Recipe | None = None,
   inputs: jax.ShapeDtypeStruct | None = None,
   inverted: bool = False,
+  channels: Channels | None = None,
 ) -> None:
   """Writes `results.json` and prints the table and the files of the run.
 
-  With a recipe, the shape and dtype of one example, and whether images are
-  given with ink as 1, `metajax.load` loads what was trained.
+  With a recipe, the shape and dtype of one example, and how images are given
+  (with ink as 1, standardised by their channels), `metajax.load` loads what was
+  trained.
   """
   steps = FLAGS.steps if steps is None else steps
   write_results(
@@ -58,7 +61,15 @@ def finish(
   if recipe is not None and inputs is not None:
     params = evaluation_params(trained.state)
     seeds = FLAGS.num_seeds if "num_seeds" in FLAGS else 1
-    saved.save(workdir, recipe, params, inputs, seeds=seeds, inverted=inverted)
+    saved.save(
+      workdir,
+      recipe,
+      params,
+      inputs,
+      seeds=seeds,
+      inverted=inverted,
+      channels=channels,
+    )
   publish(workdir, steps, metrics)
   show(
     workdir,
