@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
-
-nbformat = pytest.importorskip("nbformat")
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(ROOT.glob("docs/tutorials/*.ipynb"))
@@ -73,15 +73,12 @@ def test_code_is_linted():
 @pytest.mark.slow
 @each
 def test_runs(path, tmp_path, monkeypatch):
-  nbclient = pytest.importorskip("nbclient")
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
   # Machine code that is made fast is slow, and training is most of it.
   monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
-  notebook = nbformat.read(path, as_version=4)
-  client = nbclient.NotebookClient(
-    notebook,
+  nbclient.execute(
+    nbformat.read(path, as_version=4),
+    cwd=tmp_path,
     timeout=600,
     kernel_name="python3",
-    resources={"metadata": {"path": str(tmp_path)}},
   )
-  client.execute()
