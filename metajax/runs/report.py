@@ -11,7 +11,7 @@ import jax
 from metajax import saved
 from metajax.evaluation import Estimate
 from metajax.results import read_results, write_results
-from metajax.runs import board, folder, loggers, report_page
+from metajax.runs import board, card, folder, loggers, report_page
 from metajax.runs.flags import FLAGS
 from metajax.tasks.standardized import Channels
 from metajax.training import evaluation_params, task_mesh
@@ -80,12 +80,13 @@ def finish(
 
 
 def publish(workdir: Path, steps: int, metrics: Mapping[str, Estimate]) -> None:
-  """Writes `report.html`, and the end of the run for TensorBoard and --logger.
+  """Writes the card, the page, and the end of the run for the loggers.
 
   It is of what the folder holds by now; `results.json` is there already.
   """
   if not is_main():
     return
+  card.write(workdir, folder.command())
   report_page.write(workdir, folder.command())
   flags = json.loads((workdir / "config.json").read_text())["flags"]
   scores = {f"test/{name}": value.mean for name, value in metrics.items()}
