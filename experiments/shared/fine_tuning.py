@@ -4,6 +4,8 @@ import functools
 import math
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from experiments.shared import regressors
@@ -29,7 +31,7 @@ def by_sgd(steps: int, rate: float) -> MetaLearner:
 
 
 def average(steps: int, rate: float, *, members: Params) -> MetaLearner:
-  """The average of members with learned weights, one for each array."""
+  """The average of members with learned weights, one for each of their arrays."""
   learner = by_sgd(steps, rate)
   return learned_average(learner, members, groups=lambda path: path)
 
