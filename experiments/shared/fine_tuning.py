@@ -31,7 +31,7 @@ def by_sgd(steps: int, rate: float) -> MetaLearner:
 
 
 def average(steps: int, rate: float, *, members: Params) -> MetaLearner:
-  """The average of members with learned weights, one for each of their arrays."""
+  """The average of members with learned weights, one for each array of each."""
   learner = by_sgd(steps, rate)
   return learned_average(learner, members, groups=lambda path: path)
 
