@@ -1,4 +1,4 @@
-"""Alphabets of Omniglot as clients, their drawings turned by 0 to 3 quarters."""
+"""Omniglot's alphabets as clients, their drawings turned by quarters."""
 
 import jax.numpy as jnp
 import numpy as np
