@@ -15,8 +15,6 @@ and 96.3%, "scarce" in 67.2, 82.3 and 85.7%; the paper has 82.8 and 94.9% at
 the 2nd and the 5th.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from absl import flags
 
@@ -29,8 +27,6 @@ from metajax.runs.flags import FLAGS, define_data_dir, flag_values
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import omniglot
-from metajax.training import Trainer
-from metajax.types import TaskFamily
 
 define_data_dir()
 flags.DEFINE_integer("ways", 5, "Characters of a task.", lower_bound=2)
@@ -72,13 +68,28 @@ def main() -> None:
   scorer = character_reader.scorer
   validation = scorer(splits.validation, "validation", 200)
   test = scorer(splits.test, "test", FLAGS.eval_tasks)
-  all_plans = plans(splits.train, kept)
+  learner = character_reader.learner()
+  fresh = training.trainer(learner, splits.train)
+  replayed = episode_replay_trainer(
+    learner,
+    training.outer_optimizer(FLAGS.outer_schedule),
+    splits.train,
+    kept,
+    rng=rng_keys.task_key(),
+  )
+  few = max(1, FLAGS.steps // FLAGS.replays)
+  # Name -> (trainer, steps, new tasks in a step).
+  plans = {
+    "fresh": (fresh, FLAGS.steps, FLAGS.meta_batch),
+    "replayed": (replayed, FLAGS.steps, kept.new),
+    "scarce": (fresh, few, FLAGS.meta_batch),
+  }
   runs, values = Stages("rer_omniglot"), {}
-  for name, plan in all_plans.items():
+  for name, (trainer, steps, _) in plans.items():
     trained = runs.train(
       name,
-      plan.trainer,
-      training.schedule()._replace(num_steps=plan.steps),
+      trainer,
+      training.schedule()._replace(num_steps=steps),
       FLAGS.meta_batch,
       validate=lambda state: {
         "second": float(validation(state.meta_params)[:, 1].mean())
@@ -116,7 +127,7 @@ def main() -> None:
       **flag_values("replays", "capacity", "shards"),
       "normalization": "group" if FLAGS.encoder == "conv4" else "none",
       "transductive": False,
-      "tasks": {k: p.tasks for k, p in all_plans.items()},
+      "tasks": {k: steps * new for k, (_, steps, new) in plans.items()},
       "published": PUBLISHED,
     },
     metrics,
@@ -131,33 +142,6 @@ def replay() -> EpisodeReplay:
     **{"--meta_batch over --replays": new, "--capacity": capacity}
   )
   return EpisodeReplay(new, FLAGS.meta_batch, capacity, shards)
-
-
-class Plan(NamedTuple):
-  """One of the trainings: for how many steps, on how many tasks in all."""
-
-  trainer: Trainer
-  steps: int
-  tasks: int
-
-
-def plans(tasks: TaskFamily, kept: EpisodeReplay) -> dict[str, Plan]:
-  """Returns the trainings by name."""
-  learner = character_reader.learner()
-  few = max(1, FLAGS.steps // FLAGS.replays)
-  fresh = training.trainer(learner, tasks)
-  replayed = episode_replay_trainer(
-    learner,
-    training.outer_optimizer(FLAGS.outer_schedule),
-    tasks,
-    kept,
-    rng=rng_keys.task_key(),
-  )
-  return {
-    "fresh": Plan(fresh, FLAGS.steps, FLAGS.steps * FLAGS.meta_batch),
-    "replayed": Plan(replayed, FLAGS.steps, FLAGS.steps * kept.new),
-    "scarce": Plan(fresh, few, few * FLAGS.meta_batch),
-  }
 
 
 if __name__ == "__main__":
