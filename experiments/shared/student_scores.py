@@ -14,7 +14,7 @@ from metajax.losses import accuracy, cross_entropy
 from metajax.runs import scoring
 from metajax.runs.flags import FLAGS
 from metajax.tasks import few_shot_episodes
-from metajax.types import Params
+from metajax.types import Array, Params
 
 flags.DEFINE_multi_integer(
   "ways", [5, 20], "Classes of the few-shot tasks.", lower_bound=2
@@ -42,7 +42,7 @@ def of_images(
   """
   test = students.data.test
 
-  def classes(filters: int, stack: Params) -> np.ndarray:
+  def classes(filters: int, stack: Params) -> Array:
     return students.answers(students.model(filters), stack, test).argmax(-1)
 
   goal, values = classes(*stacks[teacher]), {}
