@@ -1,4 +1,4 @@
-"""The Omniglot challenge: what is learned from, and the trials it is for."""
+"""The Omniglot challenge: its sets of alphabets, and errors in its trials."""
 
 import jax
 import jax.numpy as jnp

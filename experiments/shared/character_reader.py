@@ -1,4 +1,4 @@
-"""A recurrent network that reads characters, each with the label before."""
+"""A recurrent network that reads characters, with the labels of those before."""
 
 from collections.abc import Callable
 from typing import get_args
@@ -37,7 +37,7 @@ flags.DEFINE_integer(
 
 
 def learner() -> MetaLearner:
-  """Is trained on the queries, having read the support."""
+  """The learner that trains it."""
   return recurrent(
     encoder(), cross_entropy, metrics={"accuracy": accuracy}, **sizes()
   )

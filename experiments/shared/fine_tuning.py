@@ -1,4 +1,4 @@
-"""Starts that are fine-tuned on new curves, by step sizes of their own."""
+"""Fine-tuning on new curves, with a step size chosen for each start."""
 
 import functools
 import math

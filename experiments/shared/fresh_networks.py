@@ -1,4 +1,4 @@
-"""What is trained on a small set of images alone, and how right it is."""
+"""Test accuracies of networks that are trained on a small set of images."""
 
 from collections.abc import Callable
 
@@ -50,6 +50,6 @@ def scorer(
 
 
 def right_by_kernel(synthetic: SyntheticSet, test: Batch) -> Array:
-  """Which test images are told by regression with the kernel itself."""
+  """Tells which test images regression with the kernel itself gets right."""
   predict = kernel_ridge(KERNEL, synthetic.inputs, synthetic.targets)
   return predict(test.inputs).argmax(-1) == test.targets

@@ -35,7 +35,7 @@ def network() -> Model:
 
 
 def learner(eval_steps: int) -> MetaLearner:
-  """The learner of the flags, with other numbers of steps at test."""
+  """The learner that the flags describe, with `eval_steps` steps at test."""
   return REGISTRY[FLAGS.learner](
     network(),
     cross_entropy,
@@ -73,7 +73,7 @@ def finished(found: Sequence[Run], family: TaskFamily) -> list[Params]:
 def scorer(
   learner: MetaLearner, splits: Splits, split: str
 ) -> Callable[[Params], np.ndarray]:
-  """Returns `meta_params -> accuracies`, of the same tasks for everybody."""
+  """Returns `meta_params -> accuracies` on the fixed tasks of a split."""
   num_tasks = {"validation": 200, "test": FLAGS.eval_tasks}[split]
   score = scoring.task_scorer(
     learner, getattr(splits, split), METRICS, split, num_tasks

@@ -1,4 +1,4 @@
-"""Players that need no training, and what is chosen for them by trying."""
+"""Players that need no training, and the search for their parameters."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""How wrong stored states are by the time that they are learned from."""
+"""How wrong stored states have become when they are learned from."""
 
 from collections.abc import Callable
 

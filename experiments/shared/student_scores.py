@@ -1,4 +1,4 @@
-"""What networks that were trained on characters are worth, old and new ones."""
+"""How right taught networks are, on known characters and on new ones."""
 
 import functools
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Players that are trained, with their rewards of validation and test tasks."""
+"""Training of players, and their rewards on validation and test tasks."""
 
 from collections.abc import Callable
 
