@@ -103,6 +103,7 @@ def train_all(students: Classifiers) -> dict[str, tuple[int, Params]]:
   def alone(model: Model) -> Callable:
     return side_by_side(distillation.alone(model))
 
+  # Each seed has a teacher of its `own`; all have the same ensemble.
   def taught(model: Model, own: Sequence[str] = ("teacher",)) -> Callable:
     return side_by_side(distillation.taught(model, **tell), own=own)
 
@@ -116,7 +117,6 @@ def train_all(students: Classifiers) -> dict[str, tuple[int, Params]]:
     "teacher": (FLAGS.filters, teacher),
     "teacher_born_again": (FLAGS.filters, again),
   }
-  # Each seed has a teacher of its own, or all have the ensemble.
   together = distillation.predict_all(
     distillation.ensemble(wide, teacher), data["inputs"]
   )

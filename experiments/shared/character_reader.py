@@ -1,4 +1,4 @@
-"""A recurrent network that reads characters, with the labels of those before."""
+"""A recurrent network that reads characters and the labels before them."""
 
 from collections.abc import Callable
 from typing import get_args
