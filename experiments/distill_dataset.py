@@ -147,7 +147,13 @@ def train(
     training.outer_optimizer(FLAGS.outer_schedule),
   )
   trainer = training.trainer(learner, tasks, optimizer=optimizer)
-  trained = runs.train(name, trainer, training.schedule(), FLAGS.meta_batch)
+  trained = runs.train(
+    name,
+    trainer,
+    training.schedule(),
+    FLAGS.meta_batch,
+    rates=training.outer_rates(),
+  )
   return trained.state.meta_params
 
 

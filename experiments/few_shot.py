@@ -1,17 +1,19 @@
-"""Few-shot Omniglot by MAML (Finn et al. 2017, section 5.2 and appendix A.1).
+"""Few-shot images by MAML (Finn et al. 2017, section 5.2 and appendix A.1).
 
   python -m experiments.few_shot --data_dir=DIR
 
-trains 5-way 1-shot for about 10 minutes on 2 cores and reports the accuracy on
-600 tasks of characters never seen in training. The default takes small steps
-often, of 8 tasks, and has the step sizes 0.4 (inner) and 0.003 (outer), with
-which MAML and its kin learn faster at first. `--preset=5w1s` is the paper's
-protocol (32 tasks, step sizes that are 2.0 and 0.001 here), with the 40,000
-meta-steps of its code; the paper has 98.7 +- 0.4.
+trains 5-way 1-shot Omniglot for about 10 minutes on 2 cores and reports the
+accuracy on 600 tasks of characters never seen in training. The default takes
+small steps often, of 8 tasks, and has the step sizes 0.4 (inner) and 0.003
+(outer), with which MAML and its kin learn faster at first. `--preset=5w1s` is
+the paper's protocol (32 tasks, step sizes that are 2.0 and 0.001 here), with
+the 40,000 meta-steps of its code; the paper has 98.7 +- 0.4.
 `--learner=NAME` trains another of the learners in place of MAML.
 
 DIR may be any folder of images, too, a sub-folder for each class (or train, val
-and test folders of such).
+and test folders of such, or tables that name the splits). `--data=cifar_fs`,
+`fc100` and `mini_imagenet` are data sets by name, and `--eval_data=NAME` tests
+on another one than that of the training; see docs/data.md.
 """
 
 import functools
@@ -20,7 +22,12 @@ from typing import get_args
 import jax
 from absl import flags
 
-from experiments.shared.omniglot_presets import PRESETS
+from experiments.shared import (
+  cifar_presets,
+  image_data,
+  image_sets,
+  omniglot_presets,
+)
 from metajax import saved
 from metajax.learners import ANY_WAYS
 from metajax.losses import accuracy
@@ -43,58 +50,22 @@ from metajax.runs import (
 )
 from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
-from metajax.tasks import image_folder, omniglot
-from metajax.tasks.image_folder import fingerprint, is_image_folder
+from metajax.training.logging import waiting
 
-define_data_dir(", or of any images, a sub-folder for each class")
-flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
-flags.DEFINE_integer(
-  "train_ways",
-  0,
-  "Classes per task in training, for learners that take any number "
-  "(prototypical and ridge); 0: as many as at test.",
-  lower_bound=0,
-)
-flags.register_validator(
-  "train_ways", lambda ways: ways != 1, "must be 0, or 2 or more"
-)
-flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
-flags.DEFINE_integer(
-  "query_shots",
-  0,
-  "Query images per class; 0: as many as shots, like the original code.",
-  lower_bound=0,
-)
-flags.DEFINE_integer(
-  "eval_query_shots",
-  0,
-  "Query images per class in validation and test; 0: as in training.",
-  lower_bound=0,
-)
+define_data_dir(", or of the images of another --data")
 flags.DEFINE_integer(
   "eval_inner_steps", 3, "Inner steps at test.", lower_bound=0
 )
-flags.DEFINE_enum(
-  "split",
-  "random",
-  ["random", "official"],
-  "Characters for training and test: drawn at random (1100/100/423), or the "
-  "background and the evaluation alphabets.",
-)
-flags.DEFINE_integer(
-  "image_size",
-  0,
-  "Height and width of images in pixels; 0: 28 for Omniglot, else 84.",
-  lower_bound=0,
-)
-flags.DEFINE_enum(
-  "rotations",
-  "0",
-  ["0", "1", "2", "4"],
-  "Quarter turns that make classes of their own; 0: 4 for Omniglot, else 1.",
-)
 flags.DEFINE_enum("model", "conv4", ["conv4", "mlp"], "Network.")
 flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
+flags.DEFINE_enum(
+  "downsampling",
+  "auto",
+  ["auto", "stride", "max_pool"],
+  "How conv4 halves its maps: by convolutions of stride 2, with the mean over "
+  "positions before the head, or by max-pooling, all positions going into the "
+  "head. auto: stride for Omniglot and folders, max_pool for the others.",
+)
 flags.DEFINE_enum(
   "normalization",
   "batch",
@@ -140,6 +111,7 @@ def main() -> None:
       return {
         "name": "conv4",
         "filters": FLAGS.filters,
+        "strided": downsampling == "stride",
         "normalization": FLAGS.normalization,
         "conv_lowering": FLAGS.conv_lowering,
         "num_context": learner_options.num_context(name),
@@ -163,27 +135,12 @@ def main() -> None:
   def learner(eval_steps: int, ways: int):
     return saved.build(recipe(eval_steps, ways), {"accuracy": accuracy})
 
-  def tasks(ways: int):
-    options = {
-      "ways": ways,
-      "shots": FLAGS.shots,
-      "query_shots": query_shots,
-      "eval_query_shots": FLAGS.eval_query_shots or None,
-      "image_size": image_size,
-      "num_rotations": rotations,
-    }
-    if of_folder:
-      return image_folder(FLAGS.data_dir, eval_ways=FLAGS.ways, **options)
-    return omniglot(FLAGS.data_dir, split=FLAGS.split, **options)
-
   if FLAGS.model != "conv4":
-    refuse("conv_lowering", "filters")
-  of_folder = is_image_folder(FLAGS.data_dir)
-  if of_folder:
-    refuse("split")
-  image_size = FLAGS.image_size or (84 if of_folder else 28)
-  rotations = int(FLAGS.rotations) or (1 if of_folder else 4)
-
+    refuse("conv_lowering", "filters", "downsampling")
+  downsampling = FLAGS.downsampling
+  if downsampling == "auto":
+    strided = image_sets.name_of_data() in ("omniglot", "folder")
+    downsampling = "stride" if strided else "max_pool"
   steps, ways = FLAGS.eval_inner_steps, FLAGS.ways
   train_ways = FLAGS.train_ways or ways
   if train_ways != ways and name not in ANY_WAYS:
@@ -191,15 +148,14 @@ def main() -> None:
       f"--train_ways={train_ways}: must be --ways={ways} for --learner={name}, "
       "whose network has an output for each class."
     )
-  query_shots = FLAGS.query_shots or FLAGS.shots
   trained_learner = learner(steps, train_ways)
-  splits = tasks(ways)
-  train_tasks = splits.train if train_ways == ways else tasks(train_ways).train
+  with waiting("loading data"):
+    data = image_data.load(ways, train_ways)
 
   def scorer(steps: int, split: str, num_tasks: int, transductive: bool = True):
     score = scoring.scorer(
       learner(steps, ways),
-      getattr(splits, split),
+      getattr(data.splits, split),
       {"accuracy": accuracy},
       split,
       num_tasks,
@@ -211,15 +167,19 @@ def main() -> None:
   validation = scorer(steps, "validation", FLAGS.validation_tasks)
   trainer = training.trainer(
     trained_learner,
-    train_tasks,
+    data.splits.train,
     rule=FLAGS.outer_optimizer,
     skip_non_finite=FLAGS.skip_non_finite,
     rng=seeds.keys(rng_keys.task_key),
   )
-  data = fingerprint(FLAGS.data_dir) if of_folder else None
-  workdir = folder.start("few_shot", data, goes_on=True)
+  workdir = folder.start(
+    "few_shot",
+    data.fingerprint,
+    eval_data=data.eval_fingerprint,
+    goes_on=True,
+  )
   if FLAGS.replay_step is not None:
-    inspection.replay(workdir, trainer, trained_learner, train_tasks)
+    inspection.replay(workdir, trainer, trained_learner, data.splits.train)
     return
   if report.show_finished(workdir):
     return
@@ -268,9 +228,10 @@ def main() -> None:
     workdir / "episodes.png",
     learner(steps, ways),
     seeds.first(params),
-    splits.test,
+    data.splits.test,
     jax.random.key(FLAGS.eval_seed),
     ways,
+    channels=data.channels,
   )
   report.finish(
     workdir,
@@ -278,18 +239,10 @@ def main() -> None:
     {
       **learner_options.protocol(name),
       "num_seeds": FLAGS.num_seeds,
-      "ways": ways,
-      "train_ways": train_ways,
-      "shots": FLAGS.shots,
-      "query_shots": query_shots,
-      "eval_query_shots": FLAGS.eval_query_shots or query_shots,
-      "data": data or "omniglot",
-      "split": "folder" if of_folder else FLAGS.split,
-      "split_seed": 0,
-      "image_size": image_size,
-      "rotations": rotations,
+      **data.protocol,
       "model": FLAGS.model,
       "filters": FLAGS.filters if FLAGS.model == "conv4" else None,
+      "downsampling": downsampling if FLAGS.model == "conv4" else None,
       "conv_lowering": (
         FLAGS.conv_lowering if FLAGS.model == "conv4" else None
       ),
@@ -302,13 +255,14 @@ def main() -> None:
     metrics,
     trained,
     recipe=recipe(steps, ways),
-    inverted=not of_folder,
+    inverted=data.inverted,
+    channels=data.channels,
     inputs=jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-      jax.eval_shape(splits.test, jax.random.key(0)).support.inputs,
+      jax.eval_shape(data.splits.test, jax.random.key(0)).support.inputs,
     ),
   )
 
 
 if __name__ == "__main__":
-  run(main, PRESETS, DEFAULTS)
+  run(main, omniglot_presets.PRESETS | cifar_presets.PRESETS, DEFAULTS)

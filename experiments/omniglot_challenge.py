@@ -31,6 +31,7 @@ from metajax.runs.stages import Stages
 from metajax.tasks.alphabets import alphabet_episodes
 from metajax.tasks.omniglot import load_omniglot
 from metajax.tasks.one_shot_runs import WAYS, load_one_shot_runs
+from metajax.training.logging import waiting
 from metajax.types import MetaLearner
 
 define_data_dir()
@@ -79,8 +80,9 @@ def main() -> None:
     return saved.build(recipe, {"accuracy": accuracy})
 
   learner = build(WAYS)
-  trials = load_one_shot_runs(FLAGS.data_dir)
-  data = load_omniglot(FLAGS.data_dir)
+  with waiting("loading data"):
+    trials = load_one_shot_runs(FLAGS.data_dir)
+    data = load_omniglot(FLAGS.data_dir)
   stages = Stages("omniglot_challenge")
   metrics: dict[str, Estimate] = {}
   intervals, trained_on = {}, {}

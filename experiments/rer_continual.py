@@ -147,6 +147,7 @@ def main() -> None:
     steps=FLAGS.tasks * FLAGS.examples,
     seed=FLAGS.seed,
   )
+  report.publish(workdir, FLAGS.tasks * FLAGS.examples, metrics)
   report.show(workdir, metrics, "streams")
 
 

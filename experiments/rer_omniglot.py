@@ -27,6 +27,7 @@ from metajax.runs.flags import FLAGS, define_data_dir, flag_values
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import omniglot
+from metajax.training.logging import waiting
 
 define_data_dir()
 flags.DEFINE_integer("ways", 5, "Characters of a task.", lower_bound=2)
@@ -58,13 +59,14 @@ def main() -> None:
       f"{FLAGS.meta_batch}, the tasks of a step."
     )
   kept = replay()
-  splits = omniglot(
-    FLAGS.data_dir,
-    ways=FLAGS.ways,
-    shots=FLAGS.presentations,
-    query_shots=1,
-    image_size=IMAGE_SIZE,
-  )
+  with waiting("loading data"):
+    splits = omniglot(
+      FLAGS.data_dir,
+      ways=FLAGS.ways,
+      shots=FLAGS.presentations,
+      query_shots=1,
+      image_size=IMAGE_SIZE,
+    )
   scorer = character_reader.scorer
   validation = scorer(splits.validation, "validation", 200)
   test = scorer(splits.test, "test", FLAGS.eval_tasks)
@@ -94,8 +96,10 @@ def main() -> None:
       validate=lambda state: {
         "second": float(validation(state.meta_params)[:, 1].mean())
       },
+      rates=training.outer_rates(),
     )
-    values[name] = 100 * np.asarray(test(trained.state.meta_params))
+    with waiting("evaluating on test tasks"):
+      values[name] = 100 * np.asarray(test(trained.state.meta_params))
   shown = [k for k in SHOWN if k <= FLAGS.presentations]
   metrics = {
     f"{name}_{k}": estimate(v[:, k - 1])

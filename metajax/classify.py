@@ -108,7 +108,10 @@ def _as_trained(loaded: saved.Loaded, images: np.ndarray) -> Array:
   if channels == 1 and x.shape[-1] == 3:
     x = (x @ LUMINANCE)[..., None]
   x = np.broadcast_to(x, (*x.shape[:-1], channels))
-  return jnp.asarray(1 - x if loaded.inverted else x, loaded.inputs.dtype)
+  pixels = jnp.asarray(1 - x if loaded.inverted else x)
+  if loaded.channels is not None:
+    pixels = loaded.channels.standardize(pixels)
+  return pixels.astype(loaded.inputs.dtype)
 
 
 def write(labelled: Labelled, out: Path) -> list[Path]:

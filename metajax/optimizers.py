@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import SAMState, ScheduleFreeState
 
@@ -140,6 +141,24 @@ def evaluation_params(opt_state: optax.OptState, params: Params) -> Params:
     if sam.cache is not None:
       params = _map_own(before, sam.cache, params)
   return params
+
+
+def last_step_size(
+  rate: optax.ScalarOrSchedule, opt_state: optax.OptState
+) -> float:
+  """Returns the step size of the last update; before any, that of the first.
+
+  The optimizer's state counts the updates. So the step size is also right after
+  skipped steps and after a restart.
+
+  Args:
+    rate: the step size or schedule that the optimizer was made with.
+    opt_state: the optimizer's state. If it has an axis of seeds, the result is
+      the mean over the seeds.
+  """
+  counts = [s.count for s in _states(opt_state, optax.ScaleByScheduleState)]
+  last = np.maximum(np.asarray(counts[0] if counts else 0) - 1, 0)
+  return float(np.mean(rate(last) if callable(rate) else rate))
 
 
 def _states(opt_state: optax.OptState, kind: type) -> list[Any]:

@@ -24,6 +24,7 @@ from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.precision import compute_in
 from metajax.results import write_json
+from metajax.tasks.standardized import Channels
 from metajax.training.processes import is_main, whole
 from metajax.types import (
   Array,
@@ -79,6 +80,8 @@ class Loaded(NamedTuple):
     recipe: the description that it was built from.
     inputs: the shape and dtype of one example.
     inverted: whether it was trained on images with dark ink as 1.
+    channels: the mean and deviation of each colour channel, by which the images
+      were standardised after that; None: they were not.
   """
 
   learner: MetaLearner
@@ -88,6 +91,7 @@ class Loaded(NamedTuple):
   recipe: Recipe
   inputs: jax.ShapeDtypeStruct
   inverted: bool = False
+  channels: Channels | None = None
 
 
 def build(
@@ -141,6 +145,7 @@ def save(
   *,
   seeds: int = 1,
   inverted: bool = False,
+  channels: Channels | None = None,
 ) -> None:
   """Writes a trained meta-learner. Each file is written atomically.
 
@@ -151,6 +156,8 @@ def save(
     inputs: the shape and dtype of one example.
     seeds: the number of trainings.
     inverted: whether it was trained on images with dark ink as 1.
+    channels: the mean and deviation by which images are standardised; None:
+      they are not.
   """
   from safetensors.numpy import save_file
 
@@ -169,6 +176,7 @@ def save(
     **recipe._asdict(),
     "inputs": example,
     "inverted": inverted,
+    "channels": channels._asdict() if channels else None,
     "seeds": seeds,
   }
   write_json(Path(folder) / LEARNER, about)
@@ -221,6 +229,9 @@ def load(
     ) from error
   example, seeds = about.pop("inputs"), about.pop("seeds")
   inverted = about.pop("inverted")
+  # Learners that were saved before images were standardised do not say it.
+  measured = about.pop("channels", None)
+  channels = measured and Channels(*(tuple(x) for x in measured.values()))
   if not 0 <= seed < seeds:
     raise ValueError(f"seed={seed}: {folder} has trainings 0 to {seeds - 1}.")
   recipe = Recipe(**about)
@@ -254,6 +265,7 @@ def load(
     recipe,
     inputs,
     inverted,
+    channels,
   )
 
 

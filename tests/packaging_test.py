@@ -47,6 +47,20 @@ def test_every_package_has_a_tested_version():
     assert _numbers(pin) >= _numbers(bound), (name, pin, bound)
 
 
+def test_every_file_of_the_package_is_installed_with_it():
+  declared = {
+    ROOT / package.replace(".", "/") / name
+    for package, names in _setup()["options.package_data"].items()
+    for name in names.split()
+  }
+  found = {
+    path
+    for path in (ROOT / "metajax").rglob("*")
+    if path.is_file() and path.suffix not in (".py", ".pyc")
+  }
+  assert found == declared
+
+
 def _plain(name):
   return name.lower().replace("_", "-")
 

@@ -10,6 +10,7 @@ from metajax.evaluation import solve
 from metajax.runs.flags import FLAGS
 from metajax.tasks.omniglot import OmniglotImages
 from metajax.tasks.one_shot_runs import MINIMAL
+from metajax.training.logging import waiting
 from metajax.types import Array, Episode, MetaLearner, Params
 
 SETS = ("background", *MINIMAL)
@@ -32,6 +33,7 @@ def characters(data: OmniglotImages, name: str) -> np.ndarray:
   return data.is_background
 
 
+@waiting("evaluating on test tasks")
 def errors(
   learner: MetaLearner, params: Params, trials: Episode, transductive: bool
 ) -> Array:

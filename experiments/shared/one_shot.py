@@ -17,12 +17,14 @@ from metajax.runs import scoring
 from metajax.runs.finished import Run, read_run
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.tasks import omniglot
+from metajax.training.logging import waiting
 from metajax.types import MetaLearner, Model, Params, Splits, TaskFamily
 
 SHOTS = 1  # Of the support and of the query.
 METRICS = {"accuracy": accuracy}
 
 
+@waiting("loading data")
 def tasks() -> Splits:
   """The tasks of each split."""
   return omniglot(

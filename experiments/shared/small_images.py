@@ -9,6 +9,7 @@ from absl import flags
 
 from metajax.runs.flags import FLAGS
 from metajax.tasks.omniglot import load_omniglot
+from metajax.training.logging import waiting
 from metajax.types import Batch
 
 flags.DEFINE_enum(
@@ -29,6 +30,7 @@ class Data(NamedTuple):
   test: Batch
 
 
+@waiting("loading data")
 def load() -> Data:
   """Splits the drawings of every class; the split is fixed by --eval_seed."""
   rng = np.random.default_rng(FLAGS.eval_seed)

@@ -11,6 +11,7 @@ from metajax.runs.flags import FLAGS
 from metajax.runs.stages import Stages
 from metajax.tasks.trials import Player, Trials, play
 from metajax.training import TrainState
+from metajax.training.logging import waiting
 from metajax.training.loop import Trained
 from metajax.types import Params
 
@@ -39,9 +40,11 @@ def train(
     validate=lambda state: (
       {"reward": float(score(state.meta_params))} | validate(state)
     ),
+    rates=trainee.rates,
   )
   test = jax.jit(lambda params: rewards(params, "test"))
-  return trained, np.asarray(test(trained.state.meta_params))
+  with waiting("evaluating on test tasks"):
+    return trained, np.asarray(test(trained.state.meta_params))
 
 
 def progress(stages: Stages, name: str, tasks: Trials) -> dict[int, float]:

@@ -6,11 +6,13 @@ import numpy as np
 from metajax.runs.flags import FLAGS
 from metajax.tasks.omniglot import load_omniglot
 from metajax.training import Clients
+from metajax.training.logging import waiting
 from metajax.types import Batch
 
 DRAWINGS = 8  # Of each character, of its 20.
 
 
+@waiting("loading data")
 def load() -> tuple[Clients, Batch, Batch]:
   """The background alphabets as clients; others for validation and test."""
   data = load_omniglot(FLAGS.data_dir)

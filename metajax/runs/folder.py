@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
+
+from absl import flags
 
 from metajax.results import open_workdir
 from metajax.runs.flags import FLAGS
@@ -15,6 +18,7 @@ from metajax.training.processes import main_alone
 NOT_CONFIG = (
   "workdir",
   "data_dir",
+  "eval_data_dir",
   "debug",
   "preset",
   "compile_cache",
@@ -26,6 +30,7 @@ NOT_CONFIG = (
   "coordinator",
   "num_processes",
   "process_id",
+  "logger",
 )
 
 
@@ -36,35 +41,38 @@ EVALUATION = (
   "eval_shots",
   "eval_query_shots",
   "eval_inner_steps",
+  "eval_data",
+  "eval_data_dir",
 )
 
 
 def start(
-  experiment: str, data: str | None = None, *, goes_on: bool = False
+  experiment: str,
+  data: str | None = None,
+  *,
+  eval_data: str | None = None,
+  goes_on: bool = False,
 ) -> Path:
   """Makes or reopens the folder of the run that the flags describe.
 
   Args:
     experiment: its name.
     data: what tells the data apart from others in the place of --data_dir.
+    eval_data: the same of --eval_data_dir.
     goes_on: one that has ended may be trained further, where its schedule
       allows that, or evaluated otherwise.
   """
-  key_flags = [
-    flag
-    for flag in FLAGS.get_key_flags_for_module(sys.argv[0])
-    if flag.name not in NOT_CONFIG
-  ]
+  key_flags = [flag for flag in _key_flags() if flag.name not in NOT_CONFIG]
   config = {flag.name: flag.value for flag in key_flags}
-  if data is not None:
-    config["data_dir"] = data
+  told = {"data_dir": data, "eval_data_dir": eval_data}
+  told = {name: value for name, value in told.items() if value is not None}
+  config |= told
   # By what is not the default, so that a flag that is added later, and not
   # given, leaves a run where it was.
   given = {
     flag.name: flag.value for flag in key_flags if flag.value != flag.default
   }
-  if data is not None:
-    given["data_dir"] = data
+  given |= told
   digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
   default = Path("runs") / f"{experiment}-{digest.hexdigest()[:8]}"
   workdir = Path(FLAGS.workdir or default)
@@ -82,6 +90,20 @@ def start(
   main_alone(lambda: open_workdir(workdir, config, defaults, may_change))
   tell(f"{experiment}: run in {workdir}")
   return workdir
+
+
+def command() -> str:
+  """Returns the command of this run, a line each flag that is no default."""
+  main = sys.modules["__main__"].__spec__
+  lines = ["python " + (f"-m {main.name}" if main else sys.argv[0])]
+  for flag in _key_flags():
+    if flag.value != flag.default:
+      lines += map(shlex.quote, flag.serialize().splitlines())
+  return " \\\n  ".join(lines)
+
+
+def _key_flags() -> list[flags.Flag]:
+  return FLAGS.get_key_flags_for_module(sys.argv[0])
 
 
 def _goes_on(workdir: Path, steps: int) -> bool:

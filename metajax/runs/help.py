@@ -85,6 +85,7 @@ GROUPS = {
   "output": (
     "workdir",
     "log_every",
+    "logger",
     "checkpoint_every",
     "compile_cache",
     "profile",

@@ -1,6 +1,8 @@
 """Pictures of runs."""
 
-from collections.abc import Iterable, Mapping
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,19 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from metajax.evaluation import Estimate, estimate
-from metajax.training.logging import read_jsonl
+from metajax.tasks.standardized import Channels
+from metajax.training.logging import read_jsonl, waiting
 from metajax.training.processes import is_main
-from metajax.types import Episode, MetaLearner, Params, PRNGKey, TaskFamily
+from metajax.types import (
+  Array,
+  Episode,
+  MetaLearner,
+  Params,
+  PRNGKey,
+  TaskFamily,
+)
+
+FEW = 20  # Points of a line that are marked large.
 
 
 def pyplot() -> Any:
@@ -34,20 +46,28 @@ def learning_curve(
     workdir: the folder of the run; the picture is `learning_curve.png` in it.
     metrics: legend by name of the metric.
     label: what they measure, with the unit.
-    log: whether the axis is logarithmic.
+    log: whether the axis is logarithmic, where values span a power of ten.
   """
   lines = read_jsonl(workdir / "metrics.jsonl")
   figure, axes = pyplot().subplots(figsize=(6, 3.6), layout="constrained")
+  values = []
   for name, legend in metrics.items():
     points = [
       (line["step"], float(line[name])) for line in lines if name in line
     ]
-    axes.plot(*zip(*points, strict=True), marker=".", label=legend)
+    if points:
+      # A point alone is no line, and few of them are seen by their marks.
+      marker = "o" if len(points) < FEW else "."
+      axes.plot(*zip(*points, strict=True), marker=marker, label=legend)
+      values += [value for _, value in points if math.isfinite(value)]
   axes.set(xlabel="meta-steps", ylabel=label)
+  axes.set_xlim(left=0)
   axes.grid(alpha=0.3)
-  axes.legend()
-  if log:
-    axes.set_yscale("log")
+  if values:
+    axes.legend()
+    # In less than a power of ten, a logarithmic axis has no round numbers.
+    if log and 0 < 10 * min(values) <= max(values):
+      axes.set_yscale("log")
   save(figure, workdir / "learning_curve.png")
 
 
@@ -91,6 +111,7 @@ def line(places: Iterable[float], values: ArrayLike) -> dict[float, Estimate]:
   return dict(zip(places, map(estimate, np.asarray(values).T), strict=True))
 
 
+@waiting("drawing tasks")
 def image_episodes(
   path: Path,
   learner: MetaLearner,
@@ -100,6 +121,7 @@ def image_episodes(
   ways: int,
   *,
   columns: int = 8,
+  channels: Channels | None = None,
 ) -> None:
   """Draws tasks, a class per row: support images, queries with predictions.
 
@@ -111,7 +133,9 @@ def image_episodes(
     rng: fixes the tasks.
     ways: number of classes; 10 of them are shown at most.
     columns: images in a row at most, over as many tasks as they suffice for.
+    channels: by which the images are standardised, if they are.
   """
+  show = _show if channels is None else functools.partial(_restored, channels)
   episode = jax.eval_shape(tasks, rng)
   shots, queries = (len(x.targets) // ways for x in episode)
   shots = min(shots, columns // 2)
@@ -124,7 +148,7 @@ def image_episodes(
   parts = figure.subfigures(1, num_tasks, wspace=0.05, squeeze=False)[0]
   for part, key in zip(parts, jax.random.split(rng, num_tasks), strict=True):
     grid = part.subplots(rows, shots + queries, squeeze=False)
-    _draw_episode(grid, shots, tasks(key), learner, params, key)
+    _draw_episode(grid, shots, tasks(key), learner, params, key, show)
   figure.suptitle(
     "black: support, with its label    colour: query, with the prediction",
     fontsize=9,
@@ -139,6 +163,7 @@ def _draw_episode(
   learner: MetaLearner,
   params: Params,
   rng: PRNGKey,
+  show: Callable,
 ) -> None:
   support, query = episode
   logits = learner.predict(learner.adapt(params, support, rng), query.inputs)
@@ -146,11 +171,15 @@ def _draw_episode(
   for label, row in enumerate(grid):
     examples = np.flatnonzero(support.targets == label)
     for axes, i in zip(row[:shots], examples, strict=False):
-      _show(axes, support.inputs[i], f"{label}", "black")
+      show(axes, support.inputs[i], f"{label}", "black")
     queries = np.flatnonzero(query.targets == label)
     for axes, i in zip(row[shots:], queries, strict=False):
       color = "tab:green" if predicted[i] == label else "tab:red"
-      _show(axes, query.inputs[i], f"{predicted[i]}", color)
+      show(axes, query.inputs[i], f"{predicted[i]}", color)
+
+
+def _restored(channels: Channels, axes: Any, image: Array, *how: str) -> None:
+  _show(axes, np.asarray(channels.restore(image)), *how)
 
 
 def _show(axes: Any, image: np.ndarray, title: str, color: str) -> None:
@@ -164,6 +193,7 @@ def _show(axes: Any, image: np.ndarray, title: str, color: str) -> None:
     spine.set(color=color, linewidth=1.5)
 
 
+@waiting("drawing tasks")
 def sinusoid_fits(
   path: Path,
   learners: Mapping[str, MetaLearner],

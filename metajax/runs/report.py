@@ -1,5 +1,6 @@
 """What comes of a run: its files, and the table that it ends with."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,9 @@ import jax
 from metajax import saved
 from metajax.evaluation import Estimate
 from metajax.results import read_results, write_results
+from metajax.runs import board, card, folder, loggers, report_page
 from metajax.runs.flags import FLAGS
+from metajax.tasks.standardized import Channels
 from metajax.training import evaluation_params, task_mesh
 from metajax.training.loop import Trained
 from metajax.training.processes import is_main
@@ -27,11 +30,13 @@ def finish(
   recipe: saved.Recipe | None = None,
   inputs: jax.ShapeDtypeStruct | None = None,
   inverted: bool = False,
+  channels: Channels | None = None,
 ) -> None:
   """Writes `results.json` and prints the table and the files of the run.
 
-  With a recipe, the shape and dtype of one example, and whether images are
-  given with ink as 1, `metajax.load` loads what was trained.
+  With a recipe, the shape and dtype of one example, and how images are given
+  (with ink as 1, standardised by their channels), `metajax.load` loads what was
+  trained.
   """
   steps = FLAGS.steps if steps is None else steps
   write_results(
@@ -56,7 +61,16 @@ def finish(
   if recipe is not None and inputs is not None:
     params = evaluation_params(trained.state)
     seeds = FLAGS.num_seeds if "num_seeds" in FLAGS else 1
-    saved.save(workdir, recipe, params, inputs, seeds=seeds, inverted=inverted)
+    saved.save(
+      workdir,
+      recipe,
+      params,
+      inputs,
+      seeds=seeds,
+      inverted=inverted,
+      channels=channels,
+    )
+  publish(workdir, steps, metrics)
   show(
     workdir,
     metrics,
@@ -65,12 +79,29 @@ def finish(
   )
 
 
+def publish(workdir: Path, steps: int, metrics: Mapping[str, Estimate]) -> None:
+  """Writes the card, the page, and the end of the run for the loggers.
+
+  It is of what the folder holds by now; `results.json` is there already.
+  """
+  if not is_main():
+    return
+  card.write(workdir, folder.command())
+  report_page.write(workdir, folder.command())
+  flags = json.loads((workdir / "config.json").read_text())["flags"]
+  scores = {f"test/{name}": value.mean for name, value in metrics.items()}
+  pictures = sorted(workdir.glob("*.png"))
+  board.finish(workdir / "tensorboard", steps, flags, scores, pictures)
+  loggers.finish(workdir, steps, scores, pictures)
+
+
 def show_finished(workdir: Path) -> bool:
   """Prints what came of a run that has ended; False if it has not."""
   found = read_results(workdir)
   if found is None or not (workdir / saved.LEARNER).exists():
     return False
   if is_main():
+    report_page.write(workdir, folder.command())
     note = "finished before; delete results.json to evaluate again\n\n"
     show(workdir, found["metrics"], note=note)
   return True
@@ -93,7 +124,7 @@ def show(
     count = len(value.of_seeds) if seeds else value.num_tasks
     print(f"{name:{width}}  {value.mean:8.4f} +- {value.ci95:.4f}{count:15d}")
   print(f"\n{note}", end="")
-  names = ("*.png", "results.json", saved.META_PARAMS)
+  names = ("*.png", "results.json", saved.META_PARAMS, report_page.NAME)
   for path in [path for name in names for path in sorted(workdir.glob(name))]:
     print(path)
   broken = [

@@ -60,7 +60,7 @@ def episode_of(
   else:
     index = data.starts[classes][:, None] + places
   # Rows of `ways` classes, their support first.
-  rows = jax.tree.map(lambda x: _pixels(x[index]), data.examples)
+  rows = jax.tree.map(lambda x: pixels(x[index]), data.examples)
   if form.num_rotations > 1:
     turn = jax.vmap(functools.partial(_rotate, form.num_rotations))
     rows = jax.tree.map(lambda x: turn(x, turns), rows)
@@ -76,7 +76,7 @@ def episode_of(
       return Batch(inputs, targets)
     mask = take(real)
     return jax.tree.map(
-      functools.partial(_zero_padding, mask), Batch(inputs, targets, mask)
+      functools.partial(zero_padding, mask), Batch(inputs, targets, mask)
     )
 
   return Episode(
@@ -154,12 +154,13 @@ def _sizes(
   return jnp.where(real, order, 0), real
 
 
-def _pixels(x: Array) -> Array:
+def pixels(x: Array) -> Array:
   """Bytes are numbers in [0, 1]; all else stays as it is."""
   return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
-def _zero_padding(mask: Array, x: Array) -> Array:
+def zero_padding(mask: Array, x: Array) -> Array:
+  """Sets the rows of `[n, ...]` that are not real to zero."""
   where = mask.reshape(len(mask), *[1] * (x.ndim - 1))
   return jnp.where(where, x, jnp.zeros((), x.dtype))
 

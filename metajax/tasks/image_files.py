@@ -19,7 +19,7 @@ class Images(NamedTuple):
   Attributes:
     images: uint8 `[n, size, size, channels]`, class by class.
     labels: int `[n]`, the number of each image's class.
-    names: the classes' folders.
+    names: of the classes.
   """
 
   images: np.ndarray
@@ -33,10 +33,20 @@ def read_images(classes: Sequence[Path], size: int) -> Images:
   Raises:
     ValueError: for a file that is no image.
   """
-  files = [images_in(folder) for folder in classes]
-  images = read_files([path for group in files for path in group], size)
-  labels = np.repeat(np.arange(len(files)), [len(group) for group in files])
-  return Images(images, labels, [str(folder) for folder in classes])
+  return read_classes([(str(x), images_in(x)) for x in classes], size)
+
+
+def read_classes(
+  classes: Sequence[tuple[str, Sequence[Path]]], size: int
+) -> Images:
+  """Reads the files of each class, which has a name.
+
+  Raises:
+    ValueError: for a file that is no image.
+  """
+  images = read_files([path for _, files in classes for path in files], size)
+  labels = np.repeat(np.arange(len(classes)), [len(x) for _, x in classes])
+  return Images(images, labels, [name for name, _ in classes])
 
 
 def read_files(paths: Sequence[Path], size: int) -> np.ndarray:
@@ -58,6 +68,21 @@ def read_files(paths: Sequence[Path], size: int) -> np.ndarray:
   for row, image in zip(images, decoded, strict=True):
     row[:] = image  # A grey image has the same value in all channels.
   return images
+
+
+def resized(images: np.ndarray, size: int) -> np.ndarray:
+  """Resizes uint8 `[n, height, width, channels]`, as `read_files` does."""
+  from PIL import Image  # Only resizing needs it.
+
+  if images.shape[1:3] == (size, size):
+    return images
+  grey = images.shape[-1] == 1
+  made = np.empty((len(images), size, size, images.shape[-1]), np.uint8)
+  for row, pixels in zip(made, images, strict=True):
+    image = Image.fromarray(pixels[..., 0] if grey else pixels)
+    small = image.resize((size, size), Image.Resampling.LANCZOS)
+    row[:] = np.asarray(small).reshape(row.shape)
+  return made
 
 
 def _decode(path: Path, size: int) -> np.ndarray:

@@ -50,6 +50,7 @@ def omniglot(
   ways: int = 5,
   shots: int = 1,
   query_shots: int = 1,
+  eval_ways: int | None = None,
   eval_query_shots: int | None = None,
   split: str = "random",
   split_seed: int = 0,
@@ -66,6 +67,7 @@ def omniglot(
     ways: N, classes per task.
     shots: K, support images per class.
     query_shots: query images per class.
+    eval_ways: N for validation and test; `ways` if None.
     eval_query_shots: the same for validation and test; `query_shots` if None.
     split: "random" takes 1100 / 100 / 423 characters of all alphabets (Finn et
       al. 2017); "official" takes 25 / 5 of the 30 background alphabets for
@@ -92,14 +94,15 @@ def omniglot(
   eval_query_shots = (
     query_shots if eval_query_shots is None else eval_query_shots
   )
-  characters = split_characters(data, split, split_seed)
+  eval_ways = ways if eval_ways is None else eval_ways
+  evaluation = (eval_ways, eval_query_shots)
   families = [
     few_shot_episodes(
       jnp.asarray(data.images[chosen]), ways, shots, queries, num_rotations
     )
-    for chosen, queries in zip(
-      characters,
-      (query_shots, eval_query_shots, eval_query_shots),
+    for chosen, (ways, queries) in zip(
+      split_characters(data, split, split_seed),
+      ((ways, query_shots), evaluation, evaluation),
       strict=True,
     )
   ]
@@ -164,17 +167,20 @@ def load_omniglot(
   return data
 
 
-def data_folder(data_dir: str | os.PathLike | None) -> Path:
+def data_folder(
+  data_dir: str | os.PathLike | None, script: str = "download_omniglot.py"
+) -> Path:
   """Returns the folder of the data, `$METAJAX_DATA_DIR` if None is given.
 
   Raises:
-    FileNotFoundError: if there is neither.
+    FileNotFoundError: if there is neither; it names the script that fetches
+      the data.
   """
   given = data_dir or os.environ.get("METAJAX_DATA_DIR")
   if not given:
     raise FileNotFoundError(
       "no data: give --data_dir or set METAJAX_DATA_DIR; "
-      "`python scripts/download_omniglot.py --data_dir=DIR` fetches it."
+      f"`python scripts/{script} --data_dir=DIR` fetches it."
     )
   return Path(given)
 

@@ -174,12 +174,18 @@ ONLY_CHOICES = {
   SINUSOID: {"preset": "<paper>"},
   OMNIGLOT: {
     "conv_lowering": "<auto|blocks|patches|xla>",
+    "data": "<omniglot|cifar_fs|fc100|mini_imagenet|folder>",
+    "eval_data": "<omniglot|cifar_fs|fc100|mini_imagenet|folder>",
+    "downsampling": "<auto|stride|max_pool>",
     "split": "<random|official>",
     "model": "<conv4|mlp>",
     "normalization": "<batch|group|layer|none|running>",
     "rotations": "<0|1|2|4>",
     "preset": "<5w1s|5w5s|20w1s|20w5s|5w1s_mlp|5w5s_mlp|reptile|"
-    "maml_plus_plus>",
+    "maml_plus_plus|cifar_fs_maml_5w1s|cifar_fs_maml_5w5s|"
+    "cifar_fs_prototypical_5w1s|cifar_fs_prototypical_5w5s|"
+    "fc100_maml_5w1s|fc100_maml_5w5s|fc100_prototypical_5w1s|"
+    "fc100_prototypical_5w5s>",
   },
 }
 SWITCHES = [
@@ -212,7 +218,7 @@ def _bad_flags():
     for flag, allowed in choices.items():
       allowed = re.escape(allowed)
       yield experiment, flag, "best", f"value should be one of {allowed}"
-    for flag in SWITCHES if shared else ["first_order"]:
+    for flag in SWITCHES if shared else ["first_order", "standardize"]:
       yield experiment, flag, "perhaps", ".*Non-boolean argument.*"
 
 
@@ -241,6 +247,7 @@ def test_every_flag_is_tried_above(experiment, run):
   assert listed - of_both <= {
     "workdir",
     "data_dir",
+    "eval_data_dir",
     "compile_cache",
     "profile",
     "coordinator",
@@ -331,6 +338,59 @@ def test_data_folder_that_is_none_is_named(make, run, workdir, tmp_path):
 def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
   ended = run(OMNIGLOT, [f"--workdir={workdir}"])
   _assert_refused(ended, ".*`python scripts/download_omniglot.py .*")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--data=cifar_fs"], "no data: .*`python scripts/download_cifar100.py .*"),
+    (
+      ["--data=fc100", "--data_dir=EMPTY"],
+      "--data_dir=.*: neither cifar-100-binary nor cifar-100-python is there.*",
+    ),
+    (["--data=folder"], "--data=folder: needs --data_dir, the folder of .*"),
+    (
+      ["--data=mini_imagenet", "--data_dir=EMPTY"],
+      "--data_dir=.*: no classes for the split 'train'; give folders .*",
+    ),
+    (
+      ["--data=mini_imagenet", "--data_dir=IMAGES"],
+      r"--data_dir=.*: \(16, 4, 5\) classes for training, validation and test, "
+      r"must be \(64, 16, 20\) in miniImageNet; --data=folder takes any\.",
+    ),
+    (
+      ["--data_dir=IMAGES", "--split=official"],
+      "--split has no effect here: leave it out.",
+    ),
+    (["--standardize"], "--standardize has no effect here: leave it out."),
+    (
+      ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=FEW"],
+      "--eval_data_dir=.*few: ways=5: must be at most 3, .* test split has .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--eval_data=fc100"],
+      "--data_dir=.*: neither cifar-100-binary nor cifar-100-python is there.*",
+    ),
+    (
+      ["--model=mlp", "--downsampling=stride"],
+      "--downsampling has no effect here: leave it out.",
+    ),
+  ],
+)
+def test_data_by_name_that_cannot_be_are_named(
+  flags, message, run, workdir, tmp_path
+):
+  for name, count in (("images", 25), ("few", 15)):
+    for i in range(count):
+      (tmp_path / name / f"{i:02}").mkdir(parents=True)
+      for j in range(2):
+        image = PIL.Image.new("L", (2, 2), i)
+        image.save(tmp_path / name / f"{i:02}" / f"{j}.png")
+  (tmp_path / "empty").mkdir()
+  for name in ("empty", "images", "few"):
+    flags = [x.replace(name.upper(), f"{tmp_path / name}") for x in flags]
+  ended = run(OMNIGLOT, [f"--workdir={workdir}", "--image_size=4", *flags])
+  _assert_refused(ended, message)
 
 
 def test_sinusoid_has_no_first_order_but_a_learner(run, workdir):

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from metajax.tasks import image_folder
+from metajax.tasks.image_files import read_images
 from metajax.tasks.image_folder import (
   fingerprint,
   is_image_folder,
-  read_images,
 )
 
 

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from metajax.tasks import few_shot_episodes, image_folder
+from metajax.tasks.image_files import read_images
 from metajax.tasks.image_folder import (
   fingerprint,
   is_image_folder,
-  read_images,
 )
 
 SIZE = 4

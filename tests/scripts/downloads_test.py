@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.download_omniglot import MD5, URL, download, fetch, file_md5
+from metajax.tasks import cifar100_files
+from scripts import download_cifar100, download_omniglot
+from scripts.downloads import download, fetch, file_md5
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "download_omniglot.py"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPT = SCRIPTS / "download_omniglot.py"
 # 300 kB and 5 bytes: several pieces and less than one.
 FILES = {"large.zip": bytes(range(256)) * 1200, "small.zip": b"small"}
 MD5S = {name: hashlib.md5(data).hexdigest() for name, data in FILES.items()}
@@ -89,7 +92,7 @@ def _contents(folder):
   return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def _run(*arguments, **kwargs):
+def _run(*arguments, script=SCRIPT, **kwargs):
   # Python ignores SIGINT in a background job unless told otherwise.
   program = (
     "import runpy, signal, sys; sys.argv = sys.argv[1:];"
@@ -97,7 +100,7 @@ def _run(*arguments, **kwargs):
     "runpy.run_path(sys.argv[0], run_name='__main__')"
   )
   return subprocess.Popen(
-    [sys.executable, "-c", program, str(SCRIPT), *arguments],
+    [sys.executable, "-c", program, str(script), *arguments],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -114,9 +117,15 @@ def _error(process, code):
 
 
 def test_official_archives_are_what_is_fetched():
-  assert list(MD5) == ["images_background.zip", "images_evaluation.zip"]
-  assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in MD5.values())
-  assert URL.startswith("https://github.com/brendenlake/omniglot/")
+  omniglot, cifar100 = download_omniglot.MD5, download_cifar100.MD5
+  assert list(omniglot) == ["images_background.zip", "images_evaluation.zip"]
+  assert list(cifar100) == [
+    f"{layout}.tar.gz" for layout in cifar100_files.FILES
+  ]
+  for md5 in (*omniglot.values(), *cifar100.values()):
+    assert re.fullmatch("[0-9a-f]{32}", md5)
+  assert download_omniglot.URL.startswith("https://github.com/brendenlake/")
+  assert download_cifar100.URL == "https://www.cs.toronto.edu/~kriz/"
 
 
 def test_md5_is_that_of_rfc_1321(tmp_path):
@@ -157,7 +166,7 @@ def test_address_may_be_a_folder(tmp_path):
 def test_progress_is_lines_where_there_is_no_terminal(
   server, tmp_path, capsys, monkeypatch
 ):
-  monkeypatch.setattr("scripts.download_omniglot.LINE_EVERY", 100_000)
+  monkeypatch.setattr("scripts.downloads.LINE_EVERY", 100_000)
   fetch(server.url + "large.zip", tmp_path / "large.zip.part")
   out, error = capsys.readouterr()
   lines = re.findall(r"large.zip: ([\d,]+) of 307,200 bytes\n", out)
@@ -301,16 +310,36 @@ def test_full_disk_is_told_and_nothing_gets_the_final_name(server, tmp_path):
   assert not (tmp_path / "large.zip").exists()
 
 
+@pytest.mark.parametrize("name", ["omniglot", "cifar100"])
+def test_help_has_all_flags(name):
+  process = _run("--help", script=SCRIPTS / f"download_{name}.py")
+  out, error = process.communicate(timeout=60)
+  assert "--data_dir: " in out and "--url: " in out and not error
+
+
 def test_command_fails_with_one_line(tmp_path):
   # All at once, as they are independent and mostly start Python.
   source = tmp_path / "source"
   source.mkdir()
   (source / "images_background.zip").write_bytes(b"other")
   folder = tmp_path / "folder"
-  nowhere, digest, unknown = (
+  (source / "cifar-100-python.tar.gz").write_bytes(b"other")
+  cifar = SCRIPTS / "download_cifar100.py"
+  nowhere, digest, unknown, python, absent = (
     _run(),
     _run(f"--url={source.as_uri()}", env=_environment(folder)),
     _run("--folder=x"),
+    _run(
+      f"--url={source.as_uri()}",
+      "--layout=python",
+      script=cifar,
+      env=_environment(tmp_path / "python"),
+    ),
+    _run(
+      f"--url={source.as_uri()}",
+      script=cifar,
+      env=_environment(tmp_path / "binary"),
+    ),
   )
   error = _error(nowhere, 2)
   assert "--data_dir" in error and "METAJAX_DATA_DIR" in error
@@ -319,6 +348,8 @@ def test_command_fails_with_one_line(tmp_path):
   assert "68d2efa1b9178cc56df9314c21c6e718" in error
   assert _contents(folder) == {}
   assert "'folder'" in _error(unknown, 2)
+  assert "must be eb9058c3a382ffc7106e4002c42a8d85" in _error(python, 2)
+  assert "cifar-100-binary.tar.gz" in _error(absent, 2)
 
 
 def _environment(data_dir):

@@ -1,0 +1,179 @@
+"""The tasks of `few_shot`, of which data and how many ways and shots."""
+
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags
+
+from experiments.shared.image_sets import (
+  SIZES,
+  name_of_data,
+  name_of_eval_data,
+  read,
+  where,
+)
+from metajax.runs.flags import FLAGS, refuse
+from metajax.tasks import omniglot
+from metajax.tasks.image_splits import (
+  episodes,
+  split_episodes,
+  with_channels,
+)
+from metajax.tasks.standardized import Channels, channels_of
+from metajax.types import Splits
+
+flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
+flags.DEFINE_integer(
+  "train_ways",
+  0,
+  "Classes per task in training, for learners that take any number "
+  "(prototypical and ridge); 0: as many as at test.",
+  lower_bound=0,
+)
+flags.register_validator(
+  "train_ways", lambda ways: ways != 1, "must be 0, or 2 or more"
+)
+flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
+flags.DEFINE_integer(
+  "query_shots",
+  0,
+  "Query images per class; 0: as many as shots, like the original code.",
+  lower_bound=0,
+)
+flags.DEFINE_integer(
+  "eval_query_shots",
+  0,
+  "Query images per class in validation and test; 0: as in training.",
+  lower_bound=0,
+)
+flags.DEFINE_integer(
+  "image_size",
+  0,
+  "Height and width of images in pixels; 0: 28 for Omniglot, 32 for CIFAR, "
+  "else 84 (arrays stay as they are).",
+  lower_bound=0,
+)
+flags.DEFINE_enum(
+  "rotations",
+  "0",
+  ["0", "1", "2", "4"],
+  "Quarter turns that make classes of their own; 0: 4 for Omniglot, else 1.",
+)
+flags.DEFINE_bool(
+  "standardize",
+  None,
+  "Give each channel mean 0 and deviation 1, by the training classes. Default: "
+  "for cifar_fs, fc100 and mini_imagenet.",
+)
+
+
+class ImageData(NamedTuple):
+  """What `few_shot` trains on and is tested on.
+
+  Attributes:
+    splits: the tasks; those of training are of `train_ways` classes.
+    fingerprint: what tells the training data apart, None for Omniglot.
+    eval_fingerprint: the same of the test data, None if they are no others.
+    protocol: what `results.json` says of all this.
+    inverted: whether ink is 1, as `metajax.saved` wants to know.
+    channels: by which images are standardised, or None.
+  """
+
+  splits: Splits
+  fingerprint: str | None
+  eval_fingerprint: str | None
+  protocol: dict[str, Any]
+  inverted: bool
+  channels: Channels | None
+
+
+def load(ways: int, train_ways: int) -> ImageData:
+  """Reads the data that the flags name.
+
+  Raises:
+    ValueError: for data that are damaged, or do not suffice for such tasks.
+    FileNotFoundError: if there are none.
+  """
+  name = name_of_data()
+  of_omniglot = name == "omniglot"
+  if of_omniglot:
+    refuse("standardize")
+  elif name_of_eval_data() != "omniglot":
+    refuse("split")
+  query_shots = FLAGS.query_shots or FLAGS.shots
+  tasks = {
+    "ways": train_ways,
+    "shots": FLAGS.shots,
+    "query_shots": query_shots,
+    "eval_ways": ways,
+    "eval_query_shots": FLAGS.eval_query_shots or query_shots,
+    "num_rotations": _rotations(name),
+  }
+  size, channels, told = FLAGS.image_size or SIZES.get(name), None, None
+  if of_omniglot:
+    splits = omniglot(
+      FLAGS.data_dir, split=FLAGS.split, image_size=size, **tasks
+    )
+  else:
+    images, told = read(name, "data_dir", size)
+    size = images.train.images.shape[1]
+    wanted = (
+      name != "folder" if FLAGS.standardize is None else FLAGS.standardize
+    )
+    channels = channels_of(images.train.images) if wanted else None
+    splits = episodes(
+      images, where(name, "data_dir"), channels=channels, **tasks
+    )
+  protocol = {
+    "ways": ways,
+    "train_ways": train_ways,
+    "shots": FLAGS.shots,
+    "query_shots": query_shots,
+    "eval_query_shots": tasks["eval_query_shots"],
+    "data": told if name == "folder" else name,
+    "split": {"omniglot": FLAGS.split, "folder": "folder"}.get(
+      name, "published"
+    ),
+    "split_seed": 0,
+    "image_size": size,
+    "rotations": tasks["num_rotations"],
+    "channels": channels._asdict() if channels else None,
+  }
+  found = ImageData(splits, told, None, protocol, of_omniglot, channels)
+  if name_of_eval_data() is not None:
+    return _tested_elsewhere(found)
+  return found
+
+
+def _tested_elsewhere(found: ImageData) -> ImageData:
+  """Puts the test tasks of --eval_data in the place of the others.
+
+  Their images are made what the network was trained on: of its size, grey or
+  coloured, inverted and standardised as those were.
+  """
+  name = name_of_eval_data()
+  of_training = jax.eval_shape(found.splits.test, jax.random.key(0)).support
+  images, told = read(name, "eval_data_dir", of_training.inputs.shape[1])
+  test = with_channels(images.test, of_training.inputs.shape[-1])
+  if found.inverted:
+    test = test._replace(images=255 - test.images)
+  tasks = split_episodes(
+    test,
+    where(name, "eval_data_dir"),
+    "test",
+    FLAGS.ways,
+    found.protocol["eval_query_shots"],
+    shots=FLAGS.shots,
+    num_rotations=_rotations(name),
+    channels=found.channels,
+  )
+  shown = told if name == "folder" else name
+  return found._replace(
+    splits=found.splits._replace(test=tasks),
+    eval_fingerprint=told,
+    protocol={**found.protocol, "eval_data": shown},
+  )
+
+
+def _rotations(name: str) -> int:
+  return int(FLAGS.rotations) or (4 if name == "omniglot" else 1)

@@ -1,0 +1,112 @@
+"""The image data sets of `few_shot` by name, as images of three splits."""
+
+import numpy as np
+from absl import flags
+
+from metajax.runs.flags import FLAGS
+from metajax.tasks.cifar100 import cifar100_splits
+from metajax.tasks.image_files import Images
+from metajax.tasks.image_folder import (
+  fingerprint,
+  is_image_folder,
+  read_image_folder,
+)
+from metajax.tasks.image_splits import ImageSplits, digest, resized_splits
+from metajax.tasks.omniglot import load_omniglot, split_characters
+
+SETS = ["omniglot", "cifar_fs", "fc100", "mini_imagenet", "folder"]
+# Height and width in pixels, where no others are asked for.
+SIZES = {"omniglot": 28, "cifar_fs": 32, "fc100": 32, "mini_imagenet": 84}
+MINI_IMAGENET = (64, 16, 20)  # Classes of the splits.
+
+flags.DEFINE_enum(
+  "data",
+  None,
+  SETS,
+  "Data set in --data_dir. folder: images, a sub-folder a class, or as tables, "
+  "a list or arrays say; see docs/data.md. Default: folder where --data_dir is "
+  "one, else omniglot.",
+)
+flags.DEFINE_enum(
+  "eval_data",
+  None,
+  SETS,
+  "Another data set, of which the test tasks are. Default: that of the "
+  "training.",
+)
+flags.DEFINE_string(
+  "eval_data_dir", None, "Folder of --eval_data. Default: --data_dir."
+)
+flags.DEFINE_enum(
+  "split",
+  "random",
+  ["random", "official"],
+  "Characters for training and test: drawn at random (1100/100/423), or the "
+  "background and the evaluation alphabets.",
+)
+
+
+def name_of_data() -> str:
+  """The data set of the training."""
+  return FLAGS.data or _guess(FLAGS.data_dir)
+
+
+def name_of_eval_data() -> str | None:
+  """The data set of the test, if it is another."""
+  if FLAGS.eval_data is None and FLAGS.eval_data_dir is None:
+    return None
+  return FLAGS.eval_data or _guess(FLAGS.eval_data_dir)
+
+
+def _guess(directory: str | None) -> str:
+  return "folder" if is_image_folder(directory) else "omniglot"
+
+
+def where(name: str, flag: str) -> str:
+  """How a message calls the data in the folder that a flag names."""
+  if name in ("folder", "mini_imagenet"):
+    return f"--{flag}={FLAGS[flag].value or FLAGS.data_dir}"
+  return f"--{flag.removesuffix('_dir')}={name}"
+
+
+def read(name: str, flag: str, size: int | None) -> tuple[ImageSplits, str]:
+  """Reads the images in the folder that a flag names.
+
+  Returns:
+    The images as they look, and what tells them apart from others.
+
+  Raises:
+    ValueError: for no folder, or another data set.
+  """
+  directory = FLAGS[flag].value or FLAGS.data_dir
+  if name in ("cifar_fs", "fc100"):
+    images = cifar100_splits(name, directory)
+    told = f"{name}-{digest(images)}"
+    return resized_splits(images, size or SIZES[name]), told
+  if name == "omniglot":
+    return _omniglot(directory, size), name
+  if not directory:
+    raise ValueError(
+      f"--data={name}: needs --{flag}, the folder of the images."
+    )
+  images = read_image_folder(directory, size)
+  classes = tuple(len(split.names) for split in images)
+  if name == "mini_imagenet" and classes != MINI_IMAGENET:
+    raise ValueError(
+      f"--{flag}={directory}: {classes} classes for training, validation and "
+      f"test, must be {MINI_IMAGENET} in miniImageNet; --data=folder takes any."
+    )
+  return images, fingerprint(directory)
+
+
+def _omniglot(directory: str | None, size: int | None) -> ImageSplits:
+  """Omniglot's characters as images, ink black on white."""
+  data = load_omniglot(directory, size or SIZES["omniglot"])
+  parts = []
+  for characters in split_characters(data, FLAGS.split, 0):
+    drawings = data.images[characters]
+    labels = np.repeat(np.arange(len(characters)), drawings.shape[1])
+    names = [f"{data.alphabets[i]} {i}" for i in characters]
+    flat = drawings.reshape(-1, *drawings.shape[2:])
+    parts.append(Images(255 - flat, labels, names))
+  return ImageSplits(*parts)

@@ -1,0 +1,91 @@
+"""The model card of a run, `card.md`: what was trained, how, and how well."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metajax import saved
+from metajax.evaluation import Estimate
+from metajax.results import read_results
+
+NAME = "card.md"
+# Facts of a protocol that say where and how fast, not what.
+NOT_SHOWN = ("devices", "skipped_steps", "conv_lowering", "memory")
+
+
+def write(workdir: Path, command: str) -> None:
+  """Writes the card of a run with a saved learner; others get none.
+
+  Args:
+    workdir: the run's folder, with its `config.json` and `results.json`.
+    command: the command line that made the run.
+  """
+  results = read_results(workdir)
+  if results is None or not (workdir / saved.LEARNER).exists():
+    return
+  config = json.loads((workdir / "config.json").read_text())
+  path = workdir / NAME
+  temporary = path.with_name(NAME + ".tmp")
+  temporary.write_text(_text(config, results, command))
+  temporary.replace(path)
+
+
+def _text(
+  config: Mapping[str, Any], results: Mapping[str, Any], command: str
+) -> str:
+  protocol = results["protocol"]
+  learner = protocol.get("learner", results["experiment"])
+  commit = config.get("environment", {}).get("git_commit", "unknown")
+  lines = [
+    f"# {learner} of {results['experiment']}",
+    "",
+    f"Meta-parameters (`{saved.META_PARAMS}`) and their description "
+    f"(`{saved.LEARNER}`), which `metajax.load` reads. Reading them runs no "
+    "code.",
+    "",
+    "## Results",
+    "",
+    "| metric | mean | 95% interval | over |",
+    "|---|---|---|---|",
+    *(_row(name, value) for name, value in results["metrics"].items()),
+    "",
+    "## Use",
+    "",
+    "```",
+    "import metajax",
+    "",
+    'loaded = metajax.load("FOLDER")  # the folder of this file',
+    "task_params = loaded.adapt(metajax.Batch(inputs, targets))",
+    "predictions = loaded.predict(task_params, new_inputs)",
+    "```",
+    "",
+    "## Training",
+    "",
+    "```",
+    command,
+    "```",
+    "",
+    f"{results['steps']} meta-steps in {results['wall_seconds']:.0f} s on "
+    f"{results['device']}, seed {results['seed']}, commit {commit}, metajax "
+    f"{results['versions'].get('metajax', 'unknown')}, JAX "
+    f"{results['versions'].get('jax', 'unknown')}.",
+    "",
+    "| protocol | |",
+    "|---|---|",
+    *(
+      f"| {name} | {value} |"
+      for name, value in protocol.items()
+      if value is not None and name not in NOT_SHOWN
+    ),
+  ]
+  return "\n".join(lines) + "\n"
+
+
+def _row(name: str, value: Estimate) -> str:
+  over = (
+    f"{len(value.of_seeds)} seeds"
+    if value.of_seeds
+    else f"{value.num_tasks} tasks"
+  )
+  return f"| {name} | {value.mean:.4f} | ± {value.ci95:.4f} | {over} |"

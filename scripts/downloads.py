@@ -1,0 +1,168 @@
+"""Downloads of archives: whole or absent, gone on with, and genuine.
+
+A file is `NAME.part` until all of it has come and its MD5 is right. A broken
+download goes on where it stopped when the command is run again.
+"""
+
+import hashlib
+import http.client
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from absl import app, flags
+from tqdm import tqdm
+
+CHUNK = 1 << 16
+LINE_EVERY = 1 << 20  # Bytes, where progress is lines.
+TIMEOUT = 30  # Seconds without a byte.
+
+FLAGS = flags.FLAGS
+
+
+def download(url: str, folder: Path, md5s: Mapping[str, str]) -> None:
+  """Fetches what is missing in a folder.
+
+  Args:
+    url: the address in front of the names.
+    folder: is made if need be.
+    md5s: digests by name.
+
+  Raises:
+    OSError: if a file cannot be fetched or written, or is another.
+    ValueError: for an address that is none.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise OSError(f"--data_dir={folder}: cannot be a folder ({error}).") from (
+      error
+    )
+  for name, md5 in md5s.items():
+    path, part = folder / name, folder / f"{name}.part"
+    if path.exists():
+      if (found := file_md5(path)) != md5:
+        raise OSError(
+          f"{path} exists with MD5 {found}, the official one has {md5}: move "
+          "it away to fetch that, or keep it if it is a copy zipped anew."
+        )
+      print(f"{path}: already there", flush=True)
+      continue
+    address = f"{url.rstrip('/')}/{name}"
+    fetch(address, part)
+    if (found := file_md5(part)) != md5:
+      part.unlink()
+      raise OSError(
+        f"{address} has MD5 {found}, must be {md5}: removed; run again, or "
+        "give another --url."
+      )
+    os.replace(part, path)
+    print(f"{path}: complete", flush=True)
+
+
+def fetch(address: str, part: Path) -> None:
+  """Downloads to a file, of which there may be a beginning already."""
+  start = part.stat().st_size if part.exists() else 0
+  request = urllib.request.Request(address)
+  if start:
+    request.add_header("Range", f"bytes={start}-")
+  try:
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+      # Any other answer than 206 is the whole file.
+      start = start if response.status == 206 else 0
+      length = response.headers["Content-Length"]
+      total = None if length is None else start + int(length)
+      with part.open("ab" if start else "wb") as file:
+        _copy(response, file, part.stem, start, total)
+  except (OSError, http.client.HTTPException) as error:
+    if isinstance(error, urllib.error.HTTPError):
+      error.close()
+      # Nothing lies behind what is there; its MD5 will say what that is.
+      if error.code == 416 and start:
+        return
+    raise OSError(f"{address} to {part}: {error}") from error
+
+
+def _copy(response, file, name: str, start: int, total: int | None) -> None:
+  """Copies what comes, each piece at once, and tells how far it is."""
+  terminal = sys.stderr.isatty()
+  done = start
+  with tqdm(
+    desc=name,
+    total=total,
+    initial=start,
+    unit="B",
+    unit_scale=True,
+    disable=not terminal,
+  ) as bar:
+    # Not `read`, which loses a piece that is interrupted.
+    while piece := response.read1(CHUNK):
+      file.write(piece)
+      file.flush()
+      bar.update(len(piece))
+      before, done = done, done + len(piece)
+      if not terminal and before // LINE_EVERY < done // LINE_EVERY:
+        print(f"{name}: {done:,} of {total or '?':,} bytes", flush=True)
+  # The standard library takes an early end for the end.
+  if total is not None and done < total:
+    raise ConnectionError(
+      f"the connection broke at {done:,} of {total:,} bytes; run again to go on"
+    )
+
+
+def file_md5(path: Path) -> str:
+  """Returns the MD5 of a file in hexadecimal digits."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(
+      file, lambda: hashlib.md5(usedforsecurity=False)
+    ).hexdigest()
+
+
+def fail(message: str, code: int = 2) -> None:
+  """Leaves with one line on standard error."""
+  print("error: " + " ".join(message.split()), file=sys.stderr)
+  sys.exit(code)
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Reads the flags; what is wrong with them is one line too."""
+  try:
+    rest = FLAGS(argv)[1:]
+  except flags.Error as error:
+    fail(f"{error}. Run with --help for all flags.")
+  if rest:
+    fail(f"unexpected argument {rest[0]!r}: flags are --name=value.")
+  return argv
+
+
+def run(url: str, archives: Callable[[], Mapping[str, str]]) -> None:
+  """Runs the command that fetches archives.
+
+  Args:
+    url: the address in front of their names, the default of --url.
+    archives: returns their digests by name, once the flags are read.
+  """
+  # Not on import: an experiment has a --data_dir of its own.
+  flags.DEFINE_string(
+    "data_dir", None, "Where the archives go. Default: $METAJAX_DATA_DIR."
+  )
+  flags.DEFINE_string("url", url, "Address of the archives' folder.")
+  for name in ("data_dir", "url"):  # So that --help has them.
+    FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+
+  def main(argv: list[str]) -> None:
+    del argv
+    folder = FLAGS.data_dir or os.environ.get("METAJAX_DATA_DIR")
+    if not folder:
+      fail("no folder: give --data_dir or set METAJAX_DATA_DIR.")
+    try:
+      download(FLAGS.url, Path(folder), archives())
+    except KeyboardInterrupt:
+      fail(f"interrupted; {folder}/*.part stays, run again to go on.", 130)
+    except (OSError, ValueError) as error:
+      fail(str(error))
+
+  app.run(main, flags_parser=parse)
