@@ -8,9 +8,12 @@ their adapted predictions, EMA and SWA, uniform and greedy soups of snapshots
 and of seeds (as they are, and with their filters matched), and learned weights.
 Differences to the first run are paired. With `--member_workdirs` the members
 are runs of `experiments.few_shot` instead, which keep no averages.
+
+The default takes 13.4 minutes on 2 shared cores. Of 5-way 1-shot it gave 82.0,
+85.7 and 83.0% for the runs, 86.2% for their ensemble, 87.0% with learned
+weights, 42.2% for the soup of seeds and 48.0% with their filters matched.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -19,38 +22,22 @@ import numpy as np
 import optax
 from absl import flags
 
+from experiments.shared import averaged_runs, barriers, one_shot
 from metajax import aggregation
-from metajax.evaluation import Estimate, estimate
-from metajax.learners import (
-  ENCODED,
-  REGISTRY,
-  learned_average,
-  learned_ensemble,
-)
-from metajax.losses import accuracy, cross_entropy
-from metajax.models.conv import conv4
-from metajax.runs import plots, report, scoring, training
-from metajax.runs.finished import define_runs, find_runs, read_run
-from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.evaluation import estimate
+from metajax.learners import learned_average, learned_ensemble
+from metajax.losses import cross_entropy
+from metajax.runs import plots, report, training
+from metajax.runs.finished import define_runs, find_runs
+from metajax.runs.flags import FLAGS, define_data_dir, flag_values, refuse
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
-from metajax.tasks import omniglot
-from metajax.training import (
-  Trainer,
-  choose_task_chunk,
-  meta_trainer,
-  task_mesh,
-)
-from metajax.training.logging import waiting
+from metajax.training import choose_task_chunk, task_mesh
 from metajax.training.loop import Schedule
-from metajax.types import Array, MetaLearner, Params
+from metajax.types import MetaLearner, Params
 
 define_data_dir()
 define_runs("member_workdirs", instead_of="members")
-flags.DEFINE_integer("snapshots", 5, "Snapshots of a run.", lower_bound=2)
-flags.DEFINE_float(
-  "ema_decay", 0.99, "Decay of the moving average.", lower_bound=0.0
-)
 flags.DEFINE_integer(
   "weight_steps", 100, "Meta-steps of the learned weights.", lower_bound=1
 )
@@ -63,238 +50,104 @@ DEFAULTS = {
   "checkpoint_every": 1000,
 }
 
-SHOTS = 1
 LAYERS = [[f"Conv_{i}", f"BatchNorm_{i}"] for i in range(4)] + [["Dense_0"]]
-
-
-class Members(Stages):
-  """The trainings of this experiment."""
-
-  def __init__(self, learner: MetaLearner, splits):
-    super().__init__("aggregate_omniglot")
-    self.learner, self.splits = learner, splits
-    # Chosen once for all trainings.
-    mesh = task_mesh(FLAGS.meta_batch)
-    self.task_chunk = FLAGS.task_chunk or choose_task_chunk(
-      learner, splits.train, FLAGS.meta_batch // mesh.size
-    )
-    # Averages look at the last half of a run, which has left the beginning.
-    period = max(1, FLAGS.steps // (2 * FLAGS.snapshots))
-    self.averages = {
-      "ema": aggregation.ema(FLAGS.ema_decay),
-      "swa": aggregation.swa(FLAGS.steps // 2, 1),
-      "snapshots": aggregation.recent(FLAGS.snapshots, period),
-    }
-
-  def member(self, index: int) -> tuple[Params, dict[str, Params]]:
-    """Returns a run's last parameters, and its averages by name."""
-    optimizer = aggregation.averaging(optax.adam(FLAGS.outer_lr), self.averages)
-    trainer = self.trainer(self.learner, optimizer, seed=FLAGS.seed + index)
-    trained = self.train(
-      f"member_{index}",
-      trainer,
-      training.schedule(),
-      FLAGS.meta_batch,
-      seed=index,
-    )
-    states = trained.state.opt_state.averages
-    averages = {k: a.value(states[k]) for k, a in self.averages.items()}
-    return trained.state.meta_params, averages
-
-  def weights(self, name: str, learner: MetaLearner) -> Params:
-    steps = FLAGS.weight_steps
-    trainer = self.trainer(learner, optax.adam(0.05), seed=FLAGS.seed)
-    every = max(1, steps // 5)
-    schedule = Schedule(steps, every, steps, steps)
-    trained = self.train(name, trainer, schedule, FLAGS.meta_batch)
-    return trained.state.meta_params
-
-  def trainer(
-    self,
-    learner: MetaLearner,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-  ) -> Trainer:
-    return meta_trainer(
-      learner,
-      optimizer,
-      self.splits.train,
-      meta_batch=FLAGS.meta_batch,
-      rng=jax.random.fold_in(jax.random.key(seed), 1),
-      task_chunk=self.task_chunk,
-    )
 
 
 def main() -> None:
   if FLAGS.member_workdirs:
     refuse("members", "snapshots", "ema_decay", "steps")
-  found_runs = find_runs("member_workdirs")
-  with waiting("loading data"):
-    splits = omniglot(
-      FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
-    )
-  model = conv4(FLAGS.ways, filters=FLAGS.filters)
-  learner = REGISTRY[FLAGS.learner](
-    model,
-    cross_entropy,
-    optax.sgd(FLAGS.inner_lr),
-    FLAGS.inner_steps,
-    num_eval_steps=FLAGS.eval_inner_steps,
-    metrics={"accuracy": accuracy},
-    memory=FLAGS.memory,
+  found = find_runs("member_workdirs")
+  splits = one_shot.tasks()
+  learner = one_shot.learner(FLAGS.eval_inner_steps)
+  one_shot.check_initialisation(learner, splits.train)
+  members, averages = one_shot.finished(found, splits.train), {}
+  stages = Stages("aggregate_omniglot")
+  # Chosen once for all trainings.
+  chunk = FLAGS.task_chunk or choose_task_chunk(
+    learner, splits.train, FLAGS.meta_batch // task_mesh(FLAGS.meta_batch).size
   )
-  image = jax.eval_shape(splits.train, jax.random.key(0)).support.inputs
-  trees = [
-    jax.tree.structure(jax.eval_shape(x.init, jax.random.key(0), image))
-    for x in (learner, model)
-  ]
-  if FLAGS.learner in ENCODED or trees[0] != trees[1]:
-    raise ValueError(
-      f"--learner={FLAGS.learner} does not learn the initialisation of a "
-      "classifier, which is combined here: choose maml, or another that does."
-    )
-  finals = [read_run(found, model, image) for found in found_runs]
-  runs, averages = Members(learner, splits), {}
-  if not finals:
-    found = [runs.member(i) for i in range(FLAGS.members)]
-    finals, averages = [params for params, _ in found], found[0][1]
-  seeds = aggregation.stack_models(finals)
-  axes = aggregation.chain_axes(finals[0], LAYERS)
+  if not members:
+    trained = [
+      averaged_runs.train(stages, learner, splits.train, chunk, seed=i)
+      for i in range(FLAGS.members)
+    ]
+    members, averages = [params for params, _ in trained], trained[0][1]
+  seeds = aggregation.stack_models(members)
+  axes = aggregation.chain_axes(members[0], LAYERS)
   aligned = aggregation.align_stack(seeds, axes, rounds=5)
 
-  @functools.cache
-  def scorer(split: str) -> Callable[[Params], np.ndarray]:
-    return values(learner, splits, split)
+  def test(learner: MetaLearner) -> Callable[[Params], np.ndarray]:
+    return one_shot.scorer(learner, splits, "test")
 
-  def validated(params: Params) -> float:
-    return float(scorer("validation")(params).mean())
+  def train_weights(name: str, learner: MetaLearner) -> Params:
+    steps = FLAGS.weight_steps
+    trainer = training.trainer(
+      learner, splits.train, optimizer=optax.adam(0.05), task_chunk=chunk
+    )
+    schedule = Schedule(steps, max(1, steps // 5), steps, steps)
+    trained = stages.train(name, trainer, schedule, FLAGS.meta_batch)
+    return trained.state.meta_params
 
-  def soup(stack: Params) -> Params:
-    params, chosen = aggregation.greedy_soup(stack, validated)
-    print(f"greedy soup of {chosen}")
-    return params
-
-  rows = {f"member_{i}": params for i, params in enumerate(finals)}
-  if averages:
-    snapshots = averages["snapshots"]
-    rows["ema"], rows["swa"] = averages["ema"], averages["swa"]
-    rows["soup_of_snapshots"] = aggregation.weighted_average(snapshots)
-    rows["greedy_soup_of_snapshots"] = soup(snapshots)
-  rows["soup_of_seeds"] = aggregation.weighted_average(seeds)
-  rows["soup_of_aligned_seeds"] = aggregation.weighted_average(aligned)
-  rows["greedy_soup_of_seeds"] = soup(seeds)
-  scores = {name: scorer("test")(params) for name, params in rows.items()}
-
-  average = learned_average(learner, aligned)
-  pooled = functools.partial(
-    learned_ensemble,
-    learner,
-    pool=aggregation.average_probabilities,
-    loss_fn=cross_entropy,
+  # Of weights: averages are members of the same network.
+  models = {f"member_{i}": params for i, params in enumerate(members)}
+  validate = one_shot.scorer(learner, splits, "validation")
+  models |= averaged_runs.averages_and_soups(
+    lambda params: float(validate(params).mean()), averages, seeds, aligned
   )
-  weights = runs.weights("learned_average", average)
-  name = "learned_average_of_aligned_seeds"
-  scores[name] = values(average, splits, "test")(weights)
+  test_model = test(learner)
+  scores = {name: test_model(params) for name, params in models.items()}
+  average = learned_average(learner, aligned)
+  weights = train_weights("learned_average", average)
+  scores["learned_average_of_aligned_seeds"] = test(average)(weights)
+
+  # Of predictions: ensembles with learned weights, and with equal ones.
+  def ensemble(stack: Params) -> MetaLearner:
+    return learned_ensemble(
+      learner, stack, aggregation.average_probabilities, cross_entropy
+    )
 
   def equal(size: int) -> Params:
     return {"logits": jnp.zeros(size), "beta": jnp.zeros(())}
 
-  together = pooled(members=seeds)
-  score = values(together, splits, "test")
-  scores["learned_ensemble"] = score(runs.weights("learned_ensemble", together))
-  sizes = range(1, len(finals) + 1)
+  together = ensemble(seeds)
+  weights = train_weights("learned_ensemble", together)
+  test_together = test(together)
+  scores["learned_ensemble"] = test_together(weights)
+  sizes = range(1, len(members) + 1)
   scores["ensemble_of_1"] = scores["member_0"]
-  for size in sizes[1:-1]:
-    members = jax.tree.map(lambda x, n=size: x[:n], seeds)
-    score_some = values(pooled(members=members), splits, "test")
-    scores[f"ensemble_of_{size}"] = score_some(equal(size))
-  scores[f"ensemble_of_{sizes[-1]}"] = score(equal(sizes[-1]))
+  for n in sizes[1:-1]:
+    some = jax.tree.map(lambda x, n=n: x[:n], seeds)
+    scores[f"ensemble_of_{n}"] = test(ensemble(some))(equal(n))
+  scores[f"ensemble_of_{sizes[-1]}"] = test_together(equal(sizes[-1]))
   if averages:
-    score = values(pooled(members=snapshots), splits, "test")
-    scores["ensemble_of_snapshots"] = score(equal(FLAGS.snapshots))
+    test_snapshots = test(ensemble(averages["snapshots"]))
+    scores["ensemble_of_snapshots"] = test_snapshots(equal(FLAGS.snapshots))
 
   plots.curves(
-    runs.workdir / "ensemble_size.png",
+    stages.workdir / "ensemble_size.png",
     {"test": {n: estimate(scores[f"ensemble_of_{n}"]) for n in sizes}},
     "runs in the ensemble",
     "test accuracy",
   )
-  draw_barrier(runs, seeds, aligned)
+  barriers.draw(
+    stages.workdir / "barrier.png",
+    barriers.loss_after_adaptation(learner, splits.validation),
+    {"as trained": seeds, "aligned": aligned},
+  )
+  gains = {k: estimate(v - scores["member_0"]) for k, v in scores.items()}
   print(f"\n{'':34} accuracy, and difference to member_0")
-  gains: dict[str, Estimate] = {}
-  for name, value in scores.items():
-    gains[name] = estimate(value - scores["member_0"])
-    print(
-      f"{name:34} {value.mean():.4f}  {gains[name].mean:+.4f} "
-      f"+- {gains[name].ci95:.4f}"
-    )
+  for name, gain in gains.items():
+    mean = scores[name].mean()
+    print(f"{name:34} {mean:.4f}  {gain.mean:+.4f} +- {gain.ci95:.4f}")
   report.finish(
-    runs.workdir,
+    stages.workdir,
     "aggregate_omniglot",
-    {
-      "learner": FLAGS.learner,
-      "ways": FLAGS.ways,
-      "shots": SHOTS,
-      "query_shots": SHOTS,
-      "filters": FLAGS.filters,
-      "normalization": "batch",
-      "transductive": True,
-      "inner_steps": FLAGS.inner_steps,
-      "eval_inner_steps": FLAGS.eval_inner_steps,
-      "inner_lr": FLAGS.inner_lr,
-      "ema_decay": FLAGS.ema_decay,
-      "snapshots": FLAGS.snapshots,
-      "weight_steps": FLAGS.weight_steps,
-    },
+    one_shot.protocol()
+    | flag_values("learner", "ema_decay", "snapshots", "weight_steps"),
     {name: estimate(value) for name, value in scores.items()}
     | {f"{k}_minus_member_0": v for k, v in gains.items() if k != "member_0"},
-    runs.total(),
-    steps=FLAGS.weight_steps if found_runs else FLAGS.steps,
-  )
-
-
-def values(
-  learner: MetaLearner, splits, split: str
-) -> Callable[[Params], np.ndarray]:
-  """Returns `meta_params -> accuracies`, of the same tasks for everybody."""
-  num_tasks = {"validation": 200, "test": FLAGS.eval_tasks}[split]
-  score = scoring.task_scorer(
-    learner, getattr(splits, split), {"accuracy": accuracy}, split, num_tasks
-  )
-  return lambda params: score(params)["accuracy"]
-
-
-def draw_barrier(runs: Members, seeds: Params, aligned: Params) -> None:
-  """Query loss after adaptation along the line from the first run to others."""
-  rng = jax.random.fold_in(jax.random.key(FLAGS.eval_seed), 4)
-  tasks = runs.splits.validation
-
-  def loss(params: Params) -> Array:
-    def chunk(key):
-      episodes = jax.vmap(tasks)(jax.random.split(key, 10))
-      return runs.learner.meta_grad(params, episodes, key)[1]["loss"]
-
-    return jax.lax.map(chunk, jax.random.split(rng, 10)).mean()
-
-  @jax.jit
-  def line(stack: Params, index: Array) -> Array:
-    one, other = (jax.tree.map(lambda x, i=i: x[i], stack) for i in (0, index))
-    return aggregation.loss_barrier(loss, one, other, num_points=11).losses
-
-  lines = {}
-  grid = np.linspace(0, 1, 11)
-  others = range(1, len(jax.tree.leaves(seeds)[0]))
-  for name, stack in (("as trained", seeds), ("aligned", aligned)):
-    losses = np.stack([line(stack, jnp.int32(i)) for i in others])
-    lines[name] = {
-      w: Estimate(float(mean), 0.0, len(losses))
-      for w, mean in zip(grid, losses.mean(0), strict=True)
-    }
-  plots.curves(
-    runs.workdir / "barrier.png",
-    lines,
-    "place on the line from one run to another",
-    "validation loss after adaptation",
+    stages.total(),
+    steps=FLAGS.weight_steps if found else FLAGS.steps,
   )
 
 

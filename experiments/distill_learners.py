@@ -8,31 +8,28 @@ fraction of the cost? And a slow learner teaches a fast one: a prototypical
 network, which takes no gradient step at all, learns alone, and from the first
 MAML run with all its steps. `--teacher_workdirs` takes finished runs of
 `experiments.few_shot` for the ensemble.
+
+With `--steps=20000` and three finished teachers (98.1, 98.9 and 95.7%) it takes
+two hours, cores shared: their ensemble has 98.7%, the student 95.9% alone and
+96.1% taught, the prototypical network 98.2 and 98.0%. With `--steps=2000` and
+teachers of 53 to 63% it takes 23 minutes, and teaching does harm.
 """
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import flags
 
+from experiments.shared import one_shot
 from metajax import aggregation
-from metajax.evaluation import Estimate, estimate
-from metajax.learners import (
-  embedding,
-  learned_ensemble,
-  maml,
-  nearest_mean,
-  taught,
-)
-from metajax.losses import accuracy, cross_entropy
+from metajax.evaluation import estimate
+from metajax.learners import embedding, learned_ensemble, nearest_mean, taught
+from metajax.losses import cross_entropy
 from metajax.models.conv import conv4
-from metajax.runs import scoring
-from metajax.runs.finished import define_runs, find_runs, read_run
-from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs import report, scoring
+from metajax.runs.finished import define_runs, find_runs
+from metajax.runs.flags import FLAGS, define_data_dir, flag_values, refuse
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
-from metajax.tasks import omniglot
-from metajax.training.logging import waiting
 
 define_data_dir()
 define_runs("teacher_workdirs", instead_of="teachers")
@@ -51,41 +48,22 @@ DEFAULTS = {
   "checkpoint_every": 1000,
 }
 
-SHOTS = 1
-
 
 def main() -> None:
   if FLAGS.teacher_workdirs:
     refuse("teachers")
   found = find_runs("teacher_workdirs")
-  with waiting("loading data"):
-    splits = omniglot(
-      FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
-    )
-  model = conv4(FLAGS.ways, filters=FLAGS.filters)
-  report = {"accuracy": accuracy}
-
-  def learner(eval_steps: int):
-    return maml(
-      model,
-      cross_entropy,
-      optax.sgd(FLAGS.inner_lr),
-      FLAGS.inner_steps,
-      num_eval_steps=eval_steps,
-      metrics=report,
-      memory=FLAGS.memory,
-    )
-
+  splits = one_shot.tasks()
   # Taught with its training's steps, asked with all.
-  slow, student = learner(FLAGS.eval_inner_steps), learner(FLAGS.inner_steps)
+  slow = one_shot.learner(FLAGS.eval_inner_steps)
+  student = one_shot.learner(FLAGS.inner_steps)
   fast = embedding(
     conv4(None, filters=FLAGS.filters),
     nearest_mean(FLAGS.ways),
     cross_entropy,
-    metrics=report,
+    metrics=one_shot.METRICS,
   )
-  image = jax.eval_shape(splits.train, jax.random.key(0)).support.inputs
-  teachers = [read_run(teacher_run, model, image) for teacher_run in found]
+  teachers = one_shot.finished(found, splits.train)
   runs = Stages("distill_learners")
   if not teachers:
     teachers = [
@@ -100,37 +78,33 @@ def main() -> None:
   )
   equal = together.init(jax.random.key(0), jnp.zeros(0))
   teach = {"alpha": FLAGS.alpha, "temperature": FLAGS.temperature}
-  # The student has a seed that no teacher has.
-  seed = len(teachers)
   from_all = taught(student, together, equal, cross_entropy, **teach)
   from_slow = taught(fast, slow, teachers[0], cross_entropy, **teach)
-  rows = {
-    f"teacher_{i}": (slow, params) for i, params in enumerate(teachers)
-  } | {"ensemble": (together, equal)}
+  # Row -> (the learner that is tested, its meta-parameters).
+  rows = {f"teacher_{i}": (slow, params) for i, params in enumerate(teachers)}
+  rows["ensemble"] = (together, equal)
   for name, (trained, tested) in {
     "student_alone": (slow, slow),
     "student_taught": (from_all, slow),
     "prototypical_alone": (fast, fast),
     "prototypical_taught": (from_slow, fast),
   }.items():
-    rows[name] = (
-      tested,
-      runs.meta_train(name, trained, splits.train, seed=seed),
-    )
+    # Students have a seed that no teacher has.
+    seed = len(teachers)
+    params = runs.meta_train(name, trained, splits.train, seed=seed)
+    rows[name] = tested, params
   values = {
-    name: scoring.task_scorer(
-      tested, splits.test, report, "test", FLAGS.eval_tasks
-    )(params)["accuracy"]
+    name: one_shot.scorer(tested, splits, "test")(params)
     for name, (tested, params) in rows.items()
   }
-  metrics: dict[str, Estimate] = {k: estimate(v) for k, v in values.items()}
-  for name, other in (
+  metrics = {name: estimate(value) for name, value in values.items()}
+  pairs = (
     ("ensemble", "student_alone"),
     ("student_taught", "student_alone"),
     ("prototypical_taught", "prototypical_alone"),
     ("prototypical_taught", "teacher_0"),
-  ):
-    metrics[f"{name}_minus_{other}"] = estimate(values[name] - values[other])
+  )
+  metrics |= scoring.differences(values, pairs)
   gain = metrics["ensemble_minus_student_alone"]
   kept = None
   if gain.mean > gain.ci95:  # Else there is nothing to keep.
@@ -142,18 +116,9 @@ def main() -> None:
     runs.workdir,
     "distill_learners",
     {
-      "ways": FLAGS.ways,
-      "shots": SHOTS,
-      "query_shots": SHOTS,
-      "filters": FLAGS.filters,
-      "normalization": "batch",
-      "transductive": True,
-      "inner_steps": FLAGS.inner_steps,
-      "eval_inner_steps": FLAGS.eval_inner_steps,
-      "inner_lr": FLAGS.inner_lr,
+      **one_shot.protocol(),
+      **flag_values("alpha", "temperature"),
       "teachers": len(teachers),
-      "alpha": FLAGS.alpha,
-      "temperature": FLAGS.temperature,
       "kept_of_the_gain": kept,
     },
     metrics,

@@ -8,24 +8,26 @@ on alphabets that no client has. (Characters would be the other labels to take,
 but no two alphabets share any, and the average of networks that each know other
 classes stays at chance.) How many rounds do FedSGD, FedAvg with several local
 epochs, FedProx and FedAdam need to a target accuracy?
+
+All five take 8.2 minutes on 2 shared cores. FedSGD needs 24 rounds to 40%,
+FedAvg 10 with 1 local epoch and 6 with 5, FedProx 6 and FedAdam 12; after 40
+rounds they have 46.3, 48.8, 43.1, 43.4 and 47.9%.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
 
+from experiments.shared import turned_alphabets
 from metajax.evaluation import Estimate, estimate
 from metajax.losses import cross_entropy
 from metajax.models.conv import conv4
 from metajax.runs import plots, report, rng_keys, training
-from metajax.runs.flags import FLAGS, define_data_dir
+from metajax.runs.flags import FLAGS, define_data_dir, flag_values
 from metajax.runs.script import run
-from metajax.runs.stages import Stages
-from metajax.tasks.omniglot import load_omniglot
-from metajax.training import Clients, federated_trainer
-from metajax.training.logging import read_jsonl, waiting
+from metajax.runs.stages import Stages, reached
+from metajax.training import federated_trainer
 from metajax.types import Batch, Params
 
 define_data_dir()
@@ -50,27 +52,20 @@ DEFAULTS = {
   "checkpoint_every": 20,
 }
 
-DRAWINGS = 8  # Of each character, of its 20.
-
 
 def main() -> None:
-  clients, validation, test = alphabets()
+  clients, validation, test = turned_alphabets.load()
   model = conv4(4, filters=FLAGS.filters, normalization="group")
   runs = Stages("federated_omniglot")
   average, adam = optax.sgd(1.0), optax.adam(FLAGS.outer_lr, eps=1e-3)
+  size, rate = FLAGS.batch_size, FLAGS.inner_lr
   # Name -> (server optimizer, local epochs, batch size, step size, proximal).
   methods = {
     "fedsgd": (average, 1, None, FLAGS.sgd_lr, 0.0),
-    "fedavg_1_epoch": (average, 1, FLAGS.batch_size, FLAGS.inner_lr, 0.0),
-    "fedavg_5_epochs": (average, 5, FLAGS.batch_size, FLAGS.inner_lr, 0.0),
-    "fedprox_5_epochs": (
-      average,
-      5,
-      FLAGS.batch_size,
-      FLAGS.inner_lr,
-      FLAGS.proximal,
-    ),
-    "fedadam_1_epoch": (adam, 1, FLAGS.batch_size, FLAGS.inner_lr, 0.0),
+    "fedavg_1_epoch": (average, 1, size, rate, 0.0),
+    "fedavg_5_epochs": (average, 5, size, rate, 0.0),
+    "fedprox_5_epochs": (average, 5, size, rate, FLAGS.proximal),
+    "fedadam_1_epoch": (adam, 1, size, rate, 0.0),
   }
 
   @jax.jit
@@ -108,13 +103,9 @@ def main() -> None:
       },
     )
     metrics[name] = estimate(correct(trained.state.meta_params, test))
-    curves[name] = {
-      line["step"]: binomial(float(line["validation/accuracy"]), validation)
-      for line in read_jsonl(runs.workdir / name / "metrics.jsonl")
-      if "validation/accuracy" in line
-    }
-    reached = [k for k, v in curves[name].items() if v.mean >= FLAGS.target]
-    rounds[name] = min(reached, default=None)
+    history = runs.history(name, "validation/accuracy")
+    rounds[name] = reached(history, FLAGS.target)
+    curves[name] = {k: binomial(v, validation) for k, v in history.items()}
   plots.curves(
     runs.workdir / "rounds.png", curves, "rounds", "validation accuracy"
   )
@@ -127,50 +118,16 @@ def main() -> None:
     {
       "clients": len(clients.sizes),
       "classes": 4,
-      "filters": FLAGS.filters,
       "normalization": "group",
-      "batch_size": FLAGS.batch_size,
+      **flag_values("filters", "batch_size", "proximal", "target"),
       "client_lr": FLAGS.inner_lr,
       "fedsgd_lr": FLAGS.sgd_lr,
-      "proximal": FLAGS.proximal,
-      "target": FLAGS.target,
       "rounds_to_target": rounds,
       "metrics": "test accuracy, intervals over images",
     },
     metrics,
     runs.total(),
   )
-
-
-@waiting("loading data")
-def alphabets() -> tuple[Clients, Batch, Batch]:
-  """The background alphabets as clients; others for validation and test."""
-  data = load_omniglot(FLAGS.data_dir)
-  rng = np.random.default_rng(FLAGS.eval_seed)
-  # Every alphabet's drawings, turned.
-  turned = {}
-  for name in np.unique(data.alphabets):
-    images = data.images[data.alphabets == name, :DRAWINGS]
-    images = images.reshape(-1, *images.shape[2:]).astype(np.float32) / 255
-    turns = rng.integers(0, 4, len(images), np.int32)
-    for turn in range(1, 4):
-      chosen = turns == turn
-      images[chosen] = np.rot90(images[chosen], turn, axes=(1, 2))
-    turned[name] = images, turns
-  background = np.unique(data.alphabets[data.is_background])
-  own = [turned[name] for name in background]
-  others = [turned[name] for name in turned if name not in background]
-
-  def joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    images, turns = zip(*parts, strict=True)
-    return Batch(
-      jnp.asarray(np.concatenate(images)), jnp.asarray(np.concatenate(turns))
-    )
-
-  sizes = np.array([len(turns) for _, turns in own])
-  clients = Clients(joined(own), sizes, np.cumsum(sizes) - sizes)
-  half = len(others) // 2
-  return clients, joined(others[:half]), joined(others[half:])
 
 
 def binomial(accuracy: float, batch: Batch) -> Estimate:

@@ -8,41 +8,33 @@ of 5 of them (`--sets=background,small1,small2`), and reports its error in the
 time. Nothing is chosen, so that the trials are looked at once. Tasks are of as
 many characters as the smallest alphabet has; learners whose network has an
 output for each character need 20, and do without the alphabets of fewer.
+
+Prototypical networks, the default, take 3.5 minutes on a core and have an error
+of 17.0%, after `--steps=8000` 8.3%. Lake et al. have 13.5% for a convolutional
+network.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from scipy import stats
 
+from experiments.shared import challenge
 from metajax import saved
-from metajax.evaluation import Estimate, estimate, solve
+from metajax.evaluation import Estimate, estimate
 from metajax.learners import ANY_WAYS
 from metajax.losses import accuracy
 from metajax.models.normalization import NORMALIZATIONS, statistics
 from metajax.runs import learner_options, report
-from metajax.runs.flags import FLAGS, define_data_dir
+from metajax.runs.flags import FLAGS, define_data_dir, flag_values
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks.alphabets import alphabet_episodes
-from metajax.tasks.omniglot import OmniglotImages, load_omniglot
-from metajax.tasks.one_shot_runs import MINIMAL, WAYS, load_one_shot_runs
+from metajax.tasks.omniglot import load_omniglot
+from metajax.tasks.one_shot_runs import WAYS, load_one_shot_runs
 from metajax.training.logging import waiting
-from metajax.types import Array, Episode, MetaLearner, Params
+from metajax.types import MetaLearner
 
 define_data_dir()
-SETS = ("background", *MINIMAL)
-flags.DEFINE_list(
-  "sets",
-  ["background"],
-  f"Alphabets to learn to learn from: {', '.join(SETS)}.",
-)
-flags.register_validator(
-  "sets",
-  lambda names: names and set(names) <= set(SETS),
-  f"must be of {', '.join(SETS)}",
-)
 flags.DEFINE_integer(
   "query_shots", 5, "Query images per class in training.", lower_bound=1
 )
@@ -95,7 +87,7 @@ def main() -> None:
   metrics: dict[str, Estimate] = {}
   intervals, trained_on = {}, {}
   for name in dict.fromkeys(FLAGS.sets):
-    chosen = characters(data, name)
+    chosen = challenge.characters(data, name)
     sizes = np.unique(data.alphabets[chosen], return_counts=True)[1]
     ways = WAYS
     if FLAGS.learner in ANY_WAYS:
@@ -113,11 +105,10 @@ def main() -> None:
       name, build(ways), tasks, rule=FLAGS.outer_optimizer
     )
     for transductive in (False, True):
-      wrong = np.asarray(errors(learner, params, trials, transductive)).ravel()
+      wrong = np.ravel(challenge.errors(learner, params, trials, transductive))
       key = f"{name}_error" + "_transductive" * transductive
       metrics[key] = estimate(100 * wrong)
-      interval = stats.binomtest(int(wrong.sum()), wrong.size).proportion_ci()
-      intervals[key] = [100 * interval.low, 100 * interval.high]
+      intervals[key] = challenge.binomial_interval(wrong)
   report.finish(
     stages.workdir,
     "omniglot_challenge",
@@ -125,11 +116,9 @@ def main() -> None:
       **learner_options.protocol(FLAGS.learner),
       "ways": WAYS,
       "shots": 1,
-      "query_shots": FLAGS.query_shots,
       "rotations": 4,
       "trained_on": trained_on,
-      "filters": FLAGS.filters,
-      "normalization": FLAGS.normalization,
+      **flag_values("query_shots", "filters", "normalization"),
       "statistics": statistics(FLAGS.normalization),
       "trials": len(trials.query.targets) * WAYS,
       "binomial_intervals": intervals,
@@ -138,37 +127,6 @@ def main() -> None:
     metrics,
     stages.total(),
   )
-
-
-def characters(data: OmniglotImages, name: str) -> np.ndarray:
-  """Tells which characters are of a set, `[1623]`."""
-  if name in MINIMAL:
-    return data.is_background & np.isin(data.alphabets, MINIMAL[name])
-  return data.is_background
-
-
-@waiting("evaluating on test tasks")
-def errors(
-  learner: MetaLearner, params: Params, trials: Episode, transductive: bool
-) -> Array:
-  """Returns which trials go wrong, `[runs, ways]`, as 0 or 1."""
-
-  @jax.jit
-  def wrong(params: Params, trials: Episode) -> Array:
-    def one(run: Episode) -> Array:
-      logits = solve(
-        learner,
-        params,
-        run.support,
-        run.query.inputs,
-        jax.random.key(FLAGS.seed),
-        transductive=transductive,
-      )
-      return (logits.argmax(-1) != run.query.targets).astype(jnp.float32)
-
-    return jax.lax.map(one, trials)
-
-  return wrong(params, trials)
 
 
 if __name__ == "__main__":

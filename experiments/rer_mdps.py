@@ -9,7 +9,11 @@ mean over 1000 new MDPs. The recurrent player ("rer") learns in its hidden state
 alone; the others are told the prior, and their parameters are searched on
 validation MDPs. Those "as_published" are the paper's own: they are not told the
 prior, and their parameters are chosen by the test MDPs. With --references_only
-the players that need no training play alone.
+the players that need no training play alone, in 11 to 22 minutes.
+
+With 10 episodes and `--steps=4000 --noppo` training takes 42 minutes on a
+shared core, and RER gets 148.9; with 25, 70 minutes and 416.2, PPO 59 minutes
+and 395.8. The paper's RL^2 has 156.2 and 445.7.
 """
 
 import functools
@@ -19,6 +23,7 @@ import numpy as np
 from absl import flags
 
 from experiments.shared import contests, replaying
+from experiments.shared.references import AS_PUBLISHED, SAMPLES, Reference
 from metajax import players
 from metajax.evaluation import Estimate, estimate
 from metajax.runs import plots, rng_keys
@@ -81,33 +86,32 @@ def main() -> None:
   )
 
 
-def references() -> dict[str, contests.Reference]:
-  reference = contests.Reference
-  published = functools.partial(reference, on_test=True)
+def references() -> dict[str, Reference]:
+  published = functools.partial(Reference, on_test=True)
   ours = {
-    "random": reference(lambda _: players.random_player(SIZES.actions)),
-    "psrl": reference(lambda _: players.posterior_sampling(SIZES)),
-    "opsrl": reference(lambda _: players.posterior_sampling(SIZES, 5)),
-    "ucrl2": reference(
+    "random": Reference(lambda _: players.random_player(SIZES.actions)),
+    "psrl": Reference(lambda _: players.posterior_sampling(SIZES)),
+    "opsrl": Reference(lambda _: players.posterior_sampling(SIZES, 5)),
+    "ucrl2": Reference(
       functools.partial(players.ucrl2, SIZES),
       {f"scale {c}": c for c in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)},
     ),
-    "beb": reference(
+    "beb": Reference(
       functools.partial(players.mdp_bonus, SIZES),
       {f"scale {c}": c for c in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)},
     ),
-    "eps_greedy": reference(
+    "eps_greedy": Reference(
       functools.partial(players.mdp_epsilon_greedy, SIZES),
       {f"epsilon {e}": e for e in (0.01, 0.03, 0.1, 0.2, 0.3)},
     ),
-    "greedy": reference(lambda _: players.mdp_epsilon_greedy(SIZES, 0.0)),
+    "greedy": Reference(lambda _: players.mdp_epsilon_greedy(SIZES, 0.0)),
   }
   scales = {f"scale {c:.4g}": float(c) for c in np.geomspace(1e-4, 1, 21)}
   papers = {
-    "psrl": reference(lambda _: players.tabularl_psrl(SIZES)),
+    "psrl": Reference(lambda _: players.tabularl_psrl(SIZES)),
     "opsrl": published(
       functools.partial(players.tabularl_psrl, SIZES),
-      {f"samples {n}": n for n in contests.SAMPLES},
+      {f"samples {n}": n for n in SAMPLES},
     ),
     "ucrl2": published(
       functools.partial(players.tabularl_ucrl2, SIZES), scales
@@ -117,11 +121,9 @@ def references() -> dict[str, contests.Reference]:
       functools.partial(players.tabularl_epsilon_greedy, SIZES),
       {f"epsilon {i / 10}": i / 10 for i in range(1, 11)},
     ),
-    "greedy": reference(lambda _: players.tabularl_epsilon_greedy(SIZES, 0.0)),
+    "greedy": Reference(lambda _: players.tabularl_epsilon_greedy(SIZES, 0.0)),
   }
-  return ours | {
-    name + contests.AS_PUBLISHED: paper for name, paper in papers.items()
-  }
+  return ours | {name + AS_PUBLISHED: paper for name, paper in papers.items()}
 
 
 def optima(tasks: Trials, discount: float = 1.0) -> np.ndarray:
@@ -138,7 +140,7 @@ def optima(tasks: Trials, discount: float = 1.0) -> np.ndarray:
 
 def by_episode(rewards: np.ndarray, episodes: int) -> dict[float, Estimate]:
   totals = rewards.reshape(len(rewards), episodes, -1).sum(-1)
-  return {i + 1: estimate(totals[:, i]) for i in range(episodes)}
+  return plots.line(range(1, episodes + 1), totals)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from metajax import distillation
 from metajax.models.conv import conv4
@@ -18,6 +19,19 @@ from metajax.tasks.omniglot import load_omniglot, split_characters
 from metajax.training import supervised_trainer
 from metajax.training.logging import waiting
 from metajax.types import Array, Model, Params
+
+flags.DEFINE_integer(
+  "classes",
+  200,
+  "Training characters to tell apart, of 1100. With all of them the smallest "
+  "students cannot even fit the training images within the default --steps.",
+  lower_bound=2,
+  upper_bound=1100,
+)
+flags.DEFINE_integer("num_seeds", 3, "Seeds, trained at once.", lower_bound=2)
+flags.DEFINE_integer(
+  "batch_size", 128, "Images of a training step.", lower_bound=1
+)
 
 TRAIN = 15  # Drawings of a character, of its 20; the others are the test.
 
@@ -126,10 +140,25 @@ class Classifiers:
     return distillation.predict_all(all_seeds, part["inputs"])
 
 
+def hinted_init(model: Model, narrow: int, wide: int) -> Callable:
+  """Of a student, and of the matrix from its features to its teacher's."""
+
+  def init(rng: Array, image: Array) -> Params:
+    keys = jax.random.split(rng)
+    glorot = nn.initializers.glorot_uniform()
+    return {
+      "student": model.init(keys[0], image),
+      "regressor": glorot(keys[1], (narrow, wide)),
+    }
+
+  return init
+
+
 def size_and_time(
-  model: Model, features: Model, stack: Params
+  students: Classifiers, filters: int, stack: Params
 ) -> dict[str, float]:
   """Numbers of parameters, and milliseconds for 256 images, of one network."""
+  model, features = students.model(filters), students.features(filters)
   images = jnp.zeros((256, 28, 28, 1), jnp.uint8)
   params = jax.tree.map(lambda x: x[0], stack)
   apply = jax.jit(model.apply)

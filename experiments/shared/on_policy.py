@@ -7,7 +7,7 @@ from experiments.shared.replaying import MAX_NORM, Trainee
 from metajax.models.recurrent import recurrent
 from metajax.replay import PPO, policy_player, ppo_trainer
 from metajax.runs import rng_keys, training
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, flag_values
 from metajax.tasks.trials import Trials
 from metajax.training import task_mesh
 
@@ -71,4 +71,4 @@ def protocol() -> dict[str, object]:
   """What the flags above say, for `results.json`."""
   names = "ppo ppo_lr ppo_epochs ppo_minibatches ppo_discount ppo_gae "
   names += "ppo_entropy"
-  return {name: FLAGS[name].value for name in names.split()}
+  return flag_values(*names.split())

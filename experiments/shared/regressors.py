@@ -1,14 +1,49 @@
 """Networks that each regress one sine wave, to be combined."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
+from absl import flags
 
 from metajax import aggregation, inner_loop
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
+from metajax.runs.flags import FLAGS
+from metajax.runs.stages import Stages
 from metajax.tasks import sinusoid
+from metajax.training import cohort_trainer
+from metajax.training.loop import Schedule
 from metajax.types import Array, Batch, Metrics, Params, PRNGKey
+
+flags.DEFINE_integer(
+  "regressors", 500, "Networks to combine, a curve each.", lower_bound=2
+)
+flags.DEFINE_integer(
+  "cohort",
+  50,
+  "Regressors trained at once; must divide --regressors. The pull to the mean "
+  "is to that of the cohorts before.",
+  lower_bound=1,
+)
+flags.DEFINE_integer(
+  "regressor_steps", 5000, "Steps of Adam of a regressor.", lower_bound=1
+)
+flags.DEFINE_bool(
+  "shared_init",
+  True,
+  "All regressors start from the same random network, else each from its own.",
+)
+flags.DEFINE_float(
+  "l2", 1e-3, "Weight of a regressor's squared norm in row L2.", lower_bound=0.0
+)
+flags.DEFINE_float(
+  "to_mean",
+  2e-3,
+  "Weight of a regressor's squared distance to the mean of those before.",
+  lower_bound=0.0,
+)
 
 MODEL = MLP(num_outputs=1, hidden=(40, 40))
 LAYERS = [["Dense_0"], ["Dense_1"], ["Dense_2"]]
@@ -71,6 +106,35 @@ def train(
   optimizer = optax.adam(optax.cosine_decay_schedule(0.02, num_steps))
   params = inner_loop.minimize(loss, params, optimizer, num_steps).params
   return params, {"mse": own_error(rng, params)}
+
+
+def train_all(
+  stages: Stages, name: str, rng: PRNGKey, pull: str = ""
+) -> Params:
+  """Trains --regressors networks by the flags, and returns their stack.
+
+  Args:
+    stages: the trainings of the experiment.
+    name: of this one.
+    rng: the keys of the curves are folded from it.
+    pull: "l2" to zero, "to_mean" to those before, or "" to nothing.
+  """
+  shared = jax.random.fold_in(rng, FLAGS.regressors)
+  weight = {"": 0.0, "l2": FLAGS.l2, "to_mean": FLAGS.to_mean}[pull]
+  trainer = cohort_trainer(
+    lambda key: init(shared if FLAGS.shared_init else key),
+    functools.partial(
+      train,
+      num_steps=FLAGS.regressor_steps,
+      penalty=weight,
+      to_mean=pull == "to_mean",
+    ),
+    FLAGS.regressors,
+    FLAGS.cohort,
+    rng=rng,
+  )
+  schedule = Schedule(FLAGS.regressors // FLAGS.cohort, 1, 1, 1)
+  return stages.train(name, trainer, schedule, FLAGS.cohort).state.meta_params
 
 
 def fisher(rng: PRNGKey, params: Params) -> Params:

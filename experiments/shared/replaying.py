@@ -16,7 +16,7 @@ from metajax.replay import (
   updates_per_step,
 )
 from metajax.runs import rng_keys, training
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, flag_values
 from metajax.tasks.trials import Player, Trials
 from metajax.training import Trainer, task_mesh
 from metajax.types import Params
@@ -188,5 +188,4 @@ def protocol() -> dict[str, object]:
     "importance_exponent target_period shards"
   )
   devices = task_mesh(FLAGS.shards or FLAGS.meta_batch).size
-  flags_given = {name: FLAGS[name].value for name in names.split()}
-  return {"devices": devices, **flags_given}
+  return {"devices": devices, **flag_values(*names.split())}

@@ -1,10 +1,7 @@
-"""Pictures of players: how they learn, and how they walk."""
+"""The picture of how players learn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from metajax.runs import plots
 
@@ -40,41 +37,4 @@ def learning(
   axes.set(xlabel=xlabel, ylabel=ylabel)
   axes.grid(alpha=0.3)
   axes.legend()
-  plots.save(figure, path)
-
-
-class Walk(NamedTuple):
-  """A way through a maze: places `[n, 2]` (row, column), and the goal `[2]`."""
-
-  places: np.ndarray
-  goal: np.ndarray
-
-
-def walks(
-  path: Path, walls: np.ndarray, rows: Mapping[str, Sequence[Walk]]
-) -> None:
-  """Draws walks through one maze.
-
-  Args:
-    path: the PNG file.
-    walls: `[rows, columns]`, nonzero where a wall is.
-    rows: walks by the name of their row in the picture.
-  """
-  columns = max(map(len, rows.values()))
-  figure, grid = plots.pyplot().subplots(
-    len(rows),
-    columns,
-    figsize=(2.2 * columns, 2.4 * len(rows)),
-    layout="constrained",
-    squeeze=False,
-  )
-  for line, (name, all_walks) in zip(grid, rows.items(), strict=True):
-    for axes, walk in zip(line, all_walks, strict=False):
-      axes.imshow(walls, cmap="Greys", vmax=1.5)
-      y, x = walk.places.T
-      axes.plot(x, y, color="tab:blue", lw=1.5, alpha=0.7)
-      axes.plot(x[0], y[0], "o", color="tab:blue")
-      axes.plot(*walk.goal[::-1], "*", color="tab:red", markersize=12)
-      axes.set_title(f"{name}: {len(x) - 1} steps", fontsize=8)
-      axes.set(xticks=[], yticks=[])
   plots.save(figure, path)

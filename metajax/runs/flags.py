@@ -2,7 +2,7 @@
 
 import math
 import sys
-from typing import get_args
+from typing import Any, get_args
 
 from absl import flags
 
@@ -127,6 +127,11 @@ def define_data_dir(more: str = "") -> None:
     "Folder of Omniglot's images_background.zip and images_evaluation.zip"
     f"{more}. Default: $METAJAX_DATA_DIR.",
   )
+
+
+def flag_values(*names: str) -> dict[str, Any]:
+  """Returns the values of flags by name, for `results.json`."""
+  return {name: FLAGS[name].value for name in names}
 
 
 def refuse(*names: str) -> None:

@@ -2,15 +2,16 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from metajax.evaluation import Estimate
+from metajax.evaluation import Estimate, estimate
 from metajax.tasks.standardized import Channels
 from metajax.training.logging import read_jsonl, waiting
 from metajax.training.processes import is_main
@@ -103,6 +104,11 @@ def curves(
   if len(lines) > 1:
     axes.legend()
   save(figure, path)
+
+
+def line(places: Iterable[float], values: ArrayLike) -> dict[float, Estimate]:
+  """Estimates the columns of `[tasks, places]`: a line for `curves`."""
+  return dict(zip(places, map(estimate, np.asarray(values).T), strict=True))
 
 
 @waiting("drawing tasks")
@@ -239,53 +245,6 @@ def sinusoid_fits(
     ncols=len(labels),
     frameon=False,
   )
-  save(figure, path)
-
-
-def mosaics(
-  path: Path,
-  images: Mapping[int, Mapping[str, np.ndarray]],
-  num_classes: int,
-  *,
-  columns: int = 10,
-) -> None:
-  """Draws sets of images, a panel each; in a panel, a column is a class.
-
-  Args:
-    path: the PNG file.
-    images: by images of a class (a row of panels each), by name of the set,
-      `[n, height, width, 1]` in which the class changes fastest.
-    num_classes: of which the first few are shown.
-    columns: how many, at most.
-  """
-  columns = min(columns, num_classes)
-  names = list(next(iter(images.values())))
-  heights = [max(number, 1) for number in images]
-  figure, grid = pyplot().subplots(
-    len(images),
-    len(names),
-    figsize=(
-      2.2 * len(names),
-      2.2 * sum(heights) / columns + 0.5 * len(images),
-    ),
-    height_ratios=heights,
-    layout="constrained",
-    squeeze=False,
-  )
-  for row, (number, sets) in zip(grid, images.items(), strict=True):
-    for axes, name in zip(row, names, strict=True):
-      stack = np.asarray(sets[name])[..., 0]
-      stack = stack.reshape(number, num_classes, *stack.shape[1:])[:, :columns]
-      # Separated by a line of background.
-      stack = np.pad(stack, ((0, 0), (0, 0), (0, 1), (0, 1)))
-      axes.imshow(
-        1 - np.concatenate(np.concatenate(stack, axis=1), axis=1),
-        cmap="gray",
-        vmin=-0.2,
-        vmax=1.2,
-      )
-      axes.set_title(f"{name}, {number} a class", fontsize=8)
-      axes.set(xticks=[], yticks=[])
   save(figure, path)
 
 

@@ -1,7 +1,7 @@
 """Scores on the fixed tasks of a split, by the flags."""
 
 import concurrent.futures
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -56,6 +56,24 @@ def _values(
   return evaluator(
     learner, tasks, metrics, rng, num_tasks=num_tasks, mesh=mesh, **options
   )
+
+
+def differences(
+  values: Mapping[str, np.ndarray], pairs: Iterable[tuple[str, str]]
+) -> dict[str, Estimate]:
+  """Estimates paired differences of scores on the same tasks.
+
+  Args:
+    values: scores `[num_tasks]` by name.
+    pairs: the names of which to subtract the second from the first.
+
+  Returns:
+    The estimates, `a_minus_b` being that of the pair (a, b).
+  """
+  return {
+    f"{one}_minus_{other}": estimate(values[one] - values[other])
+    for one, other in pairs
+  }
 
 
 def together(calls: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:

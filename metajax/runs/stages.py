@@ -1,7 +1,7 @@
 """Experiments of several trainings, each in a folder of the workdir."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from metajax.runs import folder, loggers, rng_keys, training
 from metajax.runs.flags import FLAGS
@@ -9,6 +9,11 @@ from metajax.training import Trainer, TrainState
 from metajax.training.logging import read_jsonl
 from metajax.training.loop import Schedule, Trained, fit
 from metajax.types import MetaLearner, Params, TaskFamily
+
+
+def reached(history: Mapping[int, float], level: float) -> int | None:
+  """Returns the first place of a history with at least this value."""
+  return next((at for at, value in history.items() if value >= level), None)
 
 
 class Stages:

@@ -72,18 +72,23 @@ def trainer(
   rule: str = "adam",
   skip_non_finite: bool = False,
   rng: PRNGKey | None = None,
+  optimizer: optax.GradientTransformation | None = None,
+  task_chunk: int | None = None,
 ) -> Trainer:
   """Builds the trainer that the flags describe, `seed` beyond their seed.
 
-  `rng`, if given, is the key of the tasks in place of that of the seed.
+  `rng`, `optimizer` and `task_chunk`, if given, take the place of the key of
+  the tasks, of the outer optimizer and of --task_chunk.
   """
+  if optimizer is None:
+    optimizer = outer_optimizer(FLAGS.outer_schedule, rule=rule)
   return meta_trainer(
     learner,
-    outer_optimizer(FLAGS.outer_schedule, rule=rule),
+    optimizer,
     tasks,
     meta_batch=FLAGS.meta_batch,
     rng=task_key(seed) if rng is None else rng,
-    task_chunk=FLAGS.task_chunk or None,
+    task_chunk=task_chunk or FLAGS.task_chunk or None,
     skip_non_finite=skip_non_finite,
   )
 

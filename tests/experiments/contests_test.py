@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from experiments.shared import contests
+from experiments.shared.references import Reference
 from metajax.runs import rng_keys
 from metajax.runs.flags import FLAGS
 from metajax.tasks.trials import Player, Trials
@@ -53,11 +54,11 @@ grids = {
   "floats": {str(i): float(i) for i in range(3)},
 }
 references = {
-  name: contests.Reference(always, grid, on_test=True)
+  name: Reference(always, grid, on_test=True)
   for name, grid in grids.items()
 }
-references["alone"] = contests.Reference(lambda _: always(1))
-references["ours"] = contests.Reference(always, grids["floats"])
+references["alone"] = Reference(lambda _: always(1))
+references["ours"] = Reference(always, grids["floats"])
 played = contests.play_all("contest", tasks, references, "alone")
 metrics = contests.totals(played, "alone")
 contests.finish("contest", played, {}, metrics, {"alone": 1.0})

@@ -1,0 +1,76 @@
+"""Runs that keep averages of their past, and the soups of such runs."""
+
+from collections.abc import Callable, Mapping
+
+import optax
+from absl import flags
+
+from metajax import aggregation
+from metajax.runs import training
+from metajax.runs.flags import FLAGS
+from metajax.runs.stages import Stages
+from metajax.types import MetaLearner, Params, TaskFamily
+
+flags.DEFINE_integer("snapshots", 5, "Snapshots of a run.", lower_bound=2)
+flags.DEFINE_float(
+  "ema_decay", 0.99, "Decay of the moving average.", lower_bound=0.0
+)
+
+
+def train(
+  stages: Stages, learner: MetaLearner, tasks: TaskFamily, chunk: int, seed: int
+) -> tuple[Params, dict[str, Params]]:
+  """Returns a run's last parameters, and its averages by name."""
+  # Averages look at the last half of a run, which has left the beginning.
+  period = max(1, FLAGS.steps // (2 * FLAGS.snapshots))
+  averages = {
+    "ema": aggregation.ema(FLAGS.ema_decay),
+    "swa": aggregation.swa(FLAGS.steps // 2, 1),
+    "snapshots": aggregation.recent(FLAGS.snapshots, period),
+  }
+  optimizer = aggregation.averaging(optax.adam(FLAGS.outer_lr), averages)
+  trainer = training.trainer(
+    learner, tasks, seed=seed, optimizer=optimizer, task_chunk=chunk
+  )
+  trained = stages.train(
+    f"member_{seed}",
+    trainer,
+    training.schedule(),
+    FLAGS.meta_batch,
+    seed=seed,
+  )
+  states = trained.state.opt_state.averages
+  values = {name: a.value(states[name]) for name, a in averages.items()}
+  return trained.state.meta_params, values
+
+
+def averages_and_soups(
+  validated: Callable[[Params], float],
+  averages: Mapping[str, Params],
+  seeds: Params,
+  aligned: Params,
+) -> dict[str, Params]:
+  """Averages of weights by name: over a run, of its snapshots, of runs.
+
+  Args:
+    validated: the score by which greedy soups choose.
+    averages: of the first run, from `train`; may be empty.
+    seeds: the stack of all runs.
+    aligned: the same, with their units matched.
+  """
+
+  def greedy(stack: Params) -> Params:
+    params, chosen = aggregation.greedy_soup(stack, validated)
+    print(f"greedy soup of {chosen}")
+    return params
+
+  models = {}
+  if averages:
+    snapshots = averages["snapshots"]
+    models["ema"], models["swa"] = averages["ema"], averages["swa"]
+    models["soup_of_snapshots"] = aggregation.weighted_average(snapshots)
+    models["greedy_soup_of_snapshots"] = greedy(snapshots)
+  models["soup_of_seeds"] = aggregation.weighted_average(seeds)
+  models["soup_of_aligned_seeds"] = aggregation.weighted_average(aligned)
+  models["greedy_soup_of_seeds"] = greedy(seeds)
+  return models

@@ -1,0 +1,63 @@
+"""The Omniglot challenge: its sets of alphabets, and errors in its trials."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from scipy import stats
+
+from metajax.evaluation import solve
+from metajax.runs.flags import FLAGS
+from metajax.tasks.omniglot import OmniglotImages
+from metajax.tasks.one_shot_runs import MINIMAL
+from metajax.training.logging import waiting
+from metajax.types import Array, Episode, MetaLearner, Params
+
+SETS = ("background", *MINIMAL)
+flags.DEFINE_list(
+  "sets",
+  ["background"],
+  f"Alphabets to learn to learn from: {', '.join(SETS)}.",
+)
+flags.register_validator(
+  "sets",
+  lambda names: names and set(names) <= set(SETS),
+  f"must be of {', '.join(SETS)}",
+)
+
+
+def characters(data: OmniglotImages, name: str) -> np.ndarray:
+  """Tells which characters are of a set, `[1623]`."""
+  if name in MINIMAL:
+    return data.is_background & np.isin(data.alphabets, MINIMAL[name])
+  return data.is_background
+
+
+@waiting("evaluating on test tasks")
+def errors(
+  learner: MetaLearner, params: Params, trials: Episode, transductive: bool
+) -> Array:
+  """Returns which trials go wrong, `[runs, ways]`, as 0 or 1."""
+
+  @jax.jit
+  def wrong(params: Params, trials: Episode) -> Array:
+    def one(run: Episode) -> Array:
+      logits = solve(
+        learner,
+        params,
+        run.support,
+        run.query.inputs,
+        jax.random.key(FLAGS.seed),
+        transductive=transductive,
+      )
+      return (logits.argmax(-1) != run.query.targets).astype(jnp.float32)
+
+    return jax.lax.map(one, trials)
+
+  return wrong(params, trials)
+
+
+def binomial_interval(wrong: np.ndarray) -> list[float]:
+  """The 95% interval of an error in percent, by how many trials go wrong."""
+  interval = stats.binomtest(int(wrong.sum()), wrong.size).proportion_ci()
+  return [100 * interval.low, 100 * interval.high]

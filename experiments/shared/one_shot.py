@@ -1,0 +1,95 @@
+"""Omniglot with one image per class, by conv4, for scripts that combine runs.
+
+Their flags are those of `metajax.runs.finished.define_runs`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from metajax.learners import ENCODED, REGISTRY
+from metajax.losses import accuracy, cross_entropy
+from metajax.models.conv import conv4
+from metajax.runs import scoring
+from metajax.runs.finished import Run, read_run
+from metajax.runs.flags import FLAGS, flag_values
+from metajax.tasks import omniglot
+from metajax.training.logging import waiting
+from metajax.types import MetaLearner, Model, Params, Splits, TaskFamily
+
+SHOTS = 1  # Of the support and of the query.
+METRICS = {"accuracy": accuracy}
+
+
+@waiting("loading data")
+def tasks() -> Splits:
+  """The tasks of each split."""
+  return omniglot(
+    FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
+  )
+
+
+def network() -> Model:
+  return conv4(FLAGS.ways, filters=FLAGS.filters)
+
+
+def learner(eval_steps: int) -> MetaLearner:
+  """The learner that the flags describe, with `eval_steps` steps at test."""
+  return REGISTRY[FLAGS.learner](
+    network(),
+    cross_entropy,
+    optax.sgd(FLAGS.inner_lr),
+    FLAGS.inner_steps,
+    num_eval_steps=eval_steps,
+    metrics=METRICS,
+    memory=FLAGS.memory,
+  )
+
+
+def image(family: TaskFamily) -> jax.ShapeDtypeStruct:
+  """The support images of a task, by shape and dtype."""
+  return jax.eval_shape(family, jax.random.key(0)).support.inputs
+
+
+def check_initialisation(learner: MetaLearner, family: TaskFamily) -> None:
+  """Raises a `ValueError` unless the network alone is what is meta-learned."""
+  trees = [
+    jax.tree.structure(jax.eval_shape(x.init, jax.random.key(0), image(family)))
+    for x in (learner, network())
+  ]
+  if FLAGS.learner in ENCODED or trees[0] != trees[1]:
+    raise ValueError(
+      f"--learner={FLAGS.learner} does not learn the initialisation of a "
+      "classifier, which is combined here: choose maml, or another that does."
+    )
+
+
+def finished(found: Sequence[Run], family: TaskFamily) -> list[Params]:
+  """Reads the meta-parameters of finished runs."""
+  return [read_run(run, network(), image(family)) for run in found]
+
+
+def scorer(
+  learner: MetaLearner, splits: Splits, split: str
+) -> Callable[[Params], np.ndarray]:
+  """Returns `meta_params -> accuracies` on the fixed tasks of a split."""
+  num_tasks = {"validation": 200, "test": FLAGS.eval_tasks}[split]
+  score = scoring.task_scorer(
+    learner, getattr(splits, split), METRICS, split, num_tasks
+  )
+  return lambda params: score(params)["accuracy"]
+
+
+def protocol() -> dict[str, Any]:
+  """What `results.json` says of the tasks, the network and the inner loop."""
+  return {
+    "shots": SHOTS,
+    "query_shots": SHOTS,
+    "normalization": "batch",
+    "transductive": True,
+    **flag_values("ways", "filters"),
+    **flag_values("inner_steps", "eval_inner_steps", "inner_lr"),
+  }
