@@ -22,6 +22,7 @@ from metajax.learners.registry import register_installed
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.precision import compute_in
+from metajax.models.resnet import resnet12
 from metajax.results import write_json
 from metajax.training.processes import is_main, whole
 from metajax.types import (
@@ -35,7 +36,11 @@ from metajax.types import (
 )
 
 LEARNER, META_PARAMS = "learner.json", "meta_params.safetensors"
-MODELS: dict[str, Callable[..., Model]] = {"conv4": conv4, "mlp": MLP}
+MODELS: dict[str, Callable[..., Model]] = {
+  "conv4": conv4,
+  "mlp": MLP,
+  "resnet12": resnet12,
+}
 
 
 class Recipe(NamedTuple):
