@@ -7,7 +7,13 @@ from importlib import metadata
 from metajax.learners.bootstrapped import bmg
 from metajax.learners.cavia import OPTIONS as OF_CAVIA
 from metajax.learners.cavia import cavia
-from metajax.learners.closed_form import prototypical, ridge_regression
+from metajax.learners.closed_form import (
+  OF_SVM,
+  cosine_prototypes,
+  prototypical,
+  ridge_regression,
+  support_vector_machine,
+)
 from metajax.learners.implicit import OPTIONS as OF_IMAML
 from metajax.learners.implicit import imaml
 from metajax.learners.maml import maml
@@ -32,6 +38,8 @@ OPTIONS: dict[str, tuple[Option, ...]] = {}
 ENCODED: set[str] = set()
 # Those that tell any number of classes apart with the same meta-parameters.
 ANY_WAYS: set[str] = set()
+# Those of classes alone, not of numbers.
+CLASSIFIERS: set[str] = set()
 
 
 def register(
@@ -41,6 +49,7 @@ def register(
   *,
   encoded: bool = False,
   any_ways: bool = False,
+  classes_only: bool = False,
 ) -> None:
   """Makes a learner known by name, to `--learner` of the experiments.
 
@@ -61,6 +70,7 @@ def register(
       `num_outputs`.
     any_ways: it tells any number of classes apart with the same
       meta-parameters.
+    classes_only: it does not predict numbers.
 
   Raises:
     ValueError: for a name, or an option, that is taken.
@@ -80,6 +90,8 @@ def register(
     ENCODED.add(name)
   if any_ways:
     ANY_WAYS.add(name)
+  if classes_only:
+    CLASSIFIERS.add(name)
 
 
 @functools.cache
@@ -109,6 +121,11 @@ register("cavia", cavia, OF_CAVIA)
 register("imaml", imaml, OF_IMAML)
 register("reptile", reptile, OF_REPTILE)
 register("bmg", bmg)
-register("prototypical", prototypical, encoded=True, any_ways=True)
+_register_classifier = functools.partial(
+  register, encoded=True, any_ways=True, classes_only=True
+)
+_register_classifier("prototypical", prototypical)
+_register_classifier("cosine", cosine_prototypes)
+_register_classifier("svm", support_vector_machine, OF_SVM)
 register("ridge", ridge_regression, encoded=True, any_ways=True)
 register("recurrent", recurrent, encoded=True)
