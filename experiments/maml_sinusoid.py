@@ -19,7 +19,7 @@ import jax
 from absl import flags
 
 from metajax import saved
-from metajax.learners import ENCODED
+from metajax.learners import CLASSIFIERS, ENCODED
 from metajax.losses import mean_squared_error
 from metajax.runs import (
   folder,
@@ -67,7 +67,7 @@ PRESETS = {"paper": {"shots": 10, "outer_schedule": "constant"}}
 
 def main() -> None:
   name = FLAGS.learner
-  if name == "prototypical":
+  if name in CLASSIFIERS:
     raise ValueError(
       f"--learner={name} tells classes apart, and has no numbers to say: "
       "choose another."

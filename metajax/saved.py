@@ -23,6 +23,7 @@ from metajax.learners.registry import register_installed
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.precision import compute_in
+from metajax.models.resnet import resnet12
 from metajax.results import write_json
 from metajax.tasks.standardized import Channels
 from metajax.training.processes import is_main, whole
@@ -37,7 +38,11 @@ from metajax.types import (
 )
 
 LEARNER, META_PARAMS = "learner.json", "meta_params.safetensors"
-MODELS: dict[str, Callable[..., Model]] = {"conv4": conv4, "mlp": MLP}
+MODELS: dict[str, Callable[..., Model]] = {
+  "conv4": conv4,
+  "mlp": MLP,
+  "resnet12": resnet12,
+}
 
 
 class Recipe(NamedTuple):

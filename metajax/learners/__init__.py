@@ -3,10 +3,21 @@
 from metajax.learners.aggregated import learned_average, learned_ensemble
 from metajax.learners.bootstrapped import bmg
 from metajax.learners.cavia import cavia
-from metajax.learners.closed_form import prototypical, ridge_regression
+from metajax.learners.closed_form import (
+  cosine_prototypes,
+  prototypical,
+  ridge_regression,
+  support_vector_machine,
+)
 from metajax.learners.distilled_data import distill_data
 from metajax.learners.embedding import embedding
-from metajax.learners.heads import Head, logistic, nearest_mean, ridge
+from metajax.learners.heads import (
+  Head,
+  cosine,
+  logistic,
+  nearest_mean,
+  ridge,
+)
 from metajax.learners.implicit import imaml
 from metajax.learners.maml import maml
 from metajax.learners.maml_plus_plus import maml_plus_plus
@@ -17,16 +28,19 @@ from metajax.learners.partition import all_but_last_layer, last_layer
 from metajax.learners.recurrent import recurrent, sequence_learner
 from metajax.learners.registry import (
   ANY_WAYS,
+  CLASSIFIERS,
   ENCODED,
   OPTIONS,
   REGISTRY,
   register,
 )
 from metajax.learners.reptile import reptile
+from metajax.learners.svm import svm
 from metajax.learners.taught import taught
 
 __all__ = [
   "ANY_WAYS",
+  "CLASSIFIERS",
   "ENCODED",
   "Head",
   "OPTIONS",
@@ -36,6 +50,8 @@ __all__ = [
   "all_but_last_layer",
   "bmg",
   "cavia",
+  "cosine",
+  "cosine_prototypes",
   "distill_data",
   "embedding",
   "gradient_of_mean",
@@ -56,5 +72,7 @@ __all__ = [
   "ridge",
   "ridge_regression",
   "sequence_learner",
+  "support_vector_machine",
+  "svm",
   "taught",
 ]

@@ -1,6 +1,7 @@
 """Registered learners that adapt in closed form, without an inner loop."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,9 +11,16 @@ import optax
 from metajax import inner_loop
 from metajax.batches import only_array
 from metajax.forward import forward
-from metajax.learners.embedding import embedding, encoded_loss
-from metajax.learners.heads import nearest_mean, ridge_fit, ridge_predict
+from metajax.learners.embedding import embedding, encoded_loss, fit_head
+from metajax.learners.heads import (
+  cosine,
+  nearest_mean,
+  ridge_fit,
+  ridge_predict,
+)
 from metajax.learners.meta_gradients import gradient_of_mean
+from metajax.learners.options import Option
+from metajax.learners.svm import svm
 from metajax.types import (
   Array,
   Batch,
@@ -22,6 +30,16 @@ from metajax.types import (
   Model,
   Params,
   PRNGKey,
+)
+
+OF_SVM = (
+  Option(
+    "svm_cost",
+    0.1,
+    "Weight of an error beside the norm of the support vector machine.",
+    low=1e-6,
+    argument="cost",
+  ),
 )
 
 
@@ -121,26 +139,155 @@ def ridge_regression(
   del inner_optimizer, memory
   _check(num_steps, num_eval_steps)
 
-  model = forward(model)
-
-  def init(rng: PRNGKey, inputs: Any) -> Params:
-    params = model.init(rng, inputs)
-    dtype = jax.eval_shape(model.apply, params, inputs).dtype
-    return {
-      "embedding": params,
-      "log_strength": jnp.zeros((), dtype),
-      "log_scale": jnp.zeros((), dtype),
-    }
-
   def fit(meta_params: Params, features: Array, support: Batch) -> Params:
     targets = only_array(support.targets, "targets", "ridge_regression")
     strength = jnp.exp(meta_params["log_strength"])
     return ridge_fit(features, targets, num_outputs, strength, support.mask)
 
+  learned = {"log_strength": 0.0, "log_scale": 0.0}
+  return _scaled(model, fit, ridge_predict, learned, loss_fn, metrics)
+
+
+def support_vector_machine(
+  model: Model,
+  loss_fn: LossFn,
+  inner_optimizer: optax.GradientTransformation | None = None,
+  num_steps: int = 0,
+  *,
+  cost: float = 0.1,
+  num_outputs: int | None = None,
+  num_eval_steps: int | None = None,
+  metrics: Mapping[str, LossFn] | None = None,
+  memory: inner_loop.Memory = "auto",
+) -> MetaLearner:
+  """A support vector machine on a learned embedding (MetaOptNet-SVM).
+
+  ::
+
+    W = argmin  |W|^2 / 2 + cost * hinge loss of f(X) W, see `svm.svm`
+    logits(x) = exp(log_scale) f(x) W
+
+  The embedding and the scale of the logits, from a logarithm of 0, are learned
+  together.
+
+  Args:
+    model: the embedding f, pure `init(rng, inputs)` and `apply(params, inputs)
+      -> [n, d]`.
+    loss_fn: `(predictions, targets) -> scalar`, of the query.
+    inner_optimizer: not used: there is no inner loop.
+    num_steps: likewise.
+    cost: of an error beside the norm, positive.
+    num_outputs: number of classes; as many as the support has examples if None.
+      A class that the support lacks is predicted of nothing.
+    num_eval_steps: not used.
+    metrics: more such functions to be reported by `meta_grad` beside "loss".
+    memory: not used.
+
+  Returns:
+    A `MetaLearner`, for classification, whose meta-parameters are
+    `{"embedding", "log_scale"}`.
+
+  Raises:
+    ValueError: if the cost is not positive.
+
+  References:
+    Lee et al., `Meta-Learning with Differentiable Convex Optimization
+    <https://arxiv.org/abs/1904.03758>`_, 2019, section 3.
+  """
+  del inner_optimizer, memory
+  _check(num_steps, num_eval_steps)
+  head = svm(num_outputs, cost)
+
+  def fit(meta_params: Params, features: Array, support: Batch) -> Params:
+    del meta_params
+    return fit_head(head, features, support)
+
+  learned = {"log_scale": 0.0}
+  return _scaled(model, fit, head.predict, learned, loss_fn, metrics)
+
+
+def cosine_prototypes(
+  model: Model,
+  loss_fn: LossFn,
+  inner_optimizer: optax.GradientTransformation | None = None,
+  num_steps: int = 0,
+  *,
+  num_outputs: int | None = None,
+  num_eval_steps: int | None = None,
+  metrics: Mapping[str, LossFn] | None = None,
+  memory: inner_loop.Memory = "auto",
+) -> MetaLearner:
+  """Nearest class mean by the cosine, as in the second stage of Meta-Baseline.
+
+  ::
+
+    m_c = mean of f(x) over the support's examples of class c
+    logits_c(x) = exp(log_scale) cos(f(x), m_c)
+
+  The embedding and the scale, which is 10 at first, are learned together.
+
+  Args:
+    model: the embedding f, pure `init(rng, inputs)` and `apply(params, inputs)
+      -> [n, d]`.
+    loss_fn: `(predictions, targets) -> scalar`, of the query.
+    inner_optimizer: not used: there is no inner loop.
+    num_steps: likewise.
+    num_outputs: number of classes; as many as the support has examples if None.
+      A class that the support lacks is predicted of nothing.
+    num_eval_steps: not used.
+    metrics: more such functions to be reported by `meta_grad` beside "loss".
+    memory: not used.
+
+  Returns:
+    A `MetaLearner`, for classification, whose meta-parameters are
+    `{"embedding", "log_scale"}`.
+
+  References:
+    Chen et al., `Meta-Baseline: Exploring Simple Meta-Learning for Few-Shot
+    Learning <https://arxiv.org/abs/2003.04390>`_, 2021, section 3.2.
+  """
+  del inner_optimizer, memory
+  _check(num_steps, num_eval_steps)
+  head = cosine(num_outputs)
+
+  def fit(meta_params: Params, features: Array, support: Batch) -> Params:
+    del meta_params
+    return fit_head(head, features, support)
+
+  learned = {"log_scale": math.log(10.0)}
+  return _scaled(model, fit, head.predict, learned, loss_fn, metrics)
+
+
+def _scaled(
+  model: Model,
+  fit: Callable[[Params, Array, Batch], Params],
+  classify: Callable[[Params, Array], Array],
+  learned: Mapping[str, float],
+  loss_fn: LossFn,
+  metrics: Mapping[str, LossFn] | None,
+) -> MetaLearner:
+  """Builds a learner of an embedding and a head whose scale is learned.
+
+  Args:
+    model: the embedding.
+    fit: `(meta_params, features, support) -> head`.
+    classify: `(head, features) -> predictions`, times the head's "scale".
+    learned: the numbers that are learned, "log_scale" among them.
+    loss_fn: of the query.
+    metrics: more such functions.
+  """
+  model = forward(model)
+
+  def init(rng: PRNGKey, inputs: Any) -> Params:
+    params = model.init(rng, inputs)
+    dtype = jax.eval_shape(model.apply, params, inputs).dtype
+    numbers = {k: jnp.asarray(v, dtype) for k, v in learned.items()}
+    return {"embedding": params, **numbers}
+
   def scale(meta_params: Params, head: Params, features: Array) -> Array:
     # `ridge_predict` scales, so that an absent class keeps its logit `ABSENT`.
     factor = jnp.exp(meta_params["log_scale"])
-    return ridge_predict({**head, "scale": factor}, features)
+    return classify({**head, "scale": factor}, features)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng

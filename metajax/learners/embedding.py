@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from metajax.forward import forward, takes_mask
-from metajax.learners.heads import Head
+from metajax.learners.heads import Head, unit_length
 from metajax.learners.meta_gradients import MetaLoss, gradient_of_mean
 from metajax.losses import over_examples
 from metajax.types import (
@@ -61,10 +60,7 @@ def embedding(
   model = forward(model)
 
   def scaled(features: Array) -> Array:
-    if not normalize:
-      return features
-    squares = jnp.square(features).sum(-1, keepdims=True)
-    return features / jnp.sqrt(squares + 1e-12)
+    return unit_length(features) if normalize else features
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng

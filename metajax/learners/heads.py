@@ -57,7 +57,7 @@ def nearest_mean(ways: int | None = None) -> Head:
   """
 
   def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
-    members = _members(labels, mask, ways, wide(features).dtype)
+    members = members_of(labels, mask, ways, wide(features).dtype)
     counts = members.sum(0)
     sums = jnp.matmul(members.T, wide(features), precision=HIGHEST)
     means = sums / jnp.maximum(counts, 1)[:, None]
@@ -76,6 +76,38 @@ def nearest_mean(ways: int | None = None) -> Head:
     return without_absent(logits, head["present"])
 
   return Head(fit, predict)
+
+
+def cosine(ways: int | None = None) -> Head:
+  """Nearest class mean by the cosine of the angle.
+
+  ::
+
+    logits_c = scale cos(f, mean of class c)
+
+  with the head's "scale", if it has one, else 1. A class that the support lacks
+  has the logit `ABSENT`.
+
+  Args:
+    ways: number of classes; None: as many as there are examples.
+
+  References:
+    Chen et al., `Meta-Baseline: Exploring Simple Meta-Learning for Few-Shot
+    Learning <https://arxiv.org/abs/2003.04390>`_, 2021, equations 1 and 2.
+  """
+
+  def predict(head: Params, features: Array) -> Array:
+    means = unit_length(head["means"])
+    products = jnp.matmul(unit_length(features), means.T, precision=HIGHEST)
+    return without_absent(head.get("scale", 1) * products, head["present"])
+
+  return Head(nearest_mean(ways).fit, predict)
+
+
+def unit_length(features: Array) -> Array:
+  """Scales each vector to length 1; that of zeros stays what it is."""
+  squares = jnp.square(features).sum(-1, keepdims=True)
+  return features / jnp.sqrt(squares + 1e-12)
 
 
 def without_absent(logits: Array, present: Array) -> Array:
@@ -128,7 +160,7 @@ def ridge_fit(
   features = wide(features)  # Solvers need float32 at least.
   is_class = jnp.issubdtype(labels.dtype, jnp.integer)
   if is_class:
-    targets = _members(labels, mask, ways, features.dtype)
+    targets = members_of(labels, mask, ways, features.dtype)
   else:
     targets = as_vectors(labels, 0, features.dtype)
   real = jnp.ones(len(features), features.dtype)
@@ -226,7 +258,7 @@ def as_vectors(targets: Array, num_outputs: int, dtype: Any) -> Array:
   return targets.reshape(len(targets), -1).astype(dtype)
 
 
-def _members(
+def members_of(
   labels: Array, mask: Array | None, ways: int | None, dtype: Any
 ) -> Array:
   """Returns one-hot labels `[n, ways]`; rows of padding are zero."""

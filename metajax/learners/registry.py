@@ -7,7 +7,13 @@ from importlib import metadata
 from metajax.learners.bootstrapped import bmg
 from metajax.learners.cavia import OPTIONS as OF_CAVIA
 from metajax.learners.cavia import cavia
-from metajax.learners.closed_form import prototypical, ridge_regression
+from metajax.learners.closed_form import (
+  OF_SVM,
+  cosine_prototypes,
+  prototypical,
+  ridge_regression,
+  support_vector_machine,
+)
 from metajax.learners.implicit import OPTIONS as OF_IMAML
 from metajax.learners.implicit import imaml
 from metajax.learners.maml import maml
@@ -31,6 +37,8 @@ OPTIONS: dict[str, tuple[Option, ...]] = {}
 ENCODED: set[str] = set()
 # Learners whose meta-parameters work for any number of classes.
 ANY_WAYS: set[str] = set()
+# Learners that predict classes only, not numbers.
+CLASSIFIERS: set[str] = set()
 
 
 def register(
@@ -40,6 +48,7 @@ def register(
   *,
   encoded: bool = False,
   any_ways: bool = False,
+  classes_only: bool = False,
 ) -> None:
   """Registers a learner under a name, for `--learner` of the experiments.
 
@@ -60,6 +69,7 @@ def register(
       constructor is called with `num_outputs`, too.
     any_ways: whether the learner's meta-parameters work for any number of
       classes.
+    classes_only: whether the learner predicts classes only, not numbers.
 
   Raises:
     ValueError: if the name or an option's name is taken.
@@ -79,6 +89,8 @@ def register(
     ENCODED.add(name)
   if any_ways:
     ANY_WAYS.add(name)
+  if classes_only:
+    CLASSIFIERS.add(name)
 
 
 @functools.cache
@@ -108,6 +120,11 @@ register("cavia", cavia, OF_CAVIA)
 register("imaml", imaml, OF_IMAML)
 register("reptile", reptile, OF_REPTILE)
 register("bmg", bmg)
-register("prototypical", prototypical, encoded=True, any_ways=True)
+_register_classifier = functools.partial(
+  register, encoded=True, any_ways=True, classes_only=True
+)
+_register_classifier("prototypical", prototypical)
+_register_classifier("cosine", cosine_prototypes)
+_register_classifier("svm", support_vector_machine, OF_SVM)
 register("ridge", ridge_regression, encoded=True, any_ways=True)
 register("recurrent", recurrent, encoded=True)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from metajax.learners import REGISTRY
+from metajax.learners import CLASSIFIERS, REGISTRY
 from metajax.losses import accuracy, cross_entropy, mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
@@ -40,6 +40,8 @@ EXACT = [
   "meta_sgd",
   "cavia",
   "prototypical",
+  "cosine",
+  "svm",
   "ridge",
   "recurrent",
 ]
@@ -64,10 +66,7 @@ DISTINCT = [n for n in REGISTRY if n not in ("fomaml", "anil", "boil")]
 DIFFERENTIATED = ["maml", "maml_plus_plus", "meta_sgd", "cavia"]
 
 # Those that read the support's labels in their forward pass, without a step.
-ENCODING = ["prototypical", "ridge", "recurrent"]
-
-# Learners of classes, not of numbers.
-CLASSIFIERS = ["prototypical"]
+ENCODING = ["prototypical", "cosine", "svm", "ridge", "recurrent"]
 
 RNG = jax.random.key(0)
 OPTIMIZER = optax.adam(0.01)

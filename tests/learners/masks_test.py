@@ -14,7 +14,14 @@ import optax
 import pytest
 
 import metajax
-from metajax.learners import REGISTRY, logistic, nearest_mean, ridge
+from metajax.learners import (
+  REGISTRY,
+  cosine,
+  logistic,
+  nearest_mean,
+  ridge,
+  svm,
+)
 from metajax.losses import (
   accuracy,
   accuracy_by_presentation,
@@ -31,6 +38,8 @@ TASKS, WAYS, SUPPORT, QUERY, PADDING = 2, 3, 6, 5, 3
 OPTIONS = {
   "recurrent": {"units": 8, "num_outputs": WAYS},
   "prototypical": {"num_outputs": WAYS},
+  "cosine": {"num_outputs": WAYS},
+  "svm": {"num_outputs": WAYS},
   "ridge": {"num_outputs": WAYS},
   "imaml": {"damping": 32.0},
 }
@@ -177,6 +186,8 @@ def test_a_support_of_padding_alone_teaches_nothing():
 
 HEADS = {
   "nearest_mean": nearest_mean(WAYS),
+  "cosine": cosine(WAYS),
+  "svm": svm(WAYS),
   "ridge": ridge(WAYS, 0.5),
   "logistic": logistic(WAYS, 0.5),
 }
@@ -197,10 +208,16 @@ def test_heads_do_not_see_padding(name):
   )
 
 
-@pytest.mark.parametrize("name", ["nearest_mean", "ridge"])
+@pytest.mark.parametrize("name", ["nearest_mean", "cosine", "svm", "ridge"])
 def test_a_class_without_examples_is_predicted_of_nothing(name):
   """Variable ways: its logit is finite, and a softmax gives it nothing."""
-  head = {"nearest_mean": nearest_mean(4), "ridge": ridge(4)}[name]
+  heads = {
+    "nearest_mean": nearest_mean,
+    "cosine": cosine,
+    "svm": svm,
+    "ridge": ridge,
+  }
+  head = heads[name](4)
   features = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
   labels = jnp.array([0, 3, 0, 3, 0, 3])
 

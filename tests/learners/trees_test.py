@@ -154,7 +154,10 @@ def _with_two_targets(episodes):
 
 # Learners that read targets, and say in one line what they need.
 READERS = {
-  "prototypical": "a head of classes: targets must be one array, not a dict",
+  **dict.fromkeys(
+    ("prototypical", "cosine", "svm"),
+    "a head of classes: targets must be one array, not a dict",
+  ),
   "ridge": "ridge_regression: targets must be one array, not a dict of 2",
   "recurrent": "a sequence learner: targets must be one array, not a dict of 2",
   "bmg": "bmg without match: targets must be one array, not a dict of 2",
@@ -249,7 +252,7 @@ ODD = {
 ODD["all"] = (
   ODD["state"] | ODD["integers"] | {"slope": jnp.bfloat16(1), "offset": 0.0}
 )
-NO_LAYERS = ("prototypical", "ridge", "recurrent", "cavia")
+NO_LAYERS = ("prototypical", "cosine", "svm", "ridge", "recurrent", "cavia")
 CASES = [("maml", kind) for kind in ODD]
 CASES += [(n, "all") for n in DISTINCT if n not in NO_LAYERS and n != "maml"]
 
