@@ -26,6 +26,7 @@ NOT_CONFIG = (
   "coordinator",
   "num_processes",
   "process_id",
+  "sweep",
 )
 
 

@@ -63,6 +63,7 @@ GROUPS = {
     "steps",
     "seed",
     "num_seeds",
+    "sweep",
     "meta_batch",
     "task_chunk",
     "outer_optimizer",

@@ -15,7 +15,7 @@ from absl import app, flags, logging
 
 from metajax.learners import OPTIONS
 from metajax.runs import help as help_page
-from metajax.runs import processes
+from metajax.runs import processes, sweep
 from metajax.runs.flags import FLAGS
 from metajax.training import use_cpu_cores
 from metajax.training.checkpoint import SaveError
@@ -82,6 +82,10 @@ def run(
     logging.set_verbosity(logging.WARNING)
     try:
       _find(needs)
+      if FLAGS.sweep is not None:
+        own = FLAGS.get_key_flags_for_module(script)
+        sweep.run([flag.name for flag in own])
+        return
       use_cpu_cores()
       processes.join()
       _find_devices()
@@ -97,6 +101,8 @@ def run(
         f"stopped by {stop}; {written} written, run the same command to go on.",
         128 + stop.signum,
       )
+    except sweep.Ended as end:
+      fail(str(end), end.code)
     except NonFinite as error:
       advice = ""
       if "replay_step" in FLAGS and FLAGS.num_seeds == 1:

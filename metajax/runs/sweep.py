@@ -1,0 +1,225 @@
+"""A sweep: a script's runs at every point of a grid of flags, and one table.
+
+Each point is the script itself in a process of its own, and an ordinary run in
+a folder of its own: a point that fails, for want of memory even, is that point
+alone, and a run's flags, locks and signals are what they always are. The
+process costs the seconds of its imports; what was compiled once is in the
+cache.
+"""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from metajax.results import lock, write_json
+from metajax.runs import grid, sweep_table
+from metajax.runs.flags import FLAGS
+from metajax.training.logging import tell
+
+flags.DEFINE_string(
+  "sweep",
+  None,
+  "Run every combination of the values of flags, such as 'inner_lr=0.1,0.4 "
+  "seed=0..4', each in a folder of --workdir, and write sweep.csv, sweep.md "
+  "and sweep.png there. The same command goes on where it stopped.",
+)
+SWEEP = "sweep.json"
+DONE, FAILED = "done", "failed"
+# Flags that are of one run alone.
+REFUSED = (
+  "coordinator",
+  "num_processes",
+  "process_id",
+  "replay_step",
+  "profile",
+)
+
+
+class Ended(Exception):
+  """A sweep that ends in an error: with failed points, or by a signal."""
+
+  def __init__(self, message: str, code: int):
+    super().__init__(message)
+    self.code = code
+
+
+def run(known: Sequence[str]) -> None:
+  """Runs the points of --sweep that are not done, and writes the table.
+
+  Args:
+    known: the script's own flags.
+
+  Raises:
+    ValueError: for a sweep or a folder that cannot be.
+    Ended: if a point failed, or a signal came.
+  """
+  for name in REFUSED:
+    if name in FLAGS and FLAGS[name].value is not None:
+      raise ValueError(f"--{name}: is for one run, not for --sweep: leave it.")
+  points = grid.points(FLAGS.sweep, known)
+  command, given = _command(), _given()
+  workdir, record = _open(command, given)
+  stopped: list[int] = []
+  child: subprocess.Popen | None = None
+
+  def stop(signum: int, frame: Any) -> None:
+    del frame
+    stopped.append(signum)
+    if child is not None:
+      child.terminate()
+
+  for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, stop)
+  for number, point in enumerate(points, 1):
+    folder = workdir / point.name
+    arguments = [*given, *point.arguments]
+    if _is_done(folder, record.get(point.name), arguments):
+      tell(f"[{number}/{len(points)}] {point.name}: done before")
+      continue
+    if stopped:
+      break
+    tell(f"[{number}/{len(points)}] {point.name}")
+    child = subprocess.Popen(
+      [*command, *arguments, f"--workdir={folder}"],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      errors="replace",
+      # Else ^C on the terminal would be a signal twice.
+      process_group=0,
+    )
+    if stopped:  # It came as the process began.
+      child.terminate()
+    last = _follow(child, point.name)
+    code, child = child.wait(), None
+    if stopped:
+      break
+    failed = code != 0 or not (folder / "results.json").exists()
+    record[point.name] = {
+      "arguments": arguments,
+      "status": FAILED if failed else DONE,
+      "error": last.removeprefix("error: ") if failed else "",
+    }
+    _write(workdir, command, given, record)
+  rows = [_row(workdir, point, record.get(point.name)) for point in points]
+  print(sweep_table.write(workdir, rows))
+  if stopped:
+    name = signal.Signals(stopped[0]).name
+    done = sum(row.status == DONE for row in rows)
+    raise Ended(
+      f"stopped by {name}; {done} of {len(rows)} points are done, run the same "
+      "command to go on.",
+      128 + stopped[0],
+    )
+  failures = [row for row in rows if row.status == FAILED]
+  if failures:
+    raise Ended(
+      f"{len(failures)} of {len(rows)} points failed, the first of them "
+      f"{failures[0].folder}: {failures[0].error} The same command tries them "
+      "again.",
+      2,
+    )
+
+
+def _command() -> list[str]:
+  """The words that start this script again, without its flags."""
+  spec = getattr(sys.modules["__main__"], "__spec__", None)
+  return [sys.executable, *(["-m", spec.name] if spec else [sys.argv[0]])]
+
+
+def _given() -> list[str]:
+  """The flags that were given, but for those of the sweep itself."""
+  words: list[str] = []
+  for name in sorted(FLAGS):
+    flag = FLAGS[name]
+    if flag.present and name == flag.name and name not in ("sweep", "workdir"):
+      words += flag.serialize().split("\n")
+  return words
+
+
+def _open(
+  command: Sequence[str], given: Sequence[str]
+) -> tuple[Path, dict[str, Any]]:
+  """Returns the sweep's folder, and what is on record of its points."""
+  script = command[-1].rpartition(".")[2]
+  words = json.dumps([FLAGS.sweep.split(), given])
+  digest = hashlib.sha256(words.encode()).hexdigest()[:8]
+  workdir = Path(FLAGS.workdir or f"runs/{script}-sweep-{digest}")
+  path, record = workdir / SWEEP, {}
+  if path.exists():
+    try:
+      found = json.loads(path.read_text())
+      record, before = dict(found["points"]), found["command"][1:]
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"{path} is unreadable ({error}); choose another --workdir."
+      ) from error
+    if before != command[1:]:
+      raise ValueError(
+        f"--workdir={workdir} holds a sweep of {' '.join(before)}: choose "
+        "another."
+      )
+  elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    raise ValueError(
+      f"--workdir={workdir} exists and is no sweep: choose a new or an empty "
+      "folder."
+    )
+  workdir.mkdir(parents=True, exist_ok=True)
+  lock(workdir)
+  _write(workdir, command, given, record)
+  tell(f"sweep in {workdir}")
+  return workdir, record
+
+
+def _write(
+  workdir: Path,
+  command: Sequence[str],
+  given: Sequence[str],
+  record: dict[str, Any],
+) -> None:
+  about = {
+    "command": list(command),
+    "flags": list(given),
+    "sweep": FLAGS.sweep,
+    "points": record,
+  }
+  write_json(workdir / SWEEP, about)
+
+
+def _is_done(
+  folder: Path, record: dict[str, Any] | None, arguments: Sequence[str]
+) -> bool:
+  return (
+    record is not None
+    and record["status"] == DONE
+    and sorted(record["arguments"]) == sorted(arguments)
+    and (folder / "results.json").exists()
+  )
+
+
+def _follow(child: subprocess.Popen, name: str) -> str:
+  """Passes on what a run says, with its name, and returns the last line."""
+  assert child.stdout is not None
+  last = ""
+  for line in child.stdout:
+    if line.strip():
+      last = line.strip()
+      tell(f"[{name}] {line.rstrip()}")
+  child.stdout.close()
+  return last
+
+
+def _row(
+  workdir: Path, point: grid.Point, record: dict[str, Any] | None
+) -> sweep_table.Row:
+  status, error = "not run", ""
+  if record is not None:
+    status, error = record["status"], record["error"]
+  return sweep_table.read(workdir / point.name, point.values, status, error)
