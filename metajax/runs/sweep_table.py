@@ -13,7 +13,7 @@ from metajax.results import read_results
 from metajax.runs import plots
 from metajax.runs.grid import shown
 
-SEED = "seed"
+SEED, ALL = "seed", "all"
 PANELS, COLUMNS = 12, 3
 
 
@@ -74,7 +74,7 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
       if all(name in row.metrics for row in done)
     }
     seconds = sum(row.wall_seconds for row in done) if done else math.nan
-    values = {**group[0].values, SEED: "all"}
+    values = {**group[0].values, SEED: ALL}
     status = f"{len(done)} of {len(group)} done"
     means.append(Row(values, metrics, status, seconds, "", ""))
   return means
@@ -95,8 +95,9 @@ def write(workdir: Path, rows: Sequence[Row]) -> str:
     tables.insert(0, _markdown(means, swept))
   text = "\n".join(tables)
   _replace(workdir / "sweep.md", text)
-  if any(row.metrics for row in rows):
-    draw(workdir / "sweep.png", means or rows)
+  drawn = means if means and len(swept) > 1 else rows
+  if any(row.metrics for row in drawn):
+    draw(workdir / "sweep.png", drawn)
   files = sorted(map(str, workdir.glob("sweep.*")))
   return "\n".join([text, *files])
 
@@ -170,12 +171,8 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     path: the PNG file.
     rows: runs, or means over seeds, whose intervals are drawn as bands.
   """
-  flags = list(rows[0].values)
+  flags = [k for k, v in rows[0].values.items() if (k, v) != (SEED, ALL)]
   first = next((name for name in flags if name != SEED), SEED)
-  if all(row.values.get(SEED) == "all" for row in rows):
-    if first == SEED:
-      return
-    flags.remove(SEED)
   names = _names(rows)[:PANELS]
   columns = min(len(names), COLUMNS)
   figure, grid = plots.pyplot().subplots(
