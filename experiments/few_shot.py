@@ -215,6 +215,8 @@ def main() -> None:
     rule=FLAGS.outer_optimizer,
     skip_non_finite=FLAGS.skip_non_finite,
     rng=seeds.keys(rng_keys.task_key),
+    recipe=recipe(steps, train_ways),
+    metrics={"accuracy": accuracy},
   )
   data = fingerprint(FLAGS.data_dir) if of_folder else None
   workdir = folder.start("few_shot", data, goes_on=True)

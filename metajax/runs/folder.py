@@ -27,6 +27,8 @@ NOT_CONFIG = (
   "num_processes",
   "process_id",
   "sweep",
+  "sweep_together",
+  "together",
 )
 
 

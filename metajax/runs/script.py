@@ -15,7 +15,7 @@ from absl import app, flags, logging
 
 from metajax.learners import OPTIONS
 from metajax.runs import help as help_page
-from metajax.runs import processes, sweep
+from metajax.runs import processes, sweep, together
 from metajax.runs.flags import FLAGS
 from metajax.training import use_cpu_cores
 from metajax.training.checkpoint import SaveError
@@ -94,7 +94,7 @@ def run(
         faulthandler.disable()
       _use_compile_cache()
       with _profile():
-        main()
+        together.run(main) if FLAGS.together else main()
     except Interrupted as stop:
       written = "a checkpoint is" if stop.saved else "no checkpoint could be"
       fail(

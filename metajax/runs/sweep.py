@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from metajax.results import lock, write_json
-from metajax.runs import grid, sweep_table
+from metajax.runs import grid, sweep_table, together
 from metajax.runs.flags import FLAGS
 from metajax.training.logging import tell
 
@@ -30,8 +30,18 @@ flags.DEFINE_string(
   "seed=0..4', each in a folder of --workdir, and write sweep.csv, sweep.md "
   "and sweep.png there. The same command goes on where it stopped.",
 )
+flags.DEFINE_bool(
+  "sweep_together",
+  True,
+  "Train points of --sweep that differ in seed and step sizes alone, and in "
+  "other numbers of the learner, in one program, where the script can: faster "
+  "on most devices, and the same to rounding. Otherwise one after the other.",
+)
 SWEEP = "sweep.json"
+# Points of one program at most, whose states and temporaries it holds.
+MOST_TOGETHER = 32
 DONE, FAILED = "done", "failed"
+OWN = ("sweep", "sweep_together", "workdir")
 # Flags that are of one run alone.
 REFUSED = (
   "coordinator",
@@ -62,7 +72,9 @@ def run(known: Sequence[str]) -> None:
   """
   for name in REFUSED:
     if name in FLAGS and FLAGS[name].value is not None:
-      raise ValueError(f"--{name}: is for one run, not for --sweep: leave it.")
+      raise ValueError(
+        f"--{name}: is for one run, not for --sweep: leave it out."
+      )
   points = grid.points(FLAGS.sweep, known)
   command, given = _command(), _given()
   workdir, record = _open(command, given)
@@ -75,19 +87,11 @@ def run(known: Sequence[str]) -> None:
     if child is not None:
       child.terminate()
 
-  for signum in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(signum, stop)
-  for number, point in enumerate(points, 1):
-    folder = workdir / point.name
-    arguments = [*given, *point.arguments]
-    if _is_done(folder, record.get(point.name), arguments):
-      tell(f"[{number}/{len(points)}] {point.name}: done before")
-      continue
-    if stopped:
-      break
-    tell(f"[{number}/{len(points)}] {point.name}")
+  def call(words: Sequence[str], name: str) -> tuple[int, str]:
+    """Runs the script, and returns its exit code and its last line."""
+    nonlocal child
     child = subprocess.Popen(
-      [*command, *arguments, f"--workdir={folder}"],
+      [*command, *given, *words],
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -97,13 +101,39 @@ def run(known: Sequence[str]) -> None:
     )
     if stopped:  # It came as the process began.
       child.terminate()
-    last = _follow(child, point.name)
+    last = _follow(child, name)
     code, child = child.wait(), None
+    return code, last
+
+  for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, stop)
+  to_do = [
+    point
+    for point in points
+    if not _is_done(
+      workdir / point.name, record.get(point.name), [*given, *point.arguments]
+    )
+  ]
+  if len(to_do) < len(points):
+    tell(f"{len(points) - len(to_do)} of {len(points)} points are done before")
+  for group in _groups(to_do) if _can_be_together() else ():
+    if not stopped:
+      words = _words_together(group, workdir)
+      code, last = call(words, f"{len(group)} points together")
+      if code and not stopped:
+        tell(f"one after the other, then: {last}")
+  for number, point in enumerate(to_do, 1):
+    if stopped:
+      break
+    tell(f"[{number}/{len(to_do)}] {point.name}")
+    folder = workdir / point.name
+    words = [*point.arguments, f"--workdir={folder}"]
+    code, last = call(words, point.name)
     if stopped:
       break
     failed = code != 0 or not (folder / "results.json").exists()
     record[point.name] = {
-      "arguments": arguments,
+      "arguments": [*given, *point.arguments],
       "status": FAILED if failed else DONE,
       "error": last.removeprefix("error: ") if failed else "",
     }
@@ -128,6 +158,50 @@ def run(known: Sequence[str]) -> None:
     )
 
 
+def _can_be_together() -> bool:
+  """Whether this is a script that trains several runs in one program."""
+  return (
+    FLAGS.sweep_together
+    and "num_seeds" in FLAGS
+    and FLAGS.num_seeds == 1
+    and not ("skip_non_finite" in FLAGS and FLAGS.skip_non_finite)
+  )
+
+
+def _groups(points: Sequence[grid.Point]) -> list[list[grid.Point]]:
+  """Returns the points that one program can train, two or more of them."""
+  alike: dict[str, list[grid.Point]] = {}
+  for point in points:
+    others = {
+      k: v for k, v in point.values.items() if k not in together.numbers()
+    }
+    if others.get("num_seeds", 1) == 1:
+      alike.setdefault(repr(others), []).append(point)
+  parts = [
+    group[i : i + MOST_TOGETHER]
+    for group in alike.values()
+    for i in range(0, len(group), MOST_TOGETHER)
+  ]
+  return [part for part in parts if len(part) > 1]
+
+
+def _words_together(group: Sequence[grid.Point], workdir: Path) -> list[str]:
+  """The flags of a process that trains points in one program."""
+  own: list[dict[str, str]] = []
+  shared: list[str] = []
+  for point in group:
+    values = {"workdir": str(workdir / point.name)}
+    shared = []
+    for word in point.arguments:
+      name, _, value = word.removeprefix("--").partition("=")
+      if name in together.numbers():
+        values[name] = value
+      else:
+        shared.append(word)
+    own.append(values)
+  return [*shared, f"--together={json.dumps(own)}"]
+
+
 def _command() -> list[str]:
   """The words that start this script again, without its flags."""
   spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -139,7 +213,7 @@ def _given() -> list[str]:
   words: list[str] = []
   for name in sorted(FLAGS):
     flag = FLAGS[name]
-    if flag.present and name == flag.name and name not in ("sweep", "workdir"):
+    if flag.present and name == flag.name and name not in OWN:
       words += flag.serialize().split("\n")
   return words
 

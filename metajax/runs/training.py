@@ -1,13 +1,17 @@
 """The trainer, its schedule and its optimizer, by the flags."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
 
+from metajax.runs import together
 from metajax.runs.flags import FLAGS
 from metajax.runs.rng_keys import init_key, task_key
+from metajax.saved import Recipe
 from metajax.training import (
   Trainer,
   evaluation_params,
@@ -16,7 +20,7 @@ from metajax.training import (
 )
 from metajax.training.logging import tell
 from metajax.training.loop import Schedule, Trained, fit
-from metajax.types import MetaLearner, Params, PRNGKey, TaskFamily
+from metajax.types import LossFn, MetaLearner, Params, PRNGKey, TaskFamily
 
 
 def outer_optimizer(
@@ -52,24 +56,50 @@ def trainer(
   rule: str = "adam",
   skip_non_finite: bool = False,
   rng: PRNGKey | None = None,
-) -> Trainer:
+  recipe: Recipe | None = None,
+  metrics: Mapping[str, LossFn] | None = None,
+) -> Any:
   """Builds the trainer that the flags describe, `seed` beyond their seed.
 
-  `rng`, if given, is the key of the tasks in place of that of the seed.
+  Args:
+    learner: the learner.
+    tasks: to train on.
+    seed: see above.
+    rule: of the outer optimizer.
+    skip_non_finite: see `meta_trainer`.
+    rng: the key of the tasks in place of that of the seed.
+    recipe: what `saved.build` makes the learner of, by which the points of a
+      sweep can be trained in one program.
+    metrics: the learner's, with the recipe.
   """
+  rng = task_key(seed) if rng is None else rng
+  optimizer = functools.partial(
+    outer_optimizer, FLAGS.outer_schedule, rule=rule
+  )
+  if FLAGS.together:
+    return together.Planned(
+      learner,
+      tasks,
+      rng,
+      lambda rate: optimizer(step_size=rate),
+      FLAGS.outer_lr,
+      schedule(),
+      recipe,
+      metrics,
+    )
   return meta_trainer(
     learner,
-    outer_optimizer(FLAGS.outer_schedule, rule=rule),
+    optimizer(),
     tasks,
     meta_batch=FLAGS.meta_batch,
-    rng=task_key(seed) if rng is None else rng,
+    rng=rng,
     task_chunk=FLAGS.task_chunk or None,
     skip_non_finite=skip_non_finite,
   )
 
 
 def train(
-  trainer: Trainer,
+  trainer: Trainer | together.Planned,
   workdir: Path,
   validate: Callable[[Params], dict[str, float]],
   *,
@@ -80,6 +110,8 @@ def train(
   `rng`, if given, is the key of the initial parameters, or those of seeds.
   """
   rng = init_key() if rng is None else rng
+  if isinstance(trainer, together.Planned):
+    raise together.Ready(trainer, workdir, validate, rng)
   used, there = task_mesh(FLAGS.meta_batch).size, jax.device_count()
   if used < there:
     tell(
