@@ -83,6 +83,8 @@ def run(
     try:
       _find(needs)
       if FLAGS.sweep is not None:
+        # Accelerators are for the runs, of which each is a process.
+        jax.config.update("jax_platforms", "cpu")
         own = FLAGS.get_key_flags_for_module(script)
         sweep.run([flag.name for flag in own])
         return

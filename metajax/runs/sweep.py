@@ -222,7 +222,7 @@ def _open(
   command: Sequence[str], given: Sequence[str]
 ) -> tuple[Path, dict[str, Any]]:
   """Returns the sweep's folder, and what is on record of its points."""
-  script = command[-1].rpartition(".")[2]
+  script = Path(sys.argv[0]).stem
   words = json.dumps([FLAGS.sweep.split(), given])
   digest = hashlib.sha256(words.encode()).hexdigest()[:8]
   workdir = Path(FLAGS.workdir or f"runs/{script}-sweep-{digest}")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,12 +26,13 @@ FLAGS = {
 }
 
 
-def _run(workdir, *arguments):
+def _run(workdir, *arguments, **environment):
   words = [f"--{name}={value}" for name, value in FLAGS.items()]
   return subprocess.run(
     [sys.executable, "-m", "experiments.maml_sinusoid", *words]
     + [f"--workdir={workdir}", *arguments],
     cwd=ROOT,
+    env=os.environ | environment,
     capture_output=True,
     text=True,
     check=False,
@@ -77,3 +79,15 @@ def test_points_together_are_those_one_after_the_other_and_a_run(tmp_path):
   ]
   for one, other in zip(*map(jax.tree.leaves, params), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_accelerators_are_left_to_the_runs(tmp_path):
+  """The sweep itself would take a GPU's memory, and here dies without one."""
+  ended = _run(tmp_path / "w", "--sweep=seed=3", JAX_PLATFORMS="rocm")
+  assert ended.returncode == 2
+  last = ended.stderr.splitlines()[-1]
+  assert last.startswith(
+    "error: 1 of 1 points failed, the first of them seed=3:"
+  )
+  assert "JAX_PLATFORMS=rocm: JAX finds no such device" in last
