@@ -7,7 +7,6 @@ process costs the seconds of its imports; what was compiled once is in the
 cache.
 """
 
-import hashlib
 import json
 import signal
 import subprocess
@@ -18,9 +17,9 @@ from typing import Any
 
 from absl import flags
 
-from metajax.results import lock, write_json
 from metajax.runs import grid, sweep_table, together
 from metajax.runs.flags import FLAGS
+from metajax.runs.sweep_record import DONE, FAILED, open_record
 from metajax.training.logging import tell
 
 flags.DEFINE_string(
@@ -37,10 +36,8 @@ flags.DEFINE_bool(
   "other numbers of the learner, in one program, where the script can: faster "
   "on most devices, and the same to rounding. Otherwise one after the other.",
 )
-SWEEP = "sweep.json"
 # Points of one program at most, whose states and temporaries it holds.
 MOST_TOGETHER = 32
-DONE, FAILED = "done", "failed"
 OWN = ("sweep", "sweep_together", "workdir")
 # Flags that are of one run alone.
 REFUSED = (
@@ -76,8 +73,7 @@ def run(known: Sequence[str]) -> None:
         f"--{name}: is for one run, not for --sweep: leave it out."
       )
   points = grid.points(FLAGS.sweep, known)
-  command, given = _command(), _given()
-  workdir, record = _open(command, given)
+  record = open_record(_command(), _given())
   stopped: list[int] = []
   child: subprocess.Popen | None = None
 
@@ -91,7 +87,7 @@ def run(known: Sequence[str]) -> None:
     """Runs the script, and returns its exit code and its last line."""
     nonlocal child
     child = subprocess.Popen(
-      [*command, *given, *words],
+      [*record.command, *record.given, *words],
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -107,18 +103,12 @@ def run(known: Sequence[str]) -> None:
 
   for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, stop)
-  to_do = [
-    point
-    for point in points
-    if not _is_done(
-      workdir / point.name, record.get(point.name), [*given, *point.arguments]
-    )
-  ]
+  to_do = [point for point in points if record.status(point)[0] != DONE]
   if len(to_do) < len(points):
     tell(f"{len(points) - len(to_do)} of {len(points)} points are done before")
   for group in _groups(to_do) if _can_be_together() else ():
     if not stopped:
-      words = _words_together(group, workdir)
+      words = _words_together(group, record.workdir)
       code, last = call(words, f"{len(group)} points together")
       if code and not stopped:
         tell(f"one after the other, then: {last}")
@@ -126,20 +116,12 @@ def run(known: Sequence[str]) -> None:
     if stopped:
       break
     tell(f"[{number}/{len(to_do)}] {point.name}")
-    folder = workdir / point.name
-    words = [*point.arguments, f"--workdir={folder}"]
-    code, last = call(words, point.name)
-    if stopped:
-      break
-    failed = code != 0 or not (folder / "results.json").exists()
-    record[point.name] = {
-      "arguments": [*given, *point.arguments],
-      "status": FAILED if failed else DONE,
-      "error": last.removeprefix("error: ") if failed else "",
-    }
-    _write(workdir, command, given, record)
-  rows = [_row(workdir, point, record.get(point.name)) for point in points]
-  print(sweep_table.write(workdir, rows))
+    folder = f"--workdir={record.workdir / point.name}"
+    code, last = call([*point.arguments, folder], point.name)
+    if not stopped:
+      record.ended(point, code, last)
+  rows = [record.row(point) for point in points]
+  print(sweep_table.write(record.workdir, rows))
   if stopped:
     name = signal.Signals(stopped[0]).name
     done = sum(row.status == DONE for row in rows)
@@ -218,66 +200,6 @@ def _given() -> list[str]:
   return words
 
 
-def _open(
-  command: Sequence[str], given: Sequence[str]
-) -> tuple[Path, dict[str, Any]]:
-  """Returns the sweep's folder, and what is on record of its points."""
-  script = Path(sys.argv[0]).stem
-  words = json.dumps([FLAGS.sweep.split(), given])
-  digest = hashlib.sha256(words.encode()).hexdigest()[:8]
-  workdir = Path(FLAGS.workdir or f"runs/{script}-sweep-{digest}")
-  path, record = workdir / SWEEP, {}
-  if path.exists():
-    try:
-      found = json.loads(path.read_text())
-      record, before = dict(found["points"]), found["command"][1:]
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(
-        f"{path} is unreadable ({error}); choose another --workdir."
-      ) from error
-    if before != command[1:]:
-      raise ValueError(
-        f"--workdir={workdir} holds a sweep of {' '.join(before)}: choose "
-        "another."
-      )
-  elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-    raise ValueError(
-      f"--workdir={workdir} exists and is no sweep: choose a new or an empty "
-      "folder."
-    )
-  workdir.mkdir(parents=True, exist_ok=True)
-  lock(workdir)
-  _write(workdir, command, given, record)
-  tell(f"sweep in {workdir}")
-  return workdir, record
-
-
-def _write(
-  workdir: Path,
-  command: Sequence[str],
-  given: Sequence[str],
-  record: dict[str, Any],
-) -> None:
-  about = {
-    "command": list(command),
-    "flags": list(given),
-    "sweep": FLAGS.sweep,
-    "points": record,
-  }
-  write_json(workdir / SWEEP, about)
-
-
-def _is_done(
-  folder: Path, record: dict[str, Any] | None, arguments: Sequence[str]
-) -> bool:
-  return (
-    record is not None
-    and record["status"] == DONE
-    and sorted(record["arguments"]) == sorted(arguments)
-    and (folder / "results.json").exists()
-  )
-
-
 def _follow(child: subprocess.Popen, name: str) -> str:
   """Passes on what a run says, with its name, and returns the last line."""
   assert child.stdout is not None
@@ -288,12 +210,3 @@ def _follow(child: subprocess.Popen, name: str) -> str:
       tell(f"[{name}] {line.rstrip()}")
   child.stdout.close()
   return last
-
-
-def _row(
-  workdir: Path, point: grid.Point, record: dict[str, Any] | None
-) -> sweep_table.Row:
-  status, error = "not run", ""
-  if record is not None:
-    status, error = record["status"], record["error"]
-  return sweep_table.read(workdir / point.name, point.values, status, error)

@@ -13,6 +13,7 @@ from metajax.results import read_results
 from metajax.runs import plots
 from metajax.runs.grid import shown
 
+NOT_RUN = "not run"
 SEED, ALL = "seed", "all"
 PANELS, COLUMNS = 12, 3
 
@@ -43,7 +44,8 @@ def read(
   """Reads a run of a sweep, finished or not."""
   found: dict[str, Any] = {}
   try:
-    found = read_results(folder) or {}
+    # Those of a run that has not been are another's.
+    found = (status != NOT_RUN and read_results(folder)) or {}
   except ValueError as damage:
     status, error = "failed", str(damage)
   return Row(

@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from metajax.evaluation import Estimate
-from metajax.runs import grid, sweep, sweep_table
+from metajax.runs import grid, sweep, sweep_record, sweep_table
 from metajax.runs.flags import FLAGS
 from metajax.runs.sweep_table import Row
 
@@ -48,7 +48,7 @@ def run(tmp_path, monkeypatch):
   stub.write_text(STUB)
   monkeypatch.setattr(sweep, "_command", lambda: [sys.executable, str(stub)])
   # It lasts as long as the process, which here runs several sweeps.
-  monkeypatch.setattr(sweep, "lock", lambda folder: None)
+  monkeypatch.setattr(sweep_record, "lock", lambda folder: None)
   handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
   @flagsaver.flagsaver()
@@ -144,6 +144,12 @@ def test_a_signal_stops_the_point_and_the_same_command_goes_on(run, tmp_path):
   ]
   run(*arguments)
   assert sorted(_calls(workdir).values()) == [1, 1, 2]
+  again = _rows(workdir)
+  (workdir / again[1]["folder"] / "again").unlink()
+  with pytest.raises(sweep.Ended, match="stopped by SIGINT; 1 of 3 points"):
+    run(*arguments, "--memory=remat")  # Results of other flags are not shown.
+  assert [r["mse"] != "" for r in _rows(workdir)[:3]] == [True, False, False]
+  run(*arguments, "--memory=remat")
   assert [r["status"] for r in _rows(workdir)] == 3 * ["done"] + ["3 of 3 done"]
 
 
