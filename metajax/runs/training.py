@@ -71,6 +71,9 @@ def trainer(
     recipe: what `saved.build` makes the learner of, by which the points of a
       sweep can be trained in one program.
     metrics: the learner's, with the recipe.
+
+  Returns:
+    A `Trainer`, or what `train` takes in its place with --together.
   """
   rng = task_key(seed) if rng is None else rng
   optimizer = functools.partial(
