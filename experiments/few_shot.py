@@ -171,6 +171,8 @@ def main() -> None:
     rule=FLAGS.outer_optimizer,
     skip_non_finite=FLAGS.skip_non_finite,
     rng=seeds.keys(rng_keys.task_key),
+    recipe=recipe(steps, train_ways),
+    metrics={"accuracy": accuracy},
   )
   workdir = folder.start(
     "few_shot",

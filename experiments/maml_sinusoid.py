@@ -107,6 +107,7 @@ def main() -> None:
     rule=FLAGS.outer_optimizer,
     skip_non_finite=FLAGS.skip_non_finite,
     rng=seeds.keys(rng_keys.task_key),
+    recipe=recipe(FLAGS.inner_steps),
   )
   workdir = folder.start("maml_sinusoid", goes_on=True)
   if FLAGS.replay_step is not None:

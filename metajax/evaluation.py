@@ -1,6 +1,7 @@
 """Scores a meta-learner on new tasks, with confidence intervals."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +82,28 @@ def estimate(values: ArrayLike) -> Estimate:
     )
   ci95 = 1.96 * values.std(ddof=1) / np.sqrt(values.size)
   return Estimate(float(values.mean()), float(ci95), values.size)
+
+
+def estimate_over_seeds(means: Sequence[float], num_tasks: int) -> OverSeeds:
+  """Returns the mean of trainings, `[S]`, and its interval.
+
+  The interval is that of Student's t, `t S^-1/2 std`, in which the mean of
+  another training lies beside this one's; NaN of one training alone.
+
+  Args:
+    means: the mean over its tasks of each training.
+    num_tasks: tasks of all trainings.
+  """
+  import scipy.special
+
+  values = np.asarray(means, np.float64)
+  ci95 = math.nan
+  if len(values) > 1:
+    t = scipy.special.stdtrit(len(values) - 1, 0.975)
+    ci95 = t * values.std(ddof=1) / np.sqrt(len(values))
+  return OverSeeds(
+    float(values.mean()), float(ci95), num_tasks, values.tolist()
+  )
 
 
 def evaluate(

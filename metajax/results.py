@@ -47,7 +47,7 @@ def open_workdir(
   path = workdir / "config.json"
   config, defaults = json.loads(legal_json([config, defaults or {}]))
   if path.exists():
-    _lock(workdir)
+    lock(workdir)
     try:
       written = json.loads(path.read_text())
       before, began = written["flags"], dict(written.get("environment", {}))
@@ -89,7 +89,7 @@ def open_workdir(
       "an empty folder."
     )
   workdir.mkdir(parents=True, exist_ok=True)
-  _lock(workdir)
+  lock(workdir)
   write_json(path, {"flags": config, "environment": environment()})
 
 
@@ -129,7 +129,12 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
   return found
 
 
-def _lock(workdir: Path) -> None:
+def lock(workdir: Path) -> None:
+  """Makes a folder this process's own, as long as it lives.
+
+  Raises:
+    ValueError: if it is another's.
+  """
   try:
     import fcntl
   except ImportError:  # Windows has no such locks.

@@ -1,6 +1,10 @@
-"""Prints the results of runs of experiments.few_shot as a Markdown table.
+"""Prints the results of runs as Markdown tables.
 
-python scripts/results_table.py runs/*/results.json
+  python scripts/results_table.py runs/*/results.json
+
+Runs of experiments.few_shot alone, or of its like, are one table beside the
+published numbers. Otherwise each experiment has a table of all its metrics, in
+which those of many metrics have a column for a run in place of a row.
 """
 
 import json
@@ -27,19 +31,78 @@ PUBLISHED = {
 }
 
 
+# More metrics than these are rows.
+WIDEST = 8
+OF_FEW_SHOT = {"accuracy_transductive", "accuracy_inductive"}
+
+
 def main(paths: list[str]) -> None:
+  found = {path: _read(path) for path in paths}
+  if all(OF_FEW_SHOT <= {*results["metrics"]} for results in found.values()):
+    few_shot(list(found.values()))
+    return
+  for experiment in sorted({r["experiment"] for r in found.values()}):
+    of_it = {p: r for p, r in found.items() if r["experiment"] == experiment}
+    print(f"{experiment}:\n")
+    any_experiment(of_it)
+
+
+def _read(path: str) -> dict:
+  try:
+    results = json.loads(Path(path).read_text())
+    for name in ("experiment", "protocol", "steps", "wall_seconds", "device"):
+      results[name]
+    for metric in results["metrics"].values():
+      float(metric["mean"]), float(metric["ci95"])
+    if OF_FEW_SHOT <= {*results["metrics"]}:
+      for name in ("transductive", "learner", "ways", "shots", "model"):
+        results["protocol"][name]
+    return results
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    sys.exit(f"error: {path} is no results.json of a run ({error!r}).")
+
+
+def any_experiment(found: dict[str, dict]) -> None:
+  """Prints runs of one experiment, by the path of their results."""
+  names = list(dict.fromkeys(m for r in found.values() for m in r["metrics"]))
+  table = [["row", *names, "meta-steps", "wall time", "device"]]
+  for path, results in found.items():
+    file = Path(path)
+    row = file.parent.name if file.name == "results.json" else file.stem
+    table.append(
+      [
+        f"`{row}`",
+        *(_interval(results["metrics"].get(name)) for name in names),
+        f"{results['steps']:,}",
+        f"{results['wall_seconds'] / 60:.1f} min",
+        results["device"],
+      ]
+    )
+  if len(names) > WIDEST:
+    table = [list(column) for column in zip(*table, strict=True)]
+  table.insert(1, ["---"] * len(table[0]))
+  for cells in table:
+    print("| " + " | ".join(cells) + " |")
+  print()
+
+
+def _interval(metric: dict | None) -> str:
+  if metric is None:
+    return ""
+  # Where a number is not finite, it is text.
+  return f"{float(metric['mean']):.4g} ± {float(metric['ci95']):.2g}"
+
+
+def few_shot(found: list[dict]) -> None:
+  """Prints runs of few_shot beside the published numbers."""
   print(f"| {COLUMNS} |")
   print("|---" * (COLUMNS.count("|") + 1) + "|")
-  for path in paths:
-    try:
-      results = json.loads(Path(path).read_text())
-      protocol = results["protocol"]
-      together, alone = (
-        results["metrics"][f"accuracy_{kind}"]
-        for kind in ("transductive", "inductive")
-      )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      sys.exit(f"error: {path} is no result of few_shot ({error!r}).")
+  for results in found:
+    protocol = results["protocol"]
+    together, alone = (
+      results["metrics"][f"accuracy_{kind}"]
+      for kind in ("transductive", "inductive")
+    )
     if not protocol["transductive"]:
       together = alone
     key = (protocol["learner"], protocol["ways"])

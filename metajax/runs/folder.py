@@ -31,6 +31,9 @@ NOT_CONFIG = (
   "num_processes",
   "process_id",
   "logger",
+  "sweep",
+  "sweep_together",
+  "together",
 )
 
 

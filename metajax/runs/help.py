@@ -7,6 +7,8 @@ from absl import flags
 
 WIDTH = 80
 FIRST = 10
+# What processes tell each other.
+HIDDEN = ("together",)
 # In the order of use; the first of them that a script has are shown first.
 MOST_USED = (
   "preset",
@@ -63,6 +65,8 @@ GROUPS = {
     "steps",
     "seed",
     "num_seeds",
+    "sweep",
+    "sweep_together",
     "meta_batch",
     "task_chunk",
     "outer_optimizer",
@@ -105,6 +109,7 @@ def page(
     known: its flags by name.
     learners: the names of the flags that one learner alone has.
   """
+  known = {k: flag for k, flag in known.items() if k not in HIDDEN}
   first = [name for name in MOST_USED if name in known][:FIRST]
   parts = [about.strip(), _section("most used", first, known)]
   groups: dict[str, Iterable[str]] = dict(GROUPS)

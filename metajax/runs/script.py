@@ -15,7 +15,7 @@ from absl import app, flags, logging
 
 from metajax.learners import OPTIONS
 from metajax.runs import help as help_page
-from metajax.runs import processes
+from metajax.runs import processes, sweep, together
 from metajax.runs.flags import FLAGS, refuse
 from metajax.training import use_cpu_cores
 from metajax.training.checkpoint import SaveError
@@ -86,6 +86,12 @@ def run(
     try:
       refuse(*unused)
       _find(needs)
+      if FLAGS.sweep is not None:
+        # Accelerators are for the runs, of which each is a process.
+        jax.config.update("jax_platforms", "cpu")
+        own = FLAGS.get_key_flags_for_module(script)
+        sweep.run([flag.name for flag in own])
+        return
       use_cpu_cores()
       processes.join()
       _find_devices()
@@ -94,13 +100,15 @@ def run(
         faulthandler.disable()
       _use_compile_cache()
       with _profile():
-        main()
+        together.run(main) if FLAGS.together else main()
     except Interrupted as stop:
       written = "a checkpoint is" if stop.saved else "no checkpoint could be"
       fail(
         f"stopped by {stop}; {written} written, run the same command to go on.",
         128 + stop.signum,
       )
+    except sweep.Ended as end:
+      fail(str(end), end.code)
     except NonFinite as error:
       advice = ""
       if "replay_step" in FLAGS and FLAGS.num_seeds == 1:

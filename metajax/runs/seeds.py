@@ -4,11 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import scipy.special
 from absl import flags
 
-from metajax.evaluation import Estimate, OverSeeds
+from metajax.evaluation import Estimate, estimate_over_seeds
 from metajax.runs.flags import FLAGS, MAX_SEED
 from metajax.types import Params, PRNGKey
 
@@ -63,8 +61,5 @@ def over_seeds(
 
 
 def _over_seeds(estimates: list[Estimate]) -> Estimate:
-  means = np.array([e.mean for e in estimates])
-  t = scipy.special.stdtrit(len(means) - 1, 0.975)
-  ci95 = t * means.std(ddof=1) / np.sqrt(len(means))
   num_tasks = sum(e.num_tasks for e in estimates)
-  return OverSeeds(float(means.mean()), float(ci95), num_tasks, means.tolist())
+  return estimate_over_seeds([e.mean for e in estimates], num_tasks)

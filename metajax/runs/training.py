@@ -1,15 +1,18 @@
 """The trainer, its schedule and its optimizer, by the flags."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
 
 from metajax.optimizers import last_step_size
-from metajax.runs import loggers
+from metajax.runs import loggers, together
 from metajax.runs.flags import FLAGS
 from metajax.runs.rng_keys import init_key, task_key
+from metajax.saved import Recipe
 from metajax.training import (
   Trainer,
   TrainState,
@@ -19,7 +22,7 @@ from metajax.training import (
 )
 from metajax.training.logging import tell
 from metajax.training.loop import Schedule, Trained, fit
-from metajax.types import MetaLearner, Params, PRNGKey, TaskFamily
+from metajax.types import LossFn, MetaLearner, Params, PRNGKey, TaskFamily
 
 # What is recorded of a state beside its metrics.
 Rates = Callable[[TrainState], dict[str, float]]
@@ -74,27 +77,54 @@ def trainer(
   rng: PRNGKey | None = None,
   optimizer: optax.GradientTransformation | None = None,
   task_chunk: int | None = None,
-) -> Trainer:
+  recipe: Recipe | None = None,
+  metrics: Mapping[str, LossFn] | None = None,
+) -> Any:
   """Builds the trainer that the flags describe, `seed` beyond their seed.
 
-  `rng`, `optimizer` and `task_chunk`, if given, take the place of the key of
-  the tasks, of the outer optimizer and of --task_chunk.
+  Args:
+    learner: the learner.
+    tasks: the task family to train on.
+    seed: added to the seed of the flags.
+    rule: the outer optimizer, "adam" or "sgd".
+    skip_non_finite: see `meta_trainer`.
+    rng: the key of the tasks; None: that of the seed.
+    optimizer: the outer optimizer; None: that of the flags.
+    task_chunk: see `meta_trainer`; None: --task_chunk.
+    recipe: the description of the learner for `saved.build`. With it the points
+      of a sweep can be trained in one program.
+    metrics: the metrics of the learner that the recipe describes.
+
+  Returns:
+    A `Trainer`. With --together it is what `train` takes in its place.
   """
-  if optimizer is None:
-    optimizer = outer_optimizer(FLAGS.outer_schedule, rule=rule)
+  rng = task_key(seed) if rng is None else rng
+  by_flags = functools.partial(outer_optimizer, FLAGS.outer_schedule, rule=rule)
+  if FLAGS.together:
+    return together.Planned(
+      learner,
+      tasks,
+      rng,
+      lambda rate: by_flags(step_size=rate),
+      FLAGS.outer_lr,
+      schedule(),
+      recipe,
+      metrics,
+      outer_rates(),
+    )
   return meta_trainer(
     learner,
-    optimizer,
+    by_flags() if optimizer is None else optimizer,
     tasks,
     meta_batch=FLAGS.meta_batch,
-    rng=task_key(seed) if rng is None else rng,
+    rng=rng,
     task_chunk=task_chunk or FLAGS.task_chunk or None,
     skip_non_finite=skip_non_finite,
   )
 
 
 def train(
-  trainer: Trainer,
+  trainer: Trainer | together.Planned,
   workdir: Path,
   validate: Callable[[Params], dict[str, float]],
   *,
@@ -105,6 +135,8 @@ def train(
   `rng`, if given, is the key of the initial parameters, or those of seeds.
   """
   rng = init_key() if rng is None else rng
+  if isinstance(trainer, together.Planned):
+    raise together.Ready(trainer, workdir, validate, rng)
   used, there = task_mesh(FLAGS.meta_batch).size, jax.device_count()
   if used < there:
     tell(

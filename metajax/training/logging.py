@@ -131,10 +131,10 @@ def _terminal(
     def write(step: int, scalars: Mapping[str, float]) -> None:
       # The bar itself shows the newest alone.
       if not live or any(name.startswith("validation/") for name in scalars):
-        _say(f"step {step}/{num_steps}  {_pretty(scalars)}")
+        _say(f"step {step}/{num_steps}  {pretty(scalars)}")
 
     def progress(step: int, scalars: Mapping[str, float]) -> None:
-      bar.set_postfix_str(_pretty(scalars), refresh=False)
+      bar.set_postfix_str(pretty(scalars), refresh=False)
       bar.update(step - bar.n)
 
     yield write, progress
@@ -187,5 +187,6 @@ def _open_jsonl(path: Path, first_step: int) -> TextIO:
   return path.open("a")
 
 
-def _pretty(scalars: Mapping[str, float]) -> str:
+def pretty(scalars: Mapping[str, float]) -> str:
+  """Formats the numbers of a step for a line on the terminal."""
   return "  ".join(f"{name}={value:.4g}" for name, value in scalars.items())

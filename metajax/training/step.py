@@ -43,6 +43,7 @@ def meta_trainer(
   task_chunk: int | None = None,
   skip_non_finite: bool = False,
   mesh: Mesh | None = None,
+  points: seeds.Points | None = None,
 ) -> Trainer:
   """Builds a meta-trainer whose whole loop is one compiled function.
 
@@ -79,6 +80,10 @@ def meta_trainer(
       "skipped", the share of skipped steps. If False, training stops before
       such a step.
     mesh: a mesh with the axis "tasks". If None, it is `task_mesh(meta_batch)`.
+    points: with keys `[S]`, hyper-parameters of the S trainings, and a function
+      that makes the learner and the optimizer of each. `learner` and
+      `optimizer` above then define the shapes only. The metrics are `[S]`, one
+      for each training.
 
   Returns:
     A `Trainer`.
@@ -108,11 +113,19 @@ def meta_trainer(
   # Arguments of the compiled programs below, so that none is a constant.
   given = as_partial(tasks), learner.carried()
   replicated = NamedSharding(mesh, P())
+  numbers = () if points is None else points.numbers
+
+  def made(given, numbers):
+    """The tasks, the learner and the optimizer of one training."""
+    if points is None:
+      return *given, optimizer
+    return given[0], *points.make(numbers)
 
   @functools.partial(traced_once, static_argnames="size")
-  def chunk_grad(meta_params, given, step, rng, chunk, size=task_chunk):
+  def chunk_grad(meta_params, given, step, draw, chunk, size=task_chunk):
     """Returns the meta-gradient and metrics of a device's chunk of tasks."""
-    tasks, learner = given
+    rng, numbers = draw
+    tasks, learner, _ = made(given, numbers)
     step_key = jax.random.fold_in(rng, step)
     device = jax.lax.axis_index(TASKS)
     index = device * per_device + chunk * task_chunk + jnp.arange(size)
@@ -120,26 +133,26 @@ def meta_trainer(
     key = jax.random.fold_in(step_key, meta_batch + device * num_chunks + chunk)
     return learner.at_step(step).meta_grad(meta_params, episodes, key)
 
-  def device_grad(meta_params, given, step, rng):
+  def device_grad(meta_params, given, step, draw):
     def add(total, chunk):
-      new = chunk_grad(meta_params, given, step, rng, chunk)
+      new = chunk_grad(meta_params, given, step, draw, chunk)
       return jax.tree.map(jnp.add, total, new), None
 
     if num_whole == 1:
-      narrow = chunk_grad(meta_params, given, step, rng, jnp.int32(0))
+      narrow = chunk_grad(meta_params, given, step, draw, jnp.int32(0))
       # A sum of many chunks in bfloat16 would lose digits.
       total = jax.tree.map(wide, narrow)
     else:
       # The sum starts at zero, so that XLA compiles the gradient only once.
       narrow = jax.eval_shape(
-        chunk_grad, meta_params, given, step, rng, jnp.int32(0)
+        chunk_grad, meta_params, given, step, draw, jnp.int32(0)
       )
       zeros = jax.tree.map(lambda x: wide(jnp.zeros(x.shape, x.dtype)), narrow)
       chunks = jnp.arange(num_whole, dtype=jnp.int32)
       total, _ = jax.lax.scan(add, zeros, chunks)
     if left:
       chunk = jnp.int32(num_whole)
-      last = chunk_grad(meta_params, given, step, rng, chunk, size=left)
+      last = chunk_grad(meta_params, given, step, draw, chunk, size=left)
       total = jax.tree.map(
         lambda t, x: t + left / task_chunk * wide(x), total, last
       )
@@ -157,18 +170,18 @@ def meta_trainer(
       jax.vmap(device_grad, in_axes=(0, None, None, 0))
     )
 
-  def meta_step(state, given, rng):
-    grads, metrics = sharded_grad(state.meta_params, given, state.step, rng)
+  def meta_step(state, given, draw):
+    grads, metrics = sharded_grad(state.meta_params, given, state.step, draw)
 
-    def update(state, grads, metrics, rng):
+    def update(state, grads, metrics, draw):
       norm = optax.tree.norm(variables.weights(grads))
       metrics = {**metrics, "gradient_norm": wide(norm)}
       new = next_state(
-        optimizer,
+        made(given, draw[1])[2],
         state,
         grads,
         metrics.get("loss"),
-        at=lambda params: sharded_one(params, given, state.step, rng),
+        at=lambda params: sharded_one(params, given, state.step, draw),
       )
       if skip_non_finite:
         finite = new.step > state.step
@@ -178,11 +191,12 @@ def meta_trainer(
       return new, metrics
 
     if num_seeds is not None:
-      update = seeds.together(update)
-    return update(state, grads, metrics, rng)
+      update = seeds.together(update, means=points is None)
+    return update(state, grads, metrics, draw)
 
-  def start_one(rng, given):
-    tasks, learner = given
+  def start_one(draw, given):
+    rng, numbers = draw
+    tasks, learner, optimizer = made(given, numbers)
     episode = tasks(rng)
     meta_params = learner.init(rng, episode.support.inputs)
     return first_state(optimizer, meta_params)
@@ -193,10 +207,10 @@ def meta_trainer(
   start = jax.jit(start_one, out_shardings=replicated)
 
   def init(rng: PRNGKey) -> TrainState:
-    return start(place(rng, replicated), given)
+    return start(place((rng, numbers), replicated), given)
 
-  given, rng = place((given, rng), replicated)
-  return trainer_on(mesh, init, mean_over_steps(meta_step, given, rng))
+  given, draw = place((given, (rng, numbers)), replicated)
+  return trainer_on(mesh, init, mean_over_steps(meta_step, given, draw))
 
 
 def task_keys(rng: PRNGKey, step: Array | int, index: Array) -> PRNGKey:

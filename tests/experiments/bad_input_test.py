@@ -195,6 +195,7 @@ SWITCHES = [
   "step_normalization",
   "must_save",
   "skip_non_finite",
+  "sweep_together",
 ]
 
 
@@ -251,6 +252,7 @@ def test_every_flag_is_tried_above(experiment, run):
     "compile_cache",
     "profile",
     "coordinator",
+    "sweep",
   }
   assert tried <= listed
 
@@ -464,6 +466,29 @@ def test_network_of_so_many_classes_is_not_trained_on_others(run, workdir):
   ],
 )
 def test_processes_that_cannot_be_are_refused(flags, message, run, workdir):
+  ended = run(SINUSOID, [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, message)
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--sweep=filters=3,4"], "--sweep: this script has no flag 'filters'; .*"),
+    (["--sweep=inner_lr=0.1,x"], "--sweep: inner_lr=x: could not convert .*"),
+    (["--sweep=data_dir=a,b"], "--sweep: this script has no flag .*"),
+    (["--sweep=workdir=a,b"], "--sweep: --workdir says where or how .*"),
+    (["--sweep="], "--sweep: is empty: .*"),
+    (
+      ["--sweep=seed=0..1", "--seed=3"],
+      "--sweep: --seed is given beside the sweep, too: .*",
+    ),
+    (
+      ["--sweep=seed=0..1", "--replay_step=3"],
+      "--replay_step: is for one run, not for --sweep: leave it out.",
+    ),
+  ],
+)
+def test_sweeps_that_cannot_be_are_refused(flags, message, run, workdir):
   ended = run(SINUSOID, [f"--workdir={workdir}", *flags])
   _assert_refused(ended, message)
 

@@ -26,6 +26,18 @@ def _run(folder, rate, values):
   (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def _seeds_run(folder, seed, values, seconds, **flags):
+  """A run that has the time on record, a line each 10 steps."""
+  folder.mkdir(parents=True)
+  flags |= {"meta_batch": 4, "seed": seed}
+  (folder / "config.json").write_text(json.dumps({"flags": flags}))
+  lines = [
+    json.dumps({"step": 10 * i, "wall_seconds": s, "validation/accuracy": v})
+    for i, (v, s) in enumerate(zip(values, seconds, strict=True), 1)
+  ]
+  (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def _compare(*arguments):
   return subprocess.run(
     [sys.executable, "scripts/compare_runs.py", *arguments],
@@ -66,6 +78,41 @@ def test_between_two_lines_time_goes_on_evenly(tmp_path):
   )
   # 5 s a line: half of the second of them.
   assert ended.stdout.splitlines()[1].split() == ["run", "15", "7.5", "1.0000"]
+
+
+def test_seeds_are_one_line_with_its_interval(tmp_path):
+  sweep = tmp_path / "sweep"
+  for seed, values, seconds in (
+    (0, [0.1, 0.5], [3, 8]),
+    (1, [0.3, 0.7], [5, 12]),
+    # Not yet at its end, and so not the mean either.
+    (2, [0.2], [4]),
+  ):
+    _seeds_run(sweep / f"lr=1,seed={seed}", seed, values, seconds, lr=1)
+  _seeds_run(sweep / "lr=2,seed=0", 0, [0.6, 0.4], [1, 2], lr=2)
+  (sweep / "lr=3,seed=0").mkdir()  # It failed before it began.
+  (sweep / "sweep.json").write_text("{}")
+  ended = _compare(f"--runs={sweep}", f"--out={tmp_path / 'out.png'}")
+  assert ended.returncode == 0, ended.stderr
+  # t of two degrees of freedom is 4.303; 0.1 the deviation of the three seeds.
+  ci95 = 4.302653 * 0.1 / 3**0.5
+  assert [line.split() for line in ended.stdout.splitlines()[1:5]] == [
+    ["lr=1", "(3", "seeds)", "10", "4.0", "0.2000", "+-", f"{ci95:.4f}"],
+    ["after", "2", "s", "10", "4.0", "0.2000", "+-", f"{ci95:.4f}"],
+    ["lr=2,seed=0", "20", "2.0", "0.4000"],
+    ["after", "2", "s", "20", "2.0", "0.4000"],
+  ]
+
+
+def test_the_same_run_made_twice_is_two_lines(tmp_path):
+  for name in ("one", "two"):
+    _seeds_run(tmp_path / name, 0, [0.5], [3])
+  ended = _compare(
+    f"--runs={tmp_path / 'one'},{tmp_path / 'two'}",
+    f"--out={tmp_path / 'out.png'}",
+  )
+  names = [line.split()[0] for line in ended.stdout.splitlines()[1:5]]
+  assert names == ["one", "after", "two", "after"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
-"""The table of docs/results.md is that of the raw results."""
+"""The table of docs/results.md has the raw results; others have tables, too."""
 
+import json
 import re
 from pathlib import Path
+
+import pytest
 
 from scripts import results_table
 
@@ -16,3 +19,67 @@ def test_rows_of_the_docs_are_those_of_the_raw_results(capsys):
   found = re.findall(r"^\| `\w+_\d+w\d+s` \|.*$", page, re.MULTILINE)
   assert sorted(found) == sorted(rows)
   assert len(rows) > 10
+
+
+def _write(path, experiment, **means):
+  path.parent.mkdir(exist_ok=True)
+  metrics = {
+    name: {"mean": mean, "ci95": 0.0125, "num_tasks": 600}
+    for name, mean in means.items()
+  }
+  results = {"experiment": experiment, "protocol": {}, "metrics": metrics}
+  results |= {"steps": 70_000, "wall_seconds": 90.0, "device": "cpu x2"}
+  path.write_text(json.dumps(results))
+  return str(path)
+
+
+def test_any_experiment_has_a_table_of_its_metrics(tmp_path, capsys):
+  paths = [
+    _write(tmp_path / "one" / "results.json", "sinusoid", mse=0.25, nll="nan"),
+    _write(tmp_path / "two.json", "sinusoid", mse=12.5),
+    _write(tmp_path / "three.json", "bandits", reward=78.25),
+  ]
+  results_table.main(paths)
+  ends = "| 70,000 | 1.5 min | cpu x2 |"
+  assert capsys.readouterr().out.splitlines() == [
+    "bandits:",
+    "",
+    "| row | reward | meta-steps | wall time | device |",
+    "| --- | --- | --- | --- | --- |",
+    f"| `three` | 78.25 ± 0.013 {ends}",
+    "",
+    "sinusoid:",
+    "",
+    "| row | mse | nll | meta-steps | wall time | device |",
+    "| --- | --- | --- | --- | --- | --- |",
+    f"| `one` | 0.25 ± 0.013 | nan ± 0.013 {ends}",
+    f"| `two` | 12.5 ± 0.013 |  {ends}",
+    "",
+  ]
+
+
+def test_many_metrics_are_rows(tmp_path, capsys):
+  means = {f"player_{i}": i + 0.5 for i in range(9)}
+  results_table.main([_write(tmp_path / "run.json", "bandits", **means)])
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[2:5] == [
+    "| row | `run` |",
+    "| --- | --- |",
+    "| player_0 | 0.5 ± 0.013 |",
+  ]
+  assert lines[-2] == "| device | cpu x2 |"
+
+
+def test_every_result_on_record_is_printed(capsys):
+  paths = sorted(map(str, ROOT.glob("docs/results/*.json")))
+  results_table.main(paths)
+  printed = capsys.readouterr().out
+  assert all(f"`{Path(path).stem}`" in printed for path in paths)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"experiment": "one"}', "[]"])
+def test_what_is_no_result_is_named(text, tmp_path):
+  path = tmp_path / "results.json"
+  path.write_text(text)
+  with pytest.raises(SystemExit, match=f"error: {path} is no results.json"):
+    results_table.main([str(path)])

@@ -1,0 +1,142 @@
+"""The points of a sweep: what `--sweep` says, in words and in numbers."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from metajax.runs.flags import FLAGS
+from metajax.runs.folder import NOT_CONFIG
+
+EXAMPLE = "--sweep='inner_lr=0.1,0.4 seed=0..4'"
+MOST = 10_000
+# A preset stands for values, which define a run.
+NOT_SWEPT = {*NOT_CONFIG} - {"preset"}
+
+
+class Point(NamedTuple):
+  """One run of a sweep.
+
+  Attributes:
+    values: of the swept flags, by name, in the order of `--sweep`.
+    arguments: the same as words of a command.
+  """
+
+  values: dict[str, Any]
+  arguments: tuple[str, ...]
+
+  @property
+  def name(self) -> str:
+    """The name of its folder, such as `inner_lr=0.1,seed=0`."""
+    return ",".join(f"{k}={shown(v)}" for k, v in self.values.items())
+
+
+def shown(value: Any) -> str:
+  """Writes a flag's value without what a folder's name cannot have."""
+  text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+  return re.sub(r"[^\w.+-]", "_", text)
+
+
+def points(text: str, known: Sequence[str]) -> list[Point]:
+  """Returns every combination of the values, the last flag's varying fastest.
+
+  Args:
+    text: `NAME=VALUE,VALUE NAME=FIRST..LAST`, flags and their values.
+    known: the script's own flags.
+
+  Raises:
+    ValueError: for what is no such text, or no value of its flag.
+  """
+  axes: dict[str, list[tuple[str, Any]]] = {}
+  for word in text.split():
+    name, equals, given = word.partition("=")
+    name = name.lstrip("-")
+    if not equals or not name or not all(given.split(",")):
+      raise ValueError(
+        f"--sweep: {word!r} must be FLAG=VALUE,VALUE or FLAG=FIRST..LAST, as "
+        f"in {EXAMPLE}."
+      )
+    _check_name(name, known)
+    if name in axes:
+      raise ValueError(f"--sweep: {name} is there twice: give it once.")
+    axes[name] = _values(name, given)
+  if not axes:
+    raise ValueError(
+      f"--sweep: is empty: give flags and their values, as in {EXAMPLE}."
+    )
+  number = 1
+  for values in axes.values():
+    number *= len(values)
+  if number > MOST:
+    raise ValueError(f"--sweep: has {number} points, may have {MOST} at most.")
+  return [
+    Point(
+      {name: value for name, (_, value) in zip(axes, chosen, strict=True)},
+      tuple(
+        f"--{name}={word}" for name, (word, _) in zip(axes, chosen, strict=True)
+      ),
+    )
+    for chosen in itertools.product(*axes.values())
+  ]
+
+
+def _check_name(name: str, known: Sequence[str]) -> None:
+  if name not in known:
+    raise ValueError(
+      f"--sweep: this script has no flag {name!r}; --help shows those it has."
+    )
+  if name in NOT_SWEPT:
+    raise ValueError(
+      f"--sweep: --{name} says where or how a run is made, not what it is, so "
+      "its points would be the same run: sweep another flag."
+    )
+  if FLAGS[name].present:
+    raise ValueError(
+      f"--sweep: --{name} is given beside the sweep, too: leave one of the two "
+      "out."
+    )
+
+
+def _values(name: str, given: str) -> list[tuple[str, Any]]:
+  """Returns words and what they mean, ranges spelled out."""
+  words: list[str] = []
+  integers = isinstance(FLAGS[name].parser, flags.IntegerParser)
+  for word in given.split(","):
+    ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", word)
+    if not ends:
+      words.append(word)
+      continue
+    first, last = map(int, ends.groups())
+    if not integers or first > last or last - first >= MOST:
+      raise ValueError(
+        f"--sweep: {name}={word}: a range is FIRST..LAST of a flag of whole "
+        f"numbers, FIRST at most LAST, and {MOST} numbers at most."
+      )
+    words += map(str, range(first, last + 1))
+  values = [(word, _parsed(name, word)) for word in words]
+  names = [shown(value) for _, value in values]
+  twice = [word for word in names if names.count(word) > 1]
+  if twice:
+    raise ValueError(
+      f"--sweep: {name}={twice[0]} is there twice: give it once."
+    )
+  return values
+
+
+def _parsed(name: str, word: str) -> Any:
+  """Returns the value of a word, which the flag's validators have seen."""
+  flag = FLAGS[name]
+  before = flag.value, flag.using_default_value
+  try:
+    value = flag.parser.parse(word)
+    many = isinstance(flag, flags.MultiFlag)
+    setattr(FLAGS, name, [value] if many else value)
+  except (ValueError, TypeError, flags.Error) as error:
+    reason = str(error).removeprefix(f"flag --{name}={word}: ")
+    raise ValueError(f"--sweep: {name}={word}: {reason}") from error
+  else:
+    return flag.value
+  finally:
+    flag.value, flag.using_default_value = before
