@@ -355,7 +355,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
     ),
     (
       ["--data=mini_imagenet", "--data_dir=IMAGES"],
-      r"--data_dir=.*: \(16, 4, 5\) classes for training, validation and test, "
+      r"--data_dir=.*: \(26, 6, 8\) classes for training, validation and test, "
       r"must be \(64, 16, 20\) in miniImageNet; --data=folder takes any\.",
     ),
     (
@@ -380,7 +380,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
 def test_data_by_name_that_cannot_be_are_named(
   flags, message, run, workdir, tmp_path
 ):
-  for name, count in (("images", 25), ("few", 15)):
+  for name, count in (("images", 40), ("few", 15)):
     for i in range(count):
       (tmp_path / name / f"{i:02}").mkdir(parents=True)
       for j in range(2):
