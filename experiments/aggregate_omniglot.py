@@ -41,6 +41,7 @@ from metajax.training import (
   meta_trainer,
   task_mesh,
 )
+from metajax.training.logging import waiting
 from metajax.training.loop import Schedule
 from metajax.types import Array, MetaLearner, Params
 
@@ -125,13 +126,13 @@ class Members(Stages):
 
 
 def main() -> None:
-  refuse("outer_schedule")
   if FLAGS.member_workdirs:
     refuse("members", "snapshots", "ema_decay", "steps")
   found_runs = find_runs("member_workdirs")
-  splits = omniglot(
-    FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
-  )
+  with waiting("loading data"):
+    splits = omniglot(
+      FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
+    )
   model = conv4(FLAGS.ways, filters=FLAGS.filters)
   learner = REGISTRY[FLAGS.learner](
     model,
@@ -298,4 +299,4 @@ def draw_barrier(runs: Members, seeds: Params, aligned: Params) -> None:
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS)
+  run(main, defaults=DEFAULTS, unused=("outer_schedule",))

@@ -29,7 +29,7 @@ from metajax.evaluation import Estimate, estimate
 from metajax.learners import learned_average, learned_ensemble, maml
 from metajax.losses import mean_squared_error
 from metajax.runs import plots, report, rng_keys, scoring
-from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import sinusoid
@@ -169,7 +169,6 @@ def fine_tuned(build: Build, params: Params) -> tuple[float, list[Estimate]]:
 
 
 def main() -> None:
-  refuse("learner", "inner_steps", "memory")
   runs = Regression("aggregate_sinusoid")
   # 0 to 3 are the keys of trainings and evaluations.
   rng = jax.random.fold_in(jax.random.key(FLAGS.seed), 5)
@@ -290,4 +289,4 @@ def draw_barrier(workdir: Path, rng: PRNGKey) -> None:
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS)
+  run(main, defaults=DEFAULTS, unused=("learner", "inner_steps", "memory"))

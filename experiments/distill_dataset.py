@@ -34,12 +34,13 @@ from metajax.learners import distill_data
 from metajax.losses import accuracy
 from metajax.models.mlp import MLP
 from metajax.runs import plots, report, rng_keys, scoring, training
-from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.flags import FLAGS, define_data_dir
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import class_batches
 from metajax.tasks.omniglot import load_omniglot
 from metajax.training import meta_trainer
+from metajax.training.logging import waiting
 from metajax.types import Batch, Episode, MetaLearner, TaskFamily
 
 define_data_dir()
@@ -83,6 +84,7 @@ class Data(NamedTuple):
   test: Batch
 
 
+@waiting("loading data")
 def load() -> Data:
   """Splits the drawings of every class; the split is fixed by --eval_seed."""
   rng = np.random.default_rng(FLAGS.eval_seed)
@@ -127,7 +129,6 @@ def objectives(model: MLP, features: MLP):
 
 
 def main() -> None:
-  refuse("learner")
   data = load()
   num_classes, num_train = data.train.shape[:2]
   for number in FLAGS.per_class:
@@ -218,7 +219,13 @@ def train(
     rng=rng_keys.task_key(),
     task_chunk=FLAGS.task_chunk or None,
   )
-  trained = runs.train(name, trainer, training.schedule(), FLAGS.meta_batch)
+  trained = runs.train(
+    name,
+    trainer,
+    training.schedule(),
+    FLAGS.meta_batch,
+    rates=training.outer_rates(),
+  )
   return trained.state.meta_params
 
 
@@ -229,4 +236,4 @@ def kernel_score(synthetic: SyntheticSet, test: Batch) -> Estimate:
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS)
+  run(main, defaults=DEFAULTS, unused=("learner",))

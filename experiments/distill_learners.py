@@ -32,6 +32,7 @@ from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import omniglot
+from metajax.training.logging import waiting
 
 define_data_dir()
 define_runs("teacher_workdirs", instead_of="teachers")
@@ -54,13 +55,13 @@ SHOTS = 1
 
 
 def main() -> None:
-  refuse("learner")
   if FLAGS.teacher_workdirs:
     refuse("teachers")
   found = find_runs("teacher_workdirs")
-  splits = omniglot(
-    FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
-  )
+  with waiting("loading data"):
+    splits = omniglot(
+      FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
+    )
   model = conv4(FLAGS.ways, filters=FLAGS.filters)
   report = {"accuracy": accuracy}
 
@@ -161,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS)
+  run(main, defaults=DEFAULTS, unused=("learner",))

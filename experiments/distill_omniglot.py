@@ -30,7 +30,7 @@ from metajax.evaluation import Estimate, estimate
 from metajax.learners import embedding, logistic, ridge
 from metajax.losses import accuracy, cross_entropy
 from metajax.runs import plots, report, scoring
-from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.flags import FLAGS, define_data_dir
 from metajax.runs.script import run
 from metajax.tasks import few_shot_episodes
 from metajax.types import Array, Model, Params
@@ -74,7 +74,6 @@ QUERIES = 2
 
 
 def main() -> None:
-  refuse("learner", "inner_steps", "inner_lr", "memory", "meta_batch")
   data = load()
   students = Classifiers(data)
   # Name -> (filters, stack).
@@ -294,4 +293,8 @@ def print_rows(stacks, metrics, sizes, recovered, tasks) -> None:
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS)
+  run(
+    main,
+    defaults=DEFAULTS,
+    unused=("learner", "inner_steps", "inner_lr", "memory", "meta_batch"),
+  )

@@ -20,12 +20,12 @@ from metajax.evaluation import Estimate, estimate
 from metajax.losses import cross_entropy
 from metajax.models.conv import conv4
 from metajax.runs import plots, report, rng_keys, training
-from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.flags import FLAGS, define_data_dir
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks.omniglot import load_omniglot
 from metajax.training import Clients, federated_trainer
-from metajax.training.logging import read_jsonl
+from metajax.training.logging import read_jsonl, waiting
 from metajax.types import Batch, Params
 
 define_data_dir()
@@ -54,7 +54,6 @@ DRAWINGS = 8  # Of each character, of its 20.
 
 
 def main() -> None:
-  refuse("learner", "inner_steps", "memory", "outer_schedule", "eval_tasks")
   clients, validation, test = alphabets()
   model = conv4(4, filters=FLAGS.filters, normalization="group")
   runs = Stages("federated_omniglot")
@@ -143,6 +142,7 @@ def main() -> None:
   )
 
 
+@waiting("loading data")
 def alphabets() -> tuple[Clients, Batch, Batch]:
   """The background alphabets as clients; others for validation and test."""
   data = load_omniglot(FLAGS.data_dir)
@@ -180,4 +180,8 @@ def binomial(accuracy: float, batch: Batch) -> Estimate:
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS)
+  run(
+    main,
+    defaults=DEFAULTS,
+    unused=("learner", "inner_steps", "memory", "outer_schedule", "eval_tasks"),
+  )

@@ -50,8 +50,9 @@ from metajax.runs import (
 )
 from metajax.runs.flags import FLAGS, define_data_dir, refuse
 from metajax.runs.script import run
+from metajax.training.logging import waiting
 
-define_data_dir()
+define_data_dir(", or of the images of another --data")
 flags.DEFINE_integer(
   "eval_inner_steps", 3, "Inner steps at test.", lower_bound=0
 )
@@ -148,7 +149,8 @@ def main() -> None:
       "whose network has an output for each class."
     )
   trained_learner = learner(steps, train_ways)
-  data = image_data.load(ways, train_ways)
+  with waiting("loading data"):
+    data = image_data.load(ways, train_ways)
 
   def scorer(steps: int, split: str, num_tasks: int, transductive: bool = True):
     score = scoring.scorer(

@@ -22,12 +22,13 @@ from metajax.learners import ANY_WAYS
 from metajax.losses import accuracy
 from metajax.models.normalization import NORMALIZATIONS, statistics
 from metajax.runs import learner_options, report
-from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.flags import FLAGS, define_data_dir
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks.alphabets import alphabet_episodes
 from metajax.tasks.omniglot import OmniglotImages, load_omniglot
 from metajax.tasks.one_shot_runs import MINIMAL, WAYS, load_one_shot_runs
+from metajax.training.logging import waiting
 from metajax.types import Array, Episode, MetaLearner, Params
 
 define_data_dir()
@@ -71,8 +72,6 @@ PUBLISHED = {
 
 
 def main() -> None:
-  refuse("eval_tasks", "eval_every", "eval_seed")
-
   def build(ways: int) -> MetaLearner:
     recipe = learner_options.recipe(
       FLAGS.learner,
@@ -89,8 +88,9 @@ def main() -> None:
     return saved.build(recipe, {"accuracy": accuracy})
 
   learner = build(WAYS)
-  trials = load_one_shot_runs(FLAGS.data_dir)
-  data = load_omniglot(FLAGS.data_dir)
+  with waiting("loading data"):
+    trials = load_one_shot_runs(FLAGS.data_dir)
+    data = load_omniglot(FLAGS.data_dir)
   stages = Stages("omniglot_challenge")
   metrics: dict[str, Estimate] = {}
   intervals, trained_on = {}, {}
@@ -147,6 +147,7 @@ def characters(data: OmniglotImages, name: str) -> np.ndarray:
   return data.is_background
 
 
+@waiting("evaluating on test tasks")
 def errors(
   learner: MetaLearner, params: Params, trials: Episode, transductive: bool
 ) -> Array:
@@ -171,4 +172,4 @@ def errors(
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS)
+  run(main, defaults=DEFAULTS, unused=("eval_tasks", "eval_every", "eval_seed"))

@@ -25,7 +25,7 @@ from metajax.models.recurrent import Recurrent
 from metajax.replay import Objective, q_discrepancy, q_player
 from metajax.replay.sequences import sequence_starts
 from metajax.runs import report, rng_keys
-from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks.trials import Trials, play
@@ -76,10 +76,6 @@ def main() -> None:
   # gymnax computes as it is imported, and devices are made before anything is.
   from metajax.tasks.bandits import bandits
 
-  refuse(
-    *"learner task_chunk inner_steps inner_lr memory capacity".split(),
-    *("zero_state", "last_observation", "references_only"),
-  )
   tasks = bandits(FLAGS.arms, FLAGS.pulls)
   starts = sequence_starts(tasks.num_steps, FLAGS.length, FLAGS.period)
   replay = replaying.replay(tasks)._replace(
@@ -185,4 +181,8 @@ if __name__ == "__main__":
     main,
     defaults=replaying.DEFAULTS | DEFAULTS,
     needs=replaying.NEEDS,
+    unused=(
+      *replaying.UNUSED,
+      *("capacity", "zero_state", "last_observation", "references_only"),
+    ),
   )

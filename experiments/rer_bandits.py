@@ -122,4 +122,5 @@ if __name__ == "__main__":
     main,
     defaults=replaying.DEFAULTS,
     needs=replaying.NEEDS,
+    unused=replaying.UNUSED,
   )

@@ -30,7 +30,7 @@ from metajax.evaluation import Estimate, estimate
 from metajax.models.mlp import MLP
 from metajax.results import write_results
 from metajax.runs import folder, plots, report, rng_keys
-from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
 from metajax.types import Array, Batch, Params, PRNGKey
 
@@ -54,10 +54,11 @@ OWN = {
     "num_streams", 10, "Streams at test, a network for each.", 2
   ),
 }
-NO_EFFECT = (
+UNUSED = (
   "learner steps meta_batch task_chunk inner_steps inner_lr outer_lr "
-  "outer_schedule memory eval_tasks log_every eval_every checkpoint_every"
-)
+  "outer_schedule memory eval_tasks log_every eval_every checkpoint_every "
+  "coordinator num_processes process_id must_save stall_seconds"
+).split()
 
 NUM_TEST = 597  # Images; of the other 1200 a third is for validation.
 STREAMS = {"rotations": continual.rotated, "permutations": continual.permuted}
@@ -102,7 +103,6 @@ def methods() -> dict[str, Method]:
 
 
 def main() -> None:
-  refuse(*NO_EFFECT.split(), "coordinator")
   workdir = folder.start("rer_continual")
   began = time.perf_counter()
   train, validation, test = load()
@@ -160,6 +160,7 @@ def main() -> None:
     steps=FLAGS.tasks * FLAGS.examples,
     seed=FLAGS.seed,
   )
+  report.publish(workdir, FLAGS.tasks * FLAGS.examples, metrics)
   report.show(workdir, metrics, "streams")
 
 
@@ -240,4 +241,4 @@ def play(
 
 
 if __name__ == "__main__":
-  run(main)
+  run(main, unused=UNUSED)

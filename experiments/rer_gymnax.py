@@ -21,7 +21,7 @@ from experiments.shared import contests, replaying, trial_plots
 from metajax import players
 from metajax.evaluation import Estimate, estimate
 from metajax.runs import plots, rng_keys
-from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
 from metajax.tasks.trials import Player, Step, Trials, play, trials
 from metajax.types import Array, PRNGKey
@@ -46,7 +46,6 @@ def main() -> None:
   # gymnax computes as it is imported, and devices are made before anything is.
   import gymnax
 
-  refuse("last_observation", "references_only")
   environment, params = gymnax.make(FLAGS.environment)
   # Players read the time, which is best of the size of all else.
   params = params.replace(normalize_time=True)
@@ -154,4 +153,5 @@ if __name__ == "__main__":
     main,
     defaults=replaying.DEFAULTS | DEFAULTS,
     needs=replaying.NEEDS,
+    unused=(*replaying.UNUSED, "last_observation", "references_only"),
   )

@@ -146,4 +146,5 @@ if __name__ == "__main__":
     main,
     defaults=replaying.DEFAULTS | DEFAULTS,
     needs=replaying.NEEDS,
+    unused=replaying.UNUSED,
   )

@@ -26,11 +26,12 @@ from metajax.models.mlp import MLP
 from metajax.models.recurrent import Cell
 from metajax.replay import EpisodeReplay, episode_replay_trainer
 from metajax.runs import plots, report, rng_keys, training
-from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.flags import FLAGS, define_data_dir
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import omniglot
 from metajax.training import Trainer
+from metajax.training.logging import waiting
 from metajax.types import Array, Model, Params, PRNGKey, TaskFamily
 
 define_data_dir()
@@ -69,20 +70,20 @@ SHOWN = (1, 2, 5, 10)
 
 
 def main() -> None:
-  refuse("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
   if FLAGS.meta_batch % FLAGS.replays:
     raise ValueError(
       f"--replays={FLAGS.replays}: must divide --meta_batch="
       f"{FLAGS.meta_batch}, the tasks of a step."
     )
   kept = replay()
-  splits = omniglot(
-    FLAGS.data_dir,
-    ways=FLAGS.ways,
-    shots=FLAGS.presentations,
-    query_shots=1,
-    image_size=IMAGE_SIZE,
-  )
+  with waiting("loading data"):
+    splits = omniglot(
+      FLAGS.data_dir,
+      ways=FLAGS.ways,
+      shots=FLAGS.presentations,
+      query_shots=1,
+      image_size=IMAGE_SIZE,
+    )
   validation = scorer(splits.validation, "validation", 200)
   test = scorer(splits.test, "test", FLAGS.eval_tasks)
   all_plans = plans(splits.train, kept)
@@ -96,8 +97,10 @@ def main() -> None:
       validate=lambda state: {
         "second": float(validation(state.meta_params)[:, 1].mean())
       },
+      rates=training.outer_rates(),
     )
-    values[name] = 100 * np.asarray(test(trained.state.meta_params))
+    with waiting("evaluating on test tasks"):
+      values[name] = 100 * np.asarray(test(trained.state.meta_params))
   shown = [k for k in SHOWN if k <= FLAGS.presentations]
   metrics: dict[str, Estimate] = {
     f"{name}_{k}": estimate(v[:, k - 1])
@@ -215,4 +218,9 @@ def scorer(
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS, needs=("flashbax",))
+  run(
+    main,
+    defaults=DEFAULTS,
+    needs=("flashbax",),
+    unused=("learner", "task_chunk", "inner_steps", "inner_lr", "memory"),
+  )

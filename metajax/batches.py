@@ -1,4 +1,4 @@
-"""What is asked of a batch, whatever trees its inputs and targets are."""
+"""Helpers for batches whose inputs and targets may be any trees of arrays."""
 
 from typing import Any
 
@@ -9,29 +9,30 @@ from metajax.types import Array, Batch, Episode
 
 
 def num_examples(batch: Batch) -> int:
-  """Returns the length of a batch's arrays, padding included."""
+  """Returns the number of examples of a batch, padding included."""
   return jax.tree.leaves(batch.inputs)[0].shape[0]
 
 
 def real(batch: Batch) -> Array:
-  """Returns the batch's mask `[n]`, of ones if it has none."""
+  """Returns the batch's mask `[n]`; all True if it has none."""
   if batch.mask is None:
     return jnp.ones(num_examples(batch), bool)
   return batch.mask
 
 
 def concatenate(*batches: Batch) -> Batch:
-  """Joins batches; the result has a mask if one of them has."""
+  """Joins batches. The result has a mask if any of them has one."""
   if any(batch.mask is not None for batch in batches):
     batches = tuple(batch._replace(mask=real(batch)) for batch in batches)
   return jax.tree.map(lambda *x: jnp.concatenate(x), *batches)
 
 
 def only_array(tree: Any, what: str, who: str) -> Array:
-  """Returns a tree that is one array.
+  """Returns the tree unchanged if it is a single array.
 
   Raises:
-    ValueError: if it is another tree; it says what must be one and for whom.
+    ValueError: if it is any other tree. The message names what must be an
+      array, and who needs it.
   """
   if not hasattr(tree, "shape"):
     raise ValueError(
@@ -42,5 +43,5 @@ def only_array(tree: Any, what: str, who: str) -> Array:
 
 
 def num_tasks(episodes: Episode) -> int:
-  """Returns how many tasks a chunk holds, the first axis of its arrays."""
+  """Returns the number of tasks of a chunk: its first axis."""
   return jax.tree.leaves(episodes)[0].shape[0]

@@ -1,15 +1,15 @@
-"""Labels the images of a folder by a few of them that are labelled.
+"""Labels the images of a folder from a few labelled examples.
 
   python -m metajax.classify WORKDIR FOLDER
 
-WORKDIR is the folder of a run that learned to tell images apart, of
-`experiments.few_shot`, say. In FOLDER a sub-folder for each class holds a
-few images of it, and the images to be labelled lie beside the sub-folders::
+WORKDIR is the folder of a run that trained an image classifier, such as
+`experiments.few_shot`. FOLDER has a sub-folder for each class with a few
+example images. The images to label lie beside the sub-folders::
 
   FOLDER/cat/1.jpg  FOLDER/cat/2.jpg  FOLDER/dog/1.jpg  FOLDER/unknown.jpg ...
 
 Writes `labels.csv` (file, label, probability) and `labels.png`, a sheet of the
-images, into the folder --out.
+images, to the folder --out.
 """
 
 import argparse
@@ -38,13 +38,13 @@ COLUMNS, ROWS = 8, 8  # Of the sheet, at most.
 
 
 class Labelled(NamedTuple):
-  """What came of a folder.
+  """The labels of the images of a folder.
 
   Attributes:
-    files: the images that were labelled.
-    images: their pixels, `[n, size, size, channels]` from 0 to 1, as they are.
-    labels: names of classes, `[n]`.
-    probabilities: of those labels, by the learner.
+    files: the labelled images.
+    images: their pixels, `[n, size, size, channels]` from 0 to 1.
+    labels: the name of the class of each image, `[n]`.
+    probabilities: the learner's probability of that class, `[n]`.
   """
 
   files: list[Path]
@@ -56,15 +56,15 @@ class Labelled(NamedTuple):
 def classify(loaded: saved.Loaded, folder: Path) -> Labelled:
   """Adapts to the labelled images of a folder, and labels the others.
 
-  All of those are predicted at once: a network that normalises by the
-  statistics of its very inputs lets them see each other.
+  All images are predicted together. A network that normalises by batch
+  statistics therefore uses the other images, too.
 
   Args:
     loaded: a learner of images.
-    folder: see the module.
+    folder: a folder as the module describes it.
 
   Raises:
-    ValueError: for a folder or a learner that does not fit, or for no images.
+    ValueError: if the learner or the folder does not fit, or has no images.
   """
   if len(loaded.inputs.shape) != 3:
     raise ValueError(f"the learner takes {loaded.inputs.shape}, no images.")
@@ -102,7 +102,7 @@ def classify(loaded: saved.Loaded, folder: Path) -> Labelled:
 
 
 def _as_trained(loaded: saved.Loaded, images: np.ndarray) -> Array:
-  """Makes pixels what the learner was trained on."""
+  """Converts pixels to what the learner was trained on."""
   x = images / np.float32(255)
   channels = loaded.inputs.shape[-1]
   if channels == 1 and x.shape[-1] == 3:
@@ -166,7 +166,7 @@ def _draw(labelled: Labelled, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Runs the command; bad input is an error in one line."""
+  """Runs the command. Bad input is an error of one line."""
   parser = argparse.ArgumentParser(
     prog="python -m metajax.classify",
     description=__doc__,

@@ -1,4 +1,4 @@
-"""Functions whose `while_loop`s are constants of the derivative."""
+"""Treats the results of `while_loop`s as constants of the derivative."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +8,17 @@ from jax.extend.core import Jaxpr, Literal
 
 
 def constant_loops(fn: Callable) -> Callable:
-  """As `fn`, but what its `while_loop`s compute is not differentiated.
+  """Returns `fn` with the results of its `while_loop`s treated as constants.
 
-  JAX has no derivative in reverse mode of a loop whose number of iterations
-  depends on its data. A line search is such a loop; the step size that it finds
-  becomes a constant, while the direction of the step keeps its derivative.
+  JAX cannot differentiate a loop in reverse mode if the number of its
+  iterations depends on data. A line search is such a loop. Its step size
+  becomes a constant; the direction of the step keeps its derivative.
 
   Args:
     fn: any function of trees of arrays.
 
   Returns:
-    The same function, with loops also within `jit` passed over by derivatives.
+    The same function. Loops inside `jit` are constants, too.
   """
 
   def run(*arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Finds differentiation rules in a function that need not be its derivative."""
+"""Finds custom differentiation rules that need not be derivatives."""
 
 import functools
 import os
@@ -10,7 +10,8 @@ import jax
 import optax
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
-# Whose `custom_jvp` rules are derivatives; a root is as good as its solver.
+# Packages whose `custom_jvp` rules are derivatives. The derivative of a root is
+# only as good as its solver.
 _PACKAGES = tuple(
   os.path.dirname(str(package.__file__)) + os.sep for package in (jax, optax)
 )
@@ -20,22 +21,21 @@ _DIRECT = os.path.join(_PACKAGES[0], "_src", "lax", "linalg.py")
 
 
 def first(jaxpr: Jaxpr) -> str | None:
-  """Names the first rule in a program that need not be a derivative.
+  """Describes the first rule in a program that need not be a derivative.
 
-  Such rules are those of `custom_vjp` and `custom_gradient`, and of a
-  `custom_jvp`, `custom_root`, `linear_call` or an iterative linear solver. The
-  `custom_jvp` functions of JAX and optax (`relu`, `logaddexp`, ...) have their
-  derivatives as rules and are passed over. So is `stop_gradient`, whose value
-  is a constant in derivatives of every order.
+  These are the rules of `custom_vjp`, `custom_gradient`, `custom_jvp`,
+  `custom_root`, `linear_call` and of iterative linear solvers. The `custom_jvp`
+  functions of JAX and optax (`relu`, `logaddexp`, ...) have derivatives as
+  their rules, so they are skipped. So is `stop_gradient`, which is a constant
+  in derivatives of every order.
 
   Args:
-    jaxpr: the traced function. Every program within it (of `jit`, `scan`,
-      `while_loop`, `cond`, `checkpoint`, `shard_map`, ...) is searched too.
+    jaxpr: the traced function. The programs inside it (of `jit`, `scan`,
+      `while_loop`, `cond`, `checkpoint`, `shard_map`, ...) are searched too.
 
   Returns:
-    Its kind, function and place, as in "rule of the custom_vjp clip at
-    model.py:12";
-    None if there is none.
+    The kind, function and place of the rule, for example "rule of the
+    custom_vjp clip at model.py:12"; None if there is no such rule.
   """
   return next(_rules(jaxpr), None)
 
@@ -62,14 +62,14 @@ def _rules(jaxpr: Jaxpr) -> Iterator[str]:
 
 
 def _is_derivative(eqn: JaxprEqn) -> bool:
-  """Whether a `custom_jvp` is one that JAX or optax itself defines."""
+  """Whether JAX or optax defines this `custom_jvp`."""
   info = eqn.params["call_jaxpr"].jaxpr.debug_info
   rule = eqn.params["jvp_jaxpr_fun"].debug_info
   return (
     info.func_name not in _INEXACT
     and (rule.func_filename or "").startswith(_PACKAGES)
     and (info.func_filename or "").startswith(_PACKAGES)
-    # Not a function of JAX that somebody else has given a rule.
+    # A function of JAX may have been given a rule by another package.
     and _is_custom_jvp(info.func_filename, info.func_name)
   )
 

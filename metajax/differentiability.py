@@ -1,4 +1,4 @@
-"""Says which optimizers have derivatives that are not finite, or not exact."""
+"""Warns of optimizers whose derivatives are not finite, or not exact."""
 
 import gc
 import re
@@ -17,7 +17,7 @@ from jax.extend.core import jaxpr_as_fun
 from metajax import optimizers
 from metajax.types import Array, Params
 
-_STEPS = 6  # By then `radam` has had its step that is NaN at any gradient.
+_STEPS = 6  # Enough to reach the step of `radam` that is always NaN.
 _SEARCH = re.compile(r"\bwhile\[")
 # Operations whose derivatives may not be finite.
 _RISKY = re.compile(r"\b(div|sqrt|rsqrt|cbrt|pow|log|atan2|while)\b")
@@ -26,19 +26,18 @@ _RISKY = re.compile(r"\b(div|sqrt|rsqrt|cbrt|pow|log|atan2|while)\b")
 def watched(
   grads: Params, optimizer: optax.GradientTransformation, params: Params
 ) -> Params:
-  """Returns `grads`; warns if the optimizer should not be differentiated.
+  """Returns `grads`, and warns when a bad optimizer is differentiated.
 
-  Only when they are differentiated. Until then nothing is done, and nothing
-  ever enters the program.
+  Nothing happens before that, and the program does not change.
 
   Args:
-    grads: the gradients on their way to the optimizer.
+    grads: the gradients that the optimizer will receive.
     optimizer: any optimizer of optax.
-    params: the parameters that it trains, of which the shapes are looked at.
+    params: the parameters that it trains; only their shapes are used.
   """
   if _captures_tracers(optimizer):
     return grads
-  # Not the parameters, which the rule below would keep beyond their trace.
+  # Shapes only: the rule below would keep the parameters beyond their trace.
   shapes = jax.tree.map(jax.typeof, params)
 
   @jax.custom_jvp
@@ -58,17 +57,17 @@ def watched(
 def find_fault(
   optimizer: optax.GradientTransformation, params: Params
 ) -> str | None:
-  """Tries an optimizer's derivatives on a few numbers.
+  """Tests the derivatives of an optimizer on small numbers.
 
-  It takes six steps, once at ordinary gradients and once at zero.
+  It takes six steps, once at ordinary gradients and once at zero gradients.
 
   Args:
-    optimizer: any optimizer of optax. Of one that closes over traced values (a
-      learned step size) nothing can be found.
+    optimizer: any optimizer of optax. An optimizer that captures traced values
+      (a learned step size) cannot be tested.
     params: parameters that it can train.
 
   Returns:
-    What is wrong, and what to do, in one line; None if nothing is.
+    The fault and its fix in one line; None if there is no fault.
   """
   leaves, tree = jax.tree.flatten(params)
   shapes = [jax.ShapeDtypeStruct(np.shape(p), jnp.float32) for p in leaves]
@@ -79,7 +78,7 @@ def find_fault(
 def _find_fault(
   optimizer: optax.GradientTransformation, tree: Any, shapes: tuple
 ) -> str | None:
-  # A thread of its own has neither the mesh nor the traces of the caller.
+  # A new thread has neither the mesh nor the traces of the caller.
   with ThreadPoolExecutor(1) as apart:
     return apart.submit(_try, optimizer, tree.unflatten(shapes)).result()
 
@@ -107,7 +106,7 @@ def _try(optimizer: optax.GradientTransformation, params: Any) -> str | None:
     carry, _ = jax.lax.scan(step, carry, None, length=_STEPS - 1)
     return _total(optimizers.evaluation_params(*carry))
 
-  # Few parameters, unless the optimizer has a mask of these.
+  # A few parameters, unless the optimizer has a mask for these very ones.
   for like in ({"w": np.zeros((2, 2)), "b": np.zeros(2)}, params):
     try:
       with jax.ensure_compile_time_eval():
@@ -128,7 +127,7 @@ def _try(optimizer: optax.GradientTransformation, params: Any) -> str | None:
 
 
 def _captures_tracers(optimizer: Any) -> bool:
-  """Whether an optimizer closes over traced values."""
+  """Whether an optimizer captures traced values."""
   found, seen = [optimizer], set()
   while found:
     x = found.pop()

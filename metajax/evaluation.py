@@ -1,4 +1,4 @@
-"""How well a meta-learner learns new tasks, with confidence intervals."""
+"""Scores a meta-learner on new tasks, with confidence intervals."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -27,18 +27,18 @@ from metajax.types import (
   as_partial,
 )
 
-# Any number that is no step, seed or place: those are less than 2^31.
+# Steps, seeds and task indices are less than 2^31, so none of them equals this.
 TAG = np.uint32(0xE7A15EED)
 
 
 class Estimate(NamedTuple):
-  """A mean over tasks.
+  """A mean over tasks with its confidence interval.
 
   Attributes:
-    mean: the mean of the tasks' values.
-    ci95: half the width of its 95% confidence interval,
-      `1.96 * std / sqrt(num_tasks)`, the tasks being independent.
-    num_tasks: how many tasks.
+    mean: the mean of one value per task.
+    ci95: half the width of the 95% confidence interval of the mean,
+      `1.96 * std / sqrt(num_tasks)`, for independent tasks.
+    num_tasks: the number of tasks.
   """
 
   mean: float
@@ -47,12 +47,14 @@ class Estimate(NamedTuple):
 
   @property
   def of_seeds(self) -> tuple[float, ...]:
-    """The means of trainings, where the interval is over trainings."""
+    """The mean of each training, if there are several trainings."""
     return ()
 
 
 class OverSeeds(Estimate):
-  """A mean over trainings, `t S^-1/2 std` its interval, and what each has.
+  """A mean over several trainings, each with another seed.
+
+  The interval is `t S^-1/2 std` over the S trainings' means, with Student's t.
 
   Attributes:
     of_seeds: the mean of each training.
@@ -63,14 +65,14 @@ class OverSeeds(Estimate):
   def __new__(
     cls, mean: float, ci95: float, num_tasks: int, of_seeds: Sequence[float]
   ) -> "OverSeeds":
-    """Takes the fields of an `Estimate`, and the means."""
+    """Takes the fields of an `Estimate`, and the mean of each training."""
     self = super().__new__(cls, mean, ci95, num_tasks)
     self.of_seeds = tuple(of_seeds)
     return self
 
 
 def estimate(values: ArrayLike) -> Estimate:
-  """Returns the mean of one value per task, `[num_tasks]`, and its interval."""
+  """Averages one value per task, `[num_tasks]`, with its interval."""
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or values.size < 2:
     raise ValueError(
@@ -93,29 +95,29 @@ def evaluate(
   transductive: bool = True,
   mesh: Mesh | None = None,
 ) -> dict[str, Estimate]:
-  """Adapts to fresh tasks and scores the predictions on their queries.
+  """Adapts to new tasks and scores the predictions on their queries.
 
-  To evaluate many parameters on the same tasks, build an `evaluator` once.
+  To evaluate several meta-parameters on the same tasks, build an `evaluator`
+  once.
 
   Args:
-    learner: the meta-learner; its `adapt` says how many steps are taken.
+    learner: the meta-learner. Its `adapt` defines the number of inner steps.
     meta_params: its meta-parameters.
-    tasks: the task family to report on.
+    tasks: the task family to score on.
     metrics: `(predictions, targets) -> scalar` functions by name.
-    rng: the key that fixes the tasks. It may be the one that a trainer has:
-      the tasks are others (see `evaluation_keys`).
-    num_tasks: how many tasks, at least 2.
-    task_chunk: tasks treated at once on a device, which bounds the memory.
-    transductive: whether a task's queries are predicted together. If not, each
-      is predicted alone in the company of the support inputs, so that a model
-      that normalises by batch statistics cannot look at the other queries
-      (Nichol et al. 2018, section 6.1). By which statistics a model normalises
-      in evaluation, running ones or those of the batch, is the model's to say
-      (`models.adapters`).
-    mesh: spreads the tasks over its devices; one device if None.
+    rng: the key that determines the tasks. It may equal the trainer's key: the
+      tasks differ from the training tasks all the same (see `evaluation_keys`).
+    num_tasks: the number of tasks, at least 2.
+    task_chunk: tasks computed at once on a device; bounds the memory.
+    transductive: whether the queries of a task are predicted together. If
+      False, each query is predicted alone, together with the support inputs. A
+      model that normalises by batch statistics then cannot use the other
+      queries (Nichol et al. 2018, section 6.1). The model decides whether
+      evaluation uses running or batch statistics (see `models.adapters`).
+    mesh: spreads the tasks over its devices; None: one device.
 
   Returns:
-    An `Estimate` by metric.
+    An `Estimate` for each metric.
 
   Raises:
     ValueError: if `num_tasks` is less than 2 or `task_chunk` less than 1.
@@ -150,15 +152,15 @@ def evaluator(
 ) -> Callable[[Params], dict[str, np.ndarray]]:
   """Returns `meta_params -> {metric: values [num_tasks]}`, compiled once.
 
-  The arguments are those of `evaluate`. The tasks are the same at every call,
-  so the differences of two calls are paired.
+  The arguments are those of `evaluate`. Every call uses the same tasks, so
+  differences between calls are paired.
   """
   if num_tasks < 2:
     raise ValueError(f"num_tasks={num_tasks}: must be 2 or more.")
   if task_chunk < 1:
     raise ValueError(f"task_chunk={task_chunk}: must be 1 or more.")
   mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
-  # What the program below is given, for nothing in it to be a constant.
+  # Arguments of the program below, so that no array becomes a constant in it.
   given = as_partial(tasks), learner.carried()
 
   def score_task(meta_params, given, key):
@@ -193,7 +195,7 @@ def evaluator(
       out_specs=P(TASKS),
       check_vma=False,
     ),
-    # Every process is to see the values of all tasks.
+    # Every process gets the values of all tasks.
     out_shardings=everywhere,
   )
   # Whole chunks on every device; the surplus is cut off below.
@@ -216,17 +218,17 @@ def evaluator(
 
 
 def evaluation_keys(rng: PRNGKey, num_tasks: int) -> PRNGKey:
-  """Returns keys `[num_tasks]`, from each of which a task is split.
+  """Returns keys `[num_tasks]`, one for each evaluation task.
 
   ::
 
     key_i = fold_in(fold_in(rng, TAG), i)
 
-  No trainer folds the tag into a key, so that whatever keys training and
-  evaluation are given, the same or one split from the other, they have no task
-  in common. Without it they would: `split(key)[0]` is `fold_in(key, 0)`, and
-  the task split from `fold_in(rng, i)` that of place 0 in step i of
-  `meta_trainer`.
+  No trainer folds `TAG` into a key. So training and evaluation have no task in
+  common, even if both get the same key, or if one key was split from the other.
+  Without the tag they could: `split(key)[0]` equals `fold_in(key, 0)`, so the
+  task key split from `fold_in(rng, i)` would be that of the first task in step
+  i of `meta_trainer`.
   """
   tagged = jax.random.fold_in(rng, TAG)
   return jax.vmap(jax.random.fold_in, (None, 0))(tagged, jnp.arange(num_tasks))
@@ -242,17 +244,17 @@ def solve(
   transductive: bool = True,
   mask: Array | None = None,
 ) -> Any:
-  """Adapts to a task's support and predicts inputs `[n, ...]`, see `evaluate`.
+  """Adapts to the support of a task and predicts inputs `[n, ...]`.
 
   Args:
     learner: the meta-learner.
     meta_params: its meta-parameters.
-    support: of one task.
-    inputs: of its queries.
+    support: the support of the task.
+    inputs: the inputs of the queries.
     rng: the key of the adaptation.
-    transductive: whether all inputs are predicted together, or each in the
-      company of the support's.
-    mask: `[n]`, which inputs are real; None: all.
+    transductive: whether all inputs are predicted together, or each alone with
+      the support inputs (see `evaluate`).
+    mask: `[n]`, True for real inputs; None: all are real.
 
   Returns:
     The predictions `[n, ...]`.

@@ -1,4 +1,4 @@
-"""How learners call a model: in training or not, with or without a mask."""
+"""Calls any model in the same way, with or without training, state and mask."""
 
 import inspect
 import sys
@@ -11,13 +11,13 @@ from metajax.types import Array, Model, Params, PRNGKey, State
 
 
 class Forward(NamedTuple):
-  """A model's functions, all with the same arguments for every model.
+  """The functions of a model, with the same arguments for every model.
 
   Attributes:
     init: `(rng, inputs) -> params`.
-    train: `(params, inputs, rng, *, mask=None) -> (predictions, params)`, the
-      parameters as they were but for new state.
-    apply: `(params, inputs, *, mask=None) -> predictions`, in evaluation.
+    train: `(params, inputs, rng, *, mask=None) -> (predictions, params)`, for
+      training. The returned parameters differ in their state only.
+    apply: `(params, inputs, *, mask=None) -> predictions`, for evaluation.
   """
 
   init: Callable[[PRNGKey, Any], Params]
@@ -28,12 +28,13 @@ class Forward(NamedTuple):
 def forward(model: Model) -> Forward:
   """Returns the functions of any model.
 
-  A `flax.linen.Module` goes through `models.adapters.from_linen`, a transformed
-  function of haiku through `from_haiku`; whatever has no `train` is the same in
-  training and evaluation.
+  `flax.linen` modules and transformed haiku functions are converted by
+  `models.adapters.from_linen` and `from_haiku`. A model without `train` uses
+  `apply` in training, too.
 
   Raises:
-    ValueError: if it is none; it says which adapter makes one of it.
+    ValueError: if the argument is not a model. The message says which adapter
+      makes one of it.
   """
   if isinstance(model, Forward):
     return model
@@ -55,7 +56,7 @@ def forward(model: Model) -> Forward:
       "apply(params, inputs); metajax.models.adapters makes one of flax.nnx "
       "and equinox modules (from_nnx, from_equinox)."
     )
-  # Parameters may come from elsewhere.
+  # A model without `init` can still be used with given parameters.
   init = getattr(model, "init", None) or _no_init
   apply = with_mask(model.apply)
   trains = getattr(model, "train", None)
@@ -75,14 +76,14 @@ def _no_init(rng: PRNGKey, inputs: Any) -> Params:
 
 
 def stateless(model: Model, who: str) -> Forward:
-  """As `forward`, for what trains networks without running statistics.
+  """Like `forward`, for callers that cannot update running statistics.
 
   Args:
     model: any model.
-    who: what trains it, for the message.
+    who: the name of the caller, for the message.
 
   Raises:
-    ValueError: from `init`, if there are such statistics.
+    ValueError: from `init`, if the model has running statistics.
   """
   functions = forward(model)
 
@@ -100,7 +101,7 @@ def stateless(model: Model, who: str) -> Forward:
 
 
 def with_mask(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Lets any function be given a mask, which it sees if it takes one."""
+  """Lets any function be called with `mask`; ignores it if `fn` has none."""
   takes = takes_mask(fn)
 
   def call(*arguments: Any, mask: Array | None = None) -> Any:

@@ -20,20 +20,20 @@ from metajax.types import Array, Params
 
 Memory = Literal["auto", "mixed", "plain", "remat", "nested"]
 
-GRADIENTS = "inner_gradients"  # Their name, for policies of `jax.checkpoint`.
-TASK_AXIS = "metajax_tasks"  # The axis of tasks that are treated at once.
+GRADIENTS = "inner_gradients"  # Name for policies of `jax.checkpoint`.
+TASK_AXIS = "metajax_tasks"  # The vmapped axis of tasks.
 
 
 class InnerLoop(NamedTuple):
-  """What an inner loop returns.
+  """The result of an inner loop.
 
   Attributes:
     params: the adapted parameters, a tree like the initial ones.
     losses: `[num_steps]`, the loss before each step.
-    observed: what `observe` has returned after each step, with a leading axis
-      of size `num_steps`; None without it, or without a step.
-    state: what the loss has made of the given state.
-    opt_state: the optimizer's state.
+    observed: what `observe` returned after each step, with a leading axis of
+      size `num_steps`. None without `observe`, or without a step.
+    state: the last state that the loss returned.
+    opt_state: the last state of the optimizer.
   """
 
   params: Params
@@ -62,57 +62,61 @@ def minimize(
     delta_k, s_{k+1} = u(grad loss(phi_k, k), s_k, phi_k)
     phi_{k+1} = phi_k + delta_k,    phi_0 = params
 
-  The result can be differentiated with respect to `params` and to everything
-  that `loss_fn` and `optimizer` close over, to any order; it can be jitted,
-  vmapped and scanned. With `memory="mixed"` the first derivative is taken in
-  reverse mode (`jax.hessian` does, `jax.jacfwd` alone does not). Some
-  optimizers have meta-gradients that are NaN, Adam's without `eps_root > 0`
-  wherever an inner gradient is zero: who differentiates them is warned.
+  The result can be differentiated to any order, with respect to `params` and to
+  all captured variables of `loss_fn` and `optimizer`. It can be jitted, vmapped
+  and scanned. With `memory="mixed"` take the first derivative in reverse mode:
+  `jax.grad` and `jax.hessian` work, `jax.jacfwd` alone does not.
+
+  Some optimizers have NaN derivatives. Adam without `eps_root > 0` has them
+  wherever an inner gradient is zero. A warning says so when such an optimizer
+  is differentiated.
 
   Args:
-    loss_fn: `(params, step) -> scalar`; `step` is the int32 index k, from
-      which a stochastic loss takes its minibatch or its key. With `state`,
-      `(params, step, state) -> (scalar, state)`.
+    loss_fn: `(params, step) -> scalar`. `step` is the int32 index k, from which
+      a stochastic loss takes its minibatch or its key. With `state`: `(params,
+      step, state) -> (scalar, state)`.
     params: the initial parameters, a tree of arrays or Python floats. Leaves
-      that are not floating point (counts, keys) are constants: the loss sees
+      that are not floating point (counts, keys) are constants. The loss sees
       them, the optimizer does not.
-    optimizer: any optimizer of optax. It may close over meta-parameters
-      (learned step sizes). It receives what it asks for (`value`, `grad`,
-      `value_fn`, ..., all of the step's own loss); one that is evaluated at
-      other parameters than it trains (schedule-free, lookahead) is.
-    num_steps: how many steps, at least 0.
-    state: what the loss carries from step to step and no gradient passes:
+    optimizer: any optimizer of optax. It may capture meta-parameters, such as
+      learned step sizes. It receives the extra arguments that it takes
+      (`value`, `grad`, `value_fn`, ...), all of this step's loss. Some
+      optimizers evaluate other parameters than they train (schedule-free,
+      lookahead); the result has the parameters to evaluate.
+    num_steps: the number of steps, at least 0.
+    state: what the loss passes from step to step without a gradient, such as
       running statistics. None: nothing.
-    opt_state: of the optimizer at first; None: a new one.
-    first_order: treat the inner gradients as constants, so that
-      d phi_K / d params is the identity (Finn et al. 2017, section 5.2) for any
-      optimizer that reads gradients only. The loss is then not differentiated
-      again and nothing is stored of it; what `optimizer` closes over still gets
-      its gradient, what `loss_fn` closes over gets none.
-    memory: what is kept for the backward pass. `"auto"` is `"mixed"`, but
-      `"remat"` if the loss has a differentiation rule of its own that need not
-      be a derivative (a `custom_vjp`, say; see `custom_rules.first`).
-      `"mixed"`, the fastest that was measured on CPUs, keeps parameters,
-      optimizer state and inner gradients of every step, and differentiates the
-      gradients forward over reverse (`mixed_mode.value_and_grad`); it takes
-      least of a deep model, too, and is an error with such a rule. `"plain"` is
-      JAX's own way, reverse over reverse, and keeps every step's activations;
-      `"remat"` keeps the parameters and optimizer state between
-      steps only, and computes each step again when its turn comes; `"nested"`
-      keeps them between blocks of `sqrt(num_steps)` steps, and within the
-      block whose turn it is, so that memory grows as `2 sqrt(num_steps)`
-      states, for one more computation of each step.
-    observe: `(params, step) -> tree of arrays`, called with `phi_{k+1}` and k
-      after each step, and with `state` with that too; differentiated like all
-      the rest.
+    opt_state: the first state of the optimizer; None: a new one.
+    first_order: treat the inner gradients as constants. d phi_K / d params is
+      then the identity for any optimizer that reads only gradients (Finn et al.
+      2017, section 5.2). The loss is not differentiated a second time, and none
+      of its values are stored. Captured variables of `optimizer` still get
+      their gradients; those of `loss_fn` get none.
+    memory: what is stored for the backward pass, and what is computed again.
+      `"auto"`: `"mixed"`, or `"remat"` if the loss has a differentiation rule
+      that need not be a derivative, such as a `custom_vjp` (see
+      `custom_rules.first`). `"mixed"`: stores the parameters, the optimizer
+      state and the inner gradients of every step, and differentiates the
+      gradients forward over reverse (`mixed_mode.value_and_grad`). The fastest
+      way measured on CPUs, and the smallest for deep models. An error with such
+      a rule. `"plain"`: JAX's own way, reverse over reverse. Stores the
+      activations of every step. `"remat"`: stores only the parameters and the
+      optimizer state of every step, and computes each step again in the
+      backward pass. `"nested"`: stores them only between blocks of
+      `sqrt(num_steps)` steps, and within the current block. Memory grows as `2
+      sqrt(num_steps)` states. Each step is computed once more than with
+      `"remat"`.
+    observe: `(params, step) -> tree of arrays`, called after each step with
+      `phi_{k+1}` and k, and with the new state if there is one. It is
+      differentiated like the rest.
 
   Returns:
     An `InnerLoop`: the adapted parameters, the loss before each step, and what
     was observed.
 
   Raises:
-    ValueError: if `num_steps` is negative, `memory` is unknown, or `"mixed"`
-      with a loss whose rules need not be derivatives.
+    ValueError: if `num_steps` is negative, if `memory` is unknown, or if it is
+      `"mixed"` and the loss has a rule that need not be a derivative.
 
   References:
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -128,7 +132,7 @@ def minimize(
 
   weights = jax.tree.map(jnp.asarray, variables.weights(params))
   if first_order and memory in ("auto", "mixed"):
-    memory = "plain"  # Gradients that are constants have none of their own.
+    memory = "plain"  # Constant gradients are not differentiated.
   elif memory == "auto":
     traced = jax.make_jaxpr(loss_of)(weights, jnp.int32(0), state)
     memory = "remat" if custom_rules.first(traced.jaxpr) else "mixed"
@@ -163,8 +167,8 @@ def minimize(
 
   first_step = later_step = step
   if memory != "plain":
-    # XLA would merge the two computations of a step; scan already keeps it
-    # from that, and is faster without the barriers.
+    # `prevent_cse` keeps XLA from merging the two computations of a step. In a
+    # scan XLA cannot merge them, and the barriers would only cost time.
     keep = jax.checkpoint_policies.save_only_these_names(GRADIENTS)
     policy = keep if mixed else None
     first_step = jax.checkpoint(step, policy=policy)
@@ -176,10 +180,10 @@ def minimize(
   outputs = []
   later = jnp.arange(num_steps, dtype=jnp.int32)
   if num_steps > 0 and (num_steps == 1 or _among_tasks()):
-    # Outside the scan: in the first step of tasks that are treated at once
-    # their parameters are still shared, so their matrix products merge into
-    # one; a scan's carry is batched from its first iteration on. It makes two
-    # fifths of the program of conv4-32, and a fifth of its compilation.
+    # The first step is outside the scan. There the tasks of a chunk still share
+    # their parameters, so XLA merges their matrix products into one. Inside the
+    # scan the parameters are batched from the first iteration on. The price is
+    # two fifths of the program of conv4-32, and a fifth of its compile time.
     carry, output = first_step(carry, later[0])
     outputs.append(jax.tree.map(lambda x: x[None], output))
     later = later[1:]
@@ -212,7 +216,7 @@ def minimize(
 
 
 def _among_tasks() -> bool:
-  """Whether this is traced under a vmap over tasks, which names its axis so."""
+  """Whether this is traced under a vmap over tasks, which names its axis."""
   try:
     return jax.lax.axis_size(TASK_AXIS) > 0
   except NameError:
@@ -220,7 +224,7 @@ def _among_tasks() -> bool:
 
 
 def check_steps(**numbers: int) -> None:
-  """Raises a `ValueError` that names the first negative number of steps."""
+  """Raises a `ValueError` for the first negative number of steps."""
   for name, steps in numbers.items():
     if steps < 0:
       raise ValueError(f"{name}={steps}: must be 0 or more.")

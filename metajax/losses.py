@@ -14,15 +14,16 @@ from metajax.types import Array, LossFn
 def over_examples(
   loss_fn: LossFn, predictions: Any, targets: Any, mask: Array | None = None
 ) -> Array:
-  """Returns a loss or score of the real examples of a batch.
+  """Computes a loss or a score over the real examples of a batch.
 
   ::
 
     sum_i m_i loss(p_i, t_i) / sum_i m_i
 
-  Without a mask it is `loss_fn(predictions, targets)`; with one, a `loss_fn`
-  that takes `mask` is given it, and any other is asked for each example alone,
-  which for a mean over examples is the same. Without a real example it is 0.
+  Without a mask this is `loss_fn(predictions, targets)`. With a mask, a
+  `loss_fn` that takes `mask` receives it. Any other `loss_fn` is called on each
+  example alone, which gives the same for a mean over examples. The result is 0
+  if no example is real.
 
   Args:
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
@@ -42,7 +43,7 @@ def over_examples(
 
 
 def masked_mean(values: Array, mask: Array | None) -> Array:
-  """Returns the mean of `values` `[n, ...]` over the real examples, else 0."""
+  """Averages `values` `[n, ...]` over the real examples; 0 if none is real."""
   if mask is None:
     return values.mean()
   count = mask.sum() * (values.size // values.shape[0])
@@ -69,7 +70,10 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-  """Fraction of `logits` `[..., classes]` whose peak is the label `[...]`."""
+  """Fraction of `logits` `[..., classes]` whose largest entry is the label's.
+
+  `labels` are integers `[...]`.
+  """
   _check_labels(logits, labels)
   return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
@@ -77,16 +81,17 @@ def accuracy(logits: Array, labels: Array) -> Array:
 def accuracy_by_presentation(
   logits: Array, labels: Array, mask: Array | None = None
 ) -> Array:
-  """Accuracy at the first, second, ... example of a class in a sequence.
+  """Accuracy at the first, second, ... example of each class in a sequence.
 
   Args:
-    logits: `[n, classes]`, predictions in the sequence's order.
+    logits: `[n, classes]`, predictions in the order of the sequence.
     labels: `[n]` integers.
-    mask: `[n]` bool, True where an example is real; None: all are.
+    mask: `[n]` bool, True for real examples; None: all are real.
 
   Returns:
-    `[n]`: at k - 1 the fraction of classes whose k-th example was told right;
-    NaN where no class has so many (Santoro et al. 2016, figure 2).
+    `[n]`. Entry k - 1 is the fraction of classes whose k-th example was
+    predicted correctly (Santoro et al. 2016, figure 2). NaN if no class has k
+    examples.
   """
   chex.assert_rank([logits, labels], [2, 1])
   chex.assert_equal_shape_prefix([logits, labels], 1)

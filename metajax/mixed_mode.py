@@ -1,4 +1,4 @@
-"""Gradients whose own backward pass is one forward-over-reverse product."""
+"""Gradients with a forward-over-reverse product as their backward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,33 +13,33 @@ from metajax.types import Array, Params
 def value_and_grad(
   loss_fn: Callable[..., Any], *, has_aux: bool = False
 ) -> Callable[..., tuple[Any, Params]]:
-  """As `jax.value_and_grad`, but differentiated again by mixed-mode.
+  """Like `jax.value_and_grad`, with a second derivative in mixed mode.
 
-  The gradient g(p, c) of L with respect to its first argument p, where c is all
-  that `loss_fn` closes over, is pulled back along a cotangent u by one
-  Jacobian-vector product of the gradient in both::
+  Let g(p, c) be the gradient of the loss L with respect to its first argument
+  p, and c the captured variables of `loss_fn`. The backward pass of g
+  multiplies a cotangent u by the second derivatives. It does so by one
+  Jacobian-vector product of the gradient with respect to p and c::
 
     u' dg/dp, u' dg/dc  =  d/de  grad_(p, c) L(p + e u, c)   at e = 0
 
-  since the matrix of second derivatives is symmetric. It is for every gradient
-  that is one: a `custom_vjp` may have any other rule. Reverse-over-reverse,
-  JAX's own way, keeps the whole backward pass of the inner gradient until the
-  outer one comes; here p, c and nothing else are kept.
+  This holds because the matrix of second derivatives is symmetric. It is wrong
+  for a `custom_vjp` whose rule is not a derivative. Only p and c are stored.
+  Reverse over reverse, JAX's own way, stores the whole backward pass of the
+  inner gradient.
 
   Args:
-    loss_fn: `(params, *rest) -> scalar`. It may close over anything, traced
-      values and meta-parameters among them, which get their gradients; `rest`
-      gets none.
-    has_aux: whether it returns `(scalar, aux)`; aux gets no gradient.
+    loss_fn: `(params, *rest) -> scalar`. Captured variables may be traced
+      values and meta-parameters. They get their gradients; `rest` gets none.
+    has_aux: whether `loss_fn` returns `(scalar, aux)`. `aux` gets no gradient.
 
   Returns:
-    `(params, *rest) -> (loss, grads)`, or `((loss, aux), grads)`, to be
-    differentiated in reverse mode; that derivative can be differentiated in any
-    mode, which is JAX's own way again.
+    `(params, *rest) -> (loss, grads)`, or `((loss, aux), grads)`. Differentiate
+    it in reverse mode first. Derivatives of that derivative are JAX's own, in
+    any mode.
 
   Raises:
-    ValueError: when it is called, if `loss_fn` has a differentiation rule that
-      need not be a derivative, see `custom_rules.first`, or is no scalar.
+    ValueError: at the call, if `loss_fn` has a differentiation rule that need
+      not be a derivative (see `custom_rules.first`), or is not a scalar.
 
   References:
     Kemaev et al., `Scalable Meta-Learning via Mixed-Mode Differentiation
@@ -50,7 +50,7 @@ def value_and_grad(
     return loss_fn(params, *rest) if has_aux else (loss_fn(params, *rest), ())
 
   def run(params: Params, *rest: Any) -> tuple[Any, Params]:
-    # What is closed over must become an argument of the rule below.
+    # Captured variables must become arguments of the rule below.
     trace = jax.make_jaxpr(with_aux, return_shape=True)
     traced, output = trace(params, *rest)
     jaxpr, tree = traced.jaxpr, jax.tree.structure(output)
@@ -75,7 +75,7 @@ def value_and_grad(
       inputs = jax.tree.leaves((params, *rest))
       given = list(map(_with_kind, [*consts, *inputs], kinds))
       consts, inputs = given[: len(consts)], given[len(consts) :]
-      # Not `traced`, which has tracers that JAX's caches would keep.
+      # `jaxpr`, because `traced` holds tracers that JAX's caches would keep.
       outputs = jax.core.eval_jaxpr(jaxpr, consts, *inputs)
       return jax.tree.unflatten(tree, outputs)
 
@@ -84,16 +84,16 @@ def value_and_grad(
       return jax.value_and_grad(loss, has_aux=True)(*arguments)
 
     def forward(*arguments: Any) -> tuple[Any, tuple]:
-      # Not `gradient` again: in a scan, JAX's partial evaluation of a call
-      # with a rule of its own may lose terms of a second derivative.
+      # This does not call `gradient` again: in a scan, JAX's partial
+      # evaluation of a custom rule can lose terms of a second derivative.
       return jax.value_and_grad(loss, has_aux=True)(*arguments), arguments
 
     def backward(arguments: tuple, cotangents: tuple) -> tuple:
       params, smooth, *unchanged = arguments
       (of_loss, _), along = cotangents
 
-      # The loss's own cotangent is the tangent of a factor before the loss:
-      # its gradient is added along the way, and is no tree to be kept.
+      # The cotangent of the loss itself enters as the tangent of a factor of
+      # the loss. So its gradient needs no tree of its own.
       def slopes(params: Params, factor: Array) -> tuple[Params, list]:
         def scaled(params: Params, smooth: list) -> Array:
           return factor * loss(params, smooth, *unchanged)[0]
@@ -112,13 +112,13 @@ def value_and_grad(
 
 
 def _kind(x: Any) -> Any:
-  """Returns a key's implementation; None for all else."""
+  """Returns the implementation of a key; None for any other array."""
   is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
   return jax.random.key_impl(x) if is_key else None
 
 
 def _without_kind(x: Any) -> Any:
-  """Returns a key's data: for JAX, a rule of its own uses up every key."""
+  """Returns the data of a key: JAX counts a key in a rule as consumed."""
   return x if _kind(x) is None else jax.random.key_data(x)
 
 

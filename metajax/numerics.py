@@ -1,4 +1,4 @@
-"""Numbers that are checked where they are known, and sums that are wide."""
+"""Checks of hyper-parameters, and the dtype of sums."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,11 @@ from jax.typing import ArrayLike
 
 
 def wide(x: ArrayLike) -> jax.Array:
-  """Returns `x` in float32 at least: what sums and averages are made in.
+  """Converts `x` to float32, unless its dtype is as wide or wider.
 
-  Integers and bools become float32 too. Sums in bfloat16 stand still, and sums
-  in float16 overflow at 65504.
+  Use it before sums and averages. A sum in bfloat16 stops growing when its
+  terms are small beside it, and a sum in float16 overflows at 65504. Integers
+  and bools become float32 too.
   """
   x = jnp.asarray(x)
   if jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32:
@@ -27,21 +28,21 @@ def check_number(
   at_most: float | None = None,
   below: float | None = None,
 ) -> None:
-  """Checks a hyper-parameter's range where its value is known.
+  """Checks the range of a hyper-parameter, if its value is known.
 
-  A number that is swept by `jax.vmap` or learned has no value while it is
-  traced, and is let pass. Of an array every number is checked.
+  A traced number (swept by `jax.vmap`, or learned) has no known value and is
+  not checked. All numbers of an array are checked.
 
   Args:
-    name: as the caller's argument is called.
+    name: the name of the caller's argument.
     value: a number or an array of numbers.
-    above: the value must be greater.
+    above: the value must be greater than this.
     at_least: the value must be this or more.
     at_most: the value must be this or less.
-    below: the value must be less.
+    below: the value must be less than this.
 
   Raises:
-    ValueError: for a known value out of the range, or NaN.
+    ValueError: for a value out of range, or NaN.
   """
   if isinstance(value, jax.core.Tracer):
     return
@@ -66,7 +67,7 @@ def _allowed(
   at_most: float | None,
   below: float | None,
 ) -> str:
-  """Says the range in words."""
+  """Describes the range in words."""
   if above is None and below is None and at_least is not None:
     if at_most is None:
       return f"{at_least} or more"

@@ -1,10 +1,11 @@
-"""What optax's optimizers ask for beside the gradient, and where they are."""
+"""Calls any optax optimizer with the arguments that it takes."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import SAMState, ScheduleFreeState
 
@@ -13,11 +14,11 @@ from metajax.types import Array, Params
 
 
 class SlowState(NamedTuple):
-  """The state of an optimizer with `optax.lookahead` in it.
+  """The state of an optimizer that contains `optax.lookahead`.
 
   Attributes:
-    inner: its own state.
-    slow: the slow parameters; the fast ones are those that are trained.
+    inner: the state of the optimizer.
+    slow: the slow parameters. The fast parameters are those that are trained.
   """
 
   inner: optax.OptState
@@ -27,7 +28,7 @@ class SlowState(NamedTuple):
 def init(
   optimizer: optax.GradientTransformation, params: Params
 ) -> optax.OptState:
-  """Returns the first state of any of optax's optimizers."""
+  """Returns the first state of any optax optimizer."""
   state = optimizer.init(params)
   lookahead = _states(state, optax.LookaheadState)
   return SlowState(state, params) if lookahead else state
@@ -43,23 +44,23 @@ def update(
   value_fn: Callable[[Params], Array] | None = None,
   differentiable: bool = False,
 ) -> tuple[Params, optax.OptState]:
-  """Asks any of optax's optimizers for its updates.
+  """Computes the updates of any optax optimizer.
 
-  An optimizer is given what it takes of these: `value` and `grad`, of this
-  step; `value_fn` and `obj_fn`, the value of this step at other parameters;
-  and `grad_fn`, the gradient there.
+  The optimizer receives those of these extra arguments that it takes: `value`
+  and `grad` of this step; `value_fn` and `obj_fn`, the value of this step at
+  other parameters; `grad_fn`, the gradient there.
 
   Args:
-    optimizer: a transformation, also one without extra arguments.
+    optimizer: a transformation, with or without extra arguments.
     grads: the gradient at `params`.
     opt_state: the optimizer's state, from `init`.
     params: the parameters.
-    value: the loss at `params`; None: there is none.
-    value_fn: `params -> value`, the same step at other parameters; it is
-      traced where the optimizer calls it only. None: cannot be had.
-    differentiable: whether the result can be differentiated also where the
-      optimizer searches along a line; what it finds is a constant then, and
-      the search is traced twice.
+    value: the loss at `params`; None: unknown.
+    value_fn: `params -> value`, the loss of this step at other parameters. It
+      is traced only if the optimizer calls it. None: unavailable.
+    differentiable: make the result differentiable even if the optimizer does a
+      line search. The step size that it finds is then a constant. The search is
+      traced twice.
 
   Returns:
     `(updates, opt_state)`.
@@ -69,8 +70,8 @@ def update(
   optimizer = optax.with_extra_args_support(optimizer)
   searches = []
 
-  # A line search hands what it does not know on to this function, and raises
-  # where that does not take it.
+  # A line search passes extra arguments on to this function, and raises an
+  # error if the function does not take them.
   def searched(
     params: Params, obj_fn: Any = None, grad_fn: Any = None
   ) -> Array:
@@ -100,7 +101,7 @@ def update(
     try:
       found = step(opt_state, params)
       break
-    except TypeError as error:  # `sam` takes `grad_fn` by name, and no others.
+    except TypeError as error:  # `sam` takes `grad_fn` and no other argument.
       refused = [n for n in told if f"keyword argument '{n}'" in str(error)]
       if not refused or "unexpected" not in str(error):
         raise
@@ -111,15 +112,15 @@ def update(
 
 
 def evaluation_params(opt_state: optax.OptState, params: Params) -> Params:
-  """Returns the parameters to evaluate, where the optimizer trains at others.
+  """Returns the parameters to evaluate, which some optimizers do not train.
 
-  They are the averages of `optax.contrib.schedule_free`, the slow parameters of
-  `optax.lookahead`, and those before the adversarial steps of
+  These are the averages of `optax.contrib.schedule_free`, the slow parameters
+  of `optax.lookahead`, and the parameters before the adversarial steps of
   `optax.contrib.sam`. All other optimizers evaluate what they train.
 
   Args:
-    opt_state: the optimizer's state, in which those of other transformations
-      may be nested.
+    opt_state: the optimizer's state. States of other transformations may be
+      nested in it.
     params: the parameters that it trains.
   """
   if isinstance(opt_state, SlowState):
@@ -142,18 +143,36 @@ def evaluation_params(opt_state: optax.OptState, params: Params) -> Params:
   return params
 
 
+def last_step_size(
+  rate: optax.ScalarOrSchedule, opt_state: optax.OptState
+) -> float:
+  """Returns the step size of the last update; before any, that of the first.
+
+  The optimizer's state counts the updates. So the step size is also right after
+  skipped steps and after a restart.
+
+  Args:
+    rate: the step size or schedule that the optimizer was made with.
+    opt_state: the optimizer's state. If it has an axis of seeds, the result is
+      the mean over the seeds.
+  """
+  counts = [s.count for s in _states(opt_state, optax.ScaleByScheduleState)]
+  last = np.maximum(np.asarray(counts[0] if counts else 0) - 1, 0)
+  return float(np.mean(rate(last) if callable(rate) else rate))
+
+
 def _states(opt_state: optax.OptState, kind: type) -> list[Any]:
   leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, kind))
   return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
 
 def _like(numbers: Array, x: Array) -> Array:
-  """Lets a number, or one for each seed, meet the axes of a parameter."""
+  """Adds trailing axes to a number, or one for each seed, to broadcast."""
   return numbers.reshape(numbers.shape + (1,) * (x.ndim - numbers.ndim))
 
 
 def _map_own(fn: Callable[..., Any], own: Params, params: Params) -> Params:
-  """Maps over the parameters that an optimizer has, and keeps the others."""
+  """Maps over the parameters in the optimizer's state; keeps the others."""
 
   def absent(x: Any) -> bool:
     return x is None or isinstance(x, optax.MaskedNode)

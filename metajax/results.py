@@ -1,4 +1,4 @@
-"""The files that say what a run was and what came of it."""
+"""Reads and writes the files that describe a run and its results."""
 
 import importlib.metadata
 import json
@@ -25,23 +25,24 @@ def open_workdir(
   defaults: Mapping[str, Any] | None = None,
   may_change: Callable[[str, Any, Any], bool] = lambda name, old, new: False,
 ) -> None:
-  """Makes the folder of a run, or checks that it is this very run's.
+  """Creates the folder of a run, or opens it if it holds the same run.
 
-  Writes `config.json`: the given values, and under "environment" the versions,
-  the device and the git commit; warns where a run began in another environment.
-  The folder is locked as long as this process lives.
+  Writes `config.json` with the given values and the environment (versions,
+  device, git commit). Warns if the run began in another environment. The folder
+  stays locked while this process lives.
 
   Args:
     workdir: the folder.
-    config: what defines the run, JSON values by flag name.
-    defaults: what a value is that a folder does not have; else None.
-    may_change: `(name, old, new)`, whether a run may go on with another value;
-      results of the old one are moved to `earlier/`. It may raise a
-      `ValueError` that says why not.
+    config: the values that define the run, by flag name; JSON values.
+    defaults: the values of flags that the folder's `config.json` lacks; None
+      for flags without a default.
+    may_change: `(name, old, new) -> bool`, whether the run may go on with the
+      new value. Results with the old value are moved to `earlier/`. It may
+      raise a `ValueError` that says why not.
 
   Raises:
-    ValueError: if the folder holds something else, or a run of other flags, or
-      another process's.
+    ValueError: if the folder holds other files, or a run with other flags, or
+      if another process uses it.
   """
   path = workdir / "config.json"
   config, defaults = json.loads(legal_json([config, defaults or {}]))
@@ -79,7 +80,7 @@ def open_workdir(
       _move_results(workdir)
       write_json(path, {**written, "flags": config})
     return
-  # A killed process may have left what it was about to rename.
+  # A killed process may have left a file that it had not yet renamed.
   if workdir.exists() and (
     not workdir.is_dir() or any(p.suffix != ".tmp" for p in workdir.iterdir())
   ):
@@ -93,7 +94,7 @@ def open_workdir(
 
 
 def _move_results(workdir: Path) -> None:
-  """Moves results of other flags out of the way."""
+  """Moves the results to `earlier/`."""
   for path in workdir.glob("results.json"):
     folder = workdir / "earlier"
     folder.mkdir(exist_ok=True)
@@ -102,7 +103,7 @@ def _move_results(workdir: Path) -> None:
 
 
 def read_results(workdir: Path) -> dict[str, Any] | None:
-  """Returns what `write_results` has written, with estimates as such, if any.
+  """Reads `results.json`, with metrics as estimates; None if there is none.
 
   Raises:
     ValueError: if the file is damaged.
@@ -133,7 +134,7 @@ def _lock(workdir: Path) -> None:
     import fcntl
   except ImportError:  # Windows has no such locks.
     return
-  # Never closed: the lock falls with the process.
+  # Never closed: the lock is released when the process ends.
   handle = os.open(workdir, os.O_RDONLY)
   try:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,7 +149,7 @@ def _lock(workdir: Path) -> None:
 
 
 def environment() -> dict[str, Any]:
-  """Returns what a number depends on beside the flags."""
+  """Returns what the results depend on besides the flags."""
   device = jax.devices()[0]
   return {
     "device": f"{device.device_kind} x{jax.device_count()}",
@@ -160,7 +161,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of Python and of the packages that matter."""
+  """Returns the versions of Python and of the main packages."""
   found = {"python": platform.python_version()}
   for package in PACKAGES:
     try:
@@ -181,7 +182,7 @@ def write_results(
   steps: int,
   seed: int,
 ) -> Path:
-  """Writes `results.json`, whole or not at all, and returns its path."""
+  """Writes `results.json` atomically, and returns its path."""
   about = environment()
   path = workdir / "results.json"
   write_json(
@@ -206,9 +207,9 @@ def write_results(
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes a JSON file under another name, then renames it.
+  """Writes a JSON file atomically: under another name, then renamed.
 
-  Of several processes the first one alone does.
+  With several processes only the first one writes.
   """
   if not is_main():
     return

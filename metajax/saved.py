@@ -1,7 +1,8 @@
-"""Trained meta-learners as files, which runs write and others load.
+"""Saves trained meta-learners as files, and loads them.
 
-Two files in a run's folder: `learner.json`, of which all functions are built,
-and `meta_params.safetensors`, the arrays. Neither runs code when it is read.
+A run's folder has two of them: `learner.json` describes how to build the
+learner, and `meta_params.safetensors` has the arrays. Reading them runs no
+code.
 """
 
 import json
@@ -40,19 +41,20 @@ MODELS: dict[str, Callable[..., Model]] = {"conv4": conv4, "mlp": MLP}
 
 
 class Recipe(NamedTuple):
-  """What a meta-learner is built of, all of it values of JSON.
+  """The description of a meta-learner, in JSON values only.
 
   Attributes:
     learner: its name in `metajax.learners.REGISTRY`.
-    model: "name" of `MODELS`, and its arguments; None: a model of one's own.
-    num_outputs: of the model: classes, or numbers to be predicted.
-    loss: a function of `metajax.losses`, by name.
+    model: the "name" of the model in `MODELS`, and its arguments. None: the
+      caller supplies the model.
+    num_outputs: the outputs of the model: classes, or numbers to predict.
+    loss: the name of a function of `metajax.losses`.
     inner_optimizer: "name" (sgd or adam) and "learning_rate".
     num_steps: inner steps in training.
     num_eval_steps: inner steps at test.
     memory: see `metajax.inner_loop.minimize`.
-    dtype: what the model computes in.
-    options: arguments that are the learner's own.
+    dtype: the dtype of the model's computations.
+    options: arguments of this learner only.
   """
 
   learner: str
@@ -68,18 +70,18 @@ class Recipe(NamedTuple):
 
 
 class Loaded(NamedTuple):
-  """A trained meta-learner, ready for tasks.
+  """A trained meta-learner, ready to use.
 
   Attributes:
     learner: its functions.
-    meta_params: what was learned.
+    meta_params: the trained meta-parameters.
     adapt: `(support) -> task_params`, compiled; the support is a `Batch`.
     predict: `(task_params, inputs) -> predictions`, compiled.
-    recipe: what it is built of.
-    inputs: shape and dtype of one example.
-    inverted: images were given with ink, which is dark, as 1.
-    channels: mean and deviation of the channels of images, by which they were
-      standardised after that; None: they were not.
+    recipe: the description that it was built from.
+    inputs: the shape and dtype of one example.
+    inverted: whether it was trained on images with dark ink as 1.
+    channels: the mean and deviation of each colour channel, by which the images
+      were standardised after that; None: they were not.
   """
 
   learner: MetaLearner
@@ -97,15 +99,15 @@ def build(
   metrics: Mapping[str, LossFn] | None = None,
   model: Model | None = None,
 ) -> MetaLearner:
-  """Builds the meta-learner of a recipe.
+  """Builds the meta-learner that a recipe describes.
 
   Args:
-    recipe: what it is built of.
+    recipe: the description.
     metrics: see `metajax.learners.maml`.
-    model: the model, where the recipe does not say it.
+    model: the model, if the recipe has none.
 
   Raises:
-    ValueError: for names that are not known, or if there is no model.
+    ValueError: for an unknown name, or if there is no model.
   """
   encoded = recipe.learner in ENCODED
   if recipe.model is not None:
@@ -145,16 +147,17 @@ def save(
   inverted: bool = False,
   channels: Channels | None = None,
 ) -> None:
-  """Writes a trained meta-learner; a file is whole or not there.
+  """Writes a trained meta-learner. Each file is written atomically.
 
   Args:
-    folder: where to.
-    recipe: what it is built of.
-    meta_params: what was learned, `[seeds, ...]` if there are several.
-    inputs: shape and dtype of one example.
-    seeds: how many trainings there are.
-    inverted: images are given with ink, which is dark, as 1.
-    channels: by which images are standardised, if they are.
+    folder: the folder to write to.
+    recipe: the description of the learner.
+    meta_params: its meta-parameters, `[seeds, ...]` if there are several seeds.
+    inputs: the shape and dtype of one example.
+    seeds: the number of trainings.
+    inverted: whether it was trained on images with dark ink as 1.
+    channels: the mean and deviation by which images are standardised; None:
+      they are not.
   """
   from safetensors.numpy import save_file
 
@@ -197,13 +200,14 @@ def load(
 
   Args:
     workdir: the folder.
-    seed: which of the trainings, where there are several, from 0.
-    num_eval_steps: inner steps, if not those that the run was tested with.
-    model: the model, if it is none of metajax.
-    rng: of learners that draw while they adapt; default: `jax.random.key(0)`.
+    seed: the index of the training, from 0, if the run has several seeds.
+    num_eval_steps: inner steps; None: as many as in the run's test.
+    model: the model, if it is not one of metajax's.
+    rng: the key for learners that draw random numbers when they adapt; None:
+      `jax.random.key(0)`.
 
   Raises:
-    ValueError: if there is no such learner, or its files do not fit together.
+    ValueError: if the folder has no learner, or its files do not match.
   """
   from safetensors.numpy import load_file
 
@@ -218,7 +222,7 @@ def load(
       "meta-learner writes at its end: give the folder of such a run, or run "
       "its command again."
     ) from error
-  except Exception as error:  # Whatever the readers of damaged files raise.
+  except Exception as error:  # Readers of damaged files raise many kinds.
     raise ValueError(
       f"{folder}: {LEARNER} or {META_PARAMS} is damaged ({error}): run the "
       "command of the run again, which writes them anew."
@@ -276,7 +280,7 @@ def _known(kind: str, name: str, known: Mapping[str, Any]) -> Any:
 
 def _optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
   if name == "adam":
-    # The root keeps the second derivative finite where a gradient is zero.
+    # `eps_root` keeps the derivative finite where a gradient is zero.
     return optax.adam(learning_rate, b1=0.0, eps_root=1e-12)
   return _known("inner optimizer", name, {"sgd": optax.sgd})(learning_rate)
 
@@ -294,12 +298,12 @@ def _is_key(x: Any) -> bool:
 
 
 def _plain(x: Array) -> Array:
-  """The numbers of a random key."""
+  """Returns the data of a random key; other arrays as they are."""
   return jax.random.key_data(x) if _is_key(x) else x
 
 
 def _filled(like: Any, arrays: Mapping[str, np.ndarray], folder: Path) -> Any:
-  """Puts arrays in the places of a tree of their names."""
+  """Builds the tree `like` from arrays by name."""
   wanted = _named(like)
   shapes = {name: jax.eval_shape(_plain, x).shape for name, x in wanted.items()}
   found = {name: x.shape for name, x in arrays.items()}

@@ -14,14 +14,16 @@ Metrics = dict[str, Array]  # name -> scalar
 
 
 class State(NamedTuple):
-  """Marks what is no weight in a tree of parameters: running statistics, say.
+  """Marks a part of the parameters that is state, not weights.
 
-  Whatever lies under a `State` node gets no gradient, no decay and no step,
-  neither in an inner loop nor in the outer one; it is kept, copied and written
-  to checkpoints with the weights beside it. Who changes it: every pass of a
-  model in training, by the batch of that pass, in the copy of whoever makes
-  the pass. A task's copy goes through its inner loop and its query, and the
-  mean of the tasks' copies is the new state of the meta-parameters.
+  Running statistics are the usual example. Arrays under a `State` node get no
+  gradient, no weight decay and no optimizer step, in the inner loop and in the
+  outer one. They are copied and written to checkpoints like the weights.
+
+  In training, each pass of the model replaces the state by a new one, computed
+  from the batch of that pass. Each task updates a copy of its own, in its inner
+  loop and on its query. The new state of the meta-parameters is the mean of the
+  tasks' copies.
 
   Attributes:
     value: any tree of arrays.
@@ -37,8 +39,9 @@ class Batch(NamedTuple):
     inputs: array `[n, ...]`, or a tree of such arrays.
     targets: array `[n, ...]`, or a tree of such arrays; class indices `[n]` for
       classification.
-    mask: `[n]` bool, True where an example is real. The others are padding:
-      finite numbers that count nowhere. None: all are real.
+    mask: `[n]` bool, True for real examples. The other examples are padding.
+      Padding must be finite, and has no effect on any result. None means that
+      all examples are real.
   """
 
   inputs: Any
@@ -47,10 +50,10 @@ class Batch(NamedTuple):
 
 
 class Episode(NamedTuple):
-  """One task: examples to learn from and examples to be judged on.
+  """One task: examples to learn from, and examples to test on.
 
   Attributes:
-    support: the examples the fast learner sees, labels included.
+    support: the examples, with labels, that the learner adapts to.
     query: other examples of the same task, disjoint from the support.
   """
 
@@ -59,18 +62,18 @@ class Episode(NamedTuple):
 
 
 class Model(Protocol):
-  """A pair of pure functions; any `flax.linen.Module` is one.
+  """Two pure functions, `init` and `apply`. Any `flax.linen.Module` is a model.
 
-  A model with running statistics or dropout has a third one, for training
-  (`apply` is then that of evaluation)::
+  A model with running statistics or dropout has a third function for training.
+  Its `apply` is then for evaluation only::
 
     train(params, inputs, rng) -> (predictions, params)
 
-  Statistics lie under `State` nodes of the parameters, and those that `train`
-  returns have the new ones. A model that lets examples see each other takes
-  `mask` as a keyword, too (see `Batch`), in both functions.
-  `metajax.models.adapters` makes such models of the modules of flax, equinox
-  and haiku.
+  The running statistics are `State` nodes of the parameters. `train` returns
+  parameters with new statistics. If the predictions of one example depend on
+  other examples, both functions take the keyword `mask` (see `Batch`).
+  `metajax.models.adapters` makes such models from modules of flax, equinox and
+  haiku.
   """
 
   def init(self, rng: PRNGKey, inputs: Any, /) -> Params:
@@ -83,8 +86,8 @@ class Model(Protocol):
 class LossFn(Protocol):
   """A mean loss over the examples of a batch.
 
-  A loss that is no mean of what it is for each example alone takes `mask` as a
-  keyword, if it is to be used with masked batches.
+  A loss that is not a mean over examples must take the keyword `mask` to be
+  used with masked batches.
   """
 
   def __call__(self, predictions: Any, targets: Any, /) -> Array:
@@ -94,8 +97,8 @@ class LossFn(Protocol):
 class TaskFamily(Protocol):
   """A distribution of tasks: a pure function from a key to one episode.
 
-  A family that carries arrays (a data set) is a `jax.tree_util.Partial` over
-  them, so that they enter compiled programs as arguments, not as constants.
+  A family with a data set is a `jax.tree_util.Partial` over its arrays. The
+  arrays then enter compiled programs as arguments, not as constants.
   """
 
   def __call__(self, rng: PRNGKey, /) -> Episode:
@@ -103,12 +106,12 @@ class TaskFamily(Protocol):
 
 
 def as_partial(tasks: Callable[..., Any]) -> jax.tree_util.Partial:
-  """Makes a task family, or a loss, a pytree of the arrays that it carries.
+  """Turns a task family or a loss into a pytree of its arrays.
 
-  They are those in the arguments of a `Partial`, or in a callable that is a
-  pytree itself. Arrays of numpy become jax's when the family is called, since a
-  traced key cannot index the others. Whatever is no array (numbers, strings,
-  functions) is not traced, so that it may say shapes.
+  The arrays are found in the arguments of a `Partial`, or in a callable that is
+  itself a pytree. Numpy arrays are converted to JAX arrays at each call,
+  because a traced index cannot index a numpy array. Numbers, strings and
+  functions are not traced, so they can define shapes.
   """
   function: Any = tasks
   args: tuple = ()
@@ -117,7 +120,7 @@ def as_partial(tasks: Callable[..., Any]) -> jax.tree_util.Partial:
     args = (*function.args, *args)
     keywords = {**function.keywords, **keywords}
     function = function.func
-    # A partial within a `Partial` is in a box of jax's.
+    # JAX wraps a partial within a `Partial` in a class of its own.
     if hasattr(function, "func") and hasattr(function, "fun"):
       function = function.fun
   leaves, tree = jax.tree.flatten((function, args, keywords))
@@ -142,7 +145,7 @@ def _is_array(x: Any) -> bool:
 
 
 class Splits(NamedTuple):
-  """Disjoint task families for training, for choosing and for reporting."""
+  """Disjoint task families for training, validation and test."""
 
   train: TaskFamily
   validation: TaskFamily
@@ -153,19 +156,21 @@ class MetaLearner(NamedTuple):
   """A meta-learning algorithm as a tuple of pure functions.
 
   Attributes:
-    init: `(rng, example_inputs) -> meta_params`, where `example_inputs` are
-      the support inputs `[n, ...]` of one task.
-    adapt: `(meta_params, support, rng) -> task_params`, fast learning on one
-      task, unbatched. Builds no graph unless somebody differentiates it.
-    predict: `(task_params, inputs) -> predictions`, one task, `[n, ...]`. It is
-      given `mask` as a keyword where a query has one.
-    meta_grad: `(meta_params, episodes, rng) -> (grads, metrics)`, slow
-      learning: the estimate of the meta-gradient, averaged over a chunk of
-      tasks (episodes with a leading task axis), and scalar metrics, likewise.
-      The `State` nodes of `grads` hold the new state, no gradient.
-    schedule: `(step) -> MetaLearner` for a learner that changes in training, by
-      the meta-step, an int32 scalar; the other functions are what it becomes in
-      the end. None: it is the same at every step.
+    init: `(rng, example_inputs) -> meta_params`. `example_inputs` are the
+      support inputs `[n, ...]` of one task.
+    adapt: `(meta_params, support, rng) -> task_params`. Learns one task from
+      its support, unbatched. Nothing is kept for a backward pass unless the
+      call is differentiated.
+    predict: `(task_params, inputs) -> predictions` for the inputs `[n, ...]` of
+      one task. Queries with a mask pass it as the keyword `mask`.
+    meta_grad: `(meta_params, episodes, rng) -> (grads, metrics)`. Returns an
+      estimate of the meta-gradient and scalar metrics, both averaged over a
+      chunk of tasks (episodes with a leading task axis). The `State` nodes of
+      `grads` hold the new state, not a gradient.
+    schedule: `(step) -> MetaLearner`, for a learner that changes during
+      training. `step` is the meta-step, an int32 scalar. The other four
+      functions are then those of the end of training. None: the learner is the
+      same at every step.
   """
 
   init: Callable[[PRNGKey, Any], Params]
@@ -177,10 +182,9 @@ class MetaLearner(NamedTuple):
   def carried(self) -> "MetaLearner":
     """Returns the learner as a pytree of the arrays that it carries.
 
-    As a task family may, a function of a learner may be a
-    `jax.tree_util.Partial` over arrays (of models that it combines, of a
-    teacher), which are then arguments of the programs that call it, and no
-    constants within them.
+    A learner's function may be a `jax.tree_util.Partial` over arrays, such as
+    those of a teacher or of several models to combine. These arrays are then
+    arguments of the compiled programs, not constants in them.
     """
     functions: Any = (
       f
@@ -191,5 +195,5 @@ class MetaLearner(NamedTuple):
     return MetaLearner(*functions)
 
   def at_step(self, step: Array) -> "MetaLearner":
-    """Returns the learner as it is at a meta-step of the training."""
+    """Returns the learner for the given meta-step of training."""
     return self if self.schedule is None else self.schedule(step)

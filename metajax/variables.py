@@ -1,4 +1,4 @@
-"""Weights and state: what of a tree is trained, and what is carried along."""
+"""Separates the weights of a tree of parameters from its state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from metajax.types import Metrics, Params, State
 
 
 def weights(params: Params) -> Params:
-  """Returns what is trained: None in the places of `State` nodes and integers.
+  """Returns the weights, with None in place of `State` nodes and integers.
 
   Weights are the floating point and complex leaves outside of `State` nodes.
   """
@@ -21,17 +21,17 @@ def weights(params: Params) -> Params:
 
 
 def states(params: Params) -> Params:
-  """Returns the tree with None in the places of all but its `State` nodes."""
+  """Returns the `State` nodes, with None in place of all other leaves."""
   return jax.tree.map(
     lambda x: x if _is_state(x) else None, params, is_leaf=_is_state
   )
 
 
 def combine(first: Params, *others: Params) -> Params:
-  """Fills the places of a tree that are None from others, the earlier first.
+  """Fills the None leaves of the first tree from the other trees, in order.
 
-  `combine(weights(p), states(q), p)` has the weights and integers of p and the
-  state of q. Where the first tree has something, the others are not looked at.
+  For example, `combine(weights(p), states(q), p)` has the weights and integers
+  of p and the state of q.
   """
 
   def choose(*candidates: Any) -> Any:
@@ -43,15 +43,15 @@ def combine(first: Params, *others: Params) -> Params:
 def map_weights(
   fn: Callable[..., Any], params: Params, *rest: Params
 ) -> Params:
-  """Maps over the weights of trees; all else is that of the first."""
+  """Maps a function over the weights; keeps other leaves of the first tree."""
   return combine(jax.tree.map(fn, *map(weights, (params, *rest))), params)
 
 
 def mean(stack: Any) -> Any:
-  """Returns the means over the first axes of a tree, state included.
+  """Averages each leaf of a tree, state included, over its first axis.
 
-  Sums are in float32 at least. Integers, such as counts of updates, become the
-  rounded mean; of keys the first is taken.
+  Sums are computed in float32 or wider. Integers, such as counts of updates,
+  become the rounded mean. Of random keys the first is taken.
   """
 
   def of_leaf(x: jax.Array) -> jax.Array:
@@ -63,12 +63,12 @@ def mean(stack: Any) -> Any:
 
 
 def mean_metrics(stack: Metrics) -> Metrics:
-  """Returns the means over the first axes of metrics, in float32 at least."""
+  """Averages metrics over their first axes, in float32 or wider."""
   return jax.tree.map(lambda x: wide(x).mean(0), stack)
 
 
 def narrow(x: jax.Array, dtype: Any) -> jax.Array:
-  """Returns a mean in the dtype of its terms."""
+  """Converts a mean to the given dtype, and rounds it for integers."""
   if not jnp.issubdtype(dtype, jnp.inexact):
     x = jnp.round(x)
   return x.astype(dtype)

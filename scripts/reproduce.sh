@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's table of learners on Omniglot, each row a command.
+# The table of learners in docs/results.md on Omniglot, each row a command.
 #
 #   scripts/reproduce.sh                      # all rows
 #   scripts/reproduce.sh maml_5w1s anil_5w1s  # some

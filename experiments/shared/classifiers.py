@@ -16,6 +16,7 @@ from metajax.runs.flags import FLAGS
 from metajax.runs.stages import Stages
 from metajax.tasks.omniglot import load_omniglot, split_characters
 from metajax.training import supervised_trainer
+from metajax.training.logging import waiting
 from metajax.types import Array, Model, Params
 
 TRAIN = 15  # Drawings of a character, of its 20; the others are the test.
@@ -46,6 +47,7 @@ def _scaled(inputs: Array) -> Array:
   return inputs.astype(jnp.float32) / 255
 
 
+@waiting("loading data")
 def load() -> Data:
   data = load_omniglot(FLAGS.data_dir)
   known, _, novel = split_characters(data, "random", 0)
@@ -106,7 +108,11 @@ class Classifiers:
       rng=rng_keys.task_key(),
     )
     trained = self.runs.train(
-      name, trainer, training.schedule(), FLAGS.batch_size
+      name,
+      trainer,
+      training.schedule(),
+      FLAGS.batch_size,
+      rates=training.outer_rates(),
     )
     return trained.state.meta_params
 

@@ -14,7 +14,7 @@ from experiments.shared import on_policy, replaying, trial_plots
 from experiments.shared.replaying import Trainee
 from metajax.evaluation import Estimate, estimate
 from metajax.runs import report, rng_keys, training
-from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.flags import FLAGS
 from metajax.runs.stages import Stages
 from metajax.tasks.trials import (
   Player,
@@ -23,6 +23,7 @@ from metajax.tasks.trials import (
   with_last_observation,
 )
 from metajax.training import TrainState
+from metajax.training.logging import waiting
 from metajax.training.loop import Trained
 from metajax.types import Params
 
@@ -97,7 +98,6 @@ def play_all(
     references: players that need no training.
     rival: the one of them whose score the trained players are to reach.
   """
-  refuse("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
   seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
   trainees = {}
   if not FLAGS.references_only:
@@ -174,9 +174,11 @@ def train(
     validate=lambda state: (
       {"reward": float(score(state.meta_params))} | validate(state)
     ),
+    rates=trainee.rates,
   )
   test = jax.jit(lambda params: rewards(params, "test"))
-  return trained, np.asarray(test(trained.state.meta_params))
+  with waiting("evaluating on test tasks"):
+    return trained, np.asarray(test(trained.state.meta_params))
 
 
 def progress(stages: Stages, name: str, tasks: Trials) -> dict[int, float]:

@@ -48,11 +48,10 @@ def trainee(tasks: Trials) -> Trainee:
   network = recurrent(
     tasks.num_actions, units=FLAGS.units, cell=FLAGS.cell, head="actor_critic"
   )
+  updates = ppo.epochs * ppo.minibatches
   optimizer = optax.chain(
     optax.clip_by_global_norm(MAX_NORM),
-    training.outer_optimizer(
-      FLAGS.outer_schedule, ppo.epochs * ppo.minibatches, FLAGS.ppo_lr
-    ),
+    training.outer_optimizer(FLAGS.outer_schedule, updates, FLAGS.ppo_lr),
   )
   trainer = ppo_trainer(
     network,
@@ -65,7 +64,7 @@ def trainee(tasks: Trials) -> Trainee:
   def player(params):
     return policy_player(network, params, tasks.num_actions, greedy=True)
 
-  return Trainee(trainer, player)
+  return Trainee(trainer, player, training.outer_rates(updates, FLAGS.ppo_lr))
 
 
 def protocol() -> dict[str, object]:

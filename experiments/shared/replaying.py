@@ -94,6 +94,8 @@ DEFAULTS = {
 }
 
 NEEDS = ("flashbax", "gymnax")  # Packages of the extra `rl`.
+# What the training scripts of metajax have, and recurrent players do not.
+UNUSED = ("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
 MAX_NORM = 10.0  # Of a gradient.
 
 
@@ -103,10 +105,12 @@ class Trainee(NamedTuple):
   Attributes:
     trainer: trains its parameters.
     player: `(params) -> player` that does not explore.
+    rates: the step sizes of the trainer, see `training.loop.fit`.
   """
 
   trainer: Trainer
   player: Callable[[Params], Player]
+  rates: training.Rates
 
 
 def trainee(tasks: Trials) -> Trainee:
@@ -132,7 +136,9 @@ def build(
     rng=rng_keys.task_key(),
   )
   return Trainee(
-    trainer, lambda params: q_player(network, params, tasks.num_actions, 0.0)
+    trainer,
+    lambda params: q_player(network, params, tasks.num_actions, 0.0),
+    training.outer_rates(updates),
   )
 
 

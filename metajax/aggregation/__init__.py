@@ -1,7 +1,7 @@
-"""Many models into one, or into one prediction.
+"""Combines several models into one model or into one prediction.
 
-A stack of models is a tree of parameters with a leading model axis, as
-`jax.vmap` over training runs returns it.
+A stack of models is a tree of parameters with a leading model axis.
+`jax.vmap` over training runs returns such a tree.
 """
 
 from metajax.aggregation.alignment import align_stack, match_units

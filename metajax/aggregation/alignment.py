@@ -19,8 +19,8 @@ from metajax.aggregation.units import (
 from metajax.numerics import check_number
 from metajax.types import Params
 
-Permutations = dict[str, np.ndarray]  # group -> the unit that comes i-th
-Arrays = dict[str, np.ndarray]  # by path
+Permutations = dict[str, np.ndarray]  # group -> index of the i-th unit
+Arrays = dict[str, np.ndarray]  # path -> array
 
 
 def match_units(
@@ -31,41 +31,42 @@ def match_units(
   max_sweeps: int = 100,
   seed: int = 0,
 ) -> Permutations:
-  """Finds which hidden units of two models correspond (weight matching).
+  """Matches the hidden units of two models (weight matching).
 
   Maximises the inner product of the parameters over permutations P ::
 
     sum over arrays of  <A, P B>
 
-  by coordinate descent: with all the other groups of units in place, the best
-  order of one is a linear assignment problem, solved exactly. It ends in a
-  local optimum, and narrow networks have several: another seed may find a
-  better one.
+  by coordinate ascent over the groups of units. If all other groups are fixed,
+  the best order of one group is the solution of a linear assignment problem,
+  which is solved exactly. The result is a local optimum. Narrow networks have
+  several, so another seed may find a better one.
 
-  Where a group is on several axes of an array, such as the recurrent kernel of
-  a network, all of them are permuted, and the problem is not linear: it is
-  solved for each axis with the others as they are, and what was best is
-  returned. So the sum is never less than without permuting.
+  A group can be on several axes of one array, as in the recurrent kernel of a
+  network. All these axes are permuted, so the problem is not linear. The
+  assignment problem is then solved for each axis with the current order on the
+  others, and the best permutations found are returned. The sum is therefore
+  never below its value without a permutation.
 
   Args:
     reference: A.
-    model: B, a tree like it.
-    axes: see `chain_axes`.
-    max_sweeps: passes over all groups of units at most.
-    seed: of the order in which the groups are visited.
+    model: B, a tree like A.
+    axes: see `chain_axes` and `unit_axes`.
+    max_sweeps: largest number of passes over all groups of units.
+    seed: seed of the order in which the groups are visited.
 
   Returns:
     Permutations for `permute_units(model, ..., axes)`.
 
   Raises:
-    ValueError: for an array that `axes` does not describe, or whose axes do not
-      fit the groups.
+    ValueError: if `axes` does not describe an array, or if the sizes of the
+      groups do not fit its axes.
 
   References:
     Ainsworth et al., `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023,
     algorithm 1.
   """
-  # Takes as long to import as JAX does, which only matching should pay.
+  # scipy.optimize takes as long to import as JAX, so it is imported here.
   from scipy.optimize import linear_sum_assignment
 
   rng = np.random.default_rng(seed)
@@ -120,25 +121,29 @@ def align_stack(
   apply: Callable[[Params, Any], Any] | None = None,
   inputs: Any = None,
 ) -> Params:
-  """Aligns every model of a stack, for their average to make sense.
+  """Permutes the hidden units of the models in a stack so that they match.
 
-  In the first round the others to model 0; in each later round every one, model
-  0 too, to the mean of all the others, until nothing changes.
+  Do this before averaging models that were trained from different
+  initialisations. The first round aligns the other models to model 0. Each
+  later round aligns every model, model 0 too, to the mean of all the others. It
+  stops if nothing changes.
 
   Args:
     stack: a tree of arrays `[models, ...]`.
     axes: see `chain_axes` and `unit_axes`.
-    rounds: rounds at most, at least 1.
+    rounds: largest number of rounds, at least 1.
     apply: `(params, inputs) -> predictions`. If given, the outputs of every
-      model before and after are compared, since wrong axes make other models.
-    inputs: what `apply` is tried on; a few examples do.
+      model before and after the alignment are compared. They differ if `axes`
+      is wrong.
+    inputs: inputs for this comparison; a few examples are enough.
 
   Returns:
-    A stack of models that compute what they did, if the axes are right.
+    A stack of aligned models. If `axes` is right, each computes the same
+    function as before.
 
   Raises:
-    ValueError: see `check_stack`; if `rounds` is less than 1; if a model
-      computes something else than before.
+    ValueError: see `check_stack`; if `rounds` is less than 1; if the outputs of
+      a model change.
 
   References:
     Ainsworth et al., `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023,
@@ -161,7 +166,7 @@ def align_stack(
   for seed in range(1, rounds if size > 1 else 1):
     changed = False
     for m in range(size):
-      # Their sum, whose scale does not matter.
+      # The sum instead of the mean: the matching does not depend on the scale.
       others = jax.tree.map(_sum, *models[:m], *models[m + 1 :])
       changed |= align(m, others, seed)
     if not changed:
@@ -201,7 +206,7 @@ def _sum(*arrays: np.ndarray) -> np.ndarray:
 
 
 def _factors(params: Params, axes: UnitAxes) -> Mapping[str, Factors]:
-  """Returns the factors of all the axes of each array, in a row."""
+  """Returns the factors of each array's axes, all axes in one tuple."""
   leaves = jax.tree_util.tree_leaves_with_path(params)
   found = {
     jax.tree_util.keystr(path): (leaf.shape, described(path, leaf, axes))
@@ -220,7 +225,7 @@ def _factors(params: Params, axes: UnitAxes) -> Mapping[str, Factors]:
 
 
 def _factored(params: Params, factors: Mapping[str, Factors]) -> Arrays:
-  """Returns the arrays with an axis for each factor, in float64."""
+  """Returns the arrays in float64, reshaped to one axis a factor."""
   arrays = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = jax.tree_util.keystr(path)
@@ -230,5 +235,5 @@ def _factored(params: Params, factors: Mapping[str, Factors]) -> Arrays:
 
 
 def _units_first(array: np.ndarray, place: int) -> np.ndarray:
-  """Returns `[units, all the rest]`."""
+  """Returns the array as a matrix `[units, all other axes]`."""
   return np.moveaxis(array, place, 0).reshape(array.shape[place], -1)

@@ -1,4 +1,4 @@
-"""Finds the groups of hidden units of any network by tracing its `apply`."""
+"""Finds the groups of hidden units of a network by tracing its `apply`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ CALLS = frozenset(
   "jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call "
   "custom_vjp_call".split()
 )
-# The labels that some operation looks at, by identity.
+# The labels that an operation reads, by `id`.
 Read = dict[int, Labels]
 
 
@@ -33,30 +33,34 @@ def unit_axes(
 ) -> UnitAxes:
   """Finds which axes of a model's arrays count the same hidden units.
 
-  Every axis of the parameters starts as a group of its own. Each operation of
-  `apply` says which axes must be permuted alike for its result to be permuted
-  with them: an addition (a skip connection) those of both terms, a matrix
-  product the two that it sums over. A reshape splits an axis into factors
-  (heads times units of a head; positions times channels). Inputs, outputs, and
-  whatever goes through an operation that is not known here stay in order. What
-  then is left may be permuted, and the outputs stay what they are.
+  At first, every axis of the parameters is a separate group. Each operation of
+  `apply` ties axes that must be permuted alike:
+
+  - An addition (a skip connection) ties the axes of both terms.
+  - A matrix product ties the two axes that it sums over.
+  - A reshape splits an axis into factors (heads times units of a head, or
+    positions times channels).
+  - An unknown operation fixes the order of its operands and results.
+
+  The order of the model's inputs and outputs is fixed, too. All groups that are
+  not fixed can be permuted without a change of the outputs.
 
   Layers that `jax.lax.scan` runs with stacked parameters `[layers, ...]` share
-  one permutation, and so do the parts of an axis that is cut into equal ones
-  (queries, keys and values, or the gates of an LSTM).
+  one permutation. The equal parts of a split axis (queries, keys and values, or
+  the gates of an LSTM) share one permutation, too.
 
   Args:
-    apply: `(params, inputs) -> predictions`, as in evaluation: it must read all
-      that the model will ever need, such as running statistics.
+    apply: `(params, inputs) -> predictions`, as in evaluation. It must read all
+      arrays of the model, running statistics included.
     params: the parameters of one model, or their shapes.
-    inputs: an example of its inputs `[n, ...]`, or their shapes.
+    inputs: an example of the model's inputs `[n, ...]`, or their shapes.
 
   Returns:
-    The groups of units by path, each named by the first array that has it.
+    The axes of each array by its path. A group is named after the first array
+    that has it.
 
   Raises:
-    ValueError: for an array that `apply` does not read, whose units therefore
-      are not known.
+    ValueError: if `apply` does not read an array of `params`.
 
   References:
     Ainsworth et al., `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023,
@@ -89,7 +93,7 @@ def unit_axes(
 def _run(
   traced: ClosedJaxpr, inputs: Sequence[Labels], read: Read
 ) -> list[Labels]:
-  """Passes labels through a function; returns those of its results."""
+  """Propagates labels through a function and returns those of its results."""
   jaxpr = traced.jaxpr
   known: dict[Any, Labels] = dict(zip(jaxpr.invars, inputs, strict=True))
   for var, value in zip(jaxpr.constvars, traced.consts, strict=True):
@@ -119,7 +123,7 @@ def _run(
 
 
 def _called(eqn: Any) -> ClosedJaxpr | None:
-  """The function of a jit, a remat or a function with rules of its own."""
+  """Returns the function that a jit, a remat or a custom rule calls."""
   if eqn.primitive.name not in CALLS:
     return None
   inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
@@ -127,7 +131,7 @@ def _called(eqn: Any) -> ClosedJaxpr | None:
 
 
 def _scan(eqn: Any, operands: Sequence[Labels], read: Read) -> list[Labels]:
-  """A carry is permuted alike before and after; steps stay in order."""
+  """Ties each carry to its next value, and fixes the order of the steps."""
   start = eqn.params["num_consts"]
   end = start + eqn.params["num_carry"]
   inner = [*operands[:end], *(label[1:] for label in operands[end:])]
@@ -145,7 +149,7 @@ def _scan(eqn: Any, operands: Sequence[Labels], read: Read) -> list[Labels]:
 
 
 def _axis(axis: list[Unit], name: str, names: dict[Unit, str]) -> Axis:
-  """Says what an axis counts, in the words of `UnitAxes`."""
+  """Describes an axis in the format of `UnitAxes`."""
   factors: list[tuple[str | None, int]] = []
   for unit in units(axis):
     if unit.fixed:

@@ -1,4 +1,4 @@
-"""The line between two models, and how high the loss rises along it."""
+"""Interpolates two models and measures the loss barrier between them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,14 +13,15 @@ from metajax.types import Array, Params
 
 
 class LossBarrier(NamedTuple):
-  """How high the loss rises between two models; see `loss_barrier`.
+  """The loss barrier between two models, see `loss_barrier`.
 
   Attributes:
-    above_chord: the barrier of Entezari et al., from the line between the
-      losses of the two.
-    losses: `[num_points]`, along the line.
-    above_mean: the error barrier height of Frankle et al., from the mean of the
-      losses of the two; it is the loss barrier of Ainsworth et al., too.
+    above_chord: the barrier of Entezari et al. It is measured from the linear
+      interpolation of the two models' losses.
+    losses: `[num_points]`, the losses along the line.
+    above_mean: the error barrier height of Frankle et al., and the loss barrier
+      of Ainsworth et al. It is measured from the mean of the two models'
+      losses.
   """
 
   above_chord: Array
@@ -44,7 +45,7 @@ def loss_barrier(
   other: Params,
   num_points: int = 25,
 ) -> LossBarrier:
-  """Measures the loss along the line between two models.
+  """Measures the loss along the line between two models, and its barriers.
 
   ::
 
@@ -52,19 +53,20 @@ def loss_barrier(
     above_chord = max_l  L(l) - ((1 - l) L(0) + l L(1))
     above_mean  = max_l  L(l) - (L(0) + L(1)) / 2
 
-  The two are equal where both models have the same loss. Where they differ, a
-  loss that falls steadily from one to the other has `above_chord` 0 or more,
-  and `above_mean` at least half the difference.
+  The two barriers are equal if both models have the same loss. If their losses
+  differ, `above_mean` is at least half the difference, although the loss may
+  fall steadily from one model to the other. `above_chord` is 0 if it falls
+  linearly.
 
   Args:
     loss_fn: `(params) -> scalar`.
     one: A.
     other: B.
-    num_points: points on the line, its ends among them; at least 3.
+    num_points: points on the line, including its ends; at least 3.
 
   Returns:
-    Both barriers, never negative, and the losses at the weights
-    `jnp.linspace(0, 1, num_points)`. The points are computed one by one.
+    Both barriers, which are never negative, and the losses at the weights
+    `jnp.linspace(0, 1, num_points)`. The losses are computed one by one.
 
   Raises:
     ValueError: for fewer than 3 points.

@@ -1,6 +1,6 @@
-"""Predictions of several models combined into one, in float32 at least.
+"""Combines the predictions of several models, in float32 at least.
 
-A logit of -inf masks a class; not all classes of an example may be masked.
+A logit of -inf masks a class. A model may not mask all classes of an example.
 """
 
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from metajax.aggregation.stacks import check_stack, normalized_weights
 from metajax.numerics import wide
 from metajax.types import Array
 
-# Stands for log 0 = -inf inside of sums: exp of it is 0, and so is its slope.
+# Replaces log 0 = -inf inside sums. Its exp and the derivative of that are 0.
 LOG_ZERO = -1e30
 
 
 class Gaussian(NamedTuple):
-  """A normal distribution for each prediction.
+  """Normal distributions, one for each prediction.
 
   Attributes:
     mean: array `[...]`.
@@ -43,8 +43,8 @@ def average_probabilities(
     weights: `[models]`, not negative, of any scale; equal if None.
 
   Returns:
-    Log probabilities `[..., classes]`, which serve as logits; -inf where all
-    models mask a class.
+    Log probabilities `[..., classes]`, which can be used as logits. They are
+    -inf for a class that all models mask.
 
   Raises:
     ValueError: see `check_stack` and `normalized_weights`.
@@ -66,15 +66,15 @@ def log_pool(logits: Array, weights: ArrayLike | None = None) -> Array:
 
   ::
 
-    log p = sum_m w_m log softmax(logits_m) - log of what makes it sum to one
+    log p = sum_m w_m log softmax(logits_m) - log Z,   Z such that p sums to one
 
   Args:
     logits: `[models, ..., classes]`.
     weights: `[models]`, not negative, of any scale; equal if None.
 
   Returns:
-    Log probabilities `[..., classes]`; -inf where a model of positive weight
-    masks a class, so everywhere if no class is left.
+    Log probabilities `[..., classes]`. They are -inf for a class that a model
+    of positive weight masks. If this masks all classes, all are -inf.
 
   Raises:
     ValueError: see `check_stack` and `normalized_weights`.
@@ -93,15 +93,15 @@ def log_pool(logits: Array, weights: ArrayLike | None = None) -> Array:
 
 
 def weighted_vote(logits: Array, weights: ArrayLike | None = None) -> Array:
-  """Returns each class's share of the models' votes for their likeliest class.
+  """Counts the models' votes, one a model for its most probable class.
 
   Args:
     logits: `[models, ..., classes]`.
     weights: `[models]`, not negative, of any scale; equal if None.
 
   Returns:
-    Shares `[..., classes]`, which sum to one. A model's vote goes to the first
-    of equal classes.
+    The share of votes of each class, `[..., classes]`. Shares sum to one. A
+    model with several most probable classes votes for the first of them.
 
   Raises:
     ValueError: see `check_stack` and `normalized_weights`.
@@ -114,7 +114,7 @@ def weighted_vote(logits: Array, weights: ArrayLike | None = None) -> Array:
 def mixture_moments(
   predictions: Gaussian, weights: ArrayLike | None = None
 ) -> Gaussian:
-  """Returns mean and variance of a mixture of the models' Gaussians.
+  """Returns the mean and the variance of a mixture of the models' Gaussians.
 
   ::
 
@@ -122,12 +122,12 @@ def mixture_moments(
     var = sum_m w_m (var_m + (mu_m - mu)^2)
 
   Args:
-    predictions: means and variances `[models, ...]`; zero variances leave how
-      much the models disagree.
+    predictions: means and variances `[models, ...]`. With variances of zero,
+      the result's variance is the variance between the models.
     weights: `[models]`, not negative, of any scale; equal if None.
 
   Returns:
-    Moments `[...]`.
+    Mean and variance `[...]`.
 
   Raises:
     ValueError: see `check_stack` and `normalized_weights`.
@@ -148,18 +148,19 @@ def mixture_moments(
 def posterior_weights(
   log_likelihoods: Array, prior: ArrayLike | None = None
 ) -> Array:
-  """Bayesian model averaging: the models' posterior given held-out examples.
+  """Returns the posterior of the models, for Bayesian model averaging.
 
   ::
 
     w_m = prior_m exp(sum_i log p_m(y_i | x_i)) / sum of the same over models
 
-  An example that a model deems impossible (-inf) rules the model out. Where
-  that leaves none, those with the fewest such examples are compared on the
-  others, which is the limit of equally small likelihoods in their place.
+  A model that gives an example probability 0 (-inf) has weight 0. If this
+  excludes all models, the models with the fewest such examples are kept and
+  compared on their other examples. This is the limit in which every zero is
+  replaced by the same, ever smaller likelihood.
 
   Args:
-    log_likelihoods: `[models, n]`, of the held-out examples.
+    log_likelihoods: `[models, n]`, `log p_m(y_i | x_i)` of held-out examples.
     prior: `[models]`, not negative, of any scale; uniform if None.
 
   Returns:
@@ -175,7 +176,7 @@ def posterior_weights(
   size = _check_likelihoods(log_likelihoods)
   prior = normalized_weights(prior, size)
   possible, is_impossible = _possible(log_likelihoods)
-  # What all models share is taken off first: sums of many lose digits.
+  # Subtract the best model's term of each example, so that sums keep digits.
   evidence = (possible - possible.max(0)).sum(-1)
   misses = jnp.where(prior > 0, is_impossible.sum(-1), is_impossible.size + 1)
   is_left = misses == misses.min()
@@ -184,25 +185,27 @@ def posterior_weights(
 
 
 def stacking_weights(log_likelihoods: Array, num_steps: int = 1000) -> Array:
-  """Fits weights of the linear pool to held-out examples.
+  """Fits the weights of the linear pool to held-out examples (stacking).
 
   Maximises the concave function ::
 
     1/n sum_i log sum_m w_m p_m(y_i | x_i)   over the simplex
 
-  by expectation maximisation, whose steps stay on the simplex and never lower
-  it; with `r_mi` the share of model m in example i::
+  by expectation maximisation. Its steps stay on the simplex and never lower the
+  function::
 
     w_m <- 1/n sum_i r_mi,   r_mi = w_m p_mi / sum_k w_k p_ki
 
-  Unlike Bayesian averaging it does not tend to a single model.
+  where `r_mi` is the responsibility of model m for example i. Unlike the
+  weights of Bayesian model averaging, these need not concentrate on one model
+  as n grows.
 
-  A model may deem examples impossible (-inf); an example that all deem
-  impossible tells nothing.
+  Models may give examples probability 0 (-inf). An example to which all models
+  give probability 0 does not prefer any model.
 
   Args:
     log_likelihoods: `[models, n]`, `log p_m(y_i | x_i)` of held-out examples.
-    num_steps: steps from equal weights.
+    num_steps: number of steps. The first starts with equal weights.
 
   Returns:
     Weights `[models]`, not negative, which sum to one.
@@ -235,13 +238,13 @@ def stacking_weights(log_likelihoods: Array, num_steps: int = 1000) -> Array:
 
 
 def _possible(log_likelihoods: Array) -> tuple[Array, Array]:
-  """Returns the array with 0 in the place of -inf, and where it was."""
+  """Returns the array with -inf replaced by 0, and the mask of the -inf."""
   is_impossible = jnp.isneginf(log_likelihoods)
   return jnp.where(is_impossible, 0, wide(log_likelihoods)), is_impossible
 
 
 def _check_likelihoods(log_likelihoods: Array) -> int:
-  """Returns the number of models; -inf is a number here."""
+  """Checks the array, which may hold -inf; returns the number of models."""
   if isinstance(log_likelihoods, jax.core.Tracer):
     return check_stack(log_likelihoods)
   with jax.ensure_compile_time_eval():
@@ -252,7 +255,8 @@ def _column(weights: ArrayLike | None, logits: Array) -> Array:
   """Returns weights that broadcast against logits `[models, ..., classes]`."""
   if isinstance(logits, jax.core.Tracer) or logits.ndim < 2:
     return _broadcast(weights, check_stack(logits), logits)
-  # The largest is NaN or +inf where there is one, -inf where all are masked.
+  # The maximum over classes is NaN or +inf if a logit is, and -inf if all
+  # classes are masked. Otherwise it is finite.
   with jax.ensure_compile_time_eval():
     size = check_stack(logits.max(-1))
   return _broadcast(weights, size, logits)

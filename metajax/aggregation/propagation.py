@@ -1,10 +1,11 @@
-"""How each operation of a traced network ties the axes of its arrays.
+"""Rules by which the operations of a traced network tie axes of its arrays.
 
-An axis is a list of units, the factors of its size, the last one fastest. The
-labels of an array are its axes. A rule gets an equation and the labels of its
-operands, ties units that must be permuted alike, fixes those that must stay in
-order, and returns the labels of the results. If all arrays are permuted by
-their labels, then so are the results.
+An axis is a list of units. They are the factors of its size, and the last one
+varies fastest. The labels of an array are its axes. There is a rule for each
+operation. It receives an equation and the labels of its operands. It ties units
+that must be permuted alike, fixes units whose order must not change, and
+returns the labels of the results. If all operands are permuted by their labels,
+the results are permuted by theirs.
 """
 
 import math
@@ -15,21 +16,21 @@ FIXED = True
 
 
 class Unit:
-  """Something that an axis counts, to be tied to others as it turns out."""
+  """A factor of an axis. Rules may tie it to other units or split it."""
 
   def __init__(self, size: int, fixed: bool = False):
     self.size, self.fixed = size, fixed
-    self.parts: list[Unit] | None = None  # What it was found to be.
+    self.parts: list[Unit] | None = None  # The units that replace this one.
 
   def found(self) -> "list[Unit]":
-    """Returns the units that it turned out to be a product of."""
+    """Returns the units that now replace this one; itself if none do."""
     if self.parts is None:
       return [self]
     self.parts = [unit for part in self.parts for unit in part.found()]
     return self.parts
 
   def become(self, *parts: "Unit") -> None:
-    """Is from now on the product of other units."""
+    """Replaces this unit by the product of other units."""
     for part in parts:
       part.fixed |= self.fixed
     self.parts = list(parts)
@@ -40,24 +41,24 @@ Rule = Callable[[Any, Sequence[Labels]], list[Labels]]
 
 
 def labels_of(shape: Sequence[int], fixed: bool = False) -> Labels:
-  """Returns the labels of an array that has nothing to do with others yet."""
+  """Returns new labels for an array, which are not tied to others."""
   return [[Unit(size, fixed)] for size in shape]
 
 
 def units(axis: Iterable[Unit]) -> list[Unit]:
-  """Returns the units of an axis (or of more), without those of size 1."""
+  """Returns the units of one or more axes, without those of size 1."""
   return [u for unit in axis for u in unit.found() if u.size != 1]
 
 
 def fix(*labels: Labels) -> None:
-  """Keeps all axes of some arrays in order."""
+  """Fixes the order of all axes of some arrays."""
   for axis in (axis for label in labels for axis in label):
     for unit in units(axis):
       unit.fixed = True
 
 
 def unify(one: list[Unit], other: list[Unit]) -> None:
-  """Ties two axes of the same size."""
+  """Ties two axes of the same size, so that they are permuted alike."""
   one, other = units(one), units(other)
   while one and other:
     a, b = one[0], other[0]
@@ -76,7 +77,7 @@ def unify(one: list[Unit], other: list[Unit]) -> None:
 
 
 def unify_all(some: Sequence[Labels], others: Sequence[Labels]) -> None:
-  """Ties the axes of arrays of the same shapes."""
+  """Ties the axes of two lists of arrays, which have the same shapes."""
   for one, other in zip(some, others, strict=True):
     for a, b in zip(one, other, strict=True):
       unify(a, b)
@@ -96,7 +97,7 @@ def regroup(axes: Labels, shape: Sequence[int]) -> Labels:
         rest = rest[1:]
       elif first.size % size == 0:
         first.become(Unit(size), Unit(first.size // size))
-      else:  # Neither divides the other: no factors in common.
+      else:  # Neither size divides the other, so the axis has no such factors.
         fix(axes)
         return labels_of(shape, FIXED)
       rest = units(rest)
@@ -124,7 +125,7 @@ def _elementwise(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
   (out,) = eqn.outvars
   result = []
   for place, size in enumerate(out.aval.shape):
-    # Scalars and axes of size 1 are the same for all that they meet.
+    # Scalars and axes of size 1 are broadcast, so they tie nothing.
     met = [
       label[place]
       for v, label in zip(eqn.invars, operands, strict=True)
@@ -137,7 +138,8 @@ def _elementwise(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
 
 
 def _broadcast(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
-  result = labels_of(eqn.params["shape"])  # Alike along new axes.
+  # New axes may be permuted freely, because the values along them are equal.
+  result = labels_of(eqn.params["shape"])
   source = eqn.invars[0].aval.shape
   for axis, place in enumerate(eqn.params["broadcast_dimensions"]):
     if source[axis] == eqn.params["shape"][place]:
@@ -167,7 +169,8 @@ def _reduce(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
 
 
 def _arg(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
-  fix([operands[0][axis] for axis in eqn.params["axes"]])  # Their numbers.
+  # The result is an index, so the order of the units matters.
+  fix([operands[0][axis] for axis in eqn.params["axes"]])
   return _reduce(eqn, operands)
 
 
@@ -237,7 +240,7 @@ def _convolution(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
   if groups == 1:
     unify(channels, kernel[numbers.rhs_spec[1]])
   elif groups == shape[numbers.out_spec[1]] == _size(channels):
-    unify(channels, filters)  # One filter a channel.
+    unify(channels, filters)  # Depthwise: one filter a channel.
   else:
     return _unknown(eqn, operands)
   if eqn.params["batch_group_count"] != 1:
@@ -313,7 +316,11 @@ def _split(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
 def _cut(
   axis: list[Unit], size: int, part: int | None, start: int
 ) -> list[Unit] | None:
-  """Returns one of the equal parts of an axis; fixes it if it has none."""
+  """Returns the label of a part of an axis.
+
+  If the axis splits into equal parts of this size, the parts share their units.
+  If not, the axis is fixed and the result is None.
+  """
   if part == size:
     return axis
   if part and part > 1 and size % part == 0 and start % part == 0:
@@ -334,7 +341,7 @@ def _concatenate(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
       if i != place or len(sizes) == 1:
         unify(a, b)
   result = list(operands[0])
-  if len(sizes) == 1:  # As if stacked and then flattened.
+  if len(sizes) == 1:  # Equal parts are stacked and then flattened.
     result[place] = [Unit(len(operands), FIXED), *result[place]]
   else:
     result[place] = [Unit(eqn.outvars[0].aval.shape[place], FIXED)]
@@ -359,7 +366,7 @@ def _dynamic_update_slice(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
 
 
 def _gather(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
-  """Rows of a table: axes that are taken whole are permuted with it."""
+  """Looks up rows of a table. Axes that are taken whole keep their labels."""
   numbers, shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
   table, index = operands
   if numbers.operand_batching_dims:
@@ -388,7 +395,7 @@ def _size(axis: list[Unit]) -> int:
 
 
 def _kept(axes: Labels, shape: Sequence[int], whole: Sequence[bool]) -> Labels:
-  """Returns the axes that are whole, and fixes the others."""
+  """Keeps the labels of the axes that are `whole`, and fixes the others."""
   fix([axis for axis, kept in zip(axes, whole, strict=True) if not kept])
   return [
     axis if kept else [Unit(size, FIXED)]

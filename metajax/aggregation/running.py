@@ -1,4 +1,4 @@
-"""Averages of a model along its own training, as pure states."""
+"""Running averages of a model's parameters during training."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from metajax.types import Array, Params
 
 
 class RunningAverage(NamedTuple):
-  """A running average as a pair of pure functions and a reader.
+  """A running average as three pure functions.
 
   Attributes:
     init: `(params) -> state`.
-    update: `(params, state) -> state`, once a training step.
-    value: `(state) -> params`, the average so far.
+    update: `(params, state) -> state`. Call it once a training step.
+    value: `(state) -> params`, the current average.
   """
 
   init: Callable[[Params], "AverageState"]
@@ -27,15 +27,16 @@ class RunningAverage(NamedTuple):
 
 
 class AverageState(NamedTuple):
-  """State of a running average.
+  """The state of a running average.
 
   Attributes:
     step: int32 scalar, the number of updates.
     average: a tree like the parameters.
-    rest: a tree of float32 at least, what rounding took from the average: the
-      sum of the two is right to twice the digits. Without it an average would
-      stand still as soon as its steps are smaller than its rounding: in
-      bfloat16 after some hundred models, in float32 at decays near 1.
+    rest: a tree of arrays in float32 at least, the rounding error of `average`.
+      The sum of the two has about twice the digits. Without `rest`, an average
+      would stop changing as soon as its steps are smaller than its rounding.
+      This happens in bfloat16 after some hundred models, and in float32 at
+      decays near 1.
   """
 
   step: Array
@@ -44,10 +45,10 @@ class AverageState(NamedTuple):
 
 
 class AveragingState(NamedTuple):
-  """State of an optimizer that averages the parameters it makes.
+  """The state of an optimizer with running averages of the parameters.
 
   Attributes:
-    inner: the state of the optimizer itself.
+    inner: the state of the wrapped optimizer.
     averages: the states of the averages by name.
   """
 
@@ -59,20 +60,20 @@ def averaging(
   optimizer: optax.GradientTransformation,
   averages: Mapping[str, RunningAverage],
 ) -> optax.GradientTransformationExtraArgs:
-  """Keeps running averages of the parameters in an optimizer's state.
+  """Adds running averages of the parameters to an optimizer's state.
 
-  So that any training loop averages without knowing of it. Of a state, the
-  average called `name` is `averages[name].value(state.averages[name])`.
+  Any training loop can average in this way, without a change of the loop. Read
+  the average `name` by `averages[name].value(state.averages[name])`.
 
   Args:
-    optimizer: whose updates are passed on as they are.
+    optimizer: the optimizer to wrap. Its updates do not change.
     averages: such as `{"ema": ema(0.999), "swa": swa(start=1000)}`.
 
   Returns:
     An optimizer with an `AveragingState`.
 
   Raises:
-    ValueError: from `update`, if it is not given the parameters.
+    ValueError: from `update`, if it is called without the parameters.
   """
   optimizer = optax.with_extra_args_support(optimizer)
 
@@ -99,20 +100,21 @@ def averaging(
 
 
 def ema(decay: ArrayLike, *, debias: bool = True) -> RunningAverage:
-  """Exponential moving average.
+  """Averages the parameters exponentially (EMA).
 
   ::
 
     a_t = d a_{t-1} + (1 - d) theta_t
-    value = a_t / (1 - d^t)  from a_0 = 0 with `debias`, else a_t from theta_0
+    value = a_t / (1 - d^t)  with `debias`, where a_0 = 0
+    value = a_t              without `debias`, where a_0 = theta_0
 
   Args:
     decay: d, in [0, 1).
-    debias: starts from zero and divides by the weights' sum (Adam's way), so
-      that the first model counts no more than any other.
+    debias: whether to start from zero and to divide by the sum of the weights,
+      as Adam does. The initial model theta_0 then has no weight.
 
   Returns:
-    A `RunningAverage`; its value before the first update is the initial model.
+    A `RunningAverage`. Its value before the first update is the initial model.
 
   Raises:
     ValueError: if `decay` is out of range.
@@ -127,9 +129,9 @@ def ema(decay: ArrayLike, *, debias: bool = True) -> RunningAverage:
   def update(params: Params, state: AverageState) -> AverageState:
     step, rate = state.step + 1, 1 - decay
     if debias:
-      # By a rate that falls from 1 to 1 - d: the same average, without the zero
-      # start and without its rounding. Near d = 1, 1 - d^t cancels; this does
-      # not.
+      # The rate (1 - d) / (1 - d^t) falls from 1 to 1 - d. It gives the same
+      # average without a division at the end. `expm1` and `log1p` compute
+      # 1 - d^t without cancellation near d = 1.
       rate = jnp.where(
         step == 1, 1.0, rate / -jnp.expm1(step * jnp.log1p(-rate))
       )
@@ -139,24 +141,25 @@ def ema(decay: ArrayLike, *, debias: bool = True) -> RunningAverage:
 
 
 def swa(start: int = 0, period: int = 1) -> RunningAverage:
-  """Stochastic weight averaging: the mean of every `period`-th model.
+  """Averages every `period`-th model (stochastic weight averaging, SWA).
 
   ::
 
     a <- (a n + theta_t) / (n + 1)   at t = start, start + period, ...
 
-  Use it with a constant or a cyclical step size whose cycle is `period` steps
-  (`optax.join_schedules` of cosines, say): the models at the ends of the cycles
-  are averaged. Statistics of a normalisation layer that keeps some must be
-  computed anew for the average.
+  where n models are in the average already. Use SWA with a constant step size,
+  or with a cyclical one whose cycle is `period` steps (`optax.join_schedules`
+  of cosines). SWA then averages the models at the ends of the cycles. If the
+  model has normalisation layers with running statistics, compute these anew for
+  the average.
 
   Args:
-    start: the update, counted from 0, that brings the first model.
-    period: c, updates between two models that count.
+    start: the index of the first averaged update, counted from 0.
+    period: c, the number of updates from one averaged model to the next.
 
   Returns:
-    A `RunningAverage`; its value before `start` is the newest model, so that it
-    can be evaluated at any time. (PyTorch's `AveragedModel` remains the initial
+    A `RunningAverage`. Its value before `start` is the newest model, so that it
+    can be evaluated at any time. (PyTorch's `AveragedModel` returns the initial
     model until its first update.)
 
   Raises:
@@ -171,7 +174,7 @@ def swa(start: int = 0, period: int = 1) -> RunningAverage:
 
   def update(params: Params, state: AverageState) -> AverageState:
     since = state.step - start
-    count = jnp.maximum(since, 0) // period  # Models in the average.
+    count = jnp.maximum(since, 0) // period  # n, the models in the average.
     counts = (since >= 0) & (since % period == 0)
     rate = jnp.where(since < 0, 1.0, jnp.where(counts, 1 / (count + 1), 0.0))
     return _towards(params, state, rate)
@@ -180,19 +183,19 @@ def swa(start: int = 0, period: int = 1) -> RunningAverage:
 
 
 def recent(count: int, period: int) -> RunningAverage:
-  """Keeps the newest of every `period`-th model, to be combined later.
+  """Keeps every `period`-th model, the newest `count` of them.
 
   Args:
-    count: how many are kept.
-    period: updates between two of them.
+    count: number of models to keep.
+    period: number of updates from one kept model to the next.
 
   Returns:
-    A `RunningAverage` that does not average: its value is a stack of the models
-    `[count, ...]`, oldest first, where the initial one stands for those that
-    have not been yet.
+    A `RunningAverage` that does not average. Its value is a stack of models
+    `[count, ...]`, the oldest first. As long as fewer than `count` models have
+    been kept, the stack begins with copies of the initial model.
 
   Raises:
-    ValueError: if a number is not positive.
+    ValueError: if `count` or `period` is not positive.
   """
   check_number("count", count, at_least=1)
   check_number("period", period, at_least=1)
@@ -206,10 +209,10 @@ def recent(count: int, period: int) -> RunningAverage:
   def update(params: Params, state: AverageState) -> AverageState:
     step = state.step + 1
     due = step % period == 0
-    place = (step // period - 1) % count  # Of the oldest, where it is due.
+    place = (step // period - 1) % count  # Of the oldest model, when due.
 
     def push(ring: Array, p: Array) -> Array:
-      # Writes one model, if only the one that is there.
+      # Always writes one model. If no update is due, it is the present one.
       new = jnp.where(due, jnp.asarray(p, ring.dtype), ring[place])
       return jax.lax.dynamic_update_index_in_dim(ring, new, place, 0)
 
@@ -223,7 +226,8 @@ def recent(count: int, period: int) -> RunningAverage:
 
 
 def _start(params: Params) -> AverageState:
-  # A copy: whoever donates the parameters and this state gives no array twice.
+  # A copy, because a caller may donate both the parameters and this state, and
+  # no array may be donated twice.
   average = jax.tree.map(jnp.array, params)
   rest = jax.tree.map(lambda p: jnp.zeros_like(wide(p)), average)
   return AverageState(jnp.int32(0), average, rest)
@@ -236,11 +240,11 @@ def _average(state: AverageState) -> Params:
 def _towards(
   params: Params, state: AverageState, rate: ArrayLike
 ) -> AverageState:
-  """Moves `average + rest` by `rate` times the way to the parameters."""
+  """Moves `average + rest` to the parameters by the fraction `rate`."""
 
   def move(average: Array, rest: Array, p: Array) -> tuple[Array, Array]:
     if not jnp.issubdtype(average.dtype, jnp.inexact):
-      return jnp.asarray(p), rest  # Counts: the newest.
+      return jnp.asarray(p), rest  # Integers, such as counts: the newest.
     old = wide(average)
     change = rest + rate * ((wide(p) - old) - rest)
     new = jnp.where(rate == 1, wide(p), _rounded(old + change, average.dtype))
@@ -255,6 +259,6 @@ def _towards(
 
 
 def _rounded(x: Array, dtype: jnp.dtype) -> Array:
-  """Rounds to `dtype`; XLA may leave out a cast there and back."""
+  """Rounds to `dtype`. XLA could remove a cast to it and back instead."""
   kind = jnp.finfo(dtype)
   return jax.lax.reduce_precision(x, kind.nexp, kind.nmant)

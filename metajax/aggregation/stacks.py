@@ -1,4 +1,4 @@
-"""Stacks of models: parameters with a leading model axis, and their checks."""
+"""Builds and checks stacks of models: parameters with a leading model axis."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +16,14 @@ Leaves = Sequence[tuple[Sequence[Any], Array]]  # (path, leaf)
 
 
 def stack_models(models: Sequence[Params]) -> Params:
-  """Puts models of one architecture into one tree with a leading model axis.
+  """Stacks models of one architecture along a leading model axis.
 
   Args:
-    models: trees of floating point arrays, alike in structure, shapes and
-      dtypes.
+    models: trees of floating point arrays. All have the same structure, shapes
+      and dtypes.
 
   Returns:
-    A tree like each of them, whose leaves are `[models, ...]`.
+    A tree of the same structure, whose leaves are `[models, ...]`.
 
   Raises:
     ValueError: if there is no model, if two differ (the message names the
@@ -61,14 +61,15 @@ def num_models(stack: Params) -> int:
 
 
 def check_stack(stack: Params) -> int:
-  """Returns the number of models of a stack that can be combined.
+  """Checks that the models of a stack can be combined; returns their number.
 
-  Values are looked at where they are known: not inside `jit`. `State` nodes may
-  hold integers, such as counts.
+  Values are checked outside of `jit` only, because traced values are not known.
+  `State` nodes may hold integers, such as counts.
 
   Raises:
-    ValueError: if the leaves have no common model axis or are no floating
-      point numbers, or if a model holds NaN or infinity; it is named.
+    ValueError: if the leaves have no common model axis; if a leaf is not
+      floating point; or if a model holds NaN or infinity. The message names the
+      model.
   """
   size = num_models(stack)
   in_state = set(map(id, jax.tree.leaves(variables.states(stack))))
@@ -82,7 +83,8 @@ def check_stack(stack: Params) -> int:
       )
     if isinstance(leaf, jax.core.Tracer):
       continue
-    with jax.ensure_compile_time_eval():  # A constant of a traced function.
+    # Evaluates constants of a traced function, too.
+    with jax.ensure_compile_time_eval():
       finite = np.asarray(jnp.isfinite(leaf).reshape(size, -1).all(1))
     if not finite.all():
       raise ValueError(
@@ -95,7 +97,7 @@ def check_stack(stack: Params) -> int:
 def normalized_weights(weights: ArrayLike | None, size: int) -> Array:
   """Returns weights `[size]` that sum to one; equal ones if None.
 
-  They are in float32 at least, whatever their sum.
+  They are in float32 at least. The sum of the given weights may overflow.
 
   Raises:
     ValueError: for another shape, a negative or non-finite weight, or weights
@@ -105,7 +107,7 @@ def normalized_weights(weights: ArrayLike | None, size: int) -> Array:
     return jnp.full(size, 1 / size)
   weights = jnp.asarray(weights)
   if not jnp.issubdtype(weights.dtype, jnp.floating):
-    weights = weights.astype(float)  # Numbers of examples.
+    weights = weights.astype(float)  # Integers, such as numbers of examples.
   if weights.shape != (size,):
     raise ValueError(
       f"weights of shape {weights.shape}: must be ({size},), one a model."
@@ -117,17 +119,18 @@ def normalized_weights(weights: ArrayLike | None, size: int) -> Array:
     if not values.any():
       raise ValueError(f"weights={values}: one must be above 0.")
   weights = wide(weights)
-  # Their sum may be more than the dtype holds, and so may the reciprocal of the
-  # largest, by which XLA multiplies instead of dividing.
+  # The sum may overflow. So may 1 / max, by which XLA would multiply instead of
+  # dividing by max. Two divisions by the root of the maximum avoid both.
   root = jnp.sqrt(jax.lax.stop_gradient(weights.max()))
   weights = weights / root / root
   return weights / weights.sum()
 
 
 def weighted_sum(weights: Array, leaf: Array) -> Array:
-  """Returns `sum_m w_m x_m` of `[models, ...]`, in float32 at least.
+  """Returns `sum_m w_m x_m` for x `[models, ...]`, in float32 at least.
 
-  At the highest precision, since accelerators multiply float32 in fewer bits.
+  The product has the highest precision. By default, accelerators multiply
+  float32 with fewer bits.
   """
   leaf = wide(leaf)
   return jax.lax.dot_general(

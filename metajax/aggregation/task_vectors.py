@@ -1,4 +1,4 @@
-"""Task vectors: what fine-tuning changed, added up and merged."""
+"""Task vectors: differences by fine-tuning, added and merged."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from metajax.types import Array, Params
 def task_vectors(stack: Params, base: Params) -> Params:
   """Returns `tau_m = theta_m - theta_0`, a tree of `[models, ...]`.
 
-  They are in float32 at least, in which differences of narrower numbers are
-  exact or nearly so.
+  They are in float32 at least. Differences of narrower numbers are exact or
+  nearly exact in float32.
 
   Args:
     stack: fine-tuned models, a tree of arrays `[models, ...]`.
-    base: theta_0, the model that they were fine-tuned from.
+    base: theta_0, the model before fine-tuning.
 
   Raises:
     ValueError: see `check_stack`.
@@ -45,14 +45,14 @@ def task_arithmetic(base: Params, vectors: Params, scales: ArrayLike) -> Params:
   Args:
     base: theta_0.
     vectors: the tau_m, a tree of arrays `[models, ...]`.
-    scales: `[models]` or one number for all; a negative one makes the model
+    scales: `[models]` or one number for all. A negative scale makes the model
       forget a task.
 
   Returns:
-    One model, of the dtypes of `base`; sums are in float32 at least.
+    One model, in the dtypes of `base`. Sums are in float32 at least.
 
   Raises:
-    ValueError: see `check_stack`; if there is another number of scales.
+    ValueError: see `check_stack`; if `scales` has another shape.
 
   References:
     Ilharco et al., `Editing Models with Task Arithmetic
@@ -80,7 +80,7 @@ def ties_vector(
   *,
   density: ArrayLike = 0.2,
 ) -> Params:
-  """Merges task vectors: trim, elect signs, average those that agree.
+  """Merges task vectors: trims, elects signs, averages values of that sign.
 
   ::
 
@@ -88,13 +88,13 @@ def ties_vector(
     gamma_j = sign(sum_m w_m tau'_mj)
     tau_j   = mean_m over {m: sign(tau'_mj) = gamma_j}, weighted, of tau'_mj
 
-  Trimming looks at all the parameters of a model together. Where two are
-  equally large at the border, both are kept.
+  Trimming ranks all parameters of a model together. All values that are equal
+  to the smallest kept magnitude are kept.
 
   Args:
     vectors: a tree of arrays `[models, ...]`.
     weights: `[models]`, not negative; equal if None.
-    density: the fraction of a task vector that is kept, in (0, 1].
+    density: the fraction of a task vector to keep, in (0, 1].
 
   Returns:
     One task vector, to be scaled and added to the base model.

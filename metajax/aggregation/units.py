@@ -1,4 +1,4 @@
-"""Which axes of a model's arrays count the same hidden units."""
+"""Describes the hidden units that the axes of a model's arrays count."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,44 +8,48 @@ import numpy as np
 
 from metajax.types import Params
 
-# What an axis counts. None: something in a fixed order (inputs, outputs,
-# positions of a filter). A name: the units of that group, or positions times
-# units, the units fastest (a flattened image). A sequence of (name or None,
-# size): a product of such factors, the last one fastest.
+# What an axis counts:
+# - None: entries in a fixed order (inputs, outputs, positions of a filter).
+# - A name: the units of that group. The axis may also be positions times units,
+#   where the units vary fastest (a flattened image).
+# - A sequence of (name or None, size): a product of factors, where the last one
+#   varies fastest.
 Axis = str | None | Sequence[tuple[str | None, int]]
-# What the axes of each array count, by the array's path (`jax.tree_util.keystr`
-# of it). A group may be on several axes of an array.
+# The axes of each array, by its path as `jax.tree_util.keystr` writes it. A
+# group may be on several axes of an array.
 UnitAxes = Mapping[str, Sequence[Axis]]
 Factors = tuple[tuple[str | None, int], ...]
 
 
 def chain_axes(params: Params, layers: Sequence[Sequence[str]]) -> UnitAxes:
-  """Describes a chain of layers, each of which reads only the one before.
+  """Describes a chain of layers, in which each layer reads only the one before.
 
-  An array's last axis counts the layer's units, and of arrays with more axes
-  the last but one counts the units of the layer before: flax's dense and
-  convolution kernels, biases, and the scales of normalisations. Where a dense
-  layer reads a flattened image, that axis is positions times channels.
+  The last axis of an array counts the units of its layer. If the array has more
+  axes, the last but one counts the units of the layer before. This is the
+  format of flax's dense and convolution kernels, biases, and scales of
+  normalisations. If a dense layer reads a flattened image, its last axis but
+  one is positions times channels.
 
-  Networks with skip connections or attention are no chains; `unit_axes` finds
-  the groups of any network from its `apply`. Normalisation over groups of
-  channels ties the order of channels to the groups, which this function cannot
-  see and that one does.
+  Use `unit_axes` for networks with skip connections or attention, which are no
+  chains. Use it, too, for normalisation over groups of channels. Such a
+  normalisation limits the order of the channels, and `chain_axes` cannot see
+  that.
 
   Args:
     params: the parameters of one model.
-    layers: what makes up each layer, in order, such as
-      `[["Conv_0", "BatchNorm_0"], ["head/Dense_0"]]`: the keys of the path of a
-      module (or of an array), all of them, joined by "/". The first key of a
-      tree of flax's collections (`params`) may be left out. The first layer's
-      inputs and the last one's outputs stay in place.
+    layers: the names of the modules (or arrays) of each layer, in order, such
+      as `[["Conv_0", "BatchNorm_0"], ["head/Dense_0"]]`. A name is the full
+      path, with its keys joined by "/". The first key of a tree of flax's
+      collections (`params`) may be left out. The order of the first layer's
+      inputs and of the last layer's outputs is fixed.
 
   Returns:
-    The groups of units by path, each named by the layer's first name.
+    The axes of each array by its path. A group has the first name of its layer.
 
   Raises:
-    ValueError: for a layer without arrays or with two kernels, an array in no
-      or several layers or without axes, or axes that do not fit one another.
+    ValueError: for a layer without arrays or with two kernels; for an array
+      that is in no layer or in several, or that has no axes; or for axes whose
+      sizes do not fit one another.
   """
   axes: dict[str, tuple[Axis, ...]] = {}
   sizes: dict[str, int] = {}
@@ -98,12 +102,12 @@ def chain_axes(params: Params, layers: Sequence[Sequence[str]]) -> UnitAxes:
 def permute_units(
   params: Params, permutations: Mapping[str, np.ndarray], axes: UnitAxes
 ) -> Params:
-  """Reorders hidden units; the function of the model stays what it is.
+  """Permutes hidden units. The model still computes the same function.
 
   Args:
     params: the parameters of one model.
-    permutations: for some or all groups, `[units]`: unit `permutation[i]`
-      comes i-th.
+    permutations: a permutation `[units]` for some or all groups. Unit
+      `permutation[i]` becomes the i-th.
     axes: see `chain_axes` and `unit_axes`.
 
   Raises:
@@ -129,10 +133,10 @@ def permute_units(
 def group_sizes(
   shapes: Mapping[str, Sequence[int]], axes: UnitAxes
 ) -> dict[str, int]:
-  """Returns how many units each group has, by name.
+  """Returns the number of units of each group, by name.
 
-  Of a group that is only named, it is the smallest axis: others are multiples,
-  by positions.
+  If no axis gives a group's size explicitly, the size is that of the smallest
+  axis. The other axes are positions times units.
   """
   exact: dict[str, int] = {}
   least: dict[str, int] = {}
@@ -149,7 +153,7 @@ def split(axis: Axis, size: int, sizes: Mapping[str, int]) -> Factors:
   """Returns the factors `(group or None, size)` of an axis of `size`.
 
   Raises:
-    ValueError: if they do not fit the axis.
+    ValueError: if the sizes of the groups do not fit the axis.
   """
   if axis is None or (isinstance(axis, str) and axis not in sizes):
     return ((None, size),)
@@ -171,10 +175,10 @@ def split(axis: Axis, size: int, sizes: Mapping[str, int]) -> Factors:
 
 
 def described(path: Sequence[Any], leaf: Any, axes: UnitAxes) -> Sequence[Axis]:
-  """Returns what the axes of one array count.
+  """Returns the entry of `axes` for one array.
 
   Raises:
-    ValueError: if nothing is known of it, or of another number of axes.
+    ValueError: if there is no entry, or if it has another number of axes.
   """
   name = jax.tree_util.keystr(tuple(path))
   if name not in axes:

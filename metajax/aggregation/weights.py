@@ -1,4 +1,4 @@
-"""Models combined in weight space: averages, soups, and Fisher merging."""
+"""Combines models in weight space: averages, soups, and Fisher merging."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,16 +26,16 @@ def weighted_average(stack: Params, weights: ArrayLike | None = None) -> Params:
 
     theta = sum_m w_m theta_m / sum_m w_m
 
-  With equal weights it is a uniform soup; with numbers of examples as weights,
-  the server's step of FedAvg; of models adapted to tasks, the target that
-  Reptile moves to. Sums are in float32 at least.
+  With equal weights, it is a uniform soup. With numbers of examples as weights,
+  it is the server's step of FedAvg. If the models are adapted to tasks, it is
+  the target of Reptile. Sums are in float32 at least.
 
   Args:
     stack: a tree of arrays `[models, ...]`.
     weights: `[models]`, not negative, of any scale; equal if None.
 
   Returns:
-    One model, of the dtypes of the stack.
+    One model, in the dtypes of the stack.
 
   Raises:
     ValueError: see `check_stack` and `normalized_weights`.
@@ -53,26 +53,28 @@ def weighted_average(stack: Params, weights: ArrayLike | None = None) -> Params:
 def pseudo_gradient(
   params: Params, stack: Params, weights: ArrayLike | None = None
 ) -> Params:
-  """Returns the way back from the average of models trained from `params`.
+  """Returns the difference of `params` and the average of trained models.
 
   ::
 
     g = sum_m w_m (theta - phi_m) / sum_m w_m
 
-  The differences are averaged, in float32 at least: of models that moved by
-  less than the rounding of their average, the difference to it would be 0.
+  An optimizer that descends g moves theta towards the average of the models.
+  SGD with step size 1 moves to the average itself (FedAvg). SGD with a smaller
+  step size is Reptile's outer step. Adam gives FedAdam.
 
-  An optimizer that descends it moves theta towards the average: SGD with step
-  size 1 lands on it (FedAvg), with a smaller one it is Reptile's outer step,
-  and Adam makes it FedAdam.
+  The differences are computed before the average, in float32 at least. If the
+  models moved by less than the rounding of their average, the difference to the
+  average would be 0.
 
   Args:
-    params: theta, where all the models started.
+    params: theta, the start of all models.
     stack: phi, a tree of arrays `[models, ...]`.
     weights: as in `weighted_average`.
 
   Returns:
-    A tree like `params`; its `State` nodes are the average.
+    A tree like `params`. Its `State` nodes hold the average state of the
+    models.
 
   Raises:
     ValueError: see `weighted_average`.
@@ -97,19 +99,22 @@ def pseudo_gradient(
 def greedy_soup(
   stack: Params, score_fn: Callable[[Params], Array]
 ) -> tuple[Params, list[int]]:
-  """Adds models to the average, best first, as long as it does not get worse.
+  """Averages the models that do not lower the validation score (greedy soup).
+
+  Models are tried in the order of their scores, the best first. A model becomes
+  an ingredient of the average if the score does not get worse.
 
   Args:
     stack: a tree of arrays `[models, ...]`.
-    score_fn: `(params) -> scalar`, higher is better, on validation data. It is
+    score_fn: `(params) -> scalar` on validation data; higher is better. It is
       called at most twice a model.
 
   Returns:
-    The soup, which scores at least as well as the best model, and the indices
-    of its ingredients in the order of their addition.
+    `(soup, ingredients)`. The soup scores at least as well as the best model.
+    The ingredients are indices of models, in the order of their addition.
 
   Raises:
-    ValueError: see `check_stack`; or if a score is NaN.
+    ValueError: see `check_stack`; if a score is NaN.
 
   References:
     Wortsman et al., `Model soups <https://arxiv.org/abs/2203.05482>`_, 2022,
@@ -151,14 +156,14 @@ def fisher_diagonal(
 
     F_j = 1/n sum_i (d log p(y_i | x_i, theta) / d theta_j)^2
 
-  over the real examples of the batch. Given targets drawn from the model, it
-  estimates the Fisher information itself.
+  where i runs over the real examples of the batch. If the targets are drawn
+  from the model, it is an estimate of the true Fisher information.
 
   Args:
-    log_likelihood: `(params, input, target) -> scalar`, of one example.
+    log_likelihood: `(params, input, target) -> scalar`, for one example.
     params: theta.
     batch: `[n, ...]`.
-    batch_size: how many examples' gradients are held at once, all if None. The
+    batch_size: number of gradients to keep in memory at once; all if None. The
       result does not depend on it.
 
   Returns:
@@ -215,22 +220,23 @@ def fisher_average(
   *,
   floor: float = 1e-6,
 ) -> Params:
-  """Returns the mean of the models, weighted by their Fisher information.
+  """Averages models with their Fisher information as weights.
 
   ::
 
     theta_j = sum_m w_m (F_mj + floor) theta_mj / sum_m w_m (F_mj + floor)
 
-  It is the mode of the product of Gaussians `N(theta_m, 1 / F_m)`.
+  The result is the mode of the product of the Gaussians `N(theta_m, 1 / F_m)`.
 
   Args:
     stack: a tree of arrays `[models, ...]`.
-    fishers: a tree like it, not negative; see `fisher_diagonal`.
+    fishers: a tree like `stack`, not negative; see `fisher_diagonal`.
     weights: `[models]`, not negative; equal if None.
-    floor: keeps entries without information at the weighted average.
+    floor: a positive number that is added to the Fisher information. Parameters
+      without information become the weighted average.
 
   Returns:
-    One model.
+    One model, in the dtypes of the stack.
 
   Raises:
     ValueError: see `check_stack` and `normalized_weights`; if `floor` is not

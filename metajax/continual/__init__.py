@@ -1,6 +1,6 @@
-"""Continual learning: tasks come one after the other, each example once.
+"""Continual learning: a learner sees a stream of tasks, each example once.
 
-Meta-Experience Replay and what it is compared with.
+The algorithms are Meta-Experience Replay and its baselines.
 """
 
 from metajax.continual.learners import (

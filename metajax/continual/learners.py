@@ -1,4 +1,4 @@
-"""Learners of a stream: Meta-Experience Replay, and others to compare with."""
+"""Continual learners: Meta-Experience Replay and its baselines."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,16 +13,16 @@ from metajax.continual.reservoir import Reservoir, add, draw, reservoir
 from metajax.numerics import wide
 from metajax.types import Array, Batch, Params, PRNGKey
 
-# `(params, example) -> scalar`; the example has no leading axis.
+# `(params, example) -> scalar`, where the example has no leading axis.
 ExampleLoss = Callable[[Params, Batch], Array]
 
 
 class Learned(NamedTuple):
-  """What a learner keeps.
+  """The state of a continual learner.
 
   Attributes:
-    params: of the network.
-    memory: whatever else.
+    params: the parameters of the network.
+    memory: anything else that the learner stores.
   """
 
   params: Params
@@ -30,13 +30,15 @@ class Learned(NamedTuple):
 
 
 class ContinualLearner(NamedTuple):
-  """An algorithm that sees each example of a stream once, one at a time.
+  """An algorithm that sees the examples of a stream one at a time, each once.
 
   Attributes:
-    init: `(params, example) -> Learned`; of the example the shapes are used.
+    init: `(params, example) -> Learned`. Only the shapes and dtypes of the
+      example are used.
     observe: `(learned, example, rng) -> Learned`.
-    end_task: `(learned, examples [n, ...]) -> Learned`, after the last example
-      of a task, given all of it; only some learners need it.
+    end_task: `(learned, examples [n, ...]) -> Learned`. It is called after the
+      last example of a task, with all examples of the task. Only some learners
+      need it.
   """
 
   init: Callable[[Params, Batch], Learned]
@@ -45,7 +47,7 @@ class ContinualLearner(NamedTuple):
 
 
 def online(loss_fn: ExampleLoss, step_size: ArrayLike) -> ContinualLearner:
-  """Online SGD: a step for each example, and nothing against forgetting."""
+  """Builds online SGD: one step an example, without a remedy for forgetting."""
 
   def observe(learned: Learned, example: Batch, rng: PRNGKey) -> Learned:
     del rng
@@ -63,10 +65,10 @@ def replayed(
   batch: int,
   batches: int = 1,
 ) -> ContinualLearner:
-  """Experience replay: each example is learned with a draw of earlier ones.
+  """Builds experience replay: learns new examples together with earlier ones.
 
-  For every example come `batches` steps of SGD on the mean loss of the example
-  and of `batch - 1` others from a reservoir.
+  For every example, the learner takes `batches` steps of SGD. The loss of a
+  step is the mean over the example and `batch - 1` draws from a reservoir.
 
   Raises:
     ValueError: if `capacity`, `batch` or `batches` is not positive.
@@ -101,7 +103,7 @@ def meta_experience_replay(
   batch: int,
   batches: int = 1,
 ) -> ContinualLearner:
-  """Meta-Experience Replay (MER): replay, and Reptile over what is replayed.
+  """Builds Meta-Experience Replay (MER): replay with Reptile's update.
 
   ::
 
@@ -111,19 +113,19 @@ def meta_experience_replay(
       theta <- theta + within (phi - theta)
     theta <- theta_A + across (theta - theta_A)
 
-  A batch is `batch - 1` draws from a reservoir, and the new example last. As
-  Reptile does, this favours parameters at which the gradients of examples
-  agree: more transfer, less interference. With `within = across = 1` it is
-  replay by single examples.
+  A batch has `batch - 1` draws from a reservoir, followed by the new example.
+  Like Reptile, this favours parameters at which the gradients of examples
+  agree, which means more transfer and less interference. With `within = across
+  = 1` it is replay by SGD on single examples.
 
   Args:
-    loss_fn: of one example.
-    step_size: alpha, of SGD.
-    within: beta, of the step after a batch.
-    across: gamma, of the step after all batches.
-    capacity: examples that are kept.
-    batch: k.
-    batches: s.
+    loss_fn: the loss of one example.
+    step_size: alpha, the step size of SGD.
+    within: beta, the step size after a batch.
+    across: gamma, the step size after all batches.
+    capacity: number of examples that the reservoir keeps.
+    batch: k, number of examples of a batch.
+    batches: s, number of batches for a new example.
 
   Raises:
     ValueError: if `capacity`, `batch` or `batches` is not positive.
@@ -131,8 +133,8 @@ def meta_experience_replay(
   References:
     Riemer et al., `Learning to Learn without Forgetting by Maximizing Transfer
     and Minimizing Interference <https://arxiv.org/abs/1810.11910>`_, 2019,
-    algorithm 1. Here draws are with replacement, and while nothing is kept the
-    new example is all of a batch.
+    algorithm 1. Unlike in the paper, draws are with replacement. While the
+    reservoir is empty, a batch repeats the new example.
   """
   _check(capacity=capacity, batch=batch, batches=batches)
 
@@ -161,20 +163,21 @@ def meta_experience_replay(
 def elastic_weights(
   loss_fn: ExampleLoss, step_size: ArrayLike, strength: ArrayLike
 ) -> ContinualLearner:
-  """Elastic weight consolidation (EWC): SGD, held back where it would hurt.
+  """Builds elastic weight consolidation (EWC): SGD with a quadratic penalty.
 
   ::
 
     theta <- theta - step_size grad [ L(theta; example)
                 + strength / 2 sum_k sum_j F_kj (theta_j - theta_kj)^2 ]
 
-  over earlier tasks k, with their last parameters and the diagonals F_k of
-  their empirical Fisher information. The sum over k is kept as two trees.
+  where k runs over earlier tasks. theta_k are the parameters at the end of task
+  k, and F_k is the diagonal of its empirical Fisher information. Two trees hold
+  the sum over k, for any number of tasks.
 
   Args:
-    loss_fn: a negative log-likelihood of one example.
-    step_size: of SGD.
-    strength: lambda.
+    loss_fn: the negative log-likelihood of one example.
+    step_size: the step size of SGD.
+    strength: lambda, the strength of the penalty.
 
   References:
     Kirkpatrick et al., `Overcoming Catastrophic Forgetting in Neural Networks
@@ -227,7 +230,7 @@ def _with_reservoir(capacity: int) -> Callable[[Params, Batch], Learned]:
 def _draw_with(
   memory: Reservoir, example: Batch, number: int, rng: PRNGKey
 ) -> Batch:
-  """Draws all but one of `number`; the example is the last."""
+  """Returns `number` examples: draws from the memory, and `example` as last."""
   return jax.tree.map(
     lambda drawn, new: jnp.append(
       jnp.where(memory.seen > 0, drawn, new), new[None], axis=0

@@ -1,4 +1,4 @@
-"""A memory of fixed size that is a fair sample of all that was ever seen."""
+"""A memory of fixed size, which is a uniform sample of all examples so far."""
 
 from typing import Any, NamedTuple
 
@@ -9,11 +9,12 @@ from metajax.types import Array, PRNGKey
 
 
 class Reservoir(NamedTuple):
-  """Examples that are kept.
+  """The state of a reservoir.
 
   Attributes:
-    items: `[capacity, ...]`; the first `min(seen, capacity)` are examples.
-    seen: int32, how many there were.
+    items: `[capacity, ...]`. The first `min(seen, capacity)` of them are
+      examples.
+    seen: int32, the number of examples that were added.
   """
 
   items: Any
@@ -21,7 +22,7 @@ class Reservoir(NamedTuple):
 
 
 def reservoir(example: Any, capacity: int) -> Reservoir:
-  """Makes an empty memory for examples like the given one.
+  """Builds an empty memory for examples of the shapes and dtypes of `example`.
 
   Raises:
     ValueError: if the capacity is not positive.
@@ -35,10 +36,12 @@ def reservoir(example: Any, capacity: int) -> Reservoir:
 
 
 def add(memory: Reservoir, example: Any, rng: PRNGKey) -> Reservoir:
-  """Keeps an example, or not, so that all seen are kept equally likely.
+  """Adds an example at random, so that the memory stays a uniform sample.
 
-  The n-th takes place j, uniform in 0, ..., n - 1, if there is such a place;
-  as long as there is room, it takes the next (Vitter 1985, algorithm R).
+  As long as the memory is not full, the example takes the next place. If it is
+  full, place j is drawn uniformly from 0, ..., n - 1 for the n-th example. The
+  example replaces that of place j if j < capacity. If not, it is dropped
+  (Vitter 1985, algorithm R).
   """
   capacity = jax.tree.leaves(memory.items)[0].shape[0]
   drawn = jax.random.randint(rng, (), 0, memory.seen + 1)
@@ -50,9 +53,9 @@ def add(memory: Reservoir, example: Any, rng: PRNGKey) -> Reservoir:
 
 
 def draw(memory: Reservoir, number: int, rng: PRNGKey) -> Any:
-  """Draws `[number, ...]` of those kept, uniformly, with replacement.
+  """Draws examples `[number, ...]` uniformly, with replacement.
 
-  Of an empty memory come zeros.
+  An empty memory returns zeros.
   """
   capacity = jax.tree.leaves(memory.items)[0].shape[0]
   kept = jnp.minimum(memory.seen, capacity)

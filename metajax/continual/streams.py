@@ -1,4 +1,4 @@
-"""Streams of tasks, and how much of them is remembered."""
+"""Streams of tasks, and the accuracy on all tasks along a stream."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from metajax.types import Array, Batch, Model, Params, PRNGKey
 
 
 class Stream(NamedTuple):
-  """Tasks in their order.
+  """A sequence of tasks.
 
   Attributes:
-    train: `[tasks, n, ...]`, each example seen once.
-    test: `[tasks, m, ...]`, to tell what is known of each task.
+    train: `[tasks, n, ...]`. The learner sees each example once.
+    test: `[tasks, m, ...]`, which measure the accuracy on each task.
   """
 
   train: Batch
@@ -26,18 +26,19 @@ class Stream(NamedTuple):
 def rotated(
   train: Batch, test: Batch, num_tasks: int, num_examples: int, rng: PRNGKey
 ) -> Stream:
-  """Makes a stream of images that are turned further in each task.
+  """Builds a stream of rotated images, whose angle grows from task to task.
 
-  Task t turns by an angle uniform in [t, t + 1) 180 / `num_tasks` degrees about
-  the middle, with bilinear interpolation (Lopez-Paz and Ranzato 2017, section
-  5.1); it has `num_examples` of the training images, and all test images.
+  Task t rotates images about their centre, with bilinear interpolation. Its
+  angle is uniform in [t, t + 1) 180 / `num_tasks` degrees (Lopez-Paz and
+  Ranzato 2017, section 5.1). It has `num_examples` of the training images, and
+  all test images.
 
   Args:
     train: images `[n, height, width, 1]` and classes.
-    test: likewise.
-    num_tasks: of the stream.
-    num_examples: of a task.
-    rng: of angles and images.
+    test: as `train`.
+    num_tasks: number of tasks of the stream.
+    num_examples: number of training images of a task.
+    rng: the key of angles and images.
 
   Raises:
     ValueError: if there are no tasks, or fewer images than examples.
@@ -53,9 +54,10 @@ def rotated(
 def permuted(
   train: Batch, test: Batch, num_tasks: int, num_examples: int, rng: PRNGKey
 ) -> Stream:
-  """Makes a stream whose tasks each have an order of the pixels of their own.
+  """Builds a stream in which each task permutes the pixels in its own order.
 
-  Images are `[n, height, width, 1]`; the rest as in `rotated`.
+  Images are `[n, height, width, 1]`. See `rotated` for the arguments and the
+  errors.
   """
 
   def shuffle(images: Array, key: PRNGKey, task: Array) -> Array:
@@ -74,19 +76,21 @@ def accuracies_over_stream(
   stream: Stream,
   rng: PRNGKey,
 ) -> Array:
-  """Learns a stream; returns `[tasks, tasks]` accuracies.
+  """Learns a stream and returns accuracies R `[tasks, tasks]`.
 
-  Row i is after task i, column j on the test of task j. With that R, retained
-  accuracy RA is the mean of the last row, learning accuracy LA that of the
-  diagonal, and RA - LA is backward transfer and interference (Riemer et al.
-  2019, section 5).
+  `R[i, j]` is the accuracy on the test set of task j after learning task i. The
+  measures of Riemer et al. (2019, section 5) are:
+
+  - Retained accuracy RA is the mean of the last row.
+  - Learning accuracy LA is the mean of the diagonal.
+  - Backward transfer and interference is RA - LA.
 
   Args:
-    learner: an algorithm.
+    learner: the algorithm.
     model: predicts logits.
-    params: where it begins.
+    params: the initial parameters.
     stream: the tasks.
-    rng: of the learner.
+    rng: the key of the learner.
   """
   example = jax.tree.map(lambda x: x[0, 0], stream.train)
 
@@ -127,7 +131,7 @@ def _stream(
     )
   if num_tasks < 1:
     raise ValueError(f"num_tasks={num_tasks}: must be 1 or more.")
-  # Traced indices do not index arrays of numpy.
+  # A traced index cannot index a numpy array.
   train, test = jax.tree.map(jnp.asarray, (train, test))
 
   def one(task: Array, key: PRNGKey) -> Stream:
@@ -145,7 +149,7 @@ def _stream(
 
 
 def _turn(image: Array, angle: Array) -> Array:
-  """Turns `[height, width, 1]` about its middle; what comes in is black."""
+  """Rotates `[height, width, 1]` about its centre; new pixels are black."""
   height, width, _ = image.shape
   y = jnp.arange(height)[:, None] - (height - 1) / 2
   x = jnp.arange(width)[None] - (width - 1) / 2

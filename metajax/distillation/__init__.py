@@ -1,4 +1,4 @@
-"""Models taught by models, and data sets distilled from data sets."""
+"""Distils models into models, and data sets into smaller data sets."""
 
 from metajax.distillation.coresets import herding
 from metajax.distillation.datasets import (

@@ -1,4 +1,4 @@
-"""Real examples that stand for a whole data set."""
+"""Selects real examples that represent a whole data set."""
 
 import jax
 import jax.numpy as jnp
@@ -8,28 +8,29 @@ from metajax.types import Array
 
 
 def herding(features: Array, num_chosen: int) -> Array:
-  """Chooses examples one by one, so that their mean stays at that of all.
+  """Chooses examples whose mean is close to the mean of all examples.
 
   ::
 
-    next = argmin_i |mean - (sum of the chosen + features_i) / (k + 1)|
+    next = argmin_i |mean - (sum of the k chosen + features_i) / (k + 1)|
 
-  among those not chosen yet.
+  where i runs over the examples that have not been chosen yet.
 
   Args:
     features: `[n, ...]`, of one class.
-    num_chosen: how many, 1 to n.
+    num_chosen: number of examples to choose, from 1 to n.
 
   Returns:
-    Indices `[num_chosen]`, in the order in which they were chosen.
+    Indices `[num_chosen]`, in the order of the choice.
 
   Raises:
     ValueError: if `num_chosen` is out of range.
 
   References:
     Welling, `Herding Dynamical Weights to Learn
-    <https://doi.org/10.1145/1553374.1553517>`_, 2009; in this form Rebuffi et
-    al., `iCaRL <https://arxiv.org/abs/1611.07725>`_, 2017, algorithm 4.
+    <https://doi.org/10.1145/1553374.1553517>`_, 2009.
+    Rebuffi et al., `iCaRL <https://arxiv.org/abs/1611.07725>`_, 2017, algorithm
+    4: the form that is used here.
   """
   size = features.shape[0]
   if not 1 <= num_chosen <= size:

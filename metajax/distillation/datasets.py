@@ -1,10 +1,10 @@
-"""Data distillation: what a small synthetic set owes to a large real one.
+"""Objectives of data distillation, which train a small synthetic data set.
 
-An objective is a function `(synthetic, real, rng) -> scalar`, to be descended
-in the synthetic set; `learners.distill_data` makes a meta-learner of it, so
-that it is trained and evaluated like one. Real batches hold equally many
-examples of every class, the class changing fastest: example i is of class
-`i % classes` (`tasks.class_batches`).
+An objective is a function `(synthetic, real, rng) -> scalar`. It is minimised
+with respect to the synthetic set. `learners.distill_data` builds a meta-learner
+from it, which is trained and evaluated like any other. Real batches hold the
+same number of examples of every class, in the order of
+`tasks.class_batches`: example i is of class `i % classes`.
 """
 
 import jax
@@ -27,19 +27,23 @@ from metajax.types import Array, Batch, Model, Params, PRNGKey
 def unrolled(
   model: Model, num_steps: int, *, memory: inner_loop.Memory = "nested"
 ) -> Objective:
-  """Bilevel optimisation: how well does a network do that was trained on it?
+  """Builds the objective of dataset distillation: a loss through training.
 
-  ::
+  It is the real loss of a network that was trained on the synthetic set S::
 
     CE(model(theta_K(S), real inputs), real labels)
     theta_0 random,  theta_K = K steps of SGD on S
 
-  whose gradient passes through all K steps.
+  The gradient passes through all K steps.
 
   Args:
     model: predicts logits.
     num_steps: K.
     memory: see `inner_loop.minimize`.
+
+  Raises:
+    ValueError: for a negative number of steps. In use, if the model has running
+      statistics.
 
   References:
     Wang et al., `Dataset Distillation <https://arxiv.org/abs/1811.10959>`_,
@@ -60,20 +64,24 @@ def unrolled(
 
 
 def gradient_matching(model: Model, max_steps: int) -> Objective:
-  """Dataset condensation (DC): both sets pull a network in one direction.
+  """Builds the objective of dataset condensation (DC): gradient matching.
 
   ::
 
     sum_c D(grad CE(theta_k; S_c), grad CE(theta_k; real_c))
     D = sum over layers and output units of  1 - cos
 
-  class by class, at a network that has been trained on S for k steps, k drawn
-  uniformly from 0 to `max_steps` (the paper walks through them in turn). Arrays
-  of one axis (biases, normalisation) do not count, as in the authors' code.
+  where theta_k is a random network after k steps of training on S. k is drawn
+  uniformly from 0 to `max_steps`. (The paper uses all k in order.) Arrays with
+  one axis (biases, normalisation) are left out, as in the authors' code.
 
   Args:
     model: predicts logits.
-    max_steps: up to how far a network is trained on S.
+    max_steps: the largest k.
+
+  Raises:
+    ValueError: for a negative number of steps. In use, if the model has running
+      statistics.
 
   References:
     Zhao et al., `Dataset Condensation with Gradient Matching
@@ -91,7 +99,8 @@ def gradient_matching(model: Model, max_steps: int) -> Objective:
     def loss(params: Params, step: Array) -> Array:
       logits = model.apply(params, fixed.inputs)
       losses = optax.softmax_cross_entropy(logits, fixed.targets)
-      return (step < stop) * losses.mean()  # SGD then stands still.
+      # From step `stop` on, the gradient is 0 and SGD changes nothing.
+      return (step < stop) * losses.mean()
 
     params = inner_loop.minimize(
       loss,
@@ -124,9 +133,9 @@ def gradient_distance(grads: Params, other: Params) -> Array:
   """Returns `sum over layers and output units of 1 - cos`, 0 at equality.
 
   Args:
-    grads: a tree of arrays whose last axis is that of the output units; arrays
-      of fewer than two axes are left out.
-    other: a tree like it.
+    grads: a tree of arrays. Their last axis counts the output units. Arrays
+      with fewer than two axes are left out.
+    other: a tree like `grads`.
   """
 
   def distance(a: Array, b: Array) -> Array:
@@ -134,7 +143,7 @@ def gradient_distance(grads: Params, other: Params) -> Array:
       return jnp.zeros(())
     a, b = (wide(x.reshape(-1, x.shape[-1])) for x in (a, b))
     squares = [jnp.square(x).sum(0) for x in (a, b)]
-    # A unit that gets no gradient has no direction, and no distance.
+    # A gradient of zero has no direction, so the distance of its unit is 0.
     known = (squares[0] > 0) & (squares[1] > 0)
     norms = [jnp.sqrt(jnp.where(known, x, 1.0)) for x in squares]
     cosines = ((a / norms[0]) * (b / norms[1])).sum(0)
@@ -145,13 +154,13 @@ def gradient_distance(grads: Params, other: Params) -> Array:
 
 
 def distribution_matching(embedding: Model) -> Objective:
-  """Distribution matching (DM): equal mean features, whatever the network.
+  """Builds the objective of distribution matching (DM).
 
-  ::
+  It matches the mean features of both data sets in random networks::
 
     sum_c |mean psi(S_c) - mean psi(real_c)|^2,  psi a random network
 
-  No network is trained, so neither targets nor step size get a gradient.
+  No network is trained. The gradients of targets and step size are therefore 0.
 
   Args:
     embedding: returns features `[n, d]`.
@@ -175,19 +184,20 @@ def distribution_matching(embedding: Model) -> Objective:
 
 
 def kernel_inducing(kernel: Kernel, ridge: ArrayLike = 1e-3) -> Objective:
-  """Kernel inducing points (KIP): regression on S predicts the real labels.
+  """Builds the objective of kernel inducing points (KIP).
 
-  ::
+  It is the error on real labels of kernel ridge regression on S::
 
     1/2 mean over real examples of  |y - K(x, S) (K(S, S) + r I)^-1 y_S|^2
     r = ridge mean(diag K(S, S))
 
-  with targets less their mean over classes.
+  where the mean over classes is subtracted from all targets.
 
   Args:
     kernel: `(inputs [n, ...], inputs [m, ...]) -> [n, m]`.
-    ridge: in units of the kernel's mean diagonal, positive. From noise, a large
-      one (0.1) is needed at first.
+    ridge: strength of the ridge, in units of the kernel's mean diagonal;
+      positive. If the synthetic set starts at noise, use a large one (0.1) at
+      first.
 
   References:
     Nguyen et al., `Dataset Meta-Learning from Kernel Ridge-Regression
@@ -208,5 +218,5 @@ def kernel_inducing(kernel: Kernel, ridge: ArrayLike = 1e-3) -> Objective:
 
 
 def _by_class(x: Array, num_classes: int) -> Array:
-  """`[n, ...]`, the class changing fastest -> `[classes, n / classes, ...]`."""
+  """Splits examples by class i % classes: `[classes, n / classes, ...]`."""
   return x.reshape(-1, num_classes, *x.shape[1:]).swapaxes(0, 1)

@@ -1,4 +1,4 @@
-"""Losses between what a student and a teacher make of their inputs inside."""
+"""Losses between the features of a student and of a teacher."""
 
 from collections.abc import Callable
 
@@ -16,20 +16,21 @@ def hint(
   teacher_features: Array,
   regressor: Callable[[Array], Array] | None = None,
 ) -> Array:
-  """Distance of a student's features, put through a regressor, to a teacher's.
+  """Computes the squared distance of mapped student features to the teacher's.
 
   ::
 
     1/2 |teacher - r(student)|^2,  mean over examples and features
 
   Args:
-    features: the student's, `[n, ...]`.
-    teacher_features: `[n, ...]`; no gradient is taken of it.
-    regressor: r, from the student's shape to the teacher's, whose parameters
-      are learned with the student's; the identity if None.
+    features: the student's features, `[n, ...]`.
+    teacher_features: `[n, ...]`, treated as a constant.
+    regressor: r, which maps the student's shape to the teacher's. Its
+      parameters are learned with the student's. If None, it is the identity.
 
   Raises:
-    ValueError: if the shapes differ, or the teacher is known and not finite.
+    ValueError: if the shapes differ, or if `teacher_features` is not finite.
+      Traced values are not checked.
 
   References:
     Romero et al., `FitNets: Hints for Thin Deep Nets
@@ -41,25 +42,28 @@ def hint(
 
 
 def attention_transfer(features: Array, teacher_features: Array) -> Array:
-  """Distance of where two networks look, whatever their numbers of channels.
+  """Computes the squared distance of the spatial attention maps of networks.
 
   ::
 
     |Q_s / |Q_s| - Q_t / |Q_t||^2,  Q = mean over channels of features^2
 
-  as vectors over positions, mean over examples.
+  Q is a vector over positions, and the loss is a mean over examples. The
+  numbers of channels may differ.
 
   Args:
     features: `[n, height, width, channels]`.
-    teacher_features: `[n, height, width, other channels]`; no gradient is taken
-      of it.
+    teacher_features: `[n, height, width, other channels]`, treated as a
+      constant.
 
   Raises:
-    ValueError: if the positions differ, or the teacher is known and not finite.
+    ValueError: if the numbers of positions differ, or if `teacher_features` is
+      not finite. Traced values are not checked.
 
   References:
     Zagoruyko and Komodakis, `Paying More Attention to Attention
-    <https://arxiv.org/abs/1612.03928>`_, 2017, equation 2 (there not squared).
+    <https://arxiv.org/abs/1612.03928>`_, 2017, equation 2 (not squared in the
+    paper).
   """
 
   def attention(x: Array) -> Array:
@@ -72,7 +76,7 @@ def attention_transfer(features: Array, teacher_features: Array) -> Array:
 
 
 def relational_distance(embeddings: Array, teacher_embeddings: Array) -> Array:
-  """Distance of the pairwise distances, each in units of its own mean.
+  """Computes the Huber loss between scaled pairwise distances.
 
   ::
 
@@ -80,11 +84,11 @@ def relational_distance(embeddings: Array, teacher_embeddings: Array) -> Array:
 
   Args:
     embeddings: `[n, d]`, at least 2 examples.
-    teacher_embeddings: `[n, other d]`; no gradient is taken of it.
+    teacher_embeddings: `[n, other d]`, treated as a constant.
 
   Raises:
-    ValueError: if the numbers of examples differ or are less than 2, or the
-      teacher is known and not finite.
+    ValueError: if the numbers of examples differ or are less than 2, or if
+      `teacher_embeddings` is not finite. Traced values are not checked.
 
   References:
     Park et al., `Relational Knowledge Distillation
@@ -101,21 +105,21 @@ def relational_distance(embeddings: Array, teacher_embeddings: Array) -> Array:
 
 
 def relational_angle(embeddings: Array, teacher_embeddings: Array) -> Array:
-  """Distance of the cosines of the angles that triples of examples make.
+  """Computes the Huber loss between cosines of angles in triples of examples.
 
   ::
 
     mean over triples of  huber(cos_s(i, j, k) - cos_t(i, j, k))
 
-  where the angle is at example j.
+  where cos(i, j, k) is the cosine of the angle at example j.
 
   Args:
-    embeddings: `[n, d]`, at least 3 examples; the cost grows as `n^3`.
-    teacher_embeddings: `[n, other d]`; no gradient is taken of it.
+    embeddings: `[n, d]`, at least 3 examples. The cost grows as `n^3`.
+    teacher_embeddings: `[n, other d]`, treated as a constant.
 
   Raises:
-    ValueError: if the numbers of examples differ or are less than 3, or the
-      teacher is known and not finite.
+    ValueError: if the numbers of examples differ or are less than 3, or if
+      `teacher_embeddings` is not finite. Traced values are not checked.
 
   References:
     Park et al., `Relational Knowledge Distillation
@@ -148,7 +152,7 @@ def _examples(
 
 
 def _norm(x: Array) -> Array:
-  """Lengths over the last axis, with the gradient 0 at 0."""
+  """Returns norms over the last axis, whose gradient at 0 is 0."""
   squares = jnp.square(x).sum(-1)
   is_zero = squares == 0
   return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, squares)))

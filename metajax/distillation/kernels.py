@@ -1,4 +1,4 @@
-"""Kernels of wide networks, and regression with them."""
+"""Kernels of infinitely wide networks, and kernel ridge regression."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,14 @@ Kernel = Callable[[Array, Array], Array]
 
 
 def linear_kernel(x: Array, y: Array) -> Array:
-  """Returns `<x, y> / d`, `[n, m]`, of inputs `[n, ...]` and `[m, ...]`."""
+  """Returns `<x, y> / d`, `[n, m]`, for inputs `[n, ...]` and `[m, ...]`."""
   x, y = (z.reshape(z.shape[0], -1) for z in (x, y))
-  # Angles are read off this: with fewer digits they would be wrong.
+  # The tangent kernel computes angles from this, which needs all digits.
   return jnp.matmul(x, y.T, precision="highest") / x.shape[-1]
 
 
 def relu_tangent_kernel(num_layers: int = 2) -> Kernel:
-  """The neural tangent kernel of an infinitely wide network with ReLUs.
+  """Builds the neural tangent kernel of an infinitely wide ReLU network.
 
   ::
 
@@ -28,30 +28,31 @@ def relu_tangent_kernel(num_layers: int = 2) -> Kernel:
     S_l = sqrt(S(x, x) S(y, y)) (sin a + (pi - a) cos a) / pi,
     T_l = S_l + T_{l-1} (pi - a) / pi,     a = angle by S_{l-1}
 
-  with no biases and weights of variance 2 / fan-in, 1 / fan-in in the first
-  layer.
+  The network has no biases. Its weights have variance 1 / fan-in in the first
+  layer and 2 / fan-in in the others.
 
   Args:
-    num_layers: hidden layers.
+    num_layers: number of hidden layers.
 
   Returns:
-    A kernel of inputs `[n, ...]` and `[m, ...]`, which are flattened.
+    A kernel of inputs `[n, ...]` and `[m, ...]`, which it flattens.
 
   References:
     Jacot et al., `Neural Tangent Kernel <https://arxiv.org/abs/1806.07572>`_,
-    2018, section 4; the expectations in closed form are those of Cho and Saul,
-    `Kernel Methods for Deep Learning
-    <https://papers.nips.cc/paper/3628>`_, 2009, section 2.
+    2018, section 4.
+    Cho and Saul, `Kernel Methods for Deep Learning
+    <https://papers.nips.cc/paper/3628>`_, 2009, section 2: the closed form of
+    the expectations.
   """
 
   def kernel(x: Array, y: Array) -> Array:
     x, y = (z.reshape(z.shape[0], -1) for z in (x, y))
-    # Each layer keeps <x, x> / d as it is.
+    # <x, x> / d is the same in all layers.
     squares = [jnp.square(z).mean(-1) for z in (x, y)]
     scale = jnp.sqrt(squares[0][:, None] * squares[1] + 1e-20)
     covariance = tangent = linear_kernel(x, y)
-    # At a = 0 the slope of the arc cosine is infinite; the angle of an input
-    # with itself is constant, though, so that its gradient 0 is right.
+    # The derivative of arccos is infinite at a = 0. The angle of an input with
+    # itself is constant, so the gradient 0 of the clipped value is right.
     limit = 1 - 2 * jnp.finfo(scale.dtype).eps
     for _ in range(num_layers):
       cosine = covariance / scale
@@ -79,10 +80,11 @@ def kernel_ridge(
     kernel: `(inputs [n, ...], inputs [m, ...]) -> [n, m]`.
     inputs: X, `[n, ...]`.
     targets: Y, `[n, outputs]`.
-    ridge: in units of the kernel's mean diagonal, positive.
+    ridge: strength of the ridge, in units of the kernel's mean diagonal;
+      positive.
 
   Raises:
-    ValueError: if the ridge is not positive.
+    ValueError: if `ridge` is not positive. A traced value is not checked.
   """
   check_number("ridge", ridge, above=0)
   gram = kernel(inputs, inputs)

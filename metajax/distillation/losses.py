@@ -1,4 +1,4 @@
-"""Losses between the outputs of a student and those of a teacher."""
+"""Losses between the outputs of a student and of a teacher."""
 
 import jax
 import jax.numpy as jnp
@@ -9,43 +9,45 @@ from jax.typing import ArrayLike
 from metajax.numerics import check_number, wide
 from metajax.types import Array
 
-# Below, exp(d) - 1 - d is computed by its series, which cancels nothing.
+# For |d| below this, exp(d) - 1 - d is computed by its series, to avoid
+# cancellation.
 SMALL = 0.5
 
-# Stands for the -inf of a masked class, less than the largest logit: at every
-# temperature its probability is 0, and 0 times it is 0.
+# Added to the largest logit, it replaces the -inf of a masked class. The class
+# has probability 0 at every temperature, and 0 times the logit is 0.
 MASKED = -1e25
 
 
 def softened_kl(
   student_logits: Array, teacher_logits: Array, temperature: ArrayLike = 1.0
 ) -> Array:
-  """Divergence of softened predictions, in units that do not depend on T.
+  """Computes the KL divergence of softened predictions, times T^2.
 
   ::
 
     T^2 KL(softmax(teacher / T) || softmax(student / T)),  mean over examples
 
-  The factor keeps the size of the gradient when T changes. As T grows, the loss
-  tends to `logit_matching`. Computed in float32 at least, and without the
-  cancellation by which differences of log probabilities lose all their digits
-  at high T.
+  The factor T^2 keeps the size of the gradient if T changes. As T grows, the
+  loss tends to `logit_matching`. It is computed in float32 at least. At high T,
+  differences of log probabilities would cancel all digits; the computation
+  avoids them.
 
-  A class is masked by a logit of -inf, or by a very negative one: a teacher may
-  keep its top k classes only. The divergence is infinite where the student
-  masks a class that the teacher does not; its gradient is finite there, too.
+  A logit of -inf, or a very negative one, masks a class. A teacher may thus
+  keep its top k classes only. The divergence is infinite if the student masks a
+  class that the teacher does not mask. Its gradient is finite even then.
 
   Args:
     student_logits: `[n, classes]`.
-    teacher_logits: `[n, classes]`; no gradient is taken of it.
+    teacher_logits: `[n, classes]`, treated as a constant.
     temperature: T, positive.
 
   Returns:
     A scalar, in nats; zero if and only if the predictions are equal.
 
   Raises:
-    ValueError: if T is not positive, the class counts differ, or the teacher's
-      logits are known and hold NaN, +inf, or an example without a class.
+    ValueError: if T is not positive or the shapes differ; if the teacher's
+      logits hold NaN or +inf, or mask all classes of an example. Traced values
+      are not checked.
 
   References:
     Hinton et al., `Distilling the Knowledge in a Neural Network
@@ -67,7 +69,7 @@ def knowledge_distillation(
   temperature: ArrayLike = 4.0,
   alpha: ArrayLike = 0.9,
 ) -> Array:
-  """The classic loss: some of the labels, some of the teacher.
+  """Computes the classic distillation loss, from labels and from a teacher.
 
   ::
 
@@ -78,7 +80,7 @@ def knowledge_distillation(
     teacher_logits: `[n, classes]`.
     labels: `[n]` integers.
     temperature: T, positive.
-    alpha: how much the teacher counts, in [0, 1].
+    alpha: weight of the teacher's term, in [0, 1].
 
   Returns:
     A scalar, in nats.
@@ -99,7 +101,9 @@ def knowledge_distillation(
 
 
 def logit_matching(student_logits: Array, teacher_logits: Array) -> Array:
-  """Squared distance of centred logits, the limit of `softened_kl` at high T.
+  """Computes the squared distance of centred logits.
+
+  It is the limit of `softened_kl` at high T.
 
   ::
 
@@ -107,12 +111,12 @@ def logit_matching(student_logits: Array, teacher_logits: Array) -> Array:
 
   Args:
     student_logits: z, `[n, N]`.
-    teacher_logits: v, `[n, N]`; no gradient is taken of it.
+    teacher_logits: v, `[n, N]`, treated as a constant.
 
   Raises:
-    ValueError: if the class counts differ, or the teacher's logits are known
-      and not finite: masked classes have no distance, so leave them out of
-      both, or take `softened_kl`.
+    ValueError: if the shapes differ, or if the teacher's logits are not finite.
+      Traced values are not checked. Leave masked classes out of both arrays, or
+      use `softened_kl`.
 
   References:
     Hinton et al., `Distilling the Knowledge in a Neural Network
@@ -128,15 +132,16 @@ def logit_matching(student_logits: Array, teacher_logits: Array) -> Array:
 def label_smoothing(
   logits: Array, labels: Array, smoothing: ArrayLike
 ) -> Array:
-  """Cross-entropy with a teacher who knows the label but is never sure.
+  """Computes the cross-entropy with smoothed labels.
 
   ::
 
     (1 - s) CE(student, labels) + s CE(student, uniform)
 
-  It is distillation from a uniform teacher at T = 1: up to the constant entropy
-  `s log N`, `knowledge_distillation` with zero logits and alpha = s. With s > 0
-  it is infinite where the student masks a class.
+  Label smoothing is distillation from a uniform teacher. It is equal to
+  `knowledge_distillation` with zero teacher logits, T = 1 and alpha = s, up to
+  the constant entropy `s log N`. With s > 0, it is infinite if the student
+  masks a class.
 
   Args:
     logits: `[n, N]`.
@@ -163,14 +168,14 @@ def label_smoothing(
 def mutual_learning(
   cohort_logits: Array, labels: Array, *, temperature: ArrayLike = 1.0
 ) -> Array:
-  """Losses of a cohort of students who learn from each other.
+  """Computes the losses of a cohort of students that learn from each other.
 
   ::
 
     L_k = CE(student_k, labels)
           + 1/(K-1) sum_{l != k} T^2 KL(student_l || student_k)
 
-  where the gradient of a term reaches student k only.
+  The gradient of L_k reaches student k only.
 
   Args:
     cohort_logits: `[students, n, classes]`, at least 2 students.
@@ -178,7 +183,7 @@ def mutual_learning(
     temperature: T, positive; the paper's is 1.
 
   Returns:
-    Losses `[students]`, in nats; their sum trains them all.
+    Losses `[students]`, in nats. Minimise their sum to train all students.
 
   Raises:
     ValueError: for fewer than 2 students; see `softened_kl`.
@@ -198,21 +203,24 @@ def mutual_learning(
     return hard.mean(), soft(logits)
 
   hard, pairs = jax.vmap(of_student)(logits)
-  # A student is no distance from itself.
+  # The divergence of a student from itself is 0, so the sum may include it.
   return hard + pairs.sum(1) / (size - 1)
 
 
 def regression_distillation(
   predictions: Array, teacher_predictions: Array
 ) -> Array:
-  """Mean squared distance of predictions `[n, ...]`, half of it.
+  """Computes half the mean squared distance of predictions `[n, ...]`.
 
   ::
 
     1/2 |student - teacher|^2,  mean over examples and outputs
 
+  The teacher is treated as a constant.
+
   Raises:
-    ValueError: if the shapes differ, or the teacher is known and not finite.
+    ValueError: if the shapes differ, or if the teacher is not finite. Traced
+      values are not checked.
   """
   student, teacher = pair(predictions, teacher_predictions, "predictions")
   return jnp.square(student - teacher).mean() / 2
@@ -224,20 +232,20 @@ def mix(alpha: ArrayLike, first: Array, second: Array) -> Array:
 
 
 def share(weight: ArrayLike, value: Array) -> Array:
-  """Returns `weight * value`, and 0 where 0 meets infinity."""
+  """Returns `weight * value`, where 0 times infinity is 0."""
   is_void = (weight == 0) & jnp.isinf(value)
   return jnp.multiply(weight, jnp.where(is_void, 0, value))
 
 
 @jax.jit
 def _kl(p_logits: Array, q_logits: Array, temperature: ArrayLike) -> Array:
-  """`KL(p || q)` over the last axis, exact also where p and q nearly agree.
+  """Returns `KL(p || q)` over the last axis, accurate even for similar p and q.
 
-  With d = (q_logits - p_logits) / T less its mean under p::
+  With e = (q_logits - p_logits) / T and d = e - E_p e::
 
     KL = log E_p exp(d) = log(1 + sum_i p_i (exp(d_i) - 1 - d_i))
 
-  whose terms are all positive, so that nothing cancels.
+  All terms of the sum are positive, so that nothing cancels.
   """
   is_masked = jnp.isneginf(q_logits)
   p_top, q_top = (
@@ -246,8 +254,8 @@ def _kl(p_logits: Array, q_logits: Array, temperature: ArrayLike) -> Array:
   )
   p_logits = _bounded(p_logits, p_top + MASKED)
   q_logits = _bounded(q_logits, q_top + MASKED)
-  # What all classes share does not matter, and would take digits from d;
-  # rounded itself, it is only taken off where it is large.
+  # A shift that all classes share does not change KL, but costs digits of d.
+  # Subtracting it rounds, too, so it is subtracted only if it is large.
   shift = jnp.where(jnp.abs(q_top - p_top) > temperature, q_top - p_top, 0)
   q_logits = q_logits - shift
   d = (q_logits - p_logits) / temperature
@@ -258,7 +266,7 @@ def _kl(p_logits: Array, q_logits: Array, temperature: ArrayLike) -> Array:
   d = d - mean
   far = jax.nn.logsumexp(q_logits, axis=-1, keepdims=True) - total - mean
   is_near = far < 1
-  log_q = jnp.where(is_near, q_logits - total - mean, 0.0)  # Of p exp(d).
+  log_q = jnp.where(is_near, q_logits - total - mean, 0.0)  # log(p exp(d))
   is_small = jnp.abs(d) < SMALL
   terms = jnp.where(
     is_small,
@@ -273,14 +281,14 @@ def _kl(p_logits: Array, q_logits: Array, temperature: ArrayLike) -> Array:
 
 
 def _bounded(x: Array, bound: Array) -> Array:
-  """What is below the bound is put there; what is finite keeps its gradient."""
+  """Raises values to the bound; finite values keep their gradient."""
   finite = jnp.where(jnp.isneginf(x), 0, x)
   kept = bound + (finite - jax.lax.stop_gradient(finite))
   return jnp.where(x > bound, x, kept)
 
 
 def _second_order(x: Array) -> Array:
-  """`exp(x) - 1 - x` for |x| < 0.5, by as many terms as the dtype can tell."""
+  """Returns `exp(x) - 1 - x` for |x| < 0.5, by its series up to rounding."""
   num_terms = 10 if jnp.finfo(x.dtype).bits == 32 else 17
   series = jnp.zeros_like(x)
   for k in range(num_terms, 1, -1):
@@ -306,14 +314,15 @@ def _check_shapes(student: Array, teacher: Array, what: str) -> None:
 
 
 def check_masked(logits: Array) -> None:
-  """Checks a teacher's logits, where they are known: -inf masks a class.
+  """Checks a teacher's logits, in which -inf masks a class, unless traced.
 
   Raises:
-    ValueError: for NaN, +inf, or an example all of whose classes are masked.
+    ValueError: for NaN or +inf, or if all classes of an example are masked.
   """
   if isinstance(logits, jax.core.Tracer):
     return
-  # The largest is NaN or +inf where there is one, -inf where all are masked.
+  # The maximum over classes is NaN or +inf if a logit is, and -inf if all
+  # classes are masked. Otherwise it is finite.
   if not np.isfinite(np.asarray(logits, float).max(-1)).all():
     raise ValueError(
       "the teacher's outputs are not finite: of logits only -inf is allowed, "
@@ -322,13 +331,13 @@ def check_masked(logits: Array) -> None:
 
 
 def pair(student: Array, teacher: Array, what: str) -> tuple[Array, Array]:
-  """Returns both in float32 at least, the teacher as a constant."""
+  """Returns both in float32 at least; the teacher gets no gradient."""
   _check_shapes(student, teacher, what)
   return wide(student), fixed(teacher)
 
 
 def fixed(teacher: Array) -> Array:
-  """The teacher in float32 at least, as a constant."""
+  """Returns the teacher in float32 at least, without a gradient."""
   if not isinstance(teacher, jax.core.Tracer):
     if not np.isfinite(np.asarray(teacher, float)).all():
       raise ValueError("the teacher's outputs are not finite.")

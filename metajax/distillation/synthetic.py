@@ -1,4 +1,4 @@
-"""Synthetic training sets, and networks trained on them."""
+"""Builds synthetic training sets, and trains networks on them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,9 +17,9 @@ class SyntheticSet(NamedTuple):
   """A small training set, and the step size to train on it.
 
   Attributes:
-    inputs: `[n, ...]`, n a multiple of the number of classes; example i starts
-      as one of class `i % classes`.
-    targets: `[n, classes]`, one-hot at first.
+    inputs: `[n, ...]`, where n is a multiple of the number of classes. Example
+      i starts as an example of class `i % classes`.
+    targets: `[n, classes]`, one-hot at the start.
     log_step_size: scalar, the logarithm of the step size of SGD.
   """
 
@@ -34,12 +34,12 @@ Objective = Callable[[SyntheticSet, Batch, PRNGKey], Array]
 def synthetic_set(
   inputs: Array, num_classes: int, step_size: ArrayLike = 0.1
 ) -> SyntheticSet:
-  """Starts a synthetic set at real examples, or at noise.
+  """Builds the initial synthetic set from real examples, or from noise.
 
   Args:
-    inputs: `[n, ...]`; example i is taken to be of class `i % num_classes`.
-    num_classes: how many classes.
-    step_size: with which networks are trained on the set, positive.
+    inputs: `[n, ...]`. The class of example i must be `i % num_classes`.
+    num_classes: number of classes.
+    step_size: initial step size for training on the set, positive.
 
   Raises:
     ValueError: if n is no multiple of `num_classes`, or the step size is not
@@ -67,7 +67,7 @@ def fit_synthetic(
   *,
   memory: inner_loop.Memory = "auto",
 ) -> Params:
-  """Trains a network on a synthetic set, all of it in every step.
+  """Trains a network on the whole synthetic set in every step.
 
   ::
 

@@ -1,9 +1,9 @@
-"""Teachers as constant predictions, and students as losses to be trained.
+"""Losses that train a student, alone or with a teacher.
 
-Each function returns what `training.supervised_trainer` trains: a loss of a
-batch, which is a tree with "inputs", "labels" and perhaps "teacher" (the
-teacher's logits, computed before). Students pass over it in training: dropout
-draws from the step's key, and running statistics take it in.
+Each function returns a loss for `training.supervised_trainer`. The loss takes a
+batch, which is a dictionary with "inputs" and "labels". It may also have
+"teacher", the precomputed logits of the teacher. The student runs in training
+mode: dropout uses the key of the step, and running statistics are updated.
 """
 
 import functools
@@ -27,13 +27,13 @@ from metajax.forward import forward
 from metajax.types import Array, Metrics, Model, Params, PRNGKey
 
 Examples = Mapping[str, Array]
-# The third result are the parameters with new state.
+# (params, batch, rng) -> (loss, metrics, params with new state)
 Loss = Callable[[Params, Examples, PRNGKey], tuple[Array, Metrics, Params]]
 Teacher = Callable[[Array], Array]  # inputs -> logits
 
 
 def alone(model: Model, *, smoothing: ArrayLike = 0.0) -> Loss:
-  """A student of the labels: cross-entropy, with smoothed labels if asked.
+  """Builds the loss of a student without a teacher: smoothed cross-entropy.
 
   Args:
     model: predicts logits.
@@ -58,18 +58,18 @@ def taught(
   temperature: ArrayLike = 4.0,
   alpha: ArrayLike = 0.9,
 ) -> Loss:
-  """A student of a teacher and of the labels.
+  """Builds the loss of a student that learns from a teacher and from labels.
 
-  A born-again network is a student of its own architecture; its generations
-  are this loss again and again, each with the student before as the teacher
+  A born-again network is a student with the architecture of its teacher. Each
+  generation is trained with this loss, and its teacher is the generation before
   (Furlanello et al. 2018).
 
   Args:
-    model: the student, predicts logits.
-    teacher: computes the teacher's logits of each batch, on the fly; if None
-      they are `batch["teacher"]`, computed before by `predict_all`. The arrays
-      of a `jax.tree_util.Partial` (see `ensemble`) are arguments of the
-      program that trains, all others constants in its text.
+    model: the student, which predicts logits.
+    teacher: computes the teacher's logits for each batch. If None, the logits
+      are `batch["teacher"]`, which `predict_all` computes in advance. The
+      arrays of a `jax.tree_util.Partial` (see `ensemble`) are arguments of the
+      compiled training program. All other captured arrays are constants in it.
     temperature: see `knowledge_distillation`.
     alpha: see `knowledge_distillation`.
 
@@ -105,24 +105,26 @@ def hinted(
   temperature: ArrayLike = 4.0,
   alpha: ArrayLike = 0.9,
 ) -> Loss:
-  """A student of what a teacher says and of how it sees.
+  """Builds the loss of a student that also learns a teacher's features.
 
   ::
 
     knowledge_distillation + weight hint(features, batch["hint"], regressor)
 
-  with a linear regressor that is learned beside the student (FitNets; there
-  the hint comes first and the rest after it).
+  The teacher's logits are `batch["teacher"]`, and its features `batch["hint"]`.
+  The regressor is linear and is learned with the student. (FitNets train with
+  the hint first, and with distillation afterwards.)
 
   Args:
-    model: the student, predicts logits.
-    features: `(params, inputs) -> [n, d]`, the student's.
-    weight: of the hint.
+    model: the student, which predicts logits.
+    features: `(params, inputs) -> [n, d]`, the student's features.
+    weight: weight of the hint.
     temperature: see `knowledge_distillation`.
     alpha: see `knowledge_distillation`.
 
   Returns:
-    The loss of `{"student": params, "regressor": [d, d of the hint]}`.
+    A loss whose parameters are `{"student": params, "regressor": [d, d of the
+    hint]}`.
 
   References:
     Romero et al., `FitNets: Hints for Thin Deep Nets
@@ -143,12 +145,16 @@ def hinted(
 
 
 def side_by_side(loss_fn: Loss, *, own: Sequence[str] = ()) -> Loss:
-  """Students stacked `[students, ...]` who learn alone, from the same batches.
+  """Builds the loss of a stack of students that learn separately.
+
+  All students learn from the same batches. Their parameters are a tree of
+  arrays `[students, ...]`.
 
   Args:
-    loss_fn: of one of them.
-    own: names of what each has for itself, with a student axis after that of
-      the examples: `batch["teacher"]` is `[n, students, classes]`.
+    loss_fn: the loss of one student.
+    own: names in the batch that differ between the students. Their arrays have
+      a student axis after the example axis. With `own=["teacher"]`,
+      `batch["teacher"]` is `[n, students, classes]`.
   """
 
   def stacked(
@@ -164,10 +170,12 @@ def side_by_side(loss_fn: Loss, *, own: Sequence[str] = ()) -> Loss:
 
 
 def taught_by_peers(model: Model, *, temperature: ArrayLike = 1.0) -> Loss:
-  """A cohort of students, stacked `[students, ...]`, who learn together.
+  """Builds the loss of a stack of students that learn from each other.
+
+  Their parameters are a tree of arrays `[students, ...]`.
 
   Args:
-    model: every student's, predicts logits.
+    model: the model of every student, which predicts logits.
     temperature: see `mutual_learning`.
   """
   model = forward(model)
@@ -187,11 +195,11 @@ def taught_by_peers(model: Model, *, temperature: ArrayLike = 1.0) -> Loss:
 def ensemble(
   model: Model, stack: Params, weights: Array | None = None
 ) -> Teacher:
-  """An ensemble as a teacher: the log of its mean probabilities.
+  """Builds a teacher from an ensemble: the log of its mean probabilities.
 
   Args:
-    model: every member's, predicts logits.
-    stack: parameters `[models, ...]`.
+    model: the model of every member, which predicts logits.
+    stack: the members' parameters, a tree of arrays `[models, ...]`.
     weights: `[models]`, see `average_probabilities`.
 
   Returns:
@@ -209,20 +217,22 @@ def ensemble(
 def predict_all(
   teacher: Teacher, inputs: Array, *, batch_size: int = 256
 ) -> Array:
-  """Computes a teacher's logits of many inputs once, in bounded memory.
+  """Computes a teacher's logits for many inputs in bounded memory.
 
   Args:
-    teacher: `(inputs [n, ...]) -> [n, classes]`, of each input by itself. The
-      arrays of a `jax.tree_util.Partial` are arguments of the program, all
-      others that it uses are constants in its text.
+    teacher: `(inputs [n, ...]) -> [n, classes]`. It is called with one input at
+      a time, vectorised over a batch. The arrays of a `jax.tree_util.Partial`
+      are arguments of the compiled program. All other captured arrays are
+      constants in it.
     inputs: `[examples, ...]`.
-    batch_size: inputs at once.
+    batch_size: number of inputs to compute at once.
 
   Returns:
     `[examples, classes]`.
 
   Raises:
-    ValueError: if the teacher's outputs are not finite; -inf masks a class.
+    ValueError: if the teacher's outputs are not finite. -inf is allowed, as in
+      `softened_kl`.
   """
   logits = _predict_all(_carried(teacher), inputs, batch_size)
   check_masked(logits)
@@ -241,7 +251,7 @@ def _carried(function: Callable[..., Any]) -> Partial:
 
 
 def _keys(rng: PRNGKey, stack: Params) -> PRNGKey:
-  """A key for each student."""
+  """Returns a key for each student."""
   return jax.random.split(rng, jax.tree.leaves(stack)[0].shape[0])
 
 

@@ -1,4 +1,4 @@
-"""Meta-learning algorithms, each a constructor of a `MetaLearner`."""
+"""Meta-learning algorithms. Each is a function that builds a `MetaLearner`."""
 
 from metajax.learners.aggregated import learned_average, learned_ensemble
 from metajax.learners.bootstrapped import bmg

@@ -1,4 +1,4 @@
-"""Learned aggregation: weights of models as meta-parameters."""
+"""Learned aggregation: the meta-parameters are the weights of models."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -30,27 +30,28 @@ Groups = Callable[[str], str]  # the path of an array -> the name of its group
 def learned_average(
   learner: MetaLearner, members: Params, groups: Groups | None = None
 ) -> MetaLearner:
-  """Learns from which average of models a meta-learner should start.
+  """Learns the average of models from which a meta-learner starts.
 
   ::
 
     theta_g(w) = sum_m softmax(w_g)_m theta_m     for each group g of arrays
     dL/dw = (d theta / dw)^T  meta_grad(theta(w))
 
-  so it works with whatever meta-learner, whose estimate of the meta-gradient
-  is passed on to the weights (of one with a schedule, that at its end).
+  It works with any meta-learner: the chain rule passes the learner's estimate
+  of the meta-gradient on to the weights. If the learner has a schedule, its
+  final `meta_grad` is used.
 
   Args:
     learner: adapts the average to the support set.
-    members: its meta-parameters, a tree of arrays `[models, ...]`; what is in
-      `State` nodes is averaged, too.
-    groups: names the group of an array by its path, such as
-      `lambda path: path` (each array on its own) or one name a layer; all
-      arrays share their weights if None.
+    members: the models to average, a tree of arrays `[models, ...]`. Each is
+      a tree of the learner's meta-parameters. `State` nodes are averaged, too.
+    groups: maps the path of an array to the name of its group. Examples are
+      `lambda path: path` (each array is a group) and a function that returns
+      one name a layer. If None, all arrays share one set of weights.
 
   Returns:
-    A `MetaLearner` whose meta-parameters are logits `[models]` by group, equal
-    ones at first.
+    A `MetaLearner` whose meta-parameters are a dictionary from the name of a
+    group to logits `[models]`. All logits start at 0.
 
   Raises:
     ValueError: see `check_stack`.
@@ -91,10 +92,10 @@ def learned_average(
 
     _, pull_back, theta = jax.vjp(start, logits, has_aux=True)
     grads, metrics = learner.meta_grad(theta, episodes, rng)
-    # In its state stands no gradient, but new state, of which nobody asks.
+    # The `State` nodes of `grads` hold new state, which is dropped here.
     return pull_back(variables.weights(grads))[0], metrics
 
-  # The members are arguments of programs, and no constants.
+  # `Partial` makes the members arguments of compiled programs, not constants.
   given = learner.carried(), members
   return MetaLearner(
     init, Partial(adapt, *given), learner.predict, Partial(meta_grad, *given)
@@ -109,28 +110,32 @@ def learned_ensemble(
   *,
   metrics: Mapping[str, LossFn] | None = None,
 ) -> MetaLearner:
-  """Learns how much each adapted model's prediction counts, task by task.
+  """Learns to weight the predictions of adapted models for each task.
 
-  `adapt` lets every member learn the support set and weighs it by how well it
-  explains it; `predict` pools the members' predictions::
+  `adapt` adapts every member to the support set. It computes the weight of a
+  member from its loss on that support set. `predict` pools the members'
+  predictions::
 
     phi_m = adapt(theta_m; support)
     w = softmax(logits - beta L(phi_m; support))
     prediction = pool(predictions of phi_1 .. phi_M, w)
 
-  The meta-parameters are the logits and beta, which start at 0: an ensemble of
-  equals. Member m adapts with the m-th of the keys split from the task's. With
-  members that do not adapt, n support examples and the mean of the negative
-  log-likelihood as the loss, beta = n is Bayesian model averaging.
+  The meta-parameters are the logits and beta. They start at 0, so that all
+  members have the same weight. Member m adapts with the m-th key split from the
+  task's key. The method is Bayesian model averaging with beta = n if the
+  members do not adapt, the support has n examples and the loss is the mean
+  negative log-likelihood.
 
   Args:
-    learner: adapts a member by its `adapt`; the members themselves stay as
-      they are, so its `meta_grad` is not used.
-    members: its meta-parameters, a tree of arrays `[models, ...]`.
-    pool: `(predictions [models, n, ...], weights [models]) -> [n, ...]`:
-      `average_probabilities`, `log_pool`, or `weighted_average` in regression.
-    loss_fn: `(predictions, targets) -> scalar`, of the support and the query.
-    metrics: more such functions to report, on the query.
+    learner: adapts a member by its `adapt`. The members are not trained, so the
+      learner's `meta_grad` is not used.
+    members: the models, a tree of arrays `[models, ...]`. Each is a tree of the
+      learner's meta-parameters.
+    pool: `(predictions [models, n, ...], weights [models]) -> [n, ...]`. Use
+      `average_probabilities` or `log_pool` for logits, and `weighted_average`
+      for regression.
+    loss_fn: `(predictions, targets) -> scalar`, for the support and the query.
+    metrics: more such functions to be reported by `meta_grad`, on the query.
 
   Returns:
     A `MetaLearner` with meta-parameters `{"logits": [models], "beta": scalar}`.
@@ -181,7 +186,7 @@ def learned_ensemble(
     meta_loss = query_loss(start, predict, loss_fn, metrics)
     return gradient_of_mean(meta_loss)(*arguments)
 
-  # The members are arguments of programs, and no constants.
+  # `Partial` makes the members arguments of compiled programs, not constants.
   given = learner.carried(), members
   return MetaLearner(
     init, Partial(adapt, *given), predict, Partial(meta_grad, *given)

@@ -1,4 +1,4 @@
-"""Bootstrapped meta-gradients: catch up with your own future."""
+"""Bootstrapped meta-gradients: match the predictions of later inner steps."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,13 +41,14 @@ def bmg(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Bootstrapped meta-gradients (BMG) of an initialisation.
+  """Builds bootstrapped meta-gradients (BMG) of an initialisation.
 
-  The learner is taught to be after K steps where it would be after K + L, of
-  which the last step sees the query, too::
+  The target is the learner itself after K + L inner steps, the last of which is
+  on the query. The meta-gradient pulls the learner after K steps towards the
+  target's predictions::
 
     phi(theta) = num_steps (K) of inner_optimizer on  L(theta; support)
-    phi~ = L - 1 steps more on the support, then one on  L(.; query)
+    phi~ = L - 1 more steps on the support, then one step on  L(.; query)
     g = d/dtheta  mean over tasks of
         match(predict(phi(theta), query), constant predict(phi~, query))
 
@@ -57,14 +58,13 @@ def bmg(
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
-    inner_optimizer: any optax optimizer. Its state starts anew after the K
-      steps.
+    inner_optimizer: any optax optimizer. Its state is reset after the K steps,
+      and again before the step on the query.
     num_steps: K, inner steps in training.
-    target_steps: L, steps from there to the target.
-    match: `(predictions, target predictions) -> scalar`, a mean over examples;
-      if None,
-      `softened_kl` of logits where targets are integers, and
-      `regression_distillation` elsewhere.
+    target_steps: L, further steps to the target.
+    match: `(predictions, target predictions) -> scalar`, a mean over examples.
+      If None, it is `softened_kl` of logits for integer targets and
+      `regression_distillation` for others.
     num_eval_steps: inner steps of `adapt`; as in training if None.
     metrics: more `(predictions, targets) -> scalar` functions to be reported
       by `meta_grad` beside "loss", on the query after K steps.

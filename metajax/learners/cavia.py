@@ -1,4 +1,4 @@
-"""CAVIA: a few context parameters adapt, the network does not."""
+"""CAVIA: only a few context parameters adapt, the network's weights do not."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +38,7 @@ def cavia(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Fast context adaptation via meta-learning (CAVIA).
+  """Builds fast context adaptation via meta-learning (CAVIA).
 
   ::
 
@@ -46,17 +46,18 @@ def cavia(
                L(f_theta([inputs, c]); support)
     g = d/dtheta  mean over tasks of  L(f_theta([inputs, c(theta)]); query)
 
-  The context c is appended to every input as further features; to images as
-  further channels, the same everywhere. (The paper does so for vectors; its
-  convolutional network is modulated in the middle instead: `num_context` of
-  `models.conv.conv4`. What a constant adds before a normalisation by the batch,
-  it takes away.) A task is as much as `num_context` numbers, whatever the size
-  of the network.
+  The context c is appended to every input as further features. Images get
+  further channels, which are constant over the image. The size of the per-task
+  parameters is `num_context`, for a network of any size.
+
+  The paper appends the context to vectors only. It modulates a convolutional
+  network in the middle instead (`num_context` of `models.conv.conv4`). The
+  reason is that batch normalisation subtracts whatever a constant channel adds.
 
   Args:
-    model: pure `init(rng, inputs)` and `apply(params, inputs)`, of inputs with
-      `num_context` more features than the data, which are one array, and
-      float32 where they are integers.
+    model: pure `init(rng, inputs)` and `apply(params, inputs)`. Its inputs have
+      `num_context` more features than the data. The data are one array;
+      integers are converted to float32.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
     inner_optimizer: any optax optimizer; the paper's is SGD of step size 1.
     num_steps: inner steps in training.
@@ -89,7 +90,7 @@ def cavia(
     inputs = jnp.asarray(only_array(inputs, "inputs", "cavia"))
     if jnp.issubdtype(inputs.dtype, jnp.floating):
       return inputs
-    return inputs.astype(jnp.float32)  # Integers would cut the context.
+    return inputs.astype(jnp.float32)  # An integer context would be truncated.
 
   def widen(inputs: Any, context: Array) -> Array:
     inputs = numbers(inputs)

@@ -1,4 +1,4 @@
-"""Learners of the registry that adapt in closed form, without an inner loop."""
+"""Registered learners that adapt in closed form, without an inner loop."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +36,7 @@ def prototypical(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Prototypical networks: classes are the means of their embedded examples.
+  """Builds prototypical networks, which classify by the nearest class mean.
 
   ::
 
@@ -46,17 +46,20 @@ def prototypical(
   Args:
     model: the embedding f, pure `init(rng, inputs)` and `apply(params, inputs)
       -> [n, d]`.
-    loss_fn: `(predictions, targets) -> scalar`, of the query.
-    inner_optimizer: not used: there is no inner loop.
-    num_steps: likewise.
-    num_outputs: number of classes; as many as the support has examples if None.
-      A class that the support lacks is predicted of nothing.
+    loss_fn: `(predictions, targets) -> scalar`, for the query.
+    inner_optimizer: not used, because there is no inner loop.
+    num_steps: not used.
+    num_outputs: number of classes. If None, it is the number of support
+      examples. A class without support examples is never predicted.
     num_eval_steps: not used.
     metrics: more such functions to be reported by `meta_grad` beside "loss".
     memory: not used.
 
   Returns:
-    A `MetaLearner`, for classification.
+    A `MetaLearner` for classification.
+
+  Raises:
+    ValueError: for a negative number of steps, although none is taken.
 
   References:
     Snell et al., `Prototypical Networks for Few-shot Learning
@@ -79,27 +82,27 @@ def ridge_regression(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Ridge regression on a learned embedding (the R2-D2 of Bertinetto et al.).
+  """Builds ridge regression on a learned embedding (R2-D2, Bertinetto et al.).
 
   ::
 
     W, b = argmin  |f(X) W + b - Y|^2 + exp(log_strength) |W|^2
     prediction(x) = exp(log_scale) (f(x) W + b)
 
-  The embedding, the strength of the penalty and the scale of the predictions,
-  which are to be logits, are learned together, from logarithms of 0. (The
-  paper's offset of all logits makes no difference to a softmax.) Numbers can be
-  predicted as well as classes.
+  The embedding, the strength of the penalty and the scale of the predictions
+  are learned together. The scale turns predictions into logits. Both logarithms
+  start at 0. (The paper also learns an offset of all logits, which does not
+  change a softmax.) Targets can be classes or numbers.
 
   Args:
     model: the embedding f, pure `init(rng, inputs)` and `apply(params, inputs)
       -> [n, d]`.
-    loss_fn: `(predictions, targets) -> scalar`, of the query.
-    inner_optimizer: not used: there is no inner loop.
-    num_steps: likewise.
-    num_outputs: number of classes; as many as the support has examples if None.
-      A class that the support lacks is predicted of nothing. Of targets that
-      are numbers not looked at.
+    loss_fn: `(predictions, targets) -> scalar`, for the query.
+    inner_optimizer: not used, because there is no inner loop.
+    num_steps: not used.
+    num_outputs: number of classes. If None, it is the number of support
+      examples. A class without support examples is never predicted. Not used
+      if the targets are numbers.
     num_eval_steps: not used.
     metrics: more such functions to be reported by `meta_grad` beside "loss".
     memory: not used.
@@ -107,6 +110,9 @@ def ridge_regression(
   Returns:
     A `MetaLearner` whose meta-parameters are `{"embedding", "log_strength",
     "log_scale"}`.
+
+  Raises:
+    ValueError: for a negative number of steps, although none is taken.
 
   References:
     Bertinetto et al., `Meta-learning with differentiable closed-form solvers
@@ -132,7 +138,7 @@ def ridge_regression(
     return ridge_fit(features, targets, num_outputs, strength, support.mask)
 
   def scale(meta_params: Params, head: Params, features: Array) -> Array:
-    # Scaled within, so that an absent class keeps its logit.
+    # `ridge_predict` scales, so that an absent class keeps its logit `ABSENT`.
     factor = jnp.exp(meta_params["log_scale"])
     return ridge_predict({**head, "scale": factor}, features)
 
@@ -159,7 +165,7 @@ def ridge_regression(
 
 
 def _check(num_steps: int, num_eval_steps: int | None) -> None:
-  """Refuses what the other learners of the registry refuse."""
+  """Checks the numbers of steps as the learners with an inner loop do."""
   inner_loop.check_steps(
     num_steps=num_steps,
     num_eval_steps=num_steps if num_eval_steps is None else num_eval_steps,

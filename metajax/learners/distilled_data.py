@@ -32,20 +32,21 @@ def distill_data(
   *,
   learned: Sequence[str] = ("inputs",),
 ) -> MetaLearner:
-  """Learns a synthetic set by which fresh networks learn.
+  """Learns a synthetic data set on which new networks are trained.
 
-  A task is a fresh network, by the task's key, and a real batch, its query; its
-  support is not looked at. `adapt` trains the network on the synthetic set and
-  `predict` asks it, so evaluation over tasks is over networks::
+  A task is a new network, initialised by the task's key, and a batch of real
+  data, the query. The support is not used. `adapt` trains the network on the
+  synthetic set, and `predict` returns its predictions. An evaluation over tasks
+  is therefore an evaluation over networks::
 
     adapt(S) = num_eval_steps of SGD on S from a random start
     g = d/dS  mean over tasks of  objective(S, query, key)
 
   Args:
-    model: what is trained on the set; predicts logits.
-    objective: of `distillation.datasets`: `unrolled`, `gradient_matching`,
-      `distribution_matching`, `kernel_inducing`.
-    start: the set at first.
+    model: the network that is trained on the set. It predicts logits.
+    objective: one of `distillation.datasets`: `unrolled`, `gradient_matching`,
+      `distribution_matching` or `kernel_inducing`.
+    start: the initial synthetic set.
     num_eval_steps: steps of `adapt`.
     learned: the fields of the set that get a gradient.
 
@@ -53,7 +54,7 @@ def distill_data(
     A `MetaLearner` whose meta-parameters are a `SyntheticSet`.
 
   Raises:
-    ValueError: if `learned` names no field of the set.
+    ValueError: if `learned` is empty or has a name that is no field of the set.
   """
   unknown = set(learned) - set(SyntheticSet._fields)
   if unknown or not learned:

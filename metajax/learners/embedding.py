@@ -1,4 +1,4 @@
-"""Metric and linear learners: one embedding for all tasks, a head for each."""
+"""Metric and linear learners: a shared embedding and a head for each task."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,7 +31,7 @@ def embedding(
   normalize: bool = False,
   metrics: Mapping[str, LossFn] | None = None,
 ) -> MetaLearner:
-  """Learns an embedding on which a head, fitted to the support, generalises.
+  """Learns an embedding for heads that are fitted to the support of a task.
 
   ::
 
@@ -39,15 +39,19 @@ def embedding(
     prediction = head.predict(phi, f(inputs))
     g = d/dtheta  mean over tasks of  L(prediction; query)
 
-  With `heads.nearest_mean` it is a prototypical network; with `heads.ridge` the
-  ridge-regression learner of Bertinetto et al. (2019); with an embedding that
-  was trained otherwise and `heads.logistic`, Tian et al.'s (2020) baseline.
+  The head decides which method it is:
+
+  - `heads.nearest_mean` makes it a prototypical network.
+  - `heads.ridge` makes it the ridge-regression learner of Bertinetto et al.
+    (2019).
+  - `heads.logistic` makes it the baseline of Tian et al. (2020). Its embedding
+    must be trained by another method.
 
   Args:
     model: f, pure `init(rng, inputs)` and `apply(params, inputs) -> [n, d]`.
-    head: fits and predicts. With `heads.logistic`, whose fit cannot be
-      differentiated, there is no `meta_grad`, but all the rest.
-    loss_fn: `(predictions, targets) -> scalar`, of the query.
+    head: fits and predicts. The fit of `heads.logistic` cannot be
+      differentiated, so `meta_grad` fails with it; `adapt` and `predict` work.
+    loss_fn: `(predictions, targets) -> scalar`, for the query.
     normalize: scale each feature vector to length 1, as Tian et al. do.
     metrics: more such functions to be reported by `meta_grad` beside "loss".
 
@@ -85,10 +89,10 @@ def embedding(
 
 
 def fit_head(head: Head, features: Array, batch: Batch) -> Params:
-  """Fits a head, with a mask if the batch has one.
+  """Fits a head to features, with the batch's mask if it has one.
 
   Raises:
-    ValueError: if it has one, and the head takes none.
+    ValueError: if the batch has a mask and `head.fit` does not take one.
   """
   if batch.mask is None:
     return head.fit(features, batch.targets)
@@ -105,18 +109,19 @@ def encoded_loss(
   *,
   of: str | None = None,
 ) -> MetaLoss:
-  """Builds the meta-loss of a task whose examples are first encoded.
+  """Builds the meta-loss of a learner that encodes its inputs first.
 
-  Support and query are encoded in training mode, the query by what the support
-  has left of the encoder's state.
+  The encoder runs in training mode. It encodes the support first. It then
+  encodes the query with the state that the support has left.
 
   Args:
     encode: `(params, inputs, rng, *, mask) -> (features, params)`.
     solve: `(meta_params, support features, query features, episode) ->
       predictions` of the query.
-    loss_fn: `(predictions, targets) -> scalar`, of the query.
+    loss_fn: `(predictions, targets) -> scalar`, for the query.
     metrics: more such functions, reported beside "loss".
-    of: the encoder's key in the meta-parameters; None: they are its own.
+    of: the key of the encoder's parameters in the meta-parameters. If None, the
+      meta-parameters are the encoder's parameters.
   """
   report = dict(metrics or {})
 

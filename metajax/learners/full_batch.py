@@ -1,4 +1,4 @@
-"""The inner loop that gradient-based learners share: steps on one batch."""
+"""The inner loop of gradient-based learners: full-batch optimizer steps."""
 
 from collections.abc import Callable
 
@@ -21,20 +21,21 @@ def full_batch(
   first_order: bool = False,
   memory: inner_loop.Memory = "auto",
 ) -> Callable[[Params, Batch, int, PRNGKey], Params]:
-  """Returns `(params, batch, num_steps, rng) -> adapted params`.
+  """Builds the inner loop `(params, batch, num_steps, rng) -> adapted params`.
 
   ::
 
     num_steps of optimizer on  L(params; batch), the whole batch in every step
 
-  in training mode: step k draws from `fold_in(rng, k)`, and every step updates
-  the state that the parameters hold.
+  The model runs in training mode. Step k uses the key `fold_in(rng, k)`. Every
+  step updates the `State` nodes of the parameters.
 
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`.
     loss_fn: `(predictions, targets) -> scalar`.
-    optimizer: any optax optimizer; its state starts anew with every call.
-    mask: which parameters adapt, see `partition.split`; the others stay.
+    optimizer: any optax optimizer. Every call starts with a new state of it.
+    mask: which parameters adapt, see `partition.split`. The others are
+      constant.
     first_order: see `inner_loop.minimize`.
     memory: see `inner_loop.minimize`.
   """

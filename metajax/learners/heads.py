@@ -1,4 +1,4 @@
-"""Classifiers fitted to the features of one task, in closed form or nearly."""
+"""Classifiers that are fitted to the features of one task."""
 
 import functools
 from collections.abc import Callable
@@ -13,21 +13,22 @@ from metajax.batches import only_array
 from metajax.numerics import check_number, wide
 from metajax.types import Array, Params
 
-# Of the largest number of a dtype: the logit of a class without examples. A
-# softmax gives it nothing, and sums and differences of it stay finite.
+# The logit of a class without examples, as a fraction of the largest number of
+# the dtype. Its softmax is 0, and sums and differences of it stay finite.
 ABSENT = -0.25
-# On accelerators the default product of float32 is of fewer digits.
+# Accelerators multiply float32 with fewer digits by default.
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Head(NamedTuple):
   """A classifier of features as two pure functions.
 
-  Both are differentiable, but for the fit of `logistic`, whose line search
-  takes as many steps as it needs: it is for features that stay as they are.
+  Both are differentiable, with one exception: the fit of `logistic`. Its line
+  search is a loop of unknown length, which has no reverse-mode derivative. Use
+  `logistic` for features that are not trained through the head.
 
   Attributes:
-    fit: `(features [n, d], labels [n], mask=None) -> head_params`, of the
+    fit: `(features [n, d], labels [n], mask=None) -> head_params`. It uses the
       examples where the mask `[n]` is True.
     predict: `(head_params, features [n, d]) -> logits [n, ways]`.
   """
@@ -37,18 +38,18 @@ class Head(NamedTuple):
 
 
 def nearest_mean(ways: int | None = None) -> Head:
-  """Nearest class mean by squared distance, the head of prototypical networks.
+  """Classifies by the nearest class mean, as prototypical networks do.
 
   ::
 
     logits_c = -|f - mean of class c|^2
 
-  A class that the support lacks has the logit `ABSENT`, which is finite and
-  below all others: nothing is taken for it.
+  A class without support examples has the logit `ABSENT`. It is finite and
+  below all others, so that the class is never predicted.
 
   Args:
-    ways: number of classes; None: as many as there are examples, which is
-      enough wherever each of the classes 0, 1, ... has one.
+    ways: number of classes. If None, it is the number of examples, which is
+      enough if each of the classes 0, 1, ... has an example.
 
   References:
     Snell et al., `Prototypical Networks for Few-shot Learning
@@ -63,8 +64,8 @@ def nearest_mean(ways: int | None = None) -> Head:
     return {"means": means.astype(features.dtype), "present": counts > 0}
 
   def predict(head: Params, features: Array) -> Array:
-    # |f - m|^2 by one matrix product; around the means' centre, where the
-    # squares cancel least.
+    # |f - m|^2 by one matrix product. The means' centre is subtracted first,
+    # so that fewer digits cancel.
     present = head["present"][:, None]
     centre = jnp.mean(head["means"], axis=0, where=present)
     means = jnp.where(present, head["means"] - centre, 0)
@@ -78,30 +79,31 @@ def nearest_mean(ways: int | None = None) -> Head:
 
 
 def without_absent(logits: Array, present: Array) -> Array:
-  """Gives the classes `[ways]` that are not present the logit `ABSENT`."""
+  """Sets the logit of a class to `ABSENT` if `present [ways]` is False."""
   absent = jnp.asarray(ABSENT * float(jnp.finfo(logits.dtype).max))
   return jnp.where(present, logits, absent.astype(logits.dtype))
 
 
 def ridge(ways: int | None = None, strength: ArrayLike = 1.0) -> Head:
-  """Ridge regression with an offset that is not penalised.
+  """Fits ridge regression with an offset that is not penalised.
 
   ::
 
     min_W,b  |F W + b - Y|^2 + strength |W|^2
 
-  solved in the smaller of the spaces of features and of examples (Woodbury).
-  Y are the labels as one-hot vectors; labels that are numbers, `[n, ways]`, are
-  taken as they are. A class that the support lacks has the logit `ABSENT`.
-  Products are of the highest precision that the device has.
+  The system is solved in feature space or in example space, whichever is
+  smaller (Woodbury identity). Y are the labels as one-hot vectors. Labels that
+  are numbers, `[n, ways]`, are used unchanged. A class without support examples
+  has the logit `ABSENT`. Matrix products use the highest precision of the
+  device.
 
   Args:
-    ways: number of classes; None: as many as there are examples. Of labels that
-      are numbers not looked at.
-    strength: of the penalty, positive.
+    ways: number of classes. If None, it is the number of examples. Not used if
+      the labels are numbers.
+    strength: strength of the penalty, positive.
 
   Raises:
-    ValueError: if the strength is known and not positive.
+    ValueError: if `strength` is not positive. A traced value is not checked.
 
   References:
     Bertinetto et al., `Meta-learning with differentiable closed-form solvers
@@ -122,8 +124,8 @@ def ridge_fit(
   strength: ArrayLike,
   mask: Array | None = None,
 ) -> Params:
-  """Solves `ridge`, whose strength may here be learned."""
-  features = wide(features)  # No solver is there for less.
+  """Solves `ridge`. The strength may be a traced, learned number."""
+  features = wide(features)  # Solvers need float32 at least.
   is_class = jnp.issubdtype(labels.dtype, jnp.integer)
   if is_class:
     targets = _members(labels, mask, ways, features.dtype)
@@ -135,7 +137,7 @@ def ridge_fit(
   count = jnp.maximum(real.sum(), 1)
   rows = real[:, None]
   offset, centre = ((rows * z).sum(0) / count for z in (targets, features))
-  # A row of padding is zero on both sides.
+  # Rows of padding are zero in both x and y.
   x, y = rows * (features - centre), rows * (targets - offset)
   n, d = x.shape
   product = functools.partial(jnp.matmul, precision=HIGHEST)
@@ -150,7 +152,7 @@ def ridge_fit(
 
 
 def ridge_predict(head: Params, features: Array) -> Array:
-  """Predicts by what `ridge_fit` has found, times its "scale" if it has one."""
+  """Predicts with the result of `ridge_fit`, times `head["scale"]` if given."""
   products = jnp.matmul(features, head["weights"], precision=HIGHEST)
   scores = head.get("scale", 1) * (products + head["offset"])
   if "present" not in head:
@@ -159,21 +161,21 @@ def ridge_predict(head: Params, features: Array) -> Array:
 
 
 def logistic(ways: int, strength: ArrayLike = 1.0, num_steps: int = 50) -> Head:
-  """Multinomial logistic regression, by L-BFGS.
+  """Fits multinomial logistic regression by L-BFGS.
 
   ::
 
     min_W,b  sum over examples of CE(F W + b, Y) + strength / 2 |W|^2
 
-  (scikit-learn's with `C = 1 / strength`.)
+  This is scikit-learn's objective with `C = 1 / strength`.
 
   Args:
     ways: number of classes.
-    strength: of the penalty, positive.
-    num_steps: iterations; 50 suffice for features of length about 1.
+    strength: strength of the penalty, positive.
+    num_steps: iterations; 50 are enough for features of norm about 1.
 
   Raises:
-    ValueError: if the strength is known and not positive.
+    ValueError: if `strength` is not positive. A traced value is not checked.
 
   References:
     Tian et al., `Rethinking Few-Shot Image Classification: a Good Embedding Is
@@ -216,7 +218,8 @@ def logistic(ways: int, strength: ArrayLike = 1.0, num_steps: int = 50) -> Head:
 def as_vectors(targets: Array, num_outputs: int, dtype: Any) -> Array:
   """Returns labels as vectors, `[n, num_outputs]`.
 
-  Classes `[n]` become one-hot, numbers `[n, num_outputs]` stay what they are.
+  Classes `[n]` become one-hot vectors. Numbers `[n, num_outputs]` are only cast
+  to `dtype`.
   """
   if jnp.issubdtype(targets.dtype, jnp.integer):
     return jax.nn.one_hot(targets, num_outputs, dtype=dtype)
@@ -226,7 +229,7 @@ def as_vectors(targets: Array, num_outputs: int, dtype: Any) -> Array:
 def _members(
   labels: Array, mask: Array | None, ways: int | None, dtype: Any
 ) -> Array:
-  """Which example is of which class, `[n, ways]`; padding is of none."""
+  """Returns one-hot labels `[n, ways]`; rows of padding are zero."""
   labels = only_array(labels, "targets", "a head of classes")
   if not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(

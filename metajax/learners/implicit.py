@@ -1,4 +1,4 @@
-"""iMAML: the meta-gradient of where the inner loop ends, not of its way."""
+"""iMAML: the meta-gradient by the implicit function theorem."""
 
 from collections.abc import Mapping
 
@@ -68,7 +68,7 @@ def imaml(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Model-agnostic meta-learning with implicit gradients (iMAML).
+  """Builds model-agnostic meta-learning with implicit gradients (iMAML).
 
   ::
 
@@ -77,31 +77,33 @@ def imaml(
     g = mean over tasks of the solution x of
           ((1 + damping) I + H / strength) x = grad L(phi; query)
 
-  with H the Hessian of L(.; support) at phi. Without damping, and if the inner
-  loop and the solver have converged, g is the exact meta-gradient. Neither its
-  cost nor its memory depends on the number of inner steps; only products with H
-  are computed. The proximal term is there at test, too.
+  where H is the Hessian of L(.; support) at phi. The meta-gradient g is exact
+  if the damping is 0 and both the inner loop and the solver have converged. The
+  cost and the memory of g do not depend on the number of inner steps. H itself
+  is never computed, only products of H with vectors. `adapt` uses the proximal
+  term at test time, too.
 
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
     inner_optimizer: any optax optimizer.
-    num_steps: inner steps in training; enough of them to converge.
-    strength: lambda, of the proximal term. Where H has eigenvalues below
-      -strength, the system is not positive definite.
-    damping: makes the system better conditioned, and g shorter.
-    cg_steps: steps of conjugate gradients, at most.
+    num_steps: inner steps in training. Take enough of them to converge.
+    strength: lambda, the strength of the proximal term. Without damping, the
+      system is not positive definite if H has an eigenvalue below -strength.
+    damping: improves the condition of the system, and makes the norm of g
+      smaller.
+    cg_steps: largest number of conjugate gradient steps.
     num_eval_steps: inner steps of `adapt`; as in training if None.
     metrics: more `(predictions, targets) -> scalar` functions to be reported
       by `meta_grad`, on the query after adaptation, beside "loss".
-    memory: not used, since nothing is stored for a backward pass.
+    memory: not used, because nothing is stored for a backward pass.
 
   Returns:
     A `MetaLearner`, whose task parameters are a tree like its meta-parameters.
 
   Raises:
-    ValueError: for a negative number of steps, or a strength that is known and
-      not positive.
+    ValueError: for a negative number of steps, or a strength that is not
+      positive. A traced strength is not checked.
 
   References:
     Rajeswaran et al., `Meta-Learning with Implicit Gradients
@@ -114,7 +116,7 @@ def imaml(
   )
   check_number("strength", strength, above=0)
   model = forward(model)
-  # Of parameters that are adapted already.
+  # The query loss of parameters that are already adapted.
   query = training_loss(lambda phi, *_: phi, model.train, loss_fn, metrics)
 
   def loss_of(
@@ -152,7 +154,8 @@ def imaml(
     meta_params: Params, episode: Episode, rng: PRNGKey
   ) -> tuple[Params, Metrics]:
     fit_key, hessian_key, query_key = jax.random.split(rng, 3)
-    # Its data: a solver that is given the key itself uses it twice, for JAX.
+    # The solver captures the key's raw data. JAX's key reuse checker would
+    # report the key itself as used twice.
     kind, noise = jax.random.key_impl(rng), jax.random.key_data(hessian_key)
     phi = fit(meta_params, episode.support, num_steps, fit_key)
     at = variables.weights(phi)
@@ -178,8 +181,8 @@ def imaml(
         product,
       )
 
-    # Its tolerance is never reached in so few steps, or it is and all is well.
-    # In float32 at least, whatever the parameters are.
+    # The solver stops earlier if it reaches its default tolerance. It computes
+    # in float32 at least, for parameters of any dtype.
     start = jax.tree.map(wide, grads)
     solution, _ = cg(system, start, x0=start, maxiter=cg_steps)
     solution = jax.tree.map(lambda v, like: v.astype(like.dtype), solution, at)

@@ -1,4 +1,4 @@
-"""Model-agnostic meta-learning: learn an initialisation by gradient descent."""
+"""Model-agnostic meta-learning: learns an initialisation for gradient steps."""
 
 from collections.abc import Mapping
 
@@ -31,31 +31,33 @@ def maml(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Model-agnostic meta-learning (MAML), first-order (FOMAML), ANIL and BOIL.
+  """Builds model-agnostic meta-learning: MAML, first-order MAML, ANIL or BOIL.
 
-  The meta-parameters theta are an initialisation; the meta-gradient is that of
-  the query loss after the inner loop, through the inner loop::
+  The meta-parameters theta are an initialisation. The meta-gradient is the
+  gradient of the query loss after the inner loop. It is differentiated through
+  the inner loop::
 
     phi(theta) = num_steps of inner_optimizer on  L(theta; support)
     g = d/dtheta  mean over tasks of  L(phi(theta); query)
 
-  With `first_order`, inner gradients are constants: for optimizers that read
-  nothing else d phi / d theta is the identity, and g is the query gradient at
-  the adapted parameters. With a `mask`, phi differs from
-  theta only where it says so, and g is of all of theta: `last_layer` makes it
-  ANIL (almost no inner loop), `all_but_last_layer` BOIL (body only in the inner
-  loop).
+  With `first_order`, inner gradients are constants. If the optimizer reads only
+  gradients, d phi / d theta is then the identity, and g is the query gradient
+  at the adapted parameters.
+
+  With a `mask`, only the parameters in the mask adapt; g is the gradient of all
+  of theta. `last_layer` gives ANIL (almost no inner loop), and
+  `all_but_last_layer` gives BOIL (body only in the inner loop).
 
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples. (The
-      original code's classification loss is a sum over the N classes of a mean
-      over shots, N times this one: its step size 0.4 is 2.0 here in 5-way.)
+      original code sums the mean over shots over the N classes, so its loss is
+      N times this one. Its step size 0.4 in 5-way is 2.0 here.)
     inner_optimizer: any optax optimizer; adam needs `eps_root > 0`.
     num_steps: inner steps in training.
     first_order: FOMAML instead of MAML.
-    mask: which parameters adapt, a tree of booleans like them or a function
-      `(params) -> tree`; None: all.
+    mask: which parameters adapt, a tree of booleans like the parameters or a
+      function `(params) -> tree`. If None, all adapt.
     num_eval_steps: inner steps of `adapt`; as in training if None.
     metrics: more `(predictions, targets) -> scalar` functions to be reported
       by `meta_grad`, on the query after adaptation, beside "loss".
@@ -65,7 +67,8 @@ def maml(
     A `MetaLearner`, whose task parameters are a tree like its meta-parameters.
 
   Raises:
-    ValueError: for a negative number of steps; in use, if nothing adapts.
+    ValueError: for a negative number of steps; when the learner is used, if the
+      mask is False everywhere.
 
   References:
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep

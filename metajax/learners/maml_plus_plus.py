@@ -1,4 +1,4 @@
-"""MAML++: what makes MAML train faster and better, each part a switch."""
+"""MAML++: improvements of MAML's training, each with its own switch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ from metajax.types import (
   PRNGKey,
 )
 
-# Times 1 / num_steps, the least weight of a step that is not the last.
+# The least weight of a step before the last, in units of 1 / num_steps.
 LEAST_IMPORTANCE = 0.03
 
 
@@ -42,7 +42,7 @@ OPTIONS = (
     True,
     "Learn scale and bias of normalisations for each step; by default where "
     "the network has any.",
-    # Said of a network that has none, it is an error of the learner.
+    # If the user asks for it without normalisations, the learner raises.
     of=lambda value, setting: (
       value and (setting.normalizes or "step_normalization" in setting.said)
     ),
@@ -83,28 +83,28 @@ def maml_plus_plus(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """MAML++ (Antoniou et al. 2019); with all switches off it is MAML.
+  """Builds MAML++ (Antoniou et al. 2019), or MAML with all switches off.
 
   ::
 
     phi_{k+1} = phi_k + r_k * u(grad L(phi_k, n_k; support)),  phi_0 = theta
     g = d/d(theta, r, n)  mean over tasks of  sum_k w_k L(phi_k, n_{k-1}; query)
 
-  where u is the inner optimizer, k runs to K = num_steps, and
+  where u is the inner optimizer and k runs to K = num_steps. The switches are:
 
-  - `learned_rates`: r_k is a number for each array of parameters and each step,
-    1 at first (the paper's LSLR; its step size is that of u times r);
-  - `step_normalization`: n_k, scale and bias of normalisation layers, which
-    are then learned for each step, but do not adapt to a task (BNWB; statistics
-    are those of the batch, as in the authors' code);
-  - `multi_step_loss`: for so many meta-steps, w is equal weights which go
-    linearly to (almost) the last step alone, and is that step alone from then
-    on (MSL; see `importance`);
-  - `first_order_until`: for so many meta-steps, grad L is treated as a constant
-    (DA).
+  - `learned_rates` (LSLR): r_k has one number for each array of parameters and
+    each step. It starts at 1. The paper's step size is r times that of u.
+  - `step_normalization` (BNWB): n_k are the scales and biases of normalisation
+    layers. They are learned for each inner step, but do not adapt to a task.
+    Statistics are those of the batch, as in the authors' code.
+  - `multi_step_loss` (MSL): during this number of meta-steps, the weights w go
+    linearly from equal to almost the last step alone (see `importance`). After
+    that, only the last step counts.
+  - `first_order_until` (DA): during this number of meta-steps, grad L is
+    treated as a constant.
 
-  The paper's cosine schedule is the outer optimizer's. Its contextual batch
-  normalisation is what `models.normalization` does.
+  The paper's cosine schedule belongs to the outer optimizer. The layers of
+  `models.normalization` are the paper's contextual batch normalisation.
 
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`.
@@ -112,12 +112,13 @@ def maml_plus_plus(
     inner_optimizer: any optax optimizer; the paper's is SGD.
     num_steps: K, inner steps in training, at least 1; the paper takes 5.
     learned_rates: see above.
-    step_normalization: see above; which parameters those are is
-      `partition.normalization`, or a mask as `partition.split` takes it.
-    multi_step_loss: meta-steps, see above; the paper's is 1/15 of the training
-      in the authors' code; 0: never.
-    first_order_until: meta-steps, see above; the paper's is 1/3 of the
-      training; 0: never.
+    step_normalization: see above. True selects the parameters by
+      `partition.normalization`. A mask, as `partition.split` takes it, selects
+      others.
+    multi_step_loss: a number of meta-steps, see above. 0 switches it off. The
+      authors' code takes 1/15 of the training.
+    first_order_until: a number of meta-steps, see above. 0 switches it off. The
+      paper takes 1/3 of the training.
     num_eval_steps: inner steps of `adapt`; as in training if None.
     metrics: more `(predictions, targets) -> scalar` functions to be reported
       by `meta_grad`, on the query after adaptation, beside "loss".
@@ -125,13 +126,14 @@ def maml_plus_plus(
 
   Returns:
     A `MetaLearner` with a schedule. Its meta-parameters are `{"params": theta,
-    "rates": r}`, in which n and r have a leading axis of size K; its task
-    parameters are the model's.
+    "rates": r}`, or `{"params": theta}` without `learned_rates`. theta includes
+    n; n and r have a leading axis of size K. The task parameters are the
+    parameters of the model.
 
   Raises:
-    ValueError: for fewer than one step in training, a negative number, or more
-      steps of `adapt` than were trained where steps have parameters of their
-      own.
+    ValueError: for less than one step in training, or a negative number. Also
+      if `num_eval_steps` exceeds `num_steps` although steps have their own
+      rates or normalisations.
 
   References:
     Antoniou et al., `How to train your MAML
@@ -157,7 +159,7 @@ def maml_plus_plus(
   of_steps = normalization if step_normalization is True else step_normalization
 
   def parts(params: Params) -> tuple[Params, Params]:
-    """Splits weights into those that adapt and those of the steps."""
+    """Splits weights into those that adapt and those learned for each step."""
     weights = variables.weights(params)
     if not own_normalization:
       return split(weights, None)
@@ -185,7 +187,7 @@ def maml_plus_plus(
     first_order: bool = False,
     observe: Callable[[Params], Any] | None = None,
   ) -> tuple[inner_loop.InnerLoop, Params]:
-    """Returns what the inner loop does, and the model's parameters after it."""
+    """Returns the inner loop's result and the adapted model parameters."""
     params = meta_params["params"]
     fast, slow = parts(params)
 
@@ -272,13 +274,13 @@ def maml_plus_plus(
 
     return MetaLearner(init, adapt, model.apply, meta_grad)
 
-  # numpy's, so that building a learner touches no device.
+  # A number of numpy, so that building a learner uses no device.
   in_the_end = meta_grad_at(np.int32(0), False, False)
   return MetaLearner(init, adapt, model.apply, in_the_end, schedule)
 
 
 def importance(num_steps: int, done: ArrayLike) -> Array:
-  """How much the query loss after each inner step counts in training.
+  """Returns the weights of the query losses after each inner step in training.
 
   ::
 
@@ -286,13 +288,13 @@ def importance(num_steps: int, done: ArrayLike) -> Array:
 
   Args:
     num_steps: K.
-    done: the part of the annealing that is done, from 0 (equal weights) to 1.
+    done: the finished fraction of the annealing, from 0 (equal weights) to 1.
 
   Returns:
-    w, `[num_steps]`, of sum 1.
+    w, `[num_steps]`, which sums to 1.
 
   References:
-    Antoniou et al. 2019, section 4, and the authors' code for the numbers.
+    Antoniou et al. 2019, section 4. The numbers are from the authors' code.
   """
   least = LEAST_IMPORTANCE / num_steps
   other = jnp.maximum((1 - done) / num_steps, least)
@@ -301,7 +303,7 @@ def importance(num_steps: int, done: ArrayLike) -> Array:
 
 
 def _scale_by(rates: Params) -> optax.GradientTransformation:
-  """Scales each array's update by its rate for the step, `[num_steps]`."""
+  """Multiplies the update of each array by its rate of the step, `rates[k]`."""
 
   def update(updates, step, params=None):
     del params

@@ -1,4 +1,4 @@
-"""The two ways to make a chunk's meta-gradient from a function of one task."""
+"""Builds the meta-gradient of a chunk of tasks from a function of one task."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +22,8 @@ from metajax.types import (
 )
 
 MetaGrad = Callable[[Params, Episode, PRNGKey], tuple[Params, Metrics]]
-# (meta_params, episode, rng) -> (scalar, metrics[, meta_params of new state])
+# (meta_params, episode, rng) -> (loss, metrics) or
+# (loss, metrics, meta_params with new state)
 MetaLoss = Callable[[Params, Episode, PRNGKey], tuple[Any, ...]]
 
 
@@ -32,20 +33,21 @@ def query_loss(
   loss_fn: LossFn,
   metrics: Mapping[str, LossFn] | None = None,
 ) -> MetaLoss:
-  """Builds the usual meta-loss of one task, that of the query after adaptation.
+  """Builds the meta-loss of one task: the query loss after adaptation.
 
   ::
 
     L(predict(adapt(theta, support, rng), query inputs), query targets)
 
   Args:
-    adapt: as in `MetaLearner`, as it is to be differentiated.
+    adapt: as in `MetaLearner`; it must be differentiable.
     predict: as in `MetaLearner`.
     loss_fn: L, `(predictions, targets) -> scalar`.
     metrics: more such functions, reported beside "loss".
 
   Returns:
-    `meta_loss(meta_params, episode, rng) -> (scalar, metrics)`.
+    `meta_loss(meta_params, episode, rng) -> (scalar, metrics, None)`. None says
+    that there is no new state.
   """
   predict = with_mask(predict)
 
@@ -64,16 +66,18 @@ def training_loss(
   *,
   of: str | None = None,
 ) -> MetaLoss:
-  """As `query_loss`, with a pass in training over the query.
+  """Builds the meta-loss of one task, with the query in training mode.
 
   Args:
-    adapt: `(meta_params, support, rng) -> task_params`, to be differentiated.
-    query: `(task_params, inputs, rng, *, mask) -> (predictions, params)`, the
-      latter with new state; None: there is no state.
+    adapt: `(meta_params, support, rng) -> task_params`; it must be
+      differentiable.
+    query: `(task_params, inputs, rng, *, mask) -> (predictions, params)`. The
+      returned `params` have the new state. They may be None if there is no
+      state.
     loss_fn: `(predictions, targets) -> scalar`.
     metrics: more such functions, reported beside "loss".
-    of: whose parameters those are that `query` returns, a key of the
-      meta-parameters; None: they are the meta-parameters.
+    of: the key of the meta-parameters under which the `params` of `query`
+      belong. If None, they are the whole meta-parameters.
 
   Returns:
     `meta_loss(meta_params, episode, rng) -> (scalar, metrics, meta_params)`.
@@ -106,19 +110,19 @@ def gradient_of_mean(meta_loss: MetaLoss) -> MetaGrad:
 
     g = d/dtheta  1/T sum_t  meta_loss(theta, episode_t, rng_t)
 
-  One backward pass for the whole chunk: wherever the tasks still share
-  weights, their matrix products merge, which a vmapped gradient per task
-  cannot do.
+  The whole chunk has one backward pass. Where the tasks still share weights,
+  XLA merges their matrix products. It cannot merge them in a vmapped gradient
+  per task.
 
   Args:
-    meta_loss: `(meta_params, episode, rng) -> (scalar, metrics)`, one task. A
-      third result may be the meta-parameters with new state (or None); the
-      mean of the tasks' states becomes that of the gradient.
+    meta_loss: `(meta_params, episode, rng) -> (scalar, metrics)` of one task.
+      It may have a third result: the meta-parameters with new state, or None.
+      The `State` nodes of `grads` hold the mean of the tasks' new states.
 
   Returns:
-    `meta_grad(meta_params, episodes, rng) -> (grads, metrics)`, where
-    `episodes` have a leading task axis of size T and task t sees the t-th key
-    of `jax.random.split(rng, T)`.
+    `meta_grad(meta_params, episodes, rng) -> (grads, metrics)`. `episodes` have
+    a leading task axis of size T. Task t uses the t-th key of
+    `jax.random.split(rng, T)`.
   """
 
   def meta_grad(meta_params, episodes, rng):
@@ -153,12 +157,13 @@ def mean_of_gradients(
 
     g = 1/T sum_t  estimator(theta, episode_t, rng_t)
 
-  For learners whose update is no gradient of a loss, such as Reptile's
-  `theta - adapted`, or whose gradient is found another way (implicit solves).
+  Use it if the update is not the gradient of a loss, such as `theta - adapted`
+  of Reptile. Use it, too, if the gradient is computed in another way, such as
+  by implicit differentiation.
 
   Args:
-    estimator: `(meta_params, episode, rng) -> (grads, metrics)`, one task; in
-      the `State` nodes of its gradient stands the new state.
+    estimator: `(meta_params, episode, rng) -> (grads, metrics)` of one task.
+      The `State` nodes of its `grads` hold the new state.
 
   Returns:
     `meta_grad`, with shapes and keys as in `gradient_of_mean`.
@@ -177,10 +182,10 @@ def over_tasks(
   episodes: Episode,
   rng: PRNGKey,
 ) -> Any:
-  """Maps a function of one task over a chunk's tasks, each with its own key.
+  """Maps a function of one task over a chunk of tasks. Each has its own key.
 
-  Where the tasks are spread over explicit axes of a mesh (`jax.set_mesh`), so
-  are the results; in between the compiler decides.
+  If the tasks are sharded over explicit axes of a mesh (`jax.set_mesh`), the
+  results are sharded in the same way. The compiler shards intermediate arrays.
   """
   keys = jax.random.split(rng, num_tasks(episodes))
   mapped = jax.vmap(fn, in_axes=(None, 0, 0), axis_name=TASK_AXIS)
@@ -188,7 +193,7 @@ def over_tasks(
   if spec and spec[0] is not None:
     mapped = jax.sharding.auto_axes(mapped, out_sharding=PartitionSpec(spec[0]))
   elif len(keys) == 1:
-    # Without an axis of size one, around which XLA would move arrays.
+    # One task needs no task axis. XLA would copy arrays to move that axis.
     episode, key = jax.tree.map(lambda x: x[0], (episodes, keys))
     return jax.tree.map(lambda x: x[None], fn(params, episode, key))
   return mapped(params, episodes, keys)

@@ -1,4 +1,4 @@
-"""Meta-SGD: learn an initialisation, and a step size for every parameter."""
+"""Meta-SGD: learns an initialisation and a step size for every parameter."""
 
 from collections.abc import Mapping
 
@@ -31,20 +31,20 @@ def meta_sgd(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Meta-SGD, MAML that learns how far each parameter goes, and which way.
+  """Builds Meta-SGD: MAML with a learned step size for every parameter.
 
   ::
 
     phi_{k+1} = phi_k + r * u(grad L(phi_k; support)),   phi_0 = theta
     g = d/d(theta, r)  mean over tasks of  L(phi(theta, r); query)
 
-  where u is the inner optimizer and r, like theta in shape, begins at 1 and may
-  become negative. With SGD of step size a the paper's alpha is a r.
+  where u is the inner optimizer. r has the shape of theta, starts at 1 and may
+  become negative. With SGD of step size a, the paper's alpha is a r.
 
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
-    inner_optimizer: any optax optimizer; the paper's is SGD, one step of it.
+    inner_optimizer: any optax optimizer. The paper takes one step of SGD.
     num_steps: inner steps in training.
     num_eval_steps: inner steps of `adapt`; as in training if None.
     metrics: more `(predictions, targets) -> scalar` functions to be reported

@@ -1,4 +1,4 @@
-"""What a learner's own options are called, and how they are said in words."""
+"""Describes the options that only one learner has, for command lines."""
 
 import math
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 
 class Setting(NamedTuple):
-  """What the value of an option may depend on.
+  """The facts about a run on which the value of an option may depend.
 
   Attributes:
     steps: meta-steps of the whole training.
-    normalizes: whether the network has normalisations.
+    normalizes: whether the network has normalisation layers.
     inner_lr: step size of the inner optimizer.
-    inner_optimizer: its name.
-    said: the options that were given, and are no defaults.
+    inner_optimizer: name of the inner optimizer.
+    said: names of the options that the user gave explicitly.
   """
 
   steps: int
@@ -29,16 +29,19 @@ def _as_it_is(value: Any, setting: Setting) -> Any:
 
 
 class Option(NamedTuple):
-  """A flag that one learner alone has, and the argument that it becomes.
+  """A flag of one learner, and the constructor argument that it sets.
 
   Attributes:
-    name: of the flag.
-    default: of the flag; its type (bool, int or float) is that of all values.
-    help: of the flag.
-    low: the least value.
-    high: the greatest.
-    argument: of the learner's constructor; default: `name`.
-    of: `(value, setting) -> argument's value`; may raise a `ValueError`.
+    name: name of the flag.
+    default: default of the flag. Its type (bool, int or float) is the type of
+      all values.
+    help: help text of the flag.
+    low: the least allowed value. None: no limit.
+    high: the greatest allowed value. None: no limit.
+    argument: name of the argument of the learner's constructor. If empty, it is
+      `name`.
+    of: `(value, setting) -> value of the argument`. It may raise a
+      `ValueError`.
   """
 
   name: str
@@ -53,15 +56,15 @@ class Option(NamedTuple):
 def values(
   options: tuple[Option, ...], given: dict[str, Any], setting: Setting
 ) -> dict[str, Any]:
-  """Returns the arguments of a constructor.
+  """Returns the keyword arguments of a learner's constructor.
 
   Args:
-    options: those of the learner.
-    given: values by name; those that are not there have their defaults.
+    options: the options of the learner.
+    given: values by the name of the option. Missing ones have their defaults.
     setting: see `Setting`.
 
   Raises:
-    ValueError: for a value that is not allowed.
+    ValueError: for a value that is out of its range, or refused by `Option.of`.
   """
   arguments = {}
   for option in options:

@@ -1,4 +1,4 @@
-"""Which parameters adapt to a task, and which stay as they are."""
+"""Splits parameters into those that adapt to a task and those that do not."""
 
 import re
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from metajax.types import Params
 
-# A tree of booleans like the parameters, or a function that makes it of them.
+# A tree of booleans like the parameters, or a function `(params) -> tree`.
 Mask = Any | Callable[[Params], Any]
 
 _DENSE = re.compile(r"Dense_(\d+)")
-# Normalisations of flax by their own names, and the names in use for others:
-# bn1, norm, layer_norm, InstanceNorm_0, ...
+# Default names of flax's normalisations (InstanceNorm_0), and other common
+# names: bn1, norm, layer_norm, ...
 _NORM = re.compile(r"(?i)(\w*norm|[bligr]n)_?\d*")
 
 
@@ -23,11 +23,12 @@ def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
 
   Args:
     params: a tree of arrays.
-    mask: a tree of booleans like it, or a function `(params) -> tree`, as optax
-      takes them; None: all adapt.
+    mask: a tree of booleans like `params`, or a function `(params) -> tree`, as
+      in optax. If None, all parameters adapt.
 
   Returns:
-    Two trees with None in the places of the other's arrays.
+    `(fast, slow)`, two trees like `params`. Each has None in the place of the
+    arrays of the other.
 
   Raises:
     ValueError: if nothing adapts.
@@ -50,7 +51,7 @@ def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
 
 
 def merge(fast: Params, slow: Params) -> Params:
-  """Puts together what `split` has split."""
+  """Merges the two trees that `split` returns."""
   return jax.tree.map(
     lambda x, y: y if x is None else x, fast, slow, is_leaf=lambda x: x is None
   )
@@ -59,14 +60,15 @@ def merge(fast: Params, slow: Params) -> Params:
 def last_layer(params: Params) -> Params:
   """Masks the last of a flax model's layers `Dense_0`, `Dense_1`, ...
 
-  Of a model within a model the outer one's count: a head is no part of a block.
+  If models are nested, only the layers of the outermost model count. Its head
+  is the last layer, not a layer in one of its blocks.
 
   Raises:
-    ValueError: if no layer is called so, or several inner models have such
-      layers and the outer one has none, or another dense layer beside them has
-      a name of its own; then give a mask of your own.
+    ValueError: if no layer has such a name; if several inner models have such
+      layers and the outer model has none; or if there is a dense layer of
+      another name beside them. Write your own mask in these cases.
   """
-  layers = {}  # Numbers by where the layer is.
+  layers = {}  # path of the layer -> its number
   for path in _paths(params):
     for i, key in enumerate(path):
       if m := _DENSE.fullmatch(_key(key)):
@@ -96,7 +98,7 @@ def last_layer(params: Params) -> Params:
 
 
 def all_but_last_layer(params: Params) -> Params:
-  """Masks what `last_layer` does not."""
+  """Masks all parameters that `last_layer` does not mask."""
   return jax.tree.map(lambda is_last: not is_last, last_layer(params))
 
 
@@ -104,7 +106,7 @@ def normalization(params: Params) -> Params:
   """Masks normalisations by their names: `BatchNorm_0`, `bn1`, `RMSNorm`, ...
 
   Raises:
-    ValueError: if nothing is called so; then give a mask of your own.
+    ValueError: if no layer has such a name. Write your own mask in this case.
   """
   mask = jax.tree.map_with_path(
     lambda path, _: any(_NORM.fullmatch(_key(key)) for key in path), params
@@ -118,7 +120,7 @@ def normalization(params: Params) -> Params:
 
 
 def _key(key: Any) -> str:
-  """The name in a path of a dictionary, an object or a sequence."""
+  """Returns the name of a path entry; "" for an entry of a sequence."""
   return str(getattr(key, "key", getattr(key, "name", "")))
 
 

@@ -1,4 +1,4 @@
-"""A recurrent network as a learner: the support set is read as a sequence."""
+"""A recurrent network as a learner. It reads the support as a sequence."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -29,11 +29,12 @@ from metajax.types import (
 
 
 class Memory(NamedTuple):
-  """What the network has learned of a task.
+  """The per-task state of a sequence learner.
 
   Attributes:
-    state: of the recurrent network.
-    label: `[outputs]`, the last example's label, which it has yet to read.
+    state: the hidden state of the recurrent network.
+    label: `[outputs]`, the label of the last example. The network reads it
+      together with the next example.
   """
 
   state: Any
@@ -41,20 +42,21 @@ class Memory(NamedTuple):
 
 
 class SequenceLearner(NamedTuple):
-  """Reads examples one after the other, each with the label of the one before.
+  """A network that reads examples in order, each with the label before it.
 
   Attributes:
     init: `(rng, inputs [n, ...]) -> params`.
-    start: `(params, inputs) -> Memory` of one who has read nothing; of the
-      inputs only the shape is used.
-    read: `(params, memory, batch) -> (predictions [n, outputs], memory)`, the
-      predictions made before the label is seen. Padding leaves the memory as it
-      is.
-    predict: `(params, memory, inputs [n, ...]) -> [n, outputs]`, each input as
-      if it came next.
-    read_features: as `read`, `(params, memory, features, targets, mask)`, of
-      examples that are encoded already.
-    predict_features: as `predict`, of features.
+    start: `(params, inputs) -> Memory` before any example. Only the shape of
+      the inputs is used.
+    read: `(params, memory, batch) -> (predictions [n, outputs], memory)`. Each
+      prediction is made before its label is read. Padding does not change the
+      memory.
+    predict: `(params, memory, inputs [n, ...]) -> [n, outputs]`. Each input is
+      predicted as if it were the next example.
+    read_features: `(params, memory, features, targets, mask)`. It is `read` for
+      examples that are already encoded.
+    predict_features: `(params, memory, features)`. It is `predict` for inputs
+      that are already encoded.
   """
 
   init: Callable[[PRNGKey, Array], Params]
@@ -74,21 +76,22 @@ def sequence_learner(
 ) -> SequenceLearner:
   """Builds a network that learns from labelled examples in its hidden state.
 
-  At time t it reads `(f(x_t), y_{t-1})` and predicts y_t: a label comes one
-  step after its example (Santoro et al. 2016, section 2; Hochreiter et al.
-  2001), so that it must be bound to what was seen before.
+  At time t the network reads `(f(x_t), y_{t-1})` and predicts y_t. A label
+  comes one step after its example (Santoro et al. 2016, section 2; Hochreiter
+  et al. 2001). The network must therefore store the example until its label
+  comes.
 
   Args:
     model: the encoder f, pure `init(rng, inputs)` and `apply(params, inputs)`.
-    num_outputs: classes, or numbers to be predicted; None: as many as the
-      encoder has outputs.
-    units: of the recurrent network.
+    num_outputs: number of classes, or of numbers to predict. If None, it is the
+      number of the encoder's outputs.
+    units: number of units of the recurrent network.
     cell: see `models.recurrent`.
 
   References:
     Santoro et al., `Meta-Learning with Memory-Augmented Neural Networks
     <https://proceedings.mlr.press/v48/santoro16.html>`_, 2016: the protocol and
-    the LSTM it is compared with (no external memory here).
+    the LSTM baseline (without the external memory).
     Hochreiter et al., `Learning to Learn Using Gradient Descent
     <https://doi.org/10.1007/3-540-44668-0_13>`_, 2001.
   """
@@ -145,7 +148,7 @@ def sequence_learner(
     params: Params, memory: Memory, features: Array
   ) -> Array:
     network = network_of(features)
-    # Each from the same memory.
+    # Every input is predicted from the same memory.
     state, label = jax.tree.map(
       lambda x: jnp.broadcast_to(x, (len(features), *x.shape)), memory
     )
@@ -184,33 +187,38 @@ def recurrent(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Learns by reading: adaptation is a hidden state, not a gradient step.
+  """Learns in the hidden state of a recurrent network, without gradient steps.
 
   ::
 
     m = read(theta, support)
     g = d/dtheta  mean over tasks of  L(predictions; support and query)
 
-  where an example of the support is predicted from those before it, and each of
-  the query from the whole support. The learner depends on the support's order.
+  A support example is predicted from the examples before it. A query example is
+  predicted from the whole support. The predictions depend on the order of the
+  support.
 
   Args:
-    model: the encoder; see `sequence_learner`, also for what follows.
+    model: the encoder, see `sequence_learner`.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
-    inner_optimizer: not used: there is no inner loop.
-    num_steps: likewise.
-    num_outputs: classes, or numbers to be predicted; None: the encoder's.
-    units: of the recurrent network.
-    cell: see `models.recurrent`; "delta" learns by far the soonest to bind
-      labels to examples.
+    inner_optimizer: not used, because there is no inner loop.
+    num_steps: not used.
+    num_outputs: number of classes, or of numbers to predict. If None, it is the
+      number of the encoder's outputs.
+    units: number of units of the recurrent network.
+    cell: see `models.recurrent`. "delta" learns to bind labels to examples in
+      far fewer steps than the others.
     num_eval_steps: not used.
     metrics: more such functions to be reported by `meta_grad` beside "loss",
       on the query alone.
     memory: not used.
 
   Returns:
-    A `MetaLearner` whose task parameters are the meta-parameters and a
-    `Memory`.
+    A `MetaLearner` whose task parameters are `{"params": meta-parameters,
+    "memory": Memory}`.
+
+  Raises:
+    ValueError: for a negative number of steps, although none is taken.
   """
   del inner_optimizer, memory
   inner_loop.check_steps(
@@ -266,5 +274,5 @@ def recurrent(
 
 
 def _cast(state: Any, dtype: Any) -> Any:
-  """Keeps a state in the encoder's precision, whatever the cell computes in."""
+  """Casts a hidden state to `dtype`, the dtype of the encoder's features."""
   return jax.tree.map(lambda x: x.astype(dtype), state)

@@ -1,4 +1,4 @@
-"""Every meta-learner by its name, those of other packages too."""
+"""Meta-learners by name, including those of other packages."""
 
 import functools
 from collections.abc import Callable
@@ -23,14 +23,13 @@ from metajax.types import MetaLearner
 
 ENTRY_POINTS = "metajax.learners"
 
-# Every algorithm by name: what `--learner` reads and what the contract tests
-# run over.
+# Constructors by name. `--learner` and the contract tests read this table.
 REGISTRY: dict[str, Callable[..., MetaLearner]] = {}
-# The options that are a learner's own.
+# The options that only one learner has, by the name of the learner.
 OPTIONS: dict[str, tuple[Option, ...]] = {}
-# Those whose model only encodes inputs, which are best told `num_outputs`.
+# Learners whose model only encodes inputs. They take `num_outputs`.
 ENCODED: set[str] = set()
-# Those that tell any number of classes apart with the same meta-parameters.
+# Learners whose meta-parameters work for any number of classes.
 ANY_WAYS: set[str] = set()
 
 
@@ -42,28 +41,28 @@ def register(
   encoded: bool = False,
   any_ways: bool = False,
 ) -> None:
-  """Makes a learner known by name, to `--learner` of the experiments.
+  """Registers a learner under a name, for `--learner` of the experiments.
 
-  A package of your own calls it in a function without arguments, and names that
-  function in its `setup.cfg`::
+  To register a learner of your own package, call `register` in a function
+  without arguments. Name that function in the package's `setup.cfg`::
 
     [options.entry_points]
     metajax.learners =
       mine = my_package.my_learner:register
 
   Args:
-    name: what it is called.
-    constructor: called as `metajax.learners.maml` is: `(model, loss_fn,
-      inner_optimizer, num_steps, *, num_eval_steps, metrics, memory)`, and with
-      its options.
-    options: what is its own, each a flag.
-    encoded: its model only encodes inputs; the constructor is told
-      `num_outputs`.
-    any_ways: it tells any number of classes apart with the same
-      meta-parameters.
+    name: name of the learner.
+    constructor: `(model, loss_fn, inner_optimizer, num_steps, *,
+      num_eval_steps, metrics, memory)`, as `metajax.learners.maml`. It also
+      takes the arguments of its options.
+    options: the options that only this learner has. Each becomes a flag.
+    encoded: whether the learner's model only encodes inputs. If so, the
+      constructor is called with `num_outputs`, too.
+    any_ways: whether the learner's meta-parameters work for any number of
+      classes.
 
   Raises:
-    ValueError: for a name, or an option, that is taken.
+    ValueError: if the name or an option's name is taken.
   """
   if name in REGISTRY:
     raise ValueError(f"learner {name!r} is registered already: rename one.")
@@ -87,7 +86,7 @@ def register_installed() -> None:
   """Registers the learners of installed packages, see `register`.
 
   Raises:
-    ValueError: if one of them fails, with its package's entry point.
+    ValueError: if an entry point fails. The message names it.
   """
   for point in metadata.entry_points(group=ENTRY_POINTS):
     try:

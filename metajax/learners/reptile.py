@@ -1,4 +1,4 @@
-"""Reptile: move the initialisation towards the tasks' adapted parameters."""
+"""Reptile: moves the initialisation towards the tasks' adapted parameters."""
 
 import math
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from metajax.types import (
   State,
 )
 
-# Folded into a task's key for what is drawn beside the order of examples.
+# Folded into a task's key, for random numbers other than the examples' order.
 APART = 2**30
 
 
@@ -62,47 +62,50 @@ def reptile(
   metrics: Mapping[str, LossFn] | None = None,
   memory: inner_loop.Memory = "auto",
 ) -> MetaLearner:
-  """Reptile, batched version: the outer step is an average of models.
+  """Builds batched Reptile, whose outer step averages adapted models.
 
-  The meta-parameters theta are an initialisation; the outer optimizer is given
-  the difference between it and the average of the adapted parameters::
+  The meta-parameters theta are an initialisation. The outer optimizer receives
+  the difference between theta and the average of the adapted parameters::
 
     phi_t(theta) = num_steps of inner_optimizer on  L(theta; batches of task t)
     g = theta - mean over tasks of  phi_t(theta)
 
-  SGD with step size epsilon as the outer optimizer is the paper's. In training
-  a task's support and query are one set of examples; `adapt` sees the support
-  only. With one inner step of SGD, g is the step size times the gradient of the
-  tasks' joint loss; more steps are needed to learn to learn.
+  The paper's outer optimizer is SGD with step size epsilon. In training, the
+  inner loop learns from the support and the query of a task together. `adapt`
+  learns from the support only. With one inner step of SGD, g is the step size
+  times the gradient of the tasks' mean loss. More inner steps are needed for
+  meta-learning.
 
   Args:
     model: pure `init(rng, inputs)` and `apply(params, inputs)`.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
     inner_optimizer: any optax optimizer; the paper's is Adam with b1 = 0.
     num_steps: inner steps in training.
-    inner_batch: examples of an inner step, in training and at test; None, or
-      more than there are: all. The task is shuffled, and anew when all of it
-      has been seen. (The paper's is 10 in 5-way, and 10 shots in training.)
-    carry_optimizer: whether the optimizer's state (Adam's moments) goes on from
-      task to task, as in the authors' code, rather than starting anew with
-      every task, as the paper's algorithm reads and as the results of this
-      repository are. A chunk's tasks all begin with the same state, and the
-      mean of theirs is the next one.
+    inner_batch: number of examples of an inner step, in training and at test
+      time. All examples are used if it is None or exceeds their number. The
+      examples are shuffled, and shuffled again after each pass over the task.
+      (The paper takes 10 in 5-way, and 10 shots in training.)
+    carry_optimizer: whether the inner optimizer's state (Adam's moments) is
+      carried from task to task, as in the authors' code. All tasks of a chunk
+      start with the same state, and the mean of their final states is the next
+      one. If False, the state is reset for every task, as in the paper's
+      algorithm and in the results of this repository.
     held_out_report: see `metrics`.
     num_eval_steps: inner steps of `adapt`; as in training if None.
     metrics: more `(predictions, targets) -> scalar` functions to be reported
-      beside "loss", which is the mean loss of the inner steps. They are of the
-      query's predictions by phi, which has learned from the query, too; with
-      `held_out_report` by parameters adapted to the support alone, which takes
-      as long as the step itself.
-    memory: see `inner_loop.minimize`; nothing is differentiated here.
+      beside "loss", the mean loss of the inner steps. They are computed on the
+      query with phi, which has already learned from the query. With
+      `held_out_report`, they are computed with parameters that are adapted to
+      the support alone. This takes as long as the step itself.
+    memory: see `inner_loop.minimize`. Reptile does not differentiate through
+      the inner loop.
 
   Returns:
     A `MetaLearner`, whose task parameters are a tree like its meta-parameters.
-    With `carry_optimizer` these are `{"params": theta, "optimizer": state}`.
+    With `carry_optimizer` both are `{"params": theta, "optimizer": state}`.
 
   Raises:
-    ValueError: for a negative number of steps, or an empty batch.
+    ValueError: for a negative number of steps, or an `inner_batch` below 1.
 
   References:
     Nichol et al., `On First-Order Meta-Learning Algorithms
@@ -129,10 +132,10 @@ def reptile(
   def run(
     meta_params: Params, task: Batch, num_steps: int, rng: PRNGKey
   ) -> tuple[Params, Array]:
-    """Returns meta-parameters after learning a task, and the mean loss."""
+    """Returns the adapted meta-parameters and the mean loss of a task."""
     params = model_params(meta_params)
     opt_state = meta_params["optimizer"].value if carry_optimizer else None
-    # The order's keys are split from `rng` itself.
+    # `minibatches` uses `rng` itself, so fold in a number for other draws.
     draw_key = jax.random.fold_in(rng, APART)
     count = num_examples(task)
     size = min(inner_batch or count, count)
@@ -220,10 +223,10 @@ def minibatches(
   num_steps: int,
   mask: Array | None = None,
 ) -> Array:
-  """Returns which of `count` examples each step sees, `[num_steps, size]`.
+  """Returns the indices of each step's examples, `[num_steps, size]`.
 
-  All examples come in a random order, then all again in another, and so on;
-  with a mask `[count]`, all real ones.
+  Each pass goes through all `count` examples in a new random order. With a mask
+  `[count]`, it goes through the real examples only.
   """
   passes = max(1, math.ceil(num_steps * size / count))
   if mask is None:
@@ -236,7 +239,7 @@ def minibatches(
   def draw(place: Array) -> Array:
     key = jax.random.fold_in(rng, place // real)
     draws = jax.random.uniform(key, (count,))
-    # The real ones first.
+    # Real examples sort before padding.
     return jnp.argsort(jnp.where(mask, draws, 2.0))[place % real]
 
   return jax.vmap(jax.vmap(draw))(

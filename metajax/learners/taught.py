@@ -1,4 +1,4 @@
-"""A meta-learner taught by another, task by task."""
+"""Distils one meta-learner into another, task by task."""
 
 import functools
 from typing import Any
@@ -35,41 +35,44 @@ def taught(
   alpha: ArrayLike = 0.9,
   temperature: ArrayLike = 1.0,
 ) -> MetaLearner:
-  """Distils what one meta-learner predicts after a task into another.
+  """Trains a meta-learner on the predictions of another, the teacher.
 
   ::
 
-    student predicts p on the query after adapt(theta, support),
-    teacher predicts q, likewise with its own adapt and parameters;
+    p = student's predictions on the query after its adapt(theta, support)
+    q = teacher's predictions on the query after its own adapt
     g = d/dtheta  mean over tasks of
         (1 - alpha) L(p, query targets) + alpha match(p, constant q)
 
   where match is `softened_kl` for class labels and `regression_distillation`
-  otherwise. The teacher may be an ensemble (`learned_ensemble`), or a slow
-  learner of many steps, the student a fast one.
+  for other targets. The teacher may be an ensemble (`learned_ensemble`). It may
+  also be a slow learner with many steps, which teaches a fast student.
 
   Args:
-    student: its `adapt` and `predict` are differentiated, so they must be as
-      they are to be trained (for MAML: `num_eval_steps` as in training). The
-      query is predicted as in evaluation, without dropout; state is what the
-      support leaves.
-    teacher: adapts and predicts; nothing of it is differentiated.
-    teacher_params: its meta-parameters.
+    student: the learner to train. Its `adapt` and `predict` are differentiated,
+      and not its `meta_grad`. They must therefore be as you want to train them
+      (for MAML, `num_eval_steps` as in training). The query is predicted as in
+      evaluation, without dropout. The new state is the state after the support.
+    teacher: adapts and predicts. It is not differentiated.
+    teacher_params: the teacher's meta-parameters.
     loss_fn: `(predictions, targets) -> scalar`.
-    alpha: how much the teacher counts, in [0, 1].
-    temperature: of `softened_kl`, positive.
+    alpha: weight of the teacher's term, in [0, 1].
+    temperature: temperature of `softened_kl`, positive.
 
   Returns:
-    A `MetaLearner` with the student's meta-parameters, which reports "loss"
-    (the student's own), "match", and "agreement" of class predictions.
+    A `MetaLearner` with the student's meta-parameters. It reports "loss" (the
+    student's own) and "match", and for classes "agreement", the fraction of
+    equal class predictions.
 
   Raises:
-    ValueError: if alpha or the temperature is out of range.
+    ValueError: if alpha or the temperature is out of range. In use, if the
+      student has `State` nodes that its task parameters do not return.
 
   References:
     Dvornik et al., `Diversity with Cooperation: Ensemble Methods for Few-Shot
     Classification <https://arxiv.org/abs/1903.11341>`_, 2019, section 3.4, for
-    ensembles; there on classes of the training set, here on the query.
+    ensembles. The paper matches predictions on the classes of the training set;
+    `taught` matches predictions on the query.
   """
   check_number("alpha", alpha, at_least=0, at_most=1)
   check_number("temperature", temperature, above=0)
@@ -114,17 +117,18 @@ def taught(
   ) -> tuple[Params, Metrics]:
     return gradient_of_mean(functools.partial(meta_loss, given))(*arguments)
 
-  # The teacher is an argument of programs, and no constant.
+  # `Partial` makes the teacher an argument of compiled programs, no constant.
   given = student.carried(), teacher.carried(), teacher_params
-  # What a student's schedule would change is replaced.
+  # A student's schedule would replace the new `meta_grad`, so it is dropped.
   return student._replace(meta_grad=Partial(meta_grad, given), schedule=None)
 
 
 def _state_of(task_params: Params, meta_params: Params) -> Params:
-  """Returns meta-parameters with the state that a task has left.
+  """Returns meta-parameters with the state after the support of a task.
 
   Raises:
-    ValueError: if there is state, and no telling which it has become.
+    ValueError: if the meta-parameters have state, but the task parameters are
+      another tree, from which the new state cannot be read.
   """
   trees: list[Any] = [jax.tree.structure(p) for p in (task_params, meta_params)]
   if trees[0] == trees[1]:

@@ -1,4 +1,4 @@
-"""Reference players: what learned ones are compared with."""
+"""Reference players, as baselines for learned players."""
 
 from metajax.players.bandits import (
   epsilon_greedy,

@@ -1,8 +1,9 @@
-"""Players of Bernoulli bandits with their own learning, not a learned one.
+"""Classic players of Bernoulli bandits.
 
-All count successes and failures of the arms, and take the arms' probabilities
-to be uniform at first, as Duan et al. (2016, section 3.1). Ties go to an arm at
-random; in their experiments, to the first (`ties="first"`).
+All count the successes and failures of each arm. The prior of an arm's
+probability is uniform, as in Duan et al. (2016, section 3.1). Among arms of
+equal score, a player takes a random one. The experiments of Duan et al. take
+the first one (`ties="first"`).
 """
 
 from collections.abc import Callable
@@ -18,14 +19,14 @@ from metajax.types import Array, PRNGKey
 
 
 class Counts(NamedTuple):
-  """Successes and failures by arm, each beginning at 1: Beta posteriors."""
+  """Parameters of the arms' Beta posteriors: 1 + successes, 1 + failures."""
 
   successes: Array
   failures: Array
 
   @property
   def means(self) -> Array:
-    """Posterior means of the arms' probabilities."""
+    """Returns the posterior means of the arms' probabilities."""
     return self.successes / (self.successes + self.failures)
 
 
@@ -36,7 +37,7 @@ def _by_score(
   ties: Ties = "random",
   epsilon: ArrayLike = 0.0,
 ) -> Player:
-  """Pulls an arm whose score is highest, but any with this probability."""
+  """Builds a player that pulls the arm of highest score, epsilon-greedily."""
 
   def start() -> Counts:
     return Counts(jnp.ones(num_arms), jnp.ones(num_arms))
@@ -57,7 +58,7 @@ def _by_score(
 
 
 def random_player(num_actions: int) -> Player:
-  """Acts uniformly at random, whatever the task."""
+  """Builds a player that takes uniformly random actions in any task."""
 
   def act(memory: tuple, step: Step, rng: PRNGKey) -> tuple[Array, tuple]:
     del step
@@ -67,26 +68,34 @@ def random_player(num_actions: int) -> Player:
 
 
 def greedy(num_arms: int, *, ties: Ties = "random") -> Player:
-  """Pulls the arm with the highest posterior mean."""
+  """Builds a player that pulls the arm of highest posterior mean."""
   return epsilon_greedy(num_arms, 0.0, ties=ties)
 
 
 def epsilon_greedy(
   num_arms: int, epsilon: ArrayLike, *, ties: Ties = "random"
 ) -> Player:
-  """With probability `epsilon` any arm, otherwise the greedy one."""
+  """Builds an epsilon-greedy player.
+
+  With probability `epsilon` it pulls a random arm, otherwise the arm of highest
+  posterior mean.
+  """
   return _by_score(
     num_arms, lambda counts, rng: counts.means, ties=ties, epsilon=epsilon
   )
 
 
 def thompson(num_arms: int, *, optimistic: bool = False) -> Player:
-  """Thompson sampling: the arm whose sample of the posterior is highest.
+  """Builds a player of Thompson sampling.
+
+  It samples a probability from each arm's posterior, and pulls the arm of the
+  highest sample.
 
   Args:
-    num_arms: arms.
-    optimistic: a sample counts as the posterior mean at least (May et al.
-      2012). What Duan et al. call optimistic is `likeliest_thompson`.
+    num_arms: number of arms.
+    optimistic: whether to raise samples below the posterior mean to that mean
+      (May et al. 2012). The method that Duan et al. call optimistic is
+      `likeliest_thompson`.
   """
 
   def score(counts: Counts, rng: PRNGKey) -> Array:
@@ -98,17 +107,17 @@ def thompson(num_arms: int, *, optimistic: bool = False) -> Player:
 
 
 def likeliest_thompson(num_arms: int, num_samples: int) -> Player:
-  """The best arm of the likeliest of several samples of the posterior.
+  """Builds a player that takes the likeliest of several posterior samples.
 
-  ::
+  It pulls the best arm of that sample::
 
     argmax_i p^n_i,  n = argmax_n sum_i log Beta(p^n_i; successes_i, failures_i)
 
-  This is what Duan et al. (2016) ran as optimistic Thompson sampling, with 1 to
-  20 samples. One sample is Thompson sampling.
+  Duan et al. (2016) call it optimistic Thompson sampling and use 1 to 20
+  samples. With one sample, it is Thompson sampling.
 
   Raises:
-    ValueError: if there is no sample.
+    ValueError: if `num_samples` is less than 1.
   """
   if num_samples < 1:
     raise ValueError(f"num_samples={num_samples}: must be 1 or more.")
@@ -118,7 +127,7 @@ def likeliest_thompson(num_arms: int, num_samples: int) -> Player:
     shapes = jnp.broadcast_to(shapes, (2, num_samples, num_arms))
     drawn = gamma(rng, shapes)
     total = drawn.sum(0)
-    # The density but for a constant; 0 log 0 = 0.
+    # The log density up to a constant, where 0 log 0 = 0.
     density = jax.scipy.special.xlogy(shapes - 1, drawn / total).sum((0, 2))
     return (drawn[0] / total)[density.argmax()]
 
@@ -132,14 +141,19 @@ def ucb1(
   ties: Ties = "random",
   count_first: bool = True,
 ) -> Player:
-  """`mean + scale sqrt(2 log t / T_i)` (Auer et al. 2002).
+  """Builds a UCB1 player, which pulls the arm of highest score.
+
+  ::
+
+    score_i = mean_i + scale sqrt(2 log t / T_i)     (Auer et al. 2002)
 
   Args:
-    num_arms: arms.
-    scale: of the bonus.
-    ties: who is pulled of equals.
-    count_first: whether t, the number of all pulls, has the two that every arm
-      begins with, as T_i has; in Duan et al.'s experiments it has not.
+    num_arms: number of arms.
+    scale: scale of the bonus.
+    ties: see `best`.
+    count_first: whether t, the number of all pulls, includes the two
+      pseudo-counts of each arm's prior. T_i, the number of pulls of arm i,
+      always includes them. In the experiments of Duan et al., t does not.
   """
   first = 0 if count_first else 2 * num_arms
 
@@ -153,11 +167,14 @@ def ucb1(
 
 
 def gittins(num_arms: int, indices: ArrayLike) -> Player:
-  """The arm with the highest Gittins index, optimal for discounted rewards.
+  """Builds a player that pulls the arm of highest Gittins index.
+
+  It is optimal for discounted rewards.
 
   Args:
-    num_arms: arms.
-    indices: from `gittins_indices`, for as many pulls as there are.
+    num_arms: number of arms.
+    indices: the result of `gittins_indices`, for at least as many pulls as the
+      player makes.
   """
   table = jnp.asarray(indices, jnp.float32)
 

@@ -1,4 +1,4 @@
-"""What players share: the best of equals, and fast draws of posteriors."""
+"""Shared functions of players: choices with ties, and Gamma samples."""
 
 from typing import Literal
 
@@ -17,17 +17,18 @@ def best(
   ties: Ties = "random",
   tolerance: float = 0.0,
 ) -> Array:
-  """Returns the place of the highest score, int32.
+  """Returns the index of the highest score, int32.
 
   Args:
     scores: `[n]`.
-    rng: chooses among equals.
-    ties: "random": any of the best; "first": the first of them.
-    tolerance: scores within this part of the largest magnitude are equal, for
-      those that rounding tells apart.
+    rng: the key of the choice among equal scores.
+    ties: "random" takes a random one of the best scores, and "first" the first.
+    tolerance: scores are equal to the highest if they differ from it by at most
+      `tolerance` times the largest magnitude. Use it for scores that differ by
+      rounding only.
 
   Raises:
-    ValueError: if `ties` is neither.
+    ValueError: for another value of `ties`.
   """
   if ties not in ("random", "first"):
     raise ValueError(f"ties={ties!r}: must be 'random' or 'first'.")
@@ -46,16 +47,16 @@ def gamma(rng: PRNGKey, shapes: Array) -> Array:
     d = shape - 1/3,  v = (1 + x / sqrt(9 d))^3,  x normal, u uniform
     d v  if  log u < x^2 / 2 + d (1 - v + log v)
 
-  or, where the shape is 1, as minus the logarithm of a uniform one. All are
-  drawn again until all are accepted, which on a CPU takes a tenth of the time
-  of `jax.random.gamma`.
+  If the shape is 1, the variable is exponential and is drawn directly. The loop
+  draws all variables again until each has been accepted once. On a CPU, this
+  takes a tenth of the time of `jax.random.gamma`.
 
   Args:
     rng: a key.
     shapes: `[...]`, each at least 1.
 
   Returns:
-    `[...]`, of scale 1.
+    Samples `[...]` with scale 1.
   """
   d = shapes - 1 / 3
   slope = 1 / jnp.sqrt(9 * d)

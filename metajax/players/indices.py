@@ -1,37 +1,38 @@
-"""Gittins indices of Bernoulli arms, by calibration against a known arm."""
+"""Computes Gittins indices of Bernoulli arms, by comparison with a sure arm."""
 
 import numpy as np
 
-# An arm is followed until what lies beyond is worth less than this.
+# The recursion stops where all later rewards are worth less than this.
 TOLERANCE = 1e-5
-# At most as many pulls beyond the table, by whose end a posterior is narrow.
+# The largest number of pulls beyond the table. The posterior is narrow then.
 MAX_BEYOND = 1000
 
 
 def gittins_indices(
   num_pulls: int, discount: float, *, num_rates: int = 1001
 ) -> np.ndarray:
-  """Computes the indices of an arm whose probability is uniform at first.
+  """Computes the Gittins indices of a Bernoulli arm with a uniform prior.
 
-  The index of an arm after s successes and f failures is the sure reward at
-  which it is as good to take that for ever as to pull once more and then do
-  what is best (Gittins 1979)::
+  The index of an arm after s successes and f failures is the reward of a sure
+  arm at which two choices have the same value: to take the sure arm for ever,
+  or to pull the arm once and then to play optimally (Gittins 1979)::
 
     V(s, f) = max(rate / (1 - discount),
                   p (1 + discount V(s + 1, f)) + (1 - p) discount V(s, f + 1))
     p = (s + 1) / (s + f + 2)
 
-  It is found for all arms at once, on a grid of rates, between whose points the
-  advantage of pulling is taken to be linear; the error is below 1e-4.
+  All indices are computed at once on a grid of rates. The advantage of pulling
+  is interpolated linearly between the points of the grid. The error is below
+  1e-4.
 
   Args:
-    num_pulls: the table is for `s + f < num_pulls`.
-    discount: of a reward one pull later, in (0, 1).
-    num_rates: points of the grid.
+    num_pulls: the table has the indices for `s + f < num_pulls`.
+    discount: the discount of a reward one pull later, in (0, 1).
+    num_rates: number of points of the grid.
 
   Returns:
-    float64 `[num_pulls, num_pulls]`, by successes and failures; NaN where there
-    are more pulls than that.
+    float64 `[num_pulls, num_pulls]`, indexed by successes and failures. Entries
+    with `s + f >= num_pulls` are NaN.
 
   Raises:
     ValueError: if the discount is not between 0 and 1.
@@ -42,7 +43,8 @@ def gittins_indices(
   sure = rates / (1 - discount)
   beyond = int(np.ceil(np.log(TOLERANCE * (1 - discount)) / np.log(discount)))
   last = num_pulls + min(beyond, MAX_BEYOND)
-  # After `last` pulls the mean is known: the better one is taken for ever.
+  # After `last` pulls, the posterior mean is taken as the true probability, and
+  # the player takes the better arm for ever.
   mean = (np.arange(last + 1) + 1) / (last + 2)
   value = np.maximum(rates, mean) / (1 - discount)  # [rates, successes]
   indices = np.full((num_pulls, num_pulls), np.nan)

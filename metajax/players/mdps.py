@@ -1,9 +1,10 @@
-"""Players of random tabular MDPs that plan with what they have counted.
+"""Players of random tabular MDPs that plan with counts of what they observed.
 
-Without a `prior` they are told the true one (flat Dirichlet transitions; normal
-rewards of variance 1, whose means are N(1, 1)), which makes them harder
-opponents than those of Duan et al. (2016, section 3.2): see `tabularl`. The
-numbers that they are given are searched.
+By default, their `prior` is the true one: flat Dirichlet transitions, and
+normal rewards of variance 1 whose means are N(1, 1). This makes them stronger
+opponents than those of Duan et al. (2016, section 3.2), which are in
+`tabularl`. Their hyper-parameters (`scale`, `epsilon`, `num_samples`) must be
+searched.
 """
 
 import jax
@@ -29,7 +30,7 @@ TRUE_PRIOR = Prior()
 def mdp_epsilon_greedy(
   sizes: Sizes, epsilon: ArrayLike, prior: Prior = TRUE_PRIOR
 ) -> Player:
-  """Plans with the posterior means; acts at random with this probability."""
+  """Builds an epsilon-greedy player that plans with the posterior means."""
   return mdp_bonus(sizes, 0.0, epsilon, prior)
 
 
@@ -39,7 +40,11 @@ def mdp_bonus(
   epsilon: ArrayLike = 0.0,
   prior: Prior = TRUE_PRIOR,
 ) -> Player:
-  """Adds `scale / (1 + visits)` to mean rewards: BEB (Kolter and Ng 2009)."""
+  """Builds a BEB player, which adds an exploration bonus to mean rewards.
+
+  The bonus is `scale / (1 + visits)` (Kolter and Ng 2009). With probability
+  `epsilon`, the player takes a random action.
+  """
 
   def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
     del episode, rng
@@ -59,24 +64,25 @@ def posterior_sampling(
   *,
   solve_separately: bool = False,
 ) -> Player:
-  """Plans with a sample of the posterior: PSRL (Strens 2000).
+  """Builds a PSRL player, which plans with a posterior sample (Strens 2000).
 
   Args:
-    sizes: of the MDP.
-    num_samples: with more than one, every action is as good as in the best of
-      them: optimistic (OPSRL).
-    prior: its `transitions` must be at least 1.
-    solve_separately: whether each sample is solved by itself, and the best
-      value of each state, action and step taken then (Osband and Van Roy's
-      code); otherwise the best is taken in each step of value iteration, and
-      the step before builds on it.
+    sizes: the sizes of the MDP.
+    num_samples: number of samples. With more than one, the player is optimistic
+      (OPSRL): the value of an action is the largest over the samples.
+    prior: the prior. Its `transitions` must be at least 1.
+    solve_separately: where the maximum over samples is taken. If True, each
+      sample is solved separately, and the maximum is taken over their final
+      values (Osband and Van Roy's code). If False, the maximum is taken in each
+      step of value iteration.
 
   Raises:
-    ValueError: if there is no sample, or the prior's weights are too small.
+    ValueError: if `num_samples` is less than 1, or if the prior's `transitions`
+      are less than 1.
   """
   if num_samples < 1:
     raise ValueError(f"num_samples={num_samples}: must be 1 or more.")
-  # Samples need as much of each next state.
+  # `gamma` draws with shapes of at least 1 only.
   check_number("prior.transitions", prior.transitions, at_least=1)
 
   def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
@@ -84,7 +90,7 @@ def posterior_sampling(
     transition_key, mean_key = jax.random.split(rng)
     beliefs = posterior(counts, prior)
     shape = (num_samples, *counts.visits.shape)
-    # A Dirichlet sample is one of gammas, divided by their sum.
+    # Gamma samples, divided by their sum, are a Dirichlet sample.
     gammas = gamma(
       transition_key,
       jnp.broadcast_to(beliefs.next_states, (*shape, sizes.states)),
@@ -103,11 +109,16 @@ def posterior_sampling(
 
 
 def ucrl2(sizes: Sizes, scale: ArrayLike, prior: Prior = TRUE_PRIOR) -> Player:
-  """Plans with the best MDP within confidence bounds (Jaksch et al. 2010).
+  """Builds a UCRL2 player (Jaksch et al. 2010).
 
-  Of rewards the bound is `scale sqrt(log(t + 2) / (1 + n))`, of transitions in
-  L1 norm `scale sqrt(states log(t + 2) / (1 + n))`, around posterior means, n
-  visits of t in all: the paper's with one factor for its constants.
+  It plans with the best MDP within confidence bounds around the posterior
+  means::
+
+    scale sqrt(log(t + 2) / (1 + n))          of rewards
+    scale sqrt(states log(t + 2) / (1 + n))   of transitions, in L1 norm
+
+  where n counts the visits of a state and action, and t counts all visits.
+  `scale` replaces the constants of the paper.
   """
 
   def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
@@ -126,23 +137,24 @@ def ucrl2(sizes: Sizes, scale: ArrayLike, prior: Prior = TRUE_PRIOR) -> Player:
 def optimistic_values(
   rewards: Array, transitions: Array, distance: Array, sizes: Sizes
 ) -> Array:
-  """Value iteration with the best transitions near to some (Jaksch et al.).
+  """Computes values for the best transitions within a distance (Jaksch et al.).
 
   Args:
     rewards: `[states, actions]`.
     transitions: `[states, actions, states]`.
-    distance: `[states, actions]`, how far the best ones may be, in L1 norm.
-    sizes: of the MDP.
+    distance: `[states, actions]`, the largest distance of the best transitions
+      from `transitions`, in L1 norm.
+    sizes: the sizes of the MDP.
 
   Returns:
-    `[horizon, states, actions]`.
+    Values `[horizon, states, actions]`.
   """
 
   def backup(values: Array, left: Array) -> Array:
     del left
     order = jnp.argsort(-values)
     likely = transitions[..., order]
-    # Half of the distance goes to the best state, away from the worst ones.
+    # Moves half of the distance from the worst states to the best state.
     best = jnp.minimum(likely[..., 0] + distance / 2, 1.0)
     likely = likely.at[..., 0].set(best)
     above = jnp.cumsum(likely, axis=-1)

@@ -1,8 +1,8 @@
-"""Planning in random tabular MDPs by what was counted: the shared machinery.
+"""Shared functions of players that plan in random tabular MDPs with counts.
 
-Players know the horizon and where episodes begin, plan at the beginning of
-every episode, and follow the plan to its end. Actions of equal value are chosen
-from at random.
+Players know the horizon and the starts of episodes. They plan at the start of
+every episode and follow the plan to its end. Among actions of equal value, they
+choose at random.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from metajax.players.choices import best
 from metajax.tasks.trials import Player, Step
 from metajax.types import Array, PRNGKey
 
-if TYPE_CHECKING:  # It imports gymnax, which computes as it is imported.
+if TYPE_CHECKING:  # The import of gymnax computes arrays.
   from metajax.tasks.tabular_mdp import MDPParams
 
-# Values that differ by less, relatively, differ by float32's rounding.
+# Values with a smaller relative difference are equal up to float32 rounding.
 TOLERANCE = 1e-5
 
 
 class Sizes(NamedTuple):
-  """Of an MDP: numbers of states and actions, and steps of an episode."""
+  """The sizes of an MDP: states, actions, and steps of an episode."""
 
   states: int = 10
   actions: int = 5
@@ -32,11 +32,12 @@ class Sizes(NamedTuple):
 
 
 class Prior(NamedTuple):
-  """What is believed of an MDP at first; by default, what Duan et al. draw.
+  """The prior of an MDP. The default is the distribution of Duan et al.
 
   Attributes:
-    mean: of mean rewards, which are normal.
-    rewards: its weight, as so many visits: the variance is `1 / rewards`.
+    mean: the mean of the normal prior of mean rewards.
+    rewards: the weight of that prior, as a number of visits. The variance of
+      the prior is `1 / rewards`.
     transitions: the Dirichlet weight of every next state.
   """
 
@@ -46,13 +47,13 @@ class Prior(NamedTuple):
 
 
 class Counts(NamedTuple):
-  """What was seen of an MDP.
+  """The observations of an MDP.
 
   Attributes:
-    next_states: `[states, actions, states]`, how often each followed. What
-      follows the last step of an episode is not seen.
-    visits: `[states, actions]`.
-    rewards: `[states, actions]`, their sums.
+    next_states: `[states, actions, states]`, the counts of transitions. The
+      state after the last step of an episode is not observed.
+    visits: `[states, actions]`, the counts of actions.
+    rewards: `[states, actions]`, the sums of rewards.
   """
 
   next_states: Array
@@ -61,13 +62,14 @@ class Counts(NamedTuple):
 
 
 class Posterior(NamedTuple):
-  """`Counts` together with a `Prior`.
+  """The posterior of an MDP, from `Counts` and a `Prior`.
 
   Attributes:
-    means: `[states, actions]` of mean rewards, whose variances are
-      `1 / weight`.
-    weight: `[states, actions]`, visits and those that the prior counts as.
-    next_states: `[states, actions, states]`, of a Dirichlet distribution.
+    means: `[states, actions]`, the posterior means of mean rewards. The
+      posterior variances are `1 / weight`.
+    weight: `[states, actions]`, the visits plus the weight of the prior.
+    next_states: `[states, actions, states]`, the weights of the Dirichlet
+      posterior of transitions.
   """
 
   means: Array
@@ -76,16 +78,18 @@ class Posterior(NamedTuple):
 
   @property
   def transitions(self) -> Array:
-    """The means of the probabilities of the next states."""
+    """Returns the posterior means of the transition probabilities."""
     return self.next_states / self.next_states.sum(-1, keepdims=True)
 
 
 def posterior(counts: Counts, prior: Prior) -> Posterior:
-  """Returns what is believed of an MDP of which this was seen.
+  """Computes the posterior of an MDP.
 
   ::
 
     mean = (weight_0 mean_0 + sum of rewards) / (weight_0 + visits)
+
+  where weight_0 and mean_0 are those of the prior.
   """
   mean, rewards, transitions = map(jnp.asarray, prior)
   weight = rewards + counts.visits
@@ -97,14 +101,14 @@ def posterior(counts: Counts, prior: Prior) -> Posterior:
 
 
 class Memory(NamedTuple):
-  """Counts, the plan `[horizon, states, actions]`, and where one is.
+  """The memory of a planning player.
 
   Attributes:
-    counts: of the task.
-    plan: of this episode.
-    place: the state.
-    time: steps taken in this episode.
-    episode: its number, the first being 1.
+    counts: the observations of the task.
+    plan: `[horizon, states, actions]`, the values of this episode's plan.
+    place: the present state of the MDP.
+    time: number of steps taken in this episode.
+    episode: number of this episode; the first is 1.
   """
 
   counts: Counts
@@ -114,15 +118,15 @@ class Memory(NamedTuple):
   episode: Array
 
 
-# (values [states] of the next states, number of steps that follow this one) to
-# values [..., states, actions].
+# (values of the next states [states], number of later steps) ->
+# values [..., states, actions]
 Backup = Callable[[Array, Array], Array]
-# (counts, number of the episode, key) to values [horizon, states, actions].
+# (counts, number of the episode, key) -> values [horizon, states, actions]
 Plan = Callable[[Counts, Array, PRNGKey], Array]
 
 
 def value_iteration(backup: Backup, sizes: Sizes) -> Array:
-  """Returns `Q [horizon, states, actions]`: `Q_h = backup(max_a Q_{h+1})`."""
+  """Computes Q `[horizon, states, actions]`: `Q_h = backup(max_a Q_{h+1})`."""
 
   def one(values: Array, left: Array) -> tuple[Array, Array]:
     q = backup(values, left)
@@ -136,12 +140,12 @@ def value_iteration(backup: Backup, sizes: Sizes) -> Array:
 def optimal_value(
   params: "MDPParams", sizes: Sizes, discount: ArrayLike = 1.0
 ) -> Array:
-  """The most that can be expected of an episode of a known MDP.
+  """Returns the expected total reward of the optimal policy in an episode.
 
   Args:
-    params: the MDP.
-    sizes: of it.
-    discount: of a reward one step later.
+    params: the MDP, which the policy knows.
+    sizes: the sizes of the MDP.
+    discount: the discount of a reward one step later.
   """
   q = value_iteration(
     lambda v, _: params.means + discount * (params.transitions @ v), sizes
@@ -150,7 +154,11 @@ def optimal_value(
 
 
 def planner(sizes: Sizes, plan: Plan, epsilon: ArrayLike = 0.0) -> Player:
-  """Follows a plan made anew for every episode, but for random actions."""
+  """Builds a player that plans at the start of every episode.
+
+  With probability `epsilon` it takes a random action instead of the planned
+  one.
+  """
   num_states, num_actions, horizon = sizes
   shape = (num_states, num_actions)
 
@@ -170,7 +178,7 @@ def planner(sizes: Sizes, plan: Plan, epsilon: ArrayLike = 0.0) -> Player:
     place = step.observation.argmax()
     counts, old = memory.counts, memory.place
     led_here = jnp.where(step.first, 0.0, 1.0)
-    # Where an episode ends its last state is not seen.
+    # After the end of an episode, the observation is of the next episode.
     seen = jnp.where(step.ended, 0.0, led_here)
     counts = Counts(
       counts.next_states.at[old, step.action, place].add(seen),
@@ -180,7 +188,8 @@ def planner(sizes: Sizes, plan: Plan, epsilon: ArrayLike = 0.0) -> Player:
     begins = step.first | step.ended
     time = jnp.where(begins, 0, memory.time + 1)
     episode = memory.episode + begins
-    # Episodes of all tasks begin together, which vmap sees: it stays a branch.
+    # Episodes of all tasks start at the same steps, so `begins` is not batched
+    # and `vmap` keeps the branch.
     q = jax.lax.cond(
       begins, lambda: plan(counts, episode, plan_key), lambda: memory.plan
     )

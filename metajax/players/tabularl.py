@@ -1,10 +1,12 @@
-"""The MDP players of Duan et al. (2016, section 3.2) as their authors ran them.
+"""The MDP players that Duan et al. (2016, section 3.2) compare with.
 
-They took those of TabulaRL (Osband and Van Roy), which are not told the prior:
-posterior sampling and BEB expect mean rewards of 0, the others nearly nothing.
-Duan et al. chose their numbers by the very MDPs that they report:
-`scale` from 21 of 1e-4 to 1, evenly in the logarithm, `num_samples` from 1 to
-20, `epsilon` from 0.1 to 1.
+They are those of TabulaRL (Osband and Van Roy), which do not know the true
+prior. The prior of posterior sampling and BEB has mean rewards of 0. The prior
+of the others has almost no weight.
+
+Duan et al. chose the hyper-parameters on the MDPs that they report: `scale`
+from 21 values between 1e-4 and 1, evenly spaced in the logarithm; `num_samples`
+from 1 to 20; `epsilon` from 0.1 to 1.
 
 References:
   https://github.com/iosband/TabulaRL
@@ -32,14 +34,16 @@ from metajax.types import Array, PRNGKey
 ZERO_MEAN = Prior(mean=0.0)
 HARDLY_ANY = Prior(mean=0.0, rewards=1e-4, transitions=1e-4)
 HARDLY_ANY_OF_UCRL2 = Prior(mean=0.0, rewards=1e-4, transitions=1e-5)
-DELTA = 0.05  # The probability that UCRL2's bounds may miss.
+DELTA = 0.05  # The probability that UCRL2's bounds do not hold.
 
 
 def tabularl_psrl(sizes: Sizes, num_samples: int = 1) -> Player:
-  """PSRL, and OPSRL with more than one sample, each solved by itself.
+  """Builds TabulaRL's PSRL player; with more than one sample, OPSRL.
+
+  Each sample is solved separately.
 
   Raises:
-    ValueError: if there is no sample.
+    ValueError: if `num_samples` is less than 1.
   """
   return posterior_sampling(
     sizes, num_samples, ZERO_MEAN, solve_separately=True
@@ -47,20 +51,20 @@ def tabularl_psrl(sizes: Sizes, num_samples: int = 1) -> Player:
 
 
 def tabularl_epsilon_greedy(sizes: Sizes, epsilon: ArrayLike) -> Player:
-  """Plans with what was seen; acts at random with this probability."""
+  """Builds TabulaRL's epsilon-greedy player, which plans with observed data."""
   return mdp_epsilon_greedy(sizes, epsilon, HARDLY_ANY)
 
 
 def tabularl_beb(sizes: Sizes, scale: ArrayLike) -> Player:
-  """BEB: more for what was rarely done, and for what follows it.
+  """Builds TabulaRL's BEB player, with a bonus for rarely visited actions.
 
   ::
 
     Q = mean + 1 / (n + 2) + transitions V
         + left 2 horizon^3 scale / (1 + states + m)
 
-  n being visits, m those whose next state was seen, and `left` the number of
-  steps that follow.
+  where n counts visits, m counts visits whose next state was observed, and
+  `left` is the number of later steps in the episode.
   """
 
   def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
@@ -77,15 +81,15 @@ def tabularl_beb(sizes: Sizes, scale: ArrayLike) -> Player:
 
 
 def tabularl_ucrl2(sizes: Sizes, scale: ArrayLike) -> Player:
-  """UCRL2, its bounds about the means of what was seen.
+  """Builds TabulaRL's UCRL2 player, with bounds around the observed means.
 
   ::
 
     scale sqrt(4 L / n)  of rewards,  scale sqrt(4 states L / m)  of transitions
     L = log(2 states actions (episode + 1) / 0.05)
 
-  n being visits, m those whose next state was seen, each 1 at least, and the
-  first episode number 1.
+  where n counts visits and m counts visits whose next state was observed. Both
+  are at least 1. The first episode has number 1.
   """
 
   def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:

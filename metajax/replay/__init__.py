@@ -1,6 +1,6 @@
-"""Recurrent experience replay: a recurrent state learns, replay teaches it.
+"""Recurrent experience replay for players that learn in a recurrent state.
 
-Needs the extra `rl`.
+It needs the extra `rl`.
 """
 
 from metajax.replay.buffers import Replay

@@ -1,4 +1,4 @@
-"""Where experience is kept: buffers of flashbax, one for each shard."""
+"""Replay buffers of flashbax, one for each shard."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,24 +13,28 @@ from metajax.types import Array
 
 
 class Replay(NamedTuple):
-  """How experience is gathered and repeated.
+  """Configures how experience is gathered and replayed.
 
   Attributes:
-    actors: tasks played at once, on all devices together.
-    length: actions of a stored sequence.
-    period: actions from the start of one sequence to that of the next.
-    capacity: sequences that are kept, on all devices together.
-    batch: sequences of an update, likewise.
-    ratio: how often a sequence is learned from, on average: updates after a
-      trial are `ratio * new sequences / batch`, rounded, and at least one.
-    epsilon: of the actor that explores most, see `epsilon_ladder`.
-    alpha: of that ladder.
-    priority_exponent: 0 samples uniformly.
-    importance_exponent: 0 makes up for nothing.
-    target_period: updates between two copies to the target network.
-    shards: buffers that the sequences are split over, each drawn from alike. A
-      step with so many is the same, to rounding, on any number of devices that
-      divides it, and checkpoints restore there. None: one for each device.
+    actors: number of tasks that are played at once, on all devices together.
+    length: number of actions of a stored sequence.
+    period: number of actions from the start of one sequence to the next start.
+    capacity: number of sequences to keep, on all devices together.
+    batch: number of sequences of an update, on all devices together.
+    ratio: how often a sequence is learned from, on average. The number of
+      updates after a trial is `ratio * new sequences / batch`, rounded, and at
+      least one.
+    epsilon: exploration of the actor that explores most, see `epsilon_ladder`.
+    alpha: exponent of that ladder.
+    priority_exponent: exponent of the priorities. 0 samples uniformly.
+    importance_exponent: exponent of the importance weights. 0 gives equal
+      weights.
+    target_period: number of updates between two copies to the target network.
+    shards: number of buffers over which the sequences are split. Each gives the
+      same number of samples. A run with a given number of shards computes the
+      same steps, up to rounding, on any number of devices that divides it.
+      Checkpoints can be restored on these numbers of devices, too. None: one
+      shard for each device.
   """
 
   actors: int = 64
@@ -51,7 +55,7 @@ def check_replay(replay: Replay) -> None:
   """Checks the numbers that do not depend on tasks or devices.
 
   Raises:
-    ValueError: for one that is out of its range.
+    ValueError: for a number that is out of its range.
   """
   check_number("ratio", replay.ratio, above=0)
   check_number("epsilon", replay.epsilon, at_least=0, at_most=1)
@@ -63,13 +67,13 @@ def check_replay(replay: Replay) -> None:
 
 
 class Layout(NamedTuple):
-  """How devices hold shards, and shards what is kept.
+  """The distribution of shards over devices.
 
   Attributes:
     mesh: the devices.
-    num_shards: on all devices together.
-    held: shards of a device.
-    shares: what a shard has of each number.
+    num_shards: number of shards on all devices together.
+    held: number of shards of one device.
+    shares: the share of one shard of each number, by name.
   """
 
   mesh: Mesh
@@ -82,13 +86,13 @@ def lay_out(mesh: Mesh | None, shards: int | None, **numbers: int) -> Layout:
   """Splits numbers over shards, and shards over devices.
 
   Args:
-    mesh: the devices; None: `task_mesh` of the shards, or else of the first of
-      the numbers.
-    shards: how many; None: one for each device.
-    **numbers: by name.
+    mesh: the devices. If None, it is `task_mesh(shards)`, or `task_mesh` of the
+      first of the numbers if `shards` is None, too.
+    shards: number of shards. None: one for each device.
+    **numbers: the numbers to split, by name.
 
   Raises:
-    ValueError: for what cannot be split evenly.
+    ValueError: if a number cannot be split evenly.
   """
   if shards is not None and shards < 1:
     raise ValueError(f"shards={shards}: must be 1 or more, or None.")
@@ -111,8 +115,9 @@ def lay_out(mesh: Mesh | None, shards: int | None, **numbers: int) -> Layout:
 
 
 def make_buffer(replay: Replay, num_shards: int = 1) -> Any:
-  """Makes a shard of the buffer, a flashbax one of whole sequences."""
-  import flashbax  # Of the extra `rl`, which flags are known without.
+  """Builds one shard of the buffer: a flashbax buffer of whole sequences."""
+  # Imported here, because command lines must work without the extra `rl`.
+  import flashbax
 
   return flashbax.make_prioritised_item_buffer(
     max_length=replay.capacity // num_shards,
@@ -125,11 +130,12 @@ def make_buffer(replay: Replay, num_shards: int = 1) -> Any:
 
 
 def add(buffer: Any, stored: Any, items: Any, priorities: Array) -> Any:
-  """Adds items `[new, ...]` with priorities of their own, `[new]`.
+  """Adds items `[new, ...]` with given priorities `[new]`.
 
-  flashbax gives new items the largest priority so far, as an integer. It is
-  told that this is 0: a leaf of its tree is changed by sums, and a small number
-  would lose its digits to a large one.
+  flashbax first gives new items the largest priority so far, as an integer.
+  This function sets that largest priority to 0. The reason is that flashbax
+  changes the leaves of its tree by sums, where a small priority would lose
+  digits next to a large one.
   """
   capacity = jax.tree.leaves(stored.experience)[0].shape[1]
   places = (stored.current_index + jnp.arange(priorities.size)) % capacity
@@ -144,16 +150,17 @@ def add(buffer: Any, stored: Any, items: Any, priorities: Array) -> Any:
 def set_priorities(
   buffer: Any, stored: Any, places: Array, priorities: Array
 ) -> Any:
-  """Sets priorities; those that are not finite would stay in the sums."""
+  """Sets priorities. Non-finite ones become 0, or they would stay in sums."""
   finite = jnp.where(jnp.isfinite(priorities), priorities, 0.0)
   return buffer.set_priorities(stored, places, finite + 1e-6)
 
 
 def without_empty(sample: Any) -> Any:
-  """Puts a sampled sequence in the place of those that are none.
+  """Replaces samples of empty places by the first valid sample.
 
-  The sums of flashbax's tree are float32 and drift, so that a draw in thousands
-  falls behind the last sequence, on one of probability 0.
+  The sums in flashbax's tree are float32, and their rounding errors grow. About
+  one draw in thousands therefore falls behind the last sequence, on an empty
+  place of probability 0.
   """
   exists = sample.probabilities > 0
   place = jnp.where(exists, jnp.arange(exists.size), exists.argmax())
@@ -161,9 +168,10 @@ def without_empty(sample: Any) -> Any:
 
 
 def for_each_shard(held: int, fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Maps a function over leading axes of the shards that a device holds.
+  """Maps a function over the leading shard axis of a device.
 
-  Over one without `vmap`, which would make scattered writes of plain ones.
+  A single shard is not vmapped, because `vmap` would turn plain writes into
+  scatters.
   """
   if held > 1:
     return jax.vmap(fn)
@@ -176,10 +184,10 @@ def for_each_shard(held: int, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def together(tree: Any) -> Any:
-  """Makes one axis of the first two."""
+  """Merges the first two axes into one."""
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
 def apart(tree: Any, held: int) -> Any:
-  """Makes two axes, `[held, ...]`, of the first."""
+  """Splits the first axis into two, `[held, ...]`."""
   return jax.tree.map(lambda x: x.reshape(held, -1, *x.shape[1:]), tree)

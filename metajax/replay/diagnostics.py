@@ -1,4 +1,4 @@
-"""How wrong the states are from which stored sequences are learned."""
+"""Measures the error of the recurrent states of stored sequences."""
 
 from typing import NamedTuple
 
@@ -13,10 +13,10 @@ from metajax.types import Array, Params
 
 
 class Discrepancy(NamedTuple):
-  """Of values, relative to the largest of their sequence; see below.
+  """Relative discrepancies of Q-values, see `q_discrepancy`.
 
   Attributes:
-    first: at the first step that is learned from, after burn-in.
+    first: at the first step after burn-in.
     last: at the last step of a sequence.
   """
 
@@ -32,28 +32,29 @@ def q_discrepancy(
   length: int,
   period: int,
 ) -> Discrepancy:
-  """Compares values from a sequence's state with those from the whole trial.
+  """Compares Q-values of a stored sequence with those of the whole trial.
 
   ::
 
     |Q(h^_t) - Q(h_t)|_2 / max_{a, j} |Q(h^_j)_a|
 
-  where h is the state of the present network that has read the trial from its
-  beginning, and h^ that of the same network begun in the middle, as the
-  objective says: at the stored or the zero state, and after burn-in. The mean
-  over those sequences of the trial that do not begin with it.
+  Both states belong to the network with its present parameters. For h, the
+  network has read the trial from its beginning. For h^, it has read only the
+  sequence. The objective decides how the sequence starts: at the stored state
+  or at the zero state, and with how much burn-in. The result is a mean over the
+  trial's sequences, without the first, which starts with the trial.
 
   Args:
-    network: its head gives the values of actions.
-    params: the present ones.
-    trial: played by earlier parameters, whose states it has stored.
-    objective: how a sequence is learned from.
-    length: of a sequence.
-    period: from the start of a sequence to that of the next.
+    network: its head returns the values of actions.
+    params: the present parameters.
+    trial: a trial that earlier parameters played, with their states.
+    objective: the objective of the sequences.
+    length: number of actions of a sequence.
+    period: number of actions from the start of a sequence to the next start.
 
   Raises:
-    ValueError: if there is but one sequence, which begins with the trial, or
-      the objective does not fit the sequences.
+    ValueError: if the trial has only one sequence, or if the objective does not
+      fit the sequences.
 
   References:
     Kapturowski et al., `Recurrent Experience Replay in Distributed

@@ -1,4 +1,4 @@
-"""Replay for any meta-learner: tasks are kept and learned from again."""
+"""Replay for any meta-learner: stores tasks and learns from them repeatedly."""
 
 import functools
 from typing import Any, NamedTuple
@@ -32,16 +32,18 @@ from metajax.types import (
 
 
 class EpisodeReplay(NamedTuple):
-  """How tasks are kept.
+  """Configures the replay of tasks. Numbers are for all devices together.
 
   Attributes:
-    new: tasks drawn in a step, on all devices together.
-    batch: tasks learned from in a step, likewise; a task is learned from
+    new: number of new tasks in a step.
+    batch: number of tasks to learn from in a step. A task is learned from
       `batch / new` times, on average.
-    capacity: tasks that are kept, likewise; the oldest go first.
-    shards: buffers that the tasks are split over, each drawn from alike. A step
-      with so many is the same, to rounding, on any number of devices that
-      divides it, and checkpoints restore there. None: one for each device.
+    capacity: number of tasks to keep. The oldest is replaced first.
+    shards: number of buffers over which the tasks are split. Each gives the
+      same number of samples. A run with a given number of shards computes the
+      same steps, up to rounding, on any number of devices that divides it.
+      Checkpoints can be restored on these numbers of devices, too. None: one
+      shard for each device.
   """
 
   new: int = 4
@@ -59,32 +61,34 @@ def episode_replay_trainer(
   rng: PRNGKey,
   mesh: Mesh | None = None,
 ) -> Trainer:
-  """Builds a meta-trainer that draws few tasks and learns often from each.
+  """Builds a meta-trainer that draws few tasks and learns from each repeatedly.
 
-  A step stores new episodes and learns from a uniform sample, with replacement,
-  of those that are kept::
+  A step stores new episodes. It then learns from a uniform sample of the stored
+  episodes, drawn with replacement::
 
     B <- B + new episodes
     theta <- theta + optimizer( mean over a sample of B of  meta_grad(theta) )
 
-  For tasks that are dear: `training.meta_trainer` draws a new task each time.
+  Use it if tasks are expensive to draw. `training.meta_trainer` draws new tasks
+  in every step.
 
   Args:
     learner: any meta-learner.
     optimizer: any optax optimizer.
-    tasks: what is drawn from.
-    replay: how tasks are kept.
+    tasks: the distribution of tasks.
+    replay: the configuration of the replay.
     rng: the key of all tasks and samples.
-    mesh: a mesh with the axis "tasks", over which tasks and buffer are split;
-      None: `task_mesh` of the shards, or else of `new`.
+    mesh: a mesh with the axis "tasks", over which tasks and buffer are split.
+      If None, it is `task_mesh` of the shards, or of `new` without shards.
 
   Returns:
     A `Trainer`, which reports the learner's metrics. Its `opt_state` is a pair
     of the optimizer's state and the buffer.
 
   Raises:
-    ValueError: if devices do not divide the shards, or shards the numbers, or
-      the buffer holds fewer tasks than are drawn or learned from in a step.
+    ValueError: if the number of shards is not a multiple of the devices; if a
+      number of tasks is not a multiple of the shards; or if the capacity is
+      below `new` or `batch`.
   """
   mesh, num_shards, held, shares = lay_out(
     mesh,
@@ -98,7 +102,8 @@ def episode_replay_trainer(
       f"capacity={replay.capacity}: must hold the {replay.new} new tasks of a "
       f"step, and the {replay.batch} that it learns from."
     )
-  import flashbax  # Of the extra `rl`, which flags are known without.
+  # Imported here, because command lines must work without the extra `rl`.
+  import flashbax
 
   buffer = flashbax.make_item_buffer(
     max_length=shares["capacity"],
@@ -108,7 +113,7 @@ def episode_replay_trainer(
   )
   over_shards = functools.partial(for_each_shard, held)
   each_key = jax.vmap(jax.random.fold_in, (None, 0))
-  # What the programs below are given, for nothing in it to be a constant.
+  # Arguments of the compiled programs below, so that none is a constant.
   given = as_partial(tasks), learner.carried()
 
   def device_step(

@@ -1,4 +1,4 @@
-"""The loss of recurrent replay: burn-in, and double Q-learning on the rest."""
+"""The loss of recurrent replay: double Q-learning after a burn-in."""
 
 from typing import NamedTuple
 
@@ -15,19 +15,20 @@ from metajax.types import Array, Metrics, Params
 
 
 class Objective(NamedTuple):
-  """What is learned from a sequence.
+  """Configures the loss of a sequence.
 
   Attributes:
-    num_actions: of the tasks.
-    num_steps: actions of a trial, after which a task is worth nothing more.
-    burn_in: actions at the beginning of a sequence that only warm up the state,
-      unless the trial begins there.
-    n: rewards before the bootstrap.
-    discount: a step.
-    eps: of the rescaling of values; None: no rescaling.
-    eta: share of the largest error in a priority.
-    zero_state: begin at the state of one who knows nothing, in place of the
-      stored one (the ablation of Kapturowski et al. 2019, section 3).
+    num_actions: number of actions of the tasks.
+    num_steps: number of actions of a trial. The value after the last is 0.
+    burn_in: number of actions at the start of a sequence that only warm up the
+      state. A sequence that starts with its trial has no burn-in.
+    n: number of rewards before the bootstrap.
+    discount: discount of one step.
+    eps: eps of the rescaling of values, see `values.signed_hyperbolic`. None:
+      no rescaling.
+    eta: weight of the largest error in a priority.
+    zero_state: whether to start at the network's initial state instead of the
+      stored one (an ablation of Kapturowski et al. 2019, section 3).
   """
 
   num_actions: int
@@ -44,7 +45,7 @@ def check_objective(objective: Objective, length: int) -> None:
   """Checks the numbers of an objective, for sequences of `length` actions.
 
   Raises:
-    ValueError: for one that is out of its range.
+    ValueError: for a number that is out of its range.
   """
   if objective.n < 1:
     raise ValueError(f"n={objective.n}: must be 1 or more.")
@@ -65,10 +66,11 @@ def q_values(
   sequences: Sequence,
   objective: Objective,
 ) -> Array:
-  """Unrolls over sequences `[batch, ...]`; returns `[batch, L + 1, actions]`.
+  """Unrolls sequences `[batch, ...]`; returns values `[batch, L + 1, actions]`.
 
-  Burn-in gives no gradient: behind it the state is a constant, except for
-  sequences that begin with their trial, for which it is no burn-in.
+  No gradient passes through burn-in: the state after it is a constant. The
+  state is not a constant for sequences that start with their trial, because
+  they have no burn-in.
   """
   inputs = encode(sequences.steps, objective.num_actions).swapaxes(0, 1)
   first = sequences.steps.first.swapaxes(0, 1)
@@ -102,19 +104,22 @@ def replay_loss(
 
     L = sum_i w_i sum_t m_it (y_it - Q(s_it, a_it))^2 / 2  /  sum_it m_it
 
-  with targets y of `n_step_double_q`, importance weights w, and m zero in
-  burn-in.
+  where y are the targets of `n_step_double_q`, w are importance weights, and
+  m is 0 in burn-in and 1 elsewhere.
 
   Args:
-    network: its head gives the values of actions.
-    params: the online network's.
-    target_params: the target network's.
+    network: its head returns the values of actions.
+    params: the parameters of the online network.
+    target_params: the parameters of the target network.
     sequences: `[batch, ...]`.
     weights: `[batch]`.
-    objective: what is learned.
+    objective: the configuration of the loss.
 
   Returns:
-    The loss; the priorities `[batch]`, and metrics.
+    `(loss, (priorities [batch], metrics))`.
+
+  Raises:
+    ValueError: see `check_objective`.
   """
   check_objective(objective, sequences.steps.reward.shape[1] - 1)
   online = q_values(network, params, sequences, objective)
@@ -138,24 +143,25 @@ def acting_priorities(
   sequences: Sequence,
   objective: Objective,
 ) -> Array:
-  """Computes the priorities of a trial's sequences before any is learned from.
+  """Computes the initial priorities of the sequences of a new trial.
 
-  They are those of the actor's own values: it is the online network, and the
-  target network too (Horgan et al. 2018, algorithm 1)::
+  The actor's network is both the online and the target network (Horgan et al.
+  2018, algorithm 1)::
 
     p = eta max_t |delta_t| + (1 - eta) mean_t |delta_t|
 
-  Values are read at the states that the player had, one step from each.
+  The network is not unrolled again. It reads one step at each of the states
+  that the player had.
 
   Args:
-    network: its head gives the values of actions.
-    params: of the player.
-    trial: what it has played.
+    network: its head returns the values of actions.
+    params: the parameters of the player.
+    trial: the trial that it has played.
     sequences: `[sequences, ...]`, cut from the trial.
-    objective: what is learned.
+    objective: the configuration of the loss.
 
   Returns:
-    `[sequences]`, without a gradient.
+    Priorities `[sequences]`, without a gradient.
 
   References:
     Horgan et al., `Distributed Prioritized Experience Replay
@@ -175,16 +181,16 @@ def acting_priorities(
 def temporal_differences(
   sequences: Sequence, online: Array, target: Array, objective: Objective
 ) -> tuple[Array, Array]:
-  """Computes `y_t - Q(s_t, a_t)` with targets y of `n_step_double_q`.
+  """Computes `y_t - Q(s_t, a_t)` with the targets y of `n_step_double_q`.
 
   Args:
     sequences: `[batch, ...]`.
-    online: `[batch, L + 1, actions]`, values of the online network.
-    target: those of the target network.
-    objective: what is learned.
+    online: `[batch, L + 1, actions]`, the values of the online network.
+    target: `[batch, L + 1, actions]`, the values of the target network.
+    objective: the configuration of the loss.
 
   Returns:
-    The errors `[batch, L]`, and the values of the actions taken.
+    The errors `[batch, L]`, and the values of the taken actions `[batch, L]`.
   """
   actions = sequences.steps.action[:, 1:]
   rewards = sequences.steps.reward[:, 1:]
@@ -200,7 +206,7 @@ def temporal_differences(
 
 
 def _counts(sequences: Sequence, objective: Objective) -> Array:
-  """Which steps are learned from, `[batch, L]`: those behind burn-in."""
+  """Returns `[batch, L]`, 1 for steps to learn from and 0 for burn-in."""
   place = jnp.arange(sequences.steps.reward.shape[1] - 1)
   is_first = sequences.start[:, None] == 0
   return ((place >= objective.burn_in) | is_first).astype(jnp.float32)

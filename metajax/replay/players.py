@@ -1,4 +1,4 @@
-"""The fast learner: a recurrent network that plays."""
+"""Players that take the actions of a recurrent Q-network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +17,15 @@ from metajax.types import Array, Params, PRNGKey
 def q_player(
   network: Recurrent, params: Params, num_actions: int, epsilon: ArrayLike
 ) -> Player:
-  """Takes the action of highest value; with probability `epsilon` any action.
+  """Builds an epsilon-greedy player of a Q-network.
 
-  Its memory is the network's state, fed with what each action brought.
+  With probability `epsilon` it takes a uniformly random action, otherwise the
+  action of highest value. Its memory is the state of the network, which also
+  reads the last action and its reward.
 
   Raises:
-    ValueError: if `epsilon` is no probability, or, when it acts, if the
-      network's head does not give `num_actions` values.
+    ValueError: if `epsilon` is not a probability. From `act`, if the network's
+      head does not return `num_actions` values.
   """
   check_number("epsilon", epsilon, at_least=0, at_most=1)
 
@@ -45,7 +47,7 @@ def action_values(
   step: Step,
   num_actions: int,
 ) -> tuple[Array, Any]:
-  """Reads steps `[...]` at given states.
+  """Computes the values of actions after steps `[...]` at given states.
 
   Returns:
     The values of the actions, `[..., num_actions]`, and the new states.
@@ -58,7 +60,7 @@ def checked_values(values: Any, num_actions: int) -> Array:
   """Returns a head's values `[..., num_actions]`, in float32 at least.
 
   Raises:
-    ValueError: if they are not of so many actions.
+    ValueError: if the head returns no array or another number of values.
   """
   shape = getattr(values, "shape", None)
   if shape is None or shape[-1:] != (num_actions,):
@@ -72,7 +74,7 @@ def checked_values(values: Any, num_actions: int) -> Array:
 
 
 def first_params(network: Recurrent, tasks: Trials, rng: PRNGKey) -> Params:
-  """Returns fresh parameters of a network that reads these tasks."""
+  """Initialises the parameters of a network for the given tasks."""
   _, observation = jax.eval_shape(tasks.reset, rng)
   step = first_step(jnp.zeros(observation.shape))
   return network.init(rng, encode(step, tasks.num_actions))
@@ -81,9 +83,9 @@ def first_params(network: Recurrent, tasks: Trials, rng: PRNGKey) -> Params:
 def check_head(
   network: Recurrent, tasks: Trials, checked: Callable[[Any, int], Any]
 ) -> None:
-  """Lets `checked(outputs, num_actions)` see what the head gives for tasks.
+  """Calls `checked(outputs, num_actions)` on the outputs of a network's head.
 
-  Nothing is computed: the outputs are traced.
+  The outputs are traced, so nothing is computed.
   """
 
   def read(rng: PRNGKey) -> None:
@@ -99,10 +101,17 @@ def check_head(
 def epsilon_ladder(
   num_actors: int, epsilon: ArrayLike = 0.4, alpha: ArrayLike = 7.0
 ) -> Array:
-  """`epsilon^(1 + alpha i / (N - 1))` for actor i of N (Horgan et al. 2018).
+  """Returns the exploration of each actor, `[num_actors]`.
+
+  ::
+
+    epsilon_i = epsilon^(1 + alpha i / (N - 1))   for actor i of N
 
   Raises:
-    ValueError: if `epsilon` is no probability, or `alpha` is negative.
+    ValueError: if `epsilon` is not a probability, or `alpha` is negative.
+
+  References:
+    Horgan et al. 2018 (see `learning.acting_priorities`).
   """
   check_number("epsilon", epsilon, at_least=0, at_most=1)
   check_number("alpha", alpha, at_least=0)

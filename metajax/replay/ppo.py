@@ -1,4 +1,4 @@
-"""RL^2 without replay: the recurrent player trained on policy, by PPO."""
+"""RL^2: trains a recurrent player on policy by PPO, without replay."""
 
 import functools
 from typing import Any, NamedTuple
@@ -28,15 +28,15 @@ from metajax.types import Array, Metrics, Params, PRNGKey
 
 
 class PPO(NamedTuple):
-  """How a policy is improved.
+  """Configures PPO.
 
   Attributes:
-    actors: tasks played in a step, on all devices together.
-    epochs: how often a step's trials are learned from.
-    minibatches: updates of an epoch, each with its share of the trials.
-    discount: a step.
-    gae: lambda of generalised advantage estimation, 0 to 1.
-    clip: how far the probability of an action may move, as a ratio less 1.
+    actors: number of tasks that are played in a step, on all devices together.
+    epochs: number of passes over the trials of a step.
+    minibatches: number of updates in an epoch. The trials are split over them.
+    discount: discount of one step.
+    gae: lambda of generalised advantage estimation, from 0 to 1.
+    clip: c of `ppo_loss`. The probability ratio is clipped to [1 - c, 1 + c].
     entropy: weight of the policy's entropy.
     value: weight of the value's squared error.
   """
@@ -52,13 +52,13 @@ class PPO(NamedTuple):
 
 
 class Rollout(NamedTuple):
-  """Trials and what the policy that played them thought, `[trials, ...]`.
+  """Trials, with the outputs of the policy that played them.
 
   Attributes:
     steps: `[trials, T + 1, ...]`.
-    log_probs: `[trials, T]`, of the actions taken.
+    log_probs: `[trials, T]`, log-probabilities of the taken actions.
     advantages: `[trials, T]`.
-    returns: `[trials, T]`, what the value is to become.
+    returns: `[trials, T]`, the targets of the values.
   """
 
   steps: Step
@@ -70,12 +70,13 @@ class Rollout(NamedTuple):
 def policy_player(
   network: Recurrent, params: Params, num_actions: int, *, greedy: bool = False
 ) -> Player:
-  """Draws actions from the policy, or takes the most probable one.
+  """Builds a player that samples actions from a recurrent policy.
 
-  Its memory is the network's state, fed with what each action brought.
+  If `greedy`, it takes the most probable action instead. Its memory is the
+  state of the network, which also reads the last action and its reward.
 
   Raises:
-    ValueError: when it acts, if the network's head does not give logits of
+    ValueError: from `act`, if the network's head does not return logits of
       `num_actions` actions and a value.
   """
 
@@ -93,7 +94,7 @@ def checked_policy(outputs: Any, num_actions: int) -> tuple[Array, Array]:
   """Returns a head's logits `[..., num_actions]` and values, float32 at least.
 
   Raises:
-    ValueError: if they are no such pair.
+    ValueError: if the head does not return such a pair.
   """
   if not isinstance(outputs, tuple) or len(outputs) != 2:
     raise ValueError(
@@ -119,10 +120,14 @@ def generalized_advantages(
     A_t = sum_k (discount gae)^k (r_{t+k} + discount V_{t+k+1} - V_{t+k})
 
   Args:
-    rewards: `[T]`, what the action at t brought.
-    values: `[T + 1]`, of the observations; the last 0 if the task is over.
-    discount: a step.
+    rewards: `[T]`, the reward of the action at t.
+    values: `[T + 1]`, the values of the observations. The last is 0 if the task
+      is over.
+    discount: discount of one step.
     gae: lambda.
+
+  Returns:
+    Advantages `[T]`.
   """
   errors = rewards + discount * values[1:] - values[:-1]
 
@@ -138,17 +143,17 @@ def generalized_advantages(
 def policy_and_values(
   network: Recurrent, params: Params, steps: Step, num_actions: int
 ) -> tuple[Array, Array]:
-  """Reads trials; returns log-probabilities and values.
+  """Computes the log-probabilities and values along trials.
 
   Args:
-    network: with an "actor_critic" head.
-    params: its parameters.
+    network: a network with an "actor_critic" head.
+    params: the parameters of the network.
     steps: `[trials, T + 1, ...]`.
-    num_actions: of the tasks.
+    num_actions: number of actions of the tasks.
 
   Returns:
-    `[trials, T, actions]` for the steps before an action, and `[trials, T + 1]`
-    with 0 where the task is over.
+    Log-probabilities `[trials, T, actions]` and values `[trials, T + 1]`. The
+    last value of a trial is 0, because the task is over.
   """
   inputs = encode(steps, num_actions).swapaxes(0, 1)
   start = jax.tree.map(
@@ -175,8 +180,9 @@ def ppo_loss(
     L = mean( -min(rho A, clip(rho, 1 - c, 1 + c) A)
               + value (V - R)^2 / 2 - entropy H )
 
-  with rho the ratio of the new to the old probability of an action, and the
-  advantages A of the rollout scaled to mean 0 and standard deviation 1.
+  where rho is the ratio of the new to the old probability of an action, V are
+  the values and R the returns, and H is the entropy of the policy. The
+  advantages A of the rollout are scaled to mean 0 and standard deviation 1.
   """
   log_policy, values = policy_and_values(
     network, params, rollout.steps, num_actions
@@ -202,27 +208,28 @@ def ppo_trainer(
   rng: PRNGKey,
   mesh: Mesh | None = None,
 ) -> Trainer:
-  """Builds a trainer of RL^2: on policy, on whole trials.
+  """Builds a trainer of RL^2, which learns on policy from whole trials.
 
-  A step lets every actor play one new task from beginning to end, learns from
-  these trials for some epochs, and forgets them. Actors are split over the
-  devices, gradients are averaged.
+  In a step, every actor plays one new task from beginning to end. The trainer
+  learns from these trials for some epochs, and then drops them. Actors are
+  split over the devices, and gradients are averaged over the devices.
 
   Args:
-    network: with an "actor_critic" head.
-    tasks: what is played.
+    network: a network with an "actor_critic" head.
+    tasks: the tasks to play.
     optimizer: any optax optimizer.
-    ppo: how the policy is improved.
+    ppo: the configuration of PPO.
     rng: the key of all tasks, actions and minibatches.
-    mesh: a mesh with the axis "tasks"; None: `task_mesh(actors)`.
+    mesh: a mesh with the axis "tasks". If None, it is `task_mesh(actors)`.
 
   Returns:
-    A `Trainer`, whose metrics are "loss", "value_error", "entropy" and
-    "reward" (the mean total of a trial), means over the step's updates.
+    A `Trainer`. Its metrics are "loss", "value_error" and "entropy", means over
+    the updates of a step, and "reward", the mean total reward of a trial.
 
   Raises:
-    ValueError: if devices and minibatches do not divide the actors, if a number
-      is out of its range, or the network's head does not fit the tasks.
+    ValueError: if the number of actors is not a multiple of devices times
+      minibatches; if a number is out of its range; or if the network's head
+      does not fit the tasks.
 
   References:
     Duan et al., `RL^2: Fast Reinforcement Learning via Slow Reinforcement
@@ -293,7 +300,7 @@ def ppo_trainer(
     metrics = {k: v.mean() for k, v in metrics.items()}
     reward = rollout.steps.reward.sum(-1).mean()
     metrics["reward"] = jax.lax.pmean(reward, TASKS)
-    # Where one update was not finite, none of them is taken.
+    # If one update was not finite, the step keeps none of its updates.
     every = inner.step - state.step == ppo.epochs * ppo.minibatches
     inner = inner._replace(step=state.step + 1)
     new = jax.tree.map(lambda x, old: jnp.where(every, x, old), inner, state)
@@ -314,6 +321,6 @@ def ppo_trainer(
 
 
 def _of_actions(log_policy: Array, steps: Step) -> Array:
-  """The log-probabilities of the actions that were taken, `[trials, T]`."""
+  """Returns the log-probabilities of the taken actions, `[trials, T]`."""
   actions = steps.action[:, 1:, None]
   return jnp.take_along_axis(log_policy, actions, -1)[..., 0]

@@ -1,4 +1,4 @@
-"""What is stored: overlapping sequences of a trial, with the state before."""
+"""Cuts trials into overlapping sequences, which replay stores."""
 
 from typing import Any, NamedTuple
 
@@ -10,13 +10,13 @@ from metajax.types import Array
 
 
 class Sequence(NamedTuple):
-  """A part of a trial, `L` actions long, never of two tasks.
+  """A part of one trial with `L` actions.
 
   Attributes:
-    steps: `[L + 1, ...]`: what was seen before each action, and after the last.
-    state: of the recurrent network before the first of them, as it was when
-      they were played.
-    start: int32, how many actions of the trial came before.
+    steps: `[L + 1, ...]`, the steps before each action, and after the last.
+    state: the state of the recurrent network before the first step, as it was
+      when the trial was played.
+    start: int32, the number of actions of the trial before this sequence.
   """
 
   steps: Step
@@ -27,18 +27,19 @@ class Sequence(NamedTuple):
 def sequence_starts(
   num_steps: int, length: int, period: int
 ) -> tuple[int, ...]:
-  """Returns where the sequences of a trial begin: every `period` actions.
+  """Returns the starts of the sequences of a trial, every `period` actions.
 
-  The last one ends with the trial, and overlaps the one before by more where
-  the period does not divide what is left.
+  The last sequence ends with the trial. If `period` does not divide
+  `num_steps - length`, it overlaps the sequence before by more than the others.
 
   Args:
-    num_steps: actions of a trial.
-    length: actions of a sequence, at most `num_steps`.
-    period: actions from one start to the next, at most `length`.
+    num_steps: number of actions of a trial.
+    length: number of actions of a sequence, at most `num_steps`.
+    period: number of actions from one start to the next, at most `length`.
 
   Raises:
-    ValueError: if sequences are longer than the trial or leave out actions.
+    ValueError: if a sequence is longer than the trial, or if the sequences
+      would leave out actions.
   """
   if not 1 <= length <= num_steps:
     raise ValueError(
@@ -64,11 +65,11 @@ def cut(trial: Trial, length: int, period: int) -> Sequence:
 
 
 def encode(step: Step, num_actions: int) -> Array:
-  """Returns what a recurrent player reads, `[..., features]`.
+  """Encodes steps as the inputs of a recurrent player, `[..., features]`.
 
-  The observation, and of the step before: its action (one-hot), its reward and
-  whether it ended an episode (Duan et al. 2016, section 2.3); at the first step
-  of a task zeros in their place.
+  The features are the observation, the last action (one-hot), its reward, and
+  whether it ended an episode (Duan et al. 2016, section 2.3). At the first step
+  of a task, all but the observation are zeros.
   """
   axes = step.reward.shape
   past = jnp.concatenate(

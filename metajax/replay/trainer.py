@@ -1,4 +1,4 @@
-"""Acting and learning in one compiled loop."""
+"""Trains by recurrent replay: acts and learns in one compiled step."""
 
 import functools
 from typing import Any, NamedTuple
@@ -53,13 +53,13 @@ from metajax.types import Array, Metrics, Params, PRNGKey
 
 
 class ReplayState(NamedTuple):
-  """What is kept beside the parameters.
+  """The state of the trainer, without the parameters.
 
   Attributes:
-    optimizer: the optimizer's state.
-    target_params: the target network's.
-    updates: int32, how many there were.
-    buffer: flashbax's states, `[shards, ...]`.
+    optimizer: the state of the optimizer.
+    target_params: the parameters of the target network.
+    updates: int32, the number of updates so far.
+    buffer: the states of flashbax's buffers, `[shards, ...]`.
   """
 
   optimizer: optax.OptState
@@ -69,10 +69,11 @@ class ReplayState(NamedTuple):
 
 
 def updates_per_step(replay: Replay, num_steps: int) -> int:
-  """Returns how often the network is updated after each trial.
+  """Returns the number of updates after each trial.
 
   Raises:
-    ValueError: if sequences do not fit a trial, or the ratio is not positive.
+    ValueError: if the sequences do not fit a trial, or if the ratio is not
+      positive.
   """
   check_number("ratio", replay.ratio, above=0)
   starts = sequence_starts(num_steps, replay.length, replay.period)
@@ -93,32 +94,35 @@ def replay_trainer(
 ) -> Trainer:
   """Builds a trainer of recurrent experience replay.
 
-  A step lets every actor play one new task from beginning to end, stores its
-  sequences, and then updates the network from sampled ones (Kapturowski et al.
-  2019; the recurrent state learns within a task as in Duan et al. 2016). Actors
-  and buffers are split over the devices, gradients are averaged. The first
-  steps only fill the buffers, up to a batch. A new sequence has the priority
-  that the actor's own values give it (`acting_priorities`), until it is learned
-  from.
+  In a step, every actor plays one new task from beginning to end. The trainer
+  stores its sequences, and then updates the network with sampled sequences
+  (Kapturowski et al. 2019). The recurrent state learns within a task, as in
+  Duan et al. 2016.
+
+  Actors and buffers are split over the devices, and gradients are averaged over
+  the devices. The first steps only fill the buffers, until they hold a batch.
+  The first priority of a sequence comes from the values of its actor
+  (`acting_priorities`). Each update on the sequence replaces its priority.
 
   Args:
-    network: with a "dueling" or "linear" head of one output an action.
-    tasks: what is played.
+    network: a network with a "dueling" or "linear" head, which has one output
+      an action.
+    tasks: the tasks to play.
     optimizer: any optax optimizer.
-    objective: what is learned from a sequence.
-    replay: how experience is gathered and repeated.
+    objective: the configuration of the loss.
+    replay: the configuration of the replay.
     rng: the key of all tasks, actions and samples.
-    mesh: a mesh with the axis "tasks"; None: `task_mesh` of the shards, or else
-      of the actors.
+    mesh: a mesh with the axis "tasks". If None, it is `task_mesh` of the
+      shards, or of the actors without shards.
 
   Returns:
-    A `Trainer`, whose metrics are "loss", "q" (the mean value of the actions
-    taken), "reward" (the mean total of a trial, by all actors) and
-    "greedy_reward" (by the one that explores least).
+    A `Trainer`. Its metrics are "loss", "q" (the mean value of the taken
+    actions), "reward" (the mean total reward of a trial over all actors) and
+    "greedy_reward" (the total reward of the actor that explores least).
 
   Raises:
-    ValueError: if a number is out of its range, or the objective's numbers, the
-      network's outputs and the tasks do not fit one another.
+    ValueError: if a number is out of its range; or if the objective, the
+      network's head and the tasks do not fit one another.
   """
   for name in ("num_actions", "num_steps"):
     given, actual = getattr(objective, name), getattr(tasks, name)
@@ -138,7 +142,7 @@ def replay_trainer(
     batch=replay.batch,
     capacity=replay.capacity,
   )
-  new = shares["actors"] * len(starts)  # Sequences of a step, in a shard.
+  new = shares["actors"] * len(starts)  # New sequences of a step in a shard.
   if shares["capacity"] < max(new, shares["batch"]):
     raise ValueError(
       f"capacity={replay.capacity}: must hold the "
@@ -155,7 +159,7 @@ def replay_trainer(
     player = q_player(network, params, tasks.num_actions, epsilons[actor])
     trial = play(player, tasks, jax.random.fold_in(rng, actor))
     sequences = cut(trial, replay.length, replay.period)
-    if replay.priority_exponent == 0:  # All are alike.
+    if replay.priority_exponent == 0:  # Sampling is uniform.
       priorities = jnp.ones(len(starts))
     else:
       priorities = acting_priorities(
@@ -179,8 +183,9 @@ def replay_trainer(
     )
 
     def mean_loss(params: Params) -> tuple[Array, tuple[Array, Metrics]]:
-      # Each shard by its own, whose sequences may count for more or fewer steps
-      # than another's: on one device as on several.
+      # The loss is a mean over shards of one loss each. Shards may differ in
+      # the number of steps that count. One device and several thus compute the
+      # same loss.
       losses, (priorities, metrics) = over_shards(
         lambda experience, weights: replay_loss(
           network, params, state.target_params, experience, weights, objective
@@ -190,9 +195,9 @@ def replay_trainer(
 
     grads, (priorities, metrics) = jax.grad(mean_loss, has_aux=True)(params)
     grads, metrics = mean_over_devices((grads, metrics), like=grads)
-    # The loop's metrics are float32, whatever the network computes in.
+    # The loop carries float32 metrics, for networks of any dtype.
     metrics = jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
-    # Counts its updates, not those that are not finite.
+    # `next_state` counts an update only if it is finite.
     updates, params, opt_state = next_state(
       optimizer,
       TrainState(state.updates, params, state.optimizer),
@@ -227,7 +232,7 @@ def replay_trainer(
     )
     store = over_shards(functools.partial(add, buffer))
     kept = kept._replace(buffer=store(kept.buffer, *apart(together(new), held)))
-    # Shards are filled alike.
+    # All shards hold the same number of sequences, so one tells for all.
     ready = over_shards(buffer.can_sample)(kept.buffer)[0]
     nothing = {"loss": jnp.float32(0), "q": jnp.float32(0)}
     due = jnp.where(ready, num_updates, 0)
@@ -240,7 +245,7 @@ def replay_trainer(
     )
     every = jax.lax.all_gather(totals, TASKS)
     metrics |= {"reward": every.mean(), "greedy_reward": every[-1, -1]}
-    # Where one update was not finite, none of them is taken.
+    # If one update was not finite, the step keeps none of its updates.
     every = kept.updates == after
     before = state.meta_params, state.opt_state._replace(buffer=None)
     params, learned = jax.tree.map(

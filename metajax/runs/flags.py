@@ -119,13 +119,13 @@ flags.DEFINE_string(
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 
 
-def define_data_dir() -> None:
-  """Adds the flag of scripts that need Omniglot."""
+def define_data_dir(more: str = "") -> None:
+  """Adds the flag of scripts that need Omniglot, or what `more` says."""
   flags.DEFINE_string(
     "data_dir",
     None,
-    "Folder of images_background.zip and images_evaluation.zip; default: "
-    "$METAJAX_DATA_DIR. few_shot: or of another --data.",
+    "Folder of Omniglot's images_background.zip and images_evaluation.zip"
+    f"{more}. Default: $METAJAX_DATA_DIR.",
   )
 
 

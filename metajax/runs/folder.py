@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
+
+from absl import flags
 
 from metajax.results import open_workdir
 from metajax.runs.flags import FLAGS
@@ -27,6 +30,7 @@ NOT_CONFIG = (
   "coordinator",
   "num_processes",
   "process_id",
+  "logger",
 )
 
 
@@ -58,11 +62,7 @@ def start(
     goes_on: one that has ended may be trained further, where its schedule
       allows that, or evaluated otherwise.
   """
-  key_flags = [
-    flag
-    for flag in FLAGS.get_key_flags_for_module(sys.argv[0])
-    if flag.name not in NOT_CONFIG
-  ]
+  key_flags = [flag for flag in _key_flags() if flag.name not in NOT_CONFIG]
   config = {flag.name: flag.value for flag in key_flags}
   told = {"data_dir": data, "eval_data_dir": eval_data}
   told = {name: value for name, value in told.items() if value is not None}
@@ -90,6 +90,20 @@ def start(
   main_alone(lambda: open_workdir(workdir, config, defaults, may_change))
   tell(f"{experiment}: run in {workdir}")
   return workdir
+
+
+def command() -> str:
+  """Returns the command of this run, a line each flag that is no default."""
+  main = sys.modules["__main__"].__spec__
+  lines = ["python " + (f"-m {main.name}" if main else sys.argv[0])]
+  for flag in _key_flags():
+    if flag.value != flag.default:
+      lines += map(shlex.quote, flag.serialize().splitlines())
+  return " \\\n  ".join(lines)
+
+
+def _key_flags() -> list[flags.Flag]:
+  return FLAGS.get_key_flags_for_module(sys.argv[0])
 
 
 def _goes_on(workdir: Path, steps: int) -> bool:

@@ -85,6 +85,7 @@ GROUPS = {
   "output": (
     "workdir",
     "log_every",
+    "logger",
     "checkpoint_every",
     "compile_cache",
     "profile",
@@ -133,6 +134,11 @@ def _entry(flag: flags.Flag) -> str:
     kind = "|".join(values) if values else flag.flag_type().split(" ")[-1]
     head = f"--{flag.name}=<{kind}>"
     text = text.removeprefix(f"<{kind}>: ")  # As absl begins those of choices.
+    # As absl ends those of lists.
+    text = text.replace(
+      ";\n    repeat this option to specify a list of values",
+      " May be repeated.",
+    )
   default = flag.default_as_str
   shown = f" [{default.strip(chr(39))}]" if default is not None else ""
   text += shown if flag.default not in (None, "", []) else ""

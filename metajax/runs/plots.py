@@ -1,6 +1,7 @@
 """Pictures of runs."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from metajax.evaluation import Estimate
 from metajax.tasks.standardized import Channels
-from metajax.training.logging import read_jsonl
+from metajax.training.logging import read_jsonl, waiting
 from metajax.training.processes import is_main
 from metajax.types import (
   Array,
@@ -21,6 +22,8 @@ from metajax.types import (
   PRNGKey,
   TaskFamily,
 )
+
+FEW = 20  # Points of a line that are marked large.
 
 
 def pyplot() -> Any:
@@ -42,20 +45,28 @@ def learning_curve(
     workdir: the folder of the run; the picture is `learning_curve.png` in it.
     metrics: legend by name of the metric.
     label: what they measure, with the unit.
-    log: whether the axis is logarithmic.
+    log: whether the axis is logarithmic, where values span a power of ten.
   """
   lines = read_jsonl(workdir / "metrics.jsonl")
   figure, axes = pyplot().subplots(figsize=(6, 3.6), layout="constrained")
+  values = []
   for name, legend in metrics.items():
     points = [
       (line["step"], float(line[name])) for line in lines if name in line
     ]
-    axes.plot(*zip(*points, strict=True), marker=".", label=legend)
+    if points:
+      # A point alone is no line, and few of them are seen by their marks.
+      marker = "o" if len(points) < FEW else "."
+      axes.plot(*zip(*points, strict=True), marker=marker, label=legend)
+      values += [value for _, value in points if math.isfinite(value)]
   axes.set(xlabel="meta-steps", ylabel=label)
+  axes.set_xlim(left=0)
   axes.grid(alpha=0.3)
-  axes.legend()
-  if log:
-    axes.set_yscale("log")
+  if values:
+    axes.legend()
+    # In less than a power of ten, a logarithmic axis has no round numbers.
+    if log and 0 < 10 * min(values) <= max(values):
+      axes.set_yscale("log")
   save(figure, workdir / "learning_curve.png")
 
 
@@ -94,6 +105,7 @@ def curves(
   save(figure, path)
 
 
+@waiting("drawing tasks")
 def image_episodes(
   path: Path,
   learner: MetaLearner,
@@ -175,6 +187,7 @@ def _show(axes: Any, image: np.ndarray, title: str, color: str) -> None:
     spine.set(color=color, linewidth=1.5)
 
 
+@waiting("drawing tasks")
 def sinusoid_fits(
   path: Path,
   learners: Mapping[str, MetaLearner],

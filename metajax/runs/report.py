@@ -1,5 +1,6 @@
 """What comes of a run: its files, and the table that it ends with."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 from metajax import saved
 from metajax.evaluation import Estimate
 from metajax.results import read_results, write_results
+from metajax.runs import board, folder, loggers, report_page
 from metajax.runs.flags import FLAGS
 from metajax.tasks.standardized import Channels
 from metajax.training import evaluation_params, task_mesh
@@ -68,6 +70,7 @@ def finish(
       inverted=inverted,
       channels=channels,
     )
+  publish(workdir, steps, metrics)
   show(
     workdir,
     metrics,
@@ -76,12 +79,28 @@ def finish(
   )
 
 
+def publish(workdir: Path, steps: int, metrics: Mapping[str, Estimate]) -> None:
+  """Writes `report.html`, and the end of the run for TensorBoard and --logger.
+
+  It is of what the folder holds by now; `results.json` is there already.
+  """
+  if not is_main():
+    return
+  report_page.write(workdir, folder.command())
+  flags = json.loads((workdir / "config.json").read_text())["flags"]
+  scores = {f"test/{name}": value.mean for name, value in metrics.items()}
+  pictures = sorted(workdir.glob("*.png"))
+  board.finish(workdir / "tensorboard", steps, flags, scores, pictures)
+  loggers.finish(workdir, steps, scores, pictures)
+
+
 def show_finished(workdir: Path) -> bool:
   """Prints what came of a run that has ended; False if it has not."""
   found = read_results(workdir)
   if found is None or not (workdir / saved.LEARNER).exists():
     return False
   if is_main():
+    report_page.write(workdir, folder.command())
     note = "finished before; delete results.json to evaluate again\n\n"
     show(workdir, found["metrics"], note=note)
   return True
@@ -104,7 +123,7 @@ def show(
     count = len(value.of_seeds) if seeds else value.num_tasks
     print(f"{name:{width}}  {value.mean:8.4f} +- {value.ci95:.4f}{count:15d}")
   print(f"\n{note}", end="")
-  names = ("*.png", "results.json", saved.META_PARAMS)
+  names = ("*.png", "results.json", saved.META_PARAMS, report_page.NAME)
   for path in [path for name in names for path in sorted(workdir.glob(name))]:
     print(path)
   broken = [

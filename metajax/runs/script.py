@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from metajax.learners import OPTIONS
 from metajax.runs import help as help_page
 from metajax.runs import processes
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, refuse
 from metajax.training import use_cpu_cores
 from metajax.training.checkpoint import SaveError
 from metajax.training.loop import Interrupted, NonFinite
@@ -30,6 +30,7 @@ def run(
   defaults: Mapping[str, Any] | None = None,
   *,
   needs: Sequence[str] = (),
+  unused: Sequence[str] = (),
 ) -> None:
   """Runs a script: parses flags, applies the preset, reports errors in a line.
 
@@ -41,6 +42,8 @@ def run(
     presets: flag values by preset name; explicit flags win over them.
     defaults: values of flags in this script that are not given; presets win.
     needs: packages of the extra `rl` that the script cannot do without.
+    unused: flags of every script that mean nothing in this one. Its help does
+      not show them, and they are refused where they are given.
   """
   for name, value in (defaults or {}).items():
     FLAGS.set_default(name, value)
@@ -62,7 +65,7 @@ def run(
 
   def parse(argv: list[str]) -> list[str]:
     if any(word.lstrip("-") in ("h", "help", "helpfull") for word in argv[1:]):
-      print(_help(script))
+      print(_help(script, unused))
       sys.exit(0)
     try:
       rest = FLAGS(argv)[1:]
@@ -81,6 +84,7 @@ def run(
     # orbax tells at INFO of every file it writes.
     logging.set_verbosity(logging.WARNING)
     try:
+      refuse(*unused)
       _find(needs)
       use_cpu_cores()
       processes.join()
@@ -155,14 +159,15 @@ def fail(message: str, code: int = 2) -> None:
   sys.exit(code)
 
 
-def _help(script: str) -> str:
-  own = FLAGS.get_key_flags_for_module(script)
+def _help(script: str, unused: Sequence[str]) -> str:
+  own = {flag.name: flag for flag in FLAGS.get_key_flags_for_module(script)}
+  known = {name: own[name] for name in own if name not in unused}
   options = {
     learner: [option.name for option in options]
     for learner, options in OPTIONS.items()
   }
   about = sys.modules["__main__"].__doc__ or ""
-  return help_page.page(about, {flag.name: flag for flag in own}, options)
+  return help_page.page(about, known, options)
 
 
 def _find(packages: Sequence[str]) -> None:

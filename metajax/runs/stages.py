@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from metajax.runs import folder, rng_keys, training
+from metajax.runs import folder, loggers, rng_keys, training
 from metajax.runs.flags import FLAGS
 from metajax.training import Trainer, TrainState
 from metajax.training.logging import read_jsonl
@@ -31,8 +31,12 @@ class Stages:
     *,
     seed: int = 0,
     validate: Callable[[TrainState], dict[str, float]] | None = None,
+    rates: training.Rates | None = None,
   ) -> Trained:
-    """Trains to the end of the schedule in the sub-folder `name`."""
+    """Trains to the end of the schedule in the sub-folder `name`.
+
+    See `metajax.training.loop.fit` for `validate` and `rates`.
+    """
     print(f"{name}:", file=sys.stderr)
     folder = self.workdir / name
     folder.mkdir(exist_ok=True)
@@ -43,6 +47,8 @@ class Stages:
       folder,
       tasks_per_step=tasks_per_step,
       validate=validate,
+      rates=rates,
+      loggers=loggers.by_flag(self.workdir, name),
       must_save=FLAGS.must_save,
       stall_seconds=FLAGS.stall_seconds,
     )
@@ -61,7 +67,14 @@ class Stages:
     """Meta-trains as the flags say, `seed` beyond their seed."""
     schedule = training.schedule()
     trainer = training.trainer(learner, tasks, seed=seed, rule=rule)
-    trained = self.train(name, trainer, schedule, FLAGS.meta_batch, seed=seed)
+    trained = self.train(
+      name,
+      trainer,
+      schedule,
+      FLAGS.meta_batch,
+      seed=seed,
+      rates=training.outer_rates(),
+    )
     return trained.state.meta_params
 
   def history(self, name: str, metric: str) -> dict[int, float]:

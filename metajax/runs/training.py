@@ -6,10 +6,13 @@ from pathlib import Path
 import jax
 import optax
 
+from metajax.optimizers import last_step_size
+from metajax.runs import loggers
 from metajax.runs.flags import FLAGS
 from metajax.runs.rng_keys import init_key, task_key
 from metajax.training import (
   Trainer,
+  TrainState,
   evaluation_params,
   meta_trainer,
   task_mesh,
@@ -17,6 +20,9 @@ from metajax.training import (
 from metajax.training.logging import tell
 from metajax.training.loop import Schedule, Trained, fit
 from metajax.types import MetaLearner, Params, PRNGKey, TaskFamily
+
+# What is recorded of a state beside its metrics.
+Rates = Callable[[TrainState], dict[str, float]]
 
 
 def outer_optimizer(
@@ -27,14 +33,28 @@ def outer_optimizer(
   rule: str = "adam",
 ) -> optax.GradientTransformation:
   """Adam or SGD, with the given step size, or --outer_lr, at its beginning."""
+  rate = _step_sizes(schedule, updates_per_step, step_size)
+  return {"adam": optax.adam, "sgd": optax.sgd}[rule](rate)
+
+
+def outer_rates(
+  updates_per_step: int = 1, step_size: float | None = None
+) -> Rates:
+  """Records the step size of an `outer_optimizer` of --outer_schedule."""
+  rate = _step_sizes(FLAGS.outer_schedule, updates_per_step, step_size)
+  return lambda state: {"outer_lr": last_step_size(rate, state.opt_state)}
+
+
+def _step_sizes(
+  schedule: str, updates_per_step: int, step_size: float | None
+) -> optax.ScalarOrSchedule:
   step_size = FLAGS.outer_lr if step_size is None else step_size
   updates = FLAGS.steps * updates_per_step
-  rate: optax.ScalarOrSchedule = step_size
   if schedule == "cosine":
-    rate = optax.cosine_decay_schedule(step_size, updates)
-  elif schedule == "linear":
-    rate = optax.linear_schedule(step_size, 0.0, updates)
-  return {"adam": optax.adam, "sgd": optax.sgd}[rule](rate)
+    return optax.cosine_decay_schedule(step_size, updates)
+  if schedule == "linear":
+    return optax.linear_schedule(step_size, 0.0, updates)
+  return step_size
 
 
 def schedule() -> Schedule:
@@ -93,6 +113,8 @@ def train(
     workdir,
     tasks_per_step=FLAGS.meta_batch * rng.size,
     validate=lambda state: validate(evaluation_params(state)),
+    rates=outer_rates(),
+    loggers=loggers.by_flag(workdir),
     must_save=FLAGS.must_save,
     stall_seconds=FLAGS.stall_seconds,
   )

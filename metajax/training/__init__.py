@@ -1,7 +1,7 @@
 """Meta-training: the step, the devices, the loop, checkpoints and records.
 
-`loop`, `checkpoint` and `logging` are imported by name, so that the step
-alone needs neither orbax nor TensorBoard.
+Import `loop`, `checkpoint` and `logging` as modules. They are not imported
+here, so that the training step works without orbax and TensorBoard.
 """
 
 from metajax.training.chunking import choose_task_chunk

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there at all."""
+"""Writes and reads checkpoints, and detects damaged ones."""
 
 import hashlib
 import shutil
@@ -15,11 +15,11 @@ from metajax.training.state import TrainState
 
 
 class SaveError(OSError):
-  """A checkpoint could not be written; those before it are as they were."""
+  """A checkpoint could not be written. Earlier checkpoints are unchanged."""
 
 
 class Restored(NamedTuple):
-  """The newest whole checkpoint: the training state and the run's own notes."""
+  """The content of a checkpoint: the training state and the run's notes."""
 
   state: TrainState
   notes: dict[str, float]
@@ -29,8 +29,8 @@ class Checkpoints(NamedTuple):
   """The checkpoints of one run, in one folder.
 
   Attributes:
-    manager: orbax's manager of the folder, which writes each checkpoint under
-      another name and renames it when it is whole.
+    manager: orbax's manager of the folder. It writes each checkpoint under a
+      temporary name and renames it when it is complete.
     directory: the folder.
   """
 
@@ -39,7 +39,12 @@ class Checkpoints(NamedTuple):
 
 
 def open_checkpoints(directory: Path, *, keep: int = 2) -> Checkpoints:
-  """Opens a folder of checkpoints, made if needed, keeping the newest few."""
+  """Opens a folder of checkpoints, and creates it if it does not exist.
+
+  Args:
+    directory: the folder.
+    keep: number of checkpoints to keep. `save` deletes older ones.
+  """
   directory = Path(directory).absolute()
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep,
@@ -54,10 +59,12 @@ def open_checkpoints(directory: Path, *, keep: int = 2) -> Checkpoints:
 def save(
   checkpoints: Checkpoints, state: TrainState, notes: dict[str, float]
 ) -> None:
-  """Writes the state under its step number, unless that is there already.
+  """Writes a checkpoint of the state, named by its step.
+
+  It does nothing if a checkpoint of this step exists.
 
   Raises:
-    SaveError: if it cannot be written; nothing is left of it.
+    SaveError: if the checkpoint cannot be written. Partial files are removed.
   """
   step = int(state.step)
   state = _without_keys(state)
@@ -72,7 +79,7 @@ def save(
         notes=ocp.args.JsonSave({"digest": _digest(state), **notes}),
       ),
     )
-  # Whatever the writer of the file happens to raise.
+  # orbax and the file system raise errors of many types.
   except Exception as error:
     if is_main():
       for rest in checkpoints.directory.glob(f"{step}.*"):
@@ -87,23 +94,24 @@ def save(
 def restore(
   checkpoints: Checkpoints, like: TrainState, *, at_most: int | None = None
 ) -> Restored | None:
-  """Reads the newest checkpoint that is whole.
+  """Reads the newest checkpoint that is not damaged.
 
-  A damaged one is moved aside with a warning once the one before it has proved
-  whole. A file cut short may be read without an error, so each checkpoint holds
-  a digest of its arrays.
+  A damaged checkpoint gives a warning, and the one before it is tried. When an
+  undamaged one is found, the damaged ones are moved to another folder. A
+  truncated file may be read without an error, so each checkpoint has a digest
+  of its arrays.
 
   Args:
     checkpoints: from `open_checkpoints`.
-    like: a state of the same shapes, dtypes and placement.
-    at_most: the last step that is wanted; None: any.
+    like: a state with the same shapes, dtypes and placement.
+    at_most: the largest step to restore. None: no limit.
 
   Returns:
-    The state and its notes; None if there is no checkpoint.
+    The state and its notes. None if there is no checkpoint.
 
   Raises:
-    ValueError: if there are checkpoints and none is a whole one of such a
-      state; they are left where they are.
+    ValueError: if all checkpoints are damaged or do not fit `like`. They are
+      not moved in this case.
   """
   damaged: list[int] = []
   plain = _without_keys(like)
@@ -123,7 +131,7 @@ def restore(
       notes = dict(found["notes"])
       if notes.pop("digest") != _digest(found["state"]):
         raise ValueError("the arrays do not match their digest")
-    # Damage shows as whatever the reader of the damaged file happens to raise.
+    # Damaged files raise errors of many types.
     except Exception as error:
       reason = _reason(error)
       logging.warning(
@@ -156,19 +164,19 @@ def _move_aside(checkpoints: Checkpoints, steps: list[int]) -> None:
     shutil.rmtree(aside / str(step), ignore_errors=True)
     (checkpoints.directory / str(step)).rename(aside / str(step))
   if steps:
-    agree(0, 0)  # The others see it done.
+    agree(0, 0)  # The other processes wait until the files are moved.
     checkpoints.manager.reload()
 
 
 def _without_keys(tree: Any) -> Any:
-  """Replaces typed random keys by their numbers, which can be written."""
+  """Replaces typed random keys by their raw data, which can be written."""
   return jax.tree.map(
     lambda x: jax.random.key_data(x) if _is_key(x) else x, tree
   )
 
 
 def _with_keys(tree: Any, like: Any) -> Any:
-  """Makes numbers keys again where they are keys in another tree."""
+  """Converts raw data back to typed keys where `like` has typed keys."""
   return jax.tree.map(
     lambda x, key: (
       jax.random.wrap_key_data(x, impl=jax.random.key_impl(key))

@@ -1,4 +1,4 @@
-"""How many tasks to treat at once."""
+"""Chooses the number of tasks to compute at once."""
 
 from typing import Any
 
@@ -15,15 +15,16 @@ from metajax.types import (
   as_partial,
 )
 
-# A core is fastest while a chunk's temporaries stay in its cache (conv4-64 and
-# the MLPs of Omniglot: one task at a time); an accelerator while they fill the
-# device but leave room for the rest.
+# A core is fastest if the temporaries of a chunk stay in its cache. For
+# conv4-64 and the MLPs of Omniglot, such a chunk is one task. An accelerator is
+# fastest if the temporaries fill a large part of its memory.
 CPU_BYTES = 2 * 2**20
 ACCELERATOR_FRACTION = 0.25
-# Products of many tasks with a matrix each are slow on CPUs whose cores are
-# devices, where the matrices have more numbers than this. With 25,088 (an MLP
-# of 32 units on Omniglot's images) two tasks at once took twice as long as one
-# by one, with 784 x 64 four times, with 128 x 128 less (2 cores, JAX 0.10).
+# Batched matrix products with one matrix a task are slow if each CPU core is a
+# device and a matrix has more numbers than this. For 25,088 numbers (an MLP of
+# 32 units on Omniglot's images), two tasks at once took twice as long as one
+# after the other. For 784 x 64 they took four times as long, and for 128 x 128
+# they took less time (2 cores, JAX 0.10).
 CPU_NUMBERS = 20_000
 
 
@@ -35,20 +36,23 @@ def choose_task_chunk(
   at_once: int = 1,
   budget_bytes: int | None = None,
 ) -> int:
-  """Returns how many of a device's tasks to treat at once, within a budget.
+  """Chooses how many tasks a device computes at once, within a memory budget.
 
-  The memory of a task is read from the compiled meta-gradient of one task. The
-  chunk divides the tasks of a device, or nearly: see `split`. On a CPU, and if
-  no budget is given, it is 1 where an array that a task adapts has more than
-  `CPU_NUMBERS` numbers.
+  The memory of a task is that of the compiled meta-gradient of one task. The
+  chunk divides the tasks of a device evenly, or almost evenly (see `split`). On
+  a CPU without a given budget, the chunk is 1 if one of the arrays that adapt
+  to a task has more than `CPU_NUMBERS` numbers.
 
   Args:
     learner: the meta-learner.
     tasks: the task family to train on.
-    tasks_per_device: meta-batch over number of devices.
-    at_once: chunks that are treated at once, of different seeds.
-    budget_bytes: bytes of temporaries allowed to a chunk; chosen by the device
-      if None.
+    tasks_per_device: the meta-batch divided by the number of devices.
+    at_once: number of chunks, of different seeds, that are computed at once.
+    budget_bytes: bytes that the temporaries of a chunk may take. If None, the
+      budget depends on the device.
+
+  Returns:
+    The number of tasks of a chunk, at least 1.
   """
   on_cpu = jax.local_devices()[0].platform == "cpu"
   choose = budget_bytes is None and on_cpu
@@ -57,20 +61,21 @@ def choose_task_chunk(
   budget = _device_budget() if budget_bytes is None else budget_bytes
   traced = trace_one_task(learner, tasks)
   if _largest_result(traced.jaxpr.jaxpr) * at_once > budget:
-    return 1  # Without half a minute of compilation.
+    return 1  # Avoids half a minute of compilation.
   analysis = traced.lower().compile().memory_analysis()
-  if analysis is None:  # Some backends do not tell.
+  if analysis is None:  # Some backends do not report memory.
     return 1
   per_task = max(analysis.temp_size_in_bytes, 1) * at_once
   return split(tasks_per_device, min(budget // per_task, tasks_per_device))
 
 
 def split(num_tasks: int, most: int) -> int:
-  """Returns a chunk of at most `most` tasks, in which all have a place.
+  """Splits tasks into chunks of at most `most`; returns the size of a chunk.
 
-  It is the largest divisor that fits. Where that would leave half of the room
-  empty, as it does for primes, it is the chunk of as few as will do, as even as
-  they get: 97 tasks of which 48 fit make 33 + 33 + 31.
+  The size is the largest divisor of `num_tasks` that is at most `most`. If this
+  is half of `most` or less, as for primes, the tasks are split into as few
+  chunks as possible, of almost equal sizes. For example, 97 tasks with
+  `most = 48` give chunks of 33, 33 and 31.
   """
   if most <= 1:
     return 1
@@ -82,16 +87,17 @@ def split(num_tasks: int, most: int) -> int:
 def trace_one_task(
   learner: MetaLearner, tasks: TaskFamily
 ) -> jax.stages.Traced:
-  """Traces the meta-gradient of one task; compiled, it tells its memory.
+  """Traces the meta-gradient of one task, without computing anything.
 
-  Nothing is computed: neither a task nor meta-parameters.
+  The compiled trace reports the memory that it needs.
   """
   meta_params, episodes, rng = _shapes(learner, tasks)
   episodes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), episodes
   )
 
-  def meta_grad(learner, step, *arguments):  # Of the step that needs most.
+  # The step is traced, so the program has the branches of all steps.
+  def meta_grad(learner, step, *arguments):
     return learner.at_step(step).meta_grad(*arguments)
 
   step = jax.ShapeDtypeStruct((), jnp.int32)
@@ -102,7 +108,7 @@ def trace_one_task(
 def _shapes(
   learner: MetaLearner, tasks: TaskFamily
 ) -> tuple[Params, Episode, PRNGKey]:
-  """Returns the shapes of meta-parameters and of a task, and any key."""
+  """Returns the shapes of meta-parameters and of a task, and an example key."""
   rng = jax.random.key(0)
   episode = jax.eval_shape(as_partial(tasks), rng)
   meta_params = jax.eval_shape(learner.init, rng, episode.support.inputs)
@@ -110,18 +116,19 @@ def _shapes(
 
 
 def _most_numbers(learner: MetaLearner, tasks: TaskFamily) -> int:
-  """Returns the size of the largest array that a task has of its own."""
+  """Returns the size of the largest array of the per-task parameters."""
   meta_params, episode, rng = _shapes(learner, tasks)
   adapt = jax.make_jaxpr(learner.adapt)(meta_params, episode.support, rng).jaxpr
-  # What comes out as it went in is the same for all tasks.
+  # An output that is an input, too, is the same for all tasks.
   own = [x.aval.size for x in adapt.outvars if x not in adapt.invars]
   return max(own, default=0)
 
 
 def _largest_result(jaxpr: Jaxpr) -> int:
-  """Returns the bytes of the largest array that a product or a loop returns.
+  """Returns the bytes of the largest result of a product or a loop.
 
-  It is part of the program's temporaries: XLA makes no other array for sure.
+  The program's temporaries are at least as large. Only these results are
+  counted, because XLA may fuse other operations and never store their results.
   """
   sizes = [0]
   for eqn in jaxpr.eqns:

@@ -1,4 +1,4 @@
-"""Clients of federated learning: their examples, and mean losses over them."""
+"""Clients of federated learning: their examples and their mean losses."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,14 +15,16 @@ from metajax.types import Array, Batch, LossFn, Params, PRNGKey
 
 
 class Clients(NamedTuple):
-  """The clients' examples, padded to the largest client or end to end.
+  """The examples of all clients, padded or concatenated.
 
   Attributes:
-    data: arrays `[clients, max_size, ...]`, of which a client's first ones are
-      real; with `offsets` arrays `[examples, ...]`.
-    sizes: integers `[clients]`, how many examples each client has; at least 1.
-    offsets: integers `[clients]`, where the examples of each client begin in
-      `data`; None: they are padded.
+    data: without `offsets`, arrays `[clients, max_size, ...]`. The first
+      examples of a client are real, and the others are padding. With `offsets`,
+      arrays `[examples, ...]`, the concatenated examples of all clients.
+    sizes: integers `[clients]`, the number of examples of each client; at least
+      1.
+    offsets: integers `[clients]`, the index in `data` of the first example of
+      each client. None: the data are padded.
   """
 
   data: Batch
@@ -31,14 +33,14 @@ class Clients(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """Some of a client's examples, in an order of all of them.
+  """A range of a client's examples, in a given order of all its examples.
 
   Attributes:
-    rng: the key of a random order; None: as they are stored.
-    size: how many examples the client has.
-    offset: where they begin.
-    first: the place in the order of the first of these.
-    number: how many these are.
+    rng: the key of a random order. None: the order of the data.
+    size: number of examples of the client.
+    offset: the index in the data of the client's first example.
+    first: the place in the order where the range starts.
+    number: number of examples in the range.
   """
 
   rng: PRNGKey | None
@@ -56,21 +58,24 @@ def mean_of_rows(
 ) -> tuple[MeanLoss, MeanLoss]:
   """Builds the mean loss of a batch, and that of any number of examples.
 
-  Both are `(weights, params, data, rows) -> scalar`, where `params` say what is
-  no weight. They compute `block` examples at once, as often as is needed.
+  Both are `(weights, params, data, rows) -> scalar`. `params` gives the leaves
+  that are not weights. They compute the examples in blocks of `block`.
 
   Args:
-    model: treats examples one by one.
+    model: a model whose prediction of an example does not depend on others.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
-    batch_size: as many as a batch has at most.
-    block: `batch_size` or less.
+    batch_size: largest number of examples of a batch.
+    block: number of examples to compute at once, at most `batch_size`.
+
+  Returns:
+    `(batch_mean, client_mean)`.
   """
 
   def one(prediction: Any, target: Any) -> Array:
     return loss_fn(*jax.tree.map(lambda x: x[None], (prediction, target)))
 
   def share(weights, params, data, rows, k=0):
-    """What the k-th block adds to the mean."""
+    """Returns the term of the k-th block in the mean."""
     place = k * block + jnp.arange(block)
     is_real = place < rows.number
     place = jnp.minimum(rows.first + place, rows.size - 1)
@@ -95,8 +100,8 @@ def mean_of_rows(
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.fori_loop(0, -(-rows.number // block), add, zeros)
 
-  # A loop whose length is computed has no derivative in reverse mode: each
-  # block's is taken where the block is.
+  # JAX has no reverse mode for a loop of traced length. The rule below computes
+  # the gradient of each block inside the loop instead.
   @jax.custom_vjp
   def mean(weights, params, data, rows):
     return add_up(lambda k: share(weights, params, data, rows, k), rows)
@@ -118,13 +123,14 @@ def mean_of_rows(
 
 
 def block_size(sizes: np.ndarray, batch_size: int) -> int:
-  """Returns the most examples at once of which padding is half at most.
+  """Chooses the number of examples to compute at once.
 
-  It is halved, from that of a batch, until that is so.
+  Starting from `batch_size`, it is halved until at most half of the computed
+  examples are padding.
 
   Args:
-    sizes: `[clients]`.
-    batch_size: examples of a step; the last batch of a client has the rest.
+    sizes: `[clients]`, the number of examples of each client.
+    batch_size: examples of a step. The last batch of a client may be smaller.
   """
   sizes, block = np.asarray(sizes, np.int64), batch_size
 
@@ -139,10 +145,13 @@ def block_size(sizes: np.ndarray, batch_size: int) -> int:
 
 
 def end_to_end(clients: Clients) -> tuple[Batch, np.ndarray, np.ndarray]:
-  """Returns examples without padding, and sizes and offsets that are checked.
+  """Concatenates the clients' examples, and checks sizes and offsets.
+
+  Returns:
+    `(data, sizes, offsets)`, the data without padding.
 
   Raises:
-    ValueError: for sizes or offsets that do not fit the data.
+    ValueError: if the data have a mask, or if sizes or offsets do not fit them.
   """
   data = clients.data
   if data.mask is not None:

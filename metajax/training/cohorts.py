@@ -1,4 +1,4 @@
-"""Trains many models, a cohort of them at a time, in parallel."""
+"""Trains many models, one cohort of parallel models after the other."""
 
 from collections.abc import Callable
 
@@ -32,32 +32,32 @@ def cohort_trainer(
   rng: PRNGKey,
   mesh: Mesh | None = None,
 ) -> Trainer:
-  """Builds a trainer that trains models from start to end, cohort by cohort.
+  """Builds a trainer whose step is the whole training of a cohort of models.
 
-  A step of this trainer is the whole training of one cohort, vmapped and spread
-  over the devices, so `training.loop.fit` shows its progress, writes
-  checkpoints between cohorts, and resumes. Model i is made and trained with
-  the key `fold_in(rng, i)`.
+  The training of a cohort is vmapped and split over the devices.
+  `training.loop.fit` therefore shows the progress in cohorts, writes
+  checkpoints between them, and can resume. Model i is initialised and trained
+  with the key `fold_in(rng, i)`.
 
   Args:
     init_model: `(rng) -> params`.
-    train_model: `(rng, params, mean, count) -> (params, metrics)` trains one
-      model. It may look at the mean of the `count` models of the cohorts
-      before, which is zero at first.
-    num_models: how many models.
-    cohort: how many train at once; must divide `num_models`.
-    rng: the key of all of them.
-    mesh: a mesh with the axis "tasks", over which a cohort is spread; None:
-      `task_mesh(cohort)`.
+    train_model: `(rng, params, mean, count) -> (params, metrics)`, which trains
+      one model. `mean` is the mean of the `count` models of earlier cohorts. It
+      is zero for the first cohort.
+    num_models: number of models.
+    cohort: number of models of a cohort. It must divide `num_models`.
+    rng: the key of all models.
+    mesh: a mesh with the axis "tasks", over which a cohort is split. If None,
+      it is `task_mesh(cohort)`.
 
   Returns:
-    A `Trainer` of `num_models / cohort` steps; its meta-parameters are the
-    stack of models `[num_models, ...]`, zero where they are not yet trained. It
+    A `Trainer` of `num_models / cohort` steps. Its meta-parameters are the
+    stack of models `[num_models, ...]`, in which untrained models are zero. It
     stops before a cohort with a model or a "loss" that is not finite.
 
   Raises:
-    ValueError: if the cohort does not divide the number of models, or the
-      devices the cohort.
+    ValueError: if `num_models` is not a multiple of `cohort`, or if `cohort` is
+      not a multiple of the number of devices.
   """
   mesh = task_mesh(cohort) if mesh is None else mesh
   if cohort < 1 or num_models % cohort:
@@ -95,7 +95,7 @@ def cohort_trainer(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
       rng, start + jnp.arange(cohort)
     )
-    # What is not trained yet is zero and adds nothing.
+    # Untrained models are zero and do not change the sum.
     mean = jax.tree.map(
       lambda x: (wide(x).sum(0) / jnp.maximum(start, 1)).astype(x.dtype), stack
     )

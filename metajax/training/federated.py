@@ -1,4 +1,4 @@
-"""Federated learning, simulated: clients are tasks, the server aggregates."""
+"""Simulates federated learning: clients train, and a server averages them."""
 
 import functools
 from typing import Any
@@ -49,50 +49,60 @@ def federated_trainer(
   client_chunk: int = 1,
   mesh: Mesh | None = None,
 ) -> Trainer:
-  """FedAvg, FedSGD, FedProx and FedOpt, by their arguments.
+  """Builds a trainer of FedAvg, FedSGD, FedProx or FedOpt.
 
-  In a round the server draws clients without replacement; each trains a copy
-  of the model on its own examples; the server averages, by size::
+  In a round, the server draws clients without replacement. Each client trains a
+  copy of the model on its own examples. The server averages the copies,
+  weighted by the clients' numbers of examples::
 
     w_k = local_epochs of client_optimizer from w on
           L_k(w_k) + proximal / 2 |w_k - w|^2
     g   = w - sum_k n_k w_k / sum_k n_k
     w   <- w + server_optimizer(g)
 
-  With `optax.sgd(1.0)` on the server this is FedAvg, with `batch_size=None` and
-  one epoch besides FedSGD, with `proximal` FedProx, and with `optax.adam` on
-  the server FedAdam. The client's optimizer starts anew in every round.
+  The arguments decide which method it is:
 
-  A round costs what the examples of its clients do: each takes as many steps as
-  it has batches, and where batches are larger than most clients, a step goes
-  through its batch in blocks, of which padding is half at most.
+  - FedAvg: `server_optimizer=optax.sgd(1.0)`.
+  - FedSGD: as FedAvg, with `batch_size=None` and one local epoch.
+  - FedProx: as FedAvg, with `proximal > 0`.
+  - FedAdam (FedOpt): `server_optimizer=optax.adam(...)`.
+
+  The state of the client's optimizer is reset in every round.
+
+  The cost of a round grows with the examples of its clients, not with the
+  largest client. A client takes one step for each of its batches. If a batch is
+  larger than most clients, a step computes it in blocks, so that at most half
+  of the computed examples are padding.
 
   Args:
-    model: pure `init(rng, inputs)` and `apply(params, inputs)`, which treats
-      examples one by one: no batch statistics. It is applied as in evaluation:
-      nothing is dropped out, and its state stays as it is.
+    model: pure `init(rng, inputs)` and `apply(params, inputs)`. Its prediction
+      of an example may not depend on other examples, so it may not have batch
+      statistics. It is applied as in evaluation: there is no dropout, and its
+      state does not change.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
     clients: see `Clients`.
     client_optimizer: any optax optimizer.
-    server_optimizer: any optax optimizer; it descends g.
-    clients_per_round: how many clients train in a round.
-    rng: the key of the clients drawn and of the order of their examples.
-    local_epochs: passes of a client over its examples in a round.
-    batch_size: examples of a step; all of a client's if None. The last batch
-      of an epoch holds the rest.
+    server_optimizer: any optax optimizer. It descends g.
+    clients_per_round: number of clients that train in a round.
+    rng: the key of the drawn clients and of the orders of their examples.
+    local_epochs: number of passes of a client over its examples in a round.
+    batch_size: examples of a step. If None, a step uses all examples of the
+      client. The last batch of an epoch may be smaller.
     proximal: mu of FedProx.
-    client_chunk: clients that train at once on a device, which bounds the
-      memory; must divide `clients_per_round / mesh.size`. Chunks are of clients
-      alike in size, and take as many steps as the largest of them.
+    client_chunk: number of clients that train at once on a device. It bounds
+      the memory, and must divide `clients_per_round / mesh.size`. The clients
+      of a chunk have similar sizes. All of them take as many steps as the
+      largest.
     mesh: a mesh with the axis "tasks", over which the clients of a round are
-      spread; None: `task_mesh(clients_per_round)`.
+      split. If None, it is `task_mesh(clients_per_round)`.
 
   Returns:
     A `Trainer` whose steps are rounds. Its metric "loss" is the mean loss of
-    the round's clients, by size, before they train.
+    the round's clients before they train, weighted by their sizes.
 
   Raises:
-    ValueError: for a number out of range, or sizes that are.
+    ValueError: if a number is out of its range, or if `clients` is invalid (see
+      `clients.end_to_end`).
 
   References:
     McMahan et al., `Communication-Efficient Learning of Deep Networks from
@@ -191,8 +201,8 @@ def federated_trainer(
     chosen = jax.random.choice(
       draw_key, num_clients, (clients_per_round,), replace=False
     )
-    # The largest first, dealt out to the devices in turn: chunks are alike in
-    # size, and so is what the devices have to do.
+    # Sorts clients by size and deals them out to the devices in turn. The
+    # clients of a chunk then have similar sizes, and the devices similar work.
     chosen = chosen[jnp.argsort(-sizes[chosen])]
     chosen = chosen.reshape(-1, mesh.size).T.reshape(-1)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(order_key, chosen)

@@ -1,4 +1,4 @@
-"""One meta-step looked at alone, task by task."""
+"""Inspects the meta-gradients of one meta-step, task by task."""
 
 import functools
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from metajax.types import MetaLearner, PRNGKey, TaskFamily, as_partial
 
 
 class Inspection(NamedTuple):
-  """What the tasks of a meta-step say, B tasks in all.
+  """The metrics and gradients of the B tasks of a meta-step.
 
   Attributes:
-    metrics: those of the learner and "gradient_norm", the Euclidean norm of the
-      task's own meta-gradient; each `[B]`.
-    finite: `[B]` bool, for each array of the meta-parameters by its path:
-      whether the task's gradient of it is finite.
+    metrics: arrays `[B]` by name. They are the learner's metrics and
+      "gradient_norm", the Euclidean norm of the task's meta-gradient.
+    finite: bool arrays `[B]` by the path of a meta-parameter. They say whether
+      the task's gradient of this array is finite.
   """
 
   metrics: dict[str, np.ndarray]
@@ -35,17 +35,17 @@ def inspect_step(
   meta_batch: int,
   rng: PRNGKey,
 ) -> Inspection:
-  """Computes the meta-gradient of each task of the step that follows a state.
+  """Computes the meta-gradient of each task of the step after a state.
 
   The tasks are those that `meta_trainer` draws with the same `meta_batch` and
-  `rng`, and the mean of their gradients is its gradient; but a learner that
-  itself draws random numbers draws others. With `jax_debug_nans`, JAX raises at
-  the operation that makes the first NaN.
+  `rng`. The mean of their gradients is its gradient. Only a learner that draws
+  random numbers itself draws other numbers here. With `jax_debug_nans`, JAX
+  raises at the operation that computes the first NaN.
 
   Args:
     learner: the meta-learner.
     tasks: the task family.
-    state: a training state, from whose `step` the tasks are drawn.
+    state: a training state. Its `step` decides which tasks are drawn.
     meta_batch: B, tasks per meta-step.
     rng: the key from which all tasks are drawn.
   """

@@ -1,4 +1,4 @@
-"""JSON that every reader takes."""
+"""Writes JSON that every parser accepts."""
 
 import json
 import math
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def legal_json(value: Any, indent: int | None = None) -> str:
-  """Returns a value as JSON, which has no NaN and no infinity.
+  """Returns a value as JSON without literal NaN or infinity.
 
-  They become the strings "nan", "inf" and "-inf", which `float` reads. Arrays
-  and numbers of numpy and JAX are taken as Python's.
+  They become the strings "nan", "inf" and "-inf", which `float` can read.
+  Arrays and numbers of numpy and JAX are converted to those of Python.
   """
 
   def legal(x: Any) -> Any:

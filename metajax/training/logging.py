@@ -4,7 +4,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -15,24 +16,32 @@ from tqdm import tqdm
 from metajax.training.legal_json import legal_json
 from metajax.training.processes import is_main
 
+# Takes the numbers of a step: `(step, scalars)`. That of another service is a
+# line, such as `lambda step, scalars: run.log(dict(scalars), step=step)`.
+Logger = Callable[[int, Mapping[str, float]], None]
 
-class Logger(NamedTuple):
+
+class Records(NamedTuple):
   """Where the numbers of a run go.
 
   Attributes:
-    write: `(step, scalars)`, one line of numbers.
-    progress: `(step, scalars)`, called often, keeps a terminal's bar alive.
-    close: `()`.
+    write: one line of numbers, for files and other loggers.
+    progress: called often, keeps a terminal's bar alive.
   """
 
-  write: Callable[[int, dict[str, float]], None]
-  progress: Callable[[int, dict[str, float]], None]
-  close: Callable[[], None]
+  write: Logger
+  progress: Logger
 
 
-def run_logger(
-  workdir: Path, first_step: int, num_steps: int, *, must_write: bool = True
-) -> Logger:
+@contextlib.contextmanager
+def records(
+  workdir: Path,
+  first_step: int,
+  num_steps: int,
+  loggers: Sequence[Logger] = (),
+  *,
+  must_write: bool = True,
+) -> Iterator[Records]:
   """Logs to `metrics.jsonl`, to `tensorboard/` and to standard error.
 
   Of several processes the first one alone does.
@@ -45,58 +54,117 @@ def run_logger(
     workdir: the run's folder.
     first_step: the step that the run starts or resumes from.
     num_steps: the step that it ends with.
-    must_write: whether a line that cannot be written to `metrics.jsonl` is an
-      OSError, rather than a warning. It is tried again with the next one.
+    loggers: where the numbers go, too.
+    must_write: whether a line that cannot be written is an OSError, rather than
+      a warning. A line of `metrics.jsonl` is tried again with the next one.
   """
   if not is_main():
-    return Logger(lambda *_: None, lambda *_: None, lambda: None)
-  jsonl = _open_jsonl(workdir / "metrics.jsonl", first_step)
-  forgiven = () if must_write else (OSError,)
+    yield Records(lambda *_: None, lambda *_: None)
+    return
+  forgiven: tuple[type[Exception], ...] = () if must_write else (OSError,)
+  with (
+    jsonl(workdir / "metrics.jsonl", first_step, forgiven) as to_file,
+    tensorboard(workdir / "tensorboard", first_step) as to_board,
+    _terminal(first_step, num_steps) as (to_terminal, progress),
+  ):
+
+    def write(step: int, scalars: Mapping[str, float]) -> None:
+      for log in (to_file, to_board, *loggers, to_terminal):
+        try:
+          log(step, scalars)
+        except forgiven as error:
+          logging.warning("step %d could not be recorded: %s.", step, error)
+
+    yield Records(write, progress)
+
+
+@contextlib.contextmanager
+def jsonl(
+  path: Path, first_step: int = 0, forgiven: tuple[type[Exception], ...] = ()
+) -> Iterator[Logger]:
+  """Logs lines of JSON; those after `first_step` that are there are dropped.
+
+  Errors that are `forgiven` do not matter at the end.
+  """
+  file = _open_jsonl(path, first_step)
+
+  def write(step: int, scalars: Mapping[str, float]) -> None:
+    file.write(legal_json({"step": step, **scalars}) + "\n")
+    file.flush()
+
+  try:
+    yield write
+  finally:
+    with contextlib.suppress(*forgiven):
+      file.close()
+
+
+@contextlib.contextmanager
+def tensorboard(folder: Path, first_step: int = 0) -> Iterator[Logger]:
+  """Logs for TensorBoard, which drops what it has of later steps."""
   # Its thread writes every second, for a run may be killed. (With 0 it spins.)
-  board = tensorboardX.SummaryWriter(
-    str(workdir / "tensorboard"), purge_step=first_step + 1, flush_secs=1
-  )
+  with tensorboardX.SummaryWriter(
+    str(folder), purge_step=first_step + 1, flush_secs=1
+  ) as board:
+
+    def write(step: int, scalars: Mapping[str, float]) -> None:
+      for name, value in scalars.items():
+        board.add_scalar(name, value, step)
+
+    yield write
+
+
+@contextlib.contextmanager
+def _terminal(
+  first_step: int, num_steps: int
+) -> Iterator[tuple[Logger, Logger]]:
+  """Shows a bar with the newest numbers on a terminal, lines elsewhere."""
   live = sys.stderr.isatty()
-  bar = tqdm(
+  with tqdm(
     total=num_steps,
     initial=first_step,
     disable=not live,
     unit="step",
     dynamic_ncols=True,
-  )
+  ) as bar:
 
-  def write(step: int, scalars: dict[str, float]) -> None:
-    try:
-      jsonl.write(legal_json({"step": step, **scalars}) + "\n")
-      jsonl.flush()
-    except forgiven as error:
-      logging.warning("step %d could not be recorded: %s.", step, error)
-    for name, value in scalars.items():
-      board.add_scalar(name, value, step)
-    line = f"step {step}/{num_steps}  {_pretty(scalars)}"
-    if not live:
-      # In one piece, for what a signal's handler says to come before or after.
-      sys.stderr.write(f"{line}\n")
-    elif any(name.startswith("validation/") for name in scalars):
-      bar.write(line, file=sys.stderr)  # The bar itself shows the newest alone.
+    def write(step: int, scalars: Mapping[str, float]) -> None:
+      # The bar itself shows the newest alone.
+      if not live or any(name.startswith("validation/") for name in scalars):
+        _say(f"step {step}/{num_steps}  {_pretty(scalars)}")
 
-  def progress(step: int, scalars: dict[str, float]) -> None:
-    bar.set_postfix_str(_pretty(scalars), refresh=False)
-    bar.update(step - bar.n)
+    def progress(step: int, scalars: Mapping[str, float]) -> None:
+      bar.set_postfix_str(_pretty(scalars), refresh=False)
+      bar.update(step - bar.n)
 
-  def close() -> None:
-    bar.close()
-    board.close()
-    with contextlib.suppress(*forgiven):
-      jsonl.close()
-
-  return Logger(write, progress, close)
+    yield write, progress
 
 
 def tell(line: str) -> None:
   """Says on standard error what a quiet moment is for."""
   if is_main():
-    print(line, file=sys.stderr, flush=True)
+    _say(line)
+
+
+@contextlib.contextmanager
+def waiting(line: str, seconds: float = 2.0) -> Iterator[None]:
+  """Tells what goes on within, if it lasts longer than so many seconds."""
+  timer = threading.Timer(seconds, tell, [line])
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
+def _say(line: str) -> None:
+  if sys.stderr.isatty():
+    tqdm.write(line, file=sys.stderr)  # Above a bar, if there is one.
+    return
+  # In one piece, for what a signal's handler says to come before or after.
+  sys.stderr.write(f"{line}\n")
+  sys.stderr.flush()
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -119,5 +187,5 @@ def _open_jsonl(path: Path, first_step: int) -> TextIO:
   return path.open("a")
 
 
-def _pretty(scalars: dict[str, float]) -> str:
+def _pretty(scalars: Mapping[str, float]) -> str:
   return "  ".join(f"{name}={value:.4g}" for name, value in scalars.items())

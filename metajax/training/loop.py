@@ -1,10 +1,9 @@
 """The meta-training loop: steps, records, validation, checkpoints, signals."""
 
-import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import jax
 from absl import logging
 
 from metajax.training import checkpoint, seeds
-from metajax.training.logging import run_logger, tell
+from metajax.training.logging import Logger, records, tell, waiting
 from metajax.training.processes import agree, on_this_process
 from metajax.training.state import Trainer, TrainState
 from metajax.training.watching import caught_signals, stalls_noticed
@@ -93,6 +92,8 @@ def fit(
   *,
   tasks_per_step: int,
   validate: Callable[[TrainState], dict[str, float]] | None = None,
+  rates: Callable[[TrainState], Mapping[str, float]] | None = None,
+  loggers: Sequence[Logger] = (),
   must_save: bool = True,
   stall_seconds: float = 0.0,
 ) -> Trained:
@@ -108,6 +109,10 @@ def fit(
     workdir: the run's folder: `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
     tasks_per_step: the meta-batch, for the throughput shown.
     validate: scores a state on validation tasks; names get "validation/".
+    rates: what else of a state is recorded with the metrics, such as the outer
+      step size (`optimizers.last_step_size`).
+    loggers: functions `(step, scalars)` that are given every record, too, in
+      the first process alone.
     must_save: whether a checkpoint or a record that cannot be written ends the
       run, rather than in a warning.
     stall_seconds: after which it warns that no step has ended, where one takes
@@ -165,10 +170,11 @@ def fit(
       return False
     return True
 
-  logger = run_logger(workdir, step, schedule.num_steps, must_write=must_save)
   steps_per_call, calls = 1, []  # The calls since the last line of the log.
   with (
-    contextlib.closing(logger),
+    records(
+      workdir, step, schedule.num_steps, loggers, must_write=must_save
+    ) as record,
     caught_signals() as caught,
     stalls_noticed(stall_seconds) as beat,
   ):
@@ -188,18 +194,20 @@ def fit(
       rate = taken / elapsed
       # Grows by at most 8 so that one lucky call does not make a long one.
       steps_per_call = max(1, min(8 * taken, int(rate * SECONDS_PER_CALL)))
-      logger.progress(step, _means(calls, tasks_per_step))
+      record.progress(step, _means(calls, tasks_per_step))
 
       scalars: dict[str, float] = {}
       if schedule.due(step, schedule.log_every):
         scalars |= _means(calls, tasks_per_step)
+        scalars |= rates(state) if rates is not None else {}
         calls = []
       if validate is not None and schedule.due(step, schedule.eval_every):
-        scores = validate(state)
+        with waiting(f"validating at step {step}"):
+          scores = validate(state)
         scalars |= {f"validation/{k}": v for k, v in scores.items()}
       if scalars:
         scalars["wall_seconds"] = earlier + time.monotonic() - start
-        logger.write(step, scalars)
+        record.write(step, scalars)
       # Processes differ in their clocks, and not all may get a signal.
       steps_per_call, signum = agree(steps_per_call, caught[0] if caught else 0)
       saved = False

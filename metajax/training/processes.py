@@ -1,7 +1,8 @@
-"""What differs where several processes run one program, each its devices.
+"""Functions for runs of several processes, each with its own devices.
 
-Every process calls everything, in the same order; the first one alone writes
-what is not a checkpoint. With one process all of this does nothing.
+All processes call the same functions in the same order. Only the first process
+writes files other than checkpoints. With one process, these functions change
+nothing.
 """
 
 from collections.abc import Callable
@@ -14,16 +15,16 @@ from jax.sharding import NamedSharding
 
 
 def is_main() -> bool:
-  """Whether this process is the one that writes."""
+  """Tells whether this process is the one that writes files."""
   return jax.process_index() == 0
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
-  """Puts arrays where a sharding says, like `jax.device_put`.
+  """Places arrays on devices, as `jax.device_put` does.
 
   Args:
-    tree: arrays, keys too, that are the same in all processes.
-    sharding: of all of them, over devices of any process.
+    tree: a tree of arrays or keys. All processes must give the same.
+    sharding: the sharding of all arrays. It may use devices of all processes.
   """
   if sharding.is_fully_addressable:
     return jax.device_put(tree, sharding)
@@ -43,7 +44,7 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def on_this_process(tree: Any) -> Any:
-  """Copies what is replicated over all processes to a device of this one."""
+  """Copies arrays, if replicated over processes, to a device of this one."""
   if jax.process_count() == 1:
     return tree
 
@@ -59,14 +60,14 @@ def on_this_process(tree: Any) -> Any:
 
 
 def whole(x: jax.Array) -> np.ndarray:
-  """Returns all of an array, of which other processes may have parts."""
+  """Returns a whole array, even if other processes have parts of it."""
   if x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)
   return multihost_utils.process_allgather(x, tiled=True)
 
 
 def agree(first: int, largest: int) -> tuple[int, int]:
-  """Returns the first process's `first`, and the largest `largest` of all."""
+  """Returns `first` of the first process, and the maximum of all `largest`."""
   if jax.process_count() == 1:
     return first, largest
   everyone = multihost_utils.process_allgather(np.array([first, largest]))
@@ -74,10 +75,10 @@ def agree(first: int, largest: int) -> tuple[int, int]:
 
 
 def main_alone(action: Callable[[], None]) -> None:
-  """Does something in the first process, for which the others wait.
+  """Runs an action in the first process, while the other processes wait.
 
   Raises:
-    ValueError: in every process, if the action raises one.
+    ValueError: in every process, if the action raises a `ValueError`.
   """
   error = None
   if is_main():

@@ -1,4 +1,4 @@
-"""Several seeds in one program: a leading axis of everything but the step."""
+"""Trains several seeds in one program, with a leading axis of seeds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,23 +17,24 @@ STATE_AXES = TrainState(None, 0, 0)  # type: ignore[arg-type]
 
 
 def count(rng: PRNGKey) -> int | None:
-  """Returns S for keys `[S]`, and None for one key, typed or raw."""
+  """Returns S for keys `[S]`, and None for one key. Keys are typed or raw."""
   typed = jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key)
   shape = rng.shape if typed else rng.shape[:-1]
   return shape[0] if shape else None
 
 
 def together(update: Update) -> Update:
-  """Lets an update of one seed's state update the states of many.
+  """Maps the update of one seed's state over the states of S seeds.
 
-  Where one seed does not advance, none does, so that they stay in step.
+  If the state of one seed does not advance, no state advances. All seeds
+  therefore have the same step.
 
   Args:
     update: `(state, grads, metrics, rng) -> (state, metrics)`.
 
   Returns:
-    The same for `[S]` of each. The step has no axis of seeds; the metrics that
-    come out are means over them.
+    A function with the same arguments, each with a leading axis `[S]` except
+    for the step. The returned metrics are means over the seeds.
   """
 
   def update_all(state, grads, metrics, rng):
@@ -50,7 +51,7 @@ def together(update: Update) -> Update:
 def from_keys(
   init: Callable[..., TrainState],
 ) -> Callable[..., TrainState]:
-  """Lets `(rng, ...) -> state` take keys `[S]`, one for each seed."""
+  """Maps `(rng, ...) -> state` over keys `[S]`, one for each seed."""
 
   def init_all(rng: PRNGKey, *arguments: Any) -> TrainState:
     states = jax.vmap(lambda key: init(key, *arguments))(rng)

@@ -1,4 +1,4 @@
-"""Random orders of any length, computed place by place: nothing is sorted."""
+"""Random orders of traced length, computed place by place without sorting."""
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +9,21 @@ ROUNDS = 32
 
 
 def shuffled(rng: PRNGKey, size: Array, places: Array) -> Array:
-  """Returns which of `size` examples stand at some places of a random order.
+  """Returns the examples at some places of a random order of `size` examples.
 
-  The order is the swap-or-not shuffle: each of its rounds pairs i with
-  `pivot - i` modulo the size, for a random pivot, and a random bit of each
-  pair swaps it or not. The whole order is never made, so that a few places
-  cost as much of a large set as of a small one, and the size may be traced.
+  The order is the swap-or-not shuffle. Each of its rounds pairs i with
+  `pivot - i` modulo the size, for a random pivot. A random bit of each pair
+  decides whether the pair is swapped. The whole order is never computed. The
+  cost of a place therefore does not depend on the size, and the size may be
+  traced.
 
   Args:
     rng: the key of the order.
     size: int32 scalar, at least 1.
-    places: int32 `[n]`, 0 to size - 1.
+    places: int32 `[n]`, from 0 to size - 1.
 
   Returns:
-    int32 `[n]`: different places have different examples.
+    Indices of examples, int32 `[n]`. Different places have different examples.
 
   References:
     Hoang et al., `An Enciphering Scheme Based on a Card Shuffle

@@ -1,4 +1,4 @@
-"""What every trainer shares: its state, the update, the compiled loop."""
+"""Shared parts of all trainers: the state, the update, the compiled loop."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,11 +38,12 @@ class Trainer(NamedTuple):
     init: `(rng) -> TrainState`, replicated over the mesh.
     compile: `(state) -> (train, executable)`, for states like the given one.
       `train(state, num_steps) -> (state, metrics)` takes `num_steps` meta-steps
-      and returns the mean of their metrics; it donates the given state. Before
-      a step that is not finite it stops: the state then is of fewer steps. The
-      number of steps is an argument of the program, and the program is compiled
-      ahead of time, so a run is traced once, whatever it does. `executable` is
-      the program itself, which tells its memory and its FLOPs.
+      and returns the mean of their metrics. It donates the given state. It
+      stops before a step that is not finite, and then returns a state with
+      fewer steps. The program is compiled ahead of time, and the number of
+      steps is one of its arguments. A run is therefore traced only once.
+      `executable` is the compiled program, which reports its memory and its
+      FLOPs.
   """
 
   init: Callable[[PRNGKey], TrainState]
@@ -54,7 +55,7 @@ def trainer_on(
   init: Callable[[PRNGKey], TrainState],
   compile: Callable[[TrainState], tuple[Train, jax.stages.Compiled]],
 ) -> Trainer:
-  """Builds a trainer over a mesh, whatever mesh the caller has set."""
+  """Builds a trainer over a mesh, even if the caller has set another mesh."""
 
   def compile_on(state: TrainState) -> tuple[Train, jax.stages.Compiled]:
     train, executable = compile(state)
@@ -81,24 +82,24 @@ def next_state(
 ) -> TrainState:
   """Returns the state after a step of the outer optimizer.
 
-  The optimizer sees weights only; the `State` nodes of the new parameters are
-  those of the gradient (see `types.State`).
+  The optimizer sees only weights. The new `State` nodes are those of `grads`
+  (see `types.State`).
 
-  Where the gradient, the loss, the new parameters or the optimizer's new state
-  are not finite, it is the given state: its step does not advance, by which
-  `mean_over_steps` knows that it must stop. (A number of the optimizer's state
-  that is infinite from the beginning, such as the best value seen, may be so.)
+  If the gradient, the loss, the new parameters or the new optimizer state are
+  not finite, the result is the given state. Its step does not advance, which
+  tells `mean_over_steps` to stop. (A number of the optimizer state may be
+  infinite if its initial value is, such as the best value so far.)
 
   Args:
-    optimizer: any of optax's.
-    state: the state.
+    optimizer: any optax optimizer.
+    state: the present state.
     grads: the gradient.
-    loss: its loss; None: there is none.
-    at: the same step's `(grads, metrics)` at other meta-parameters, for
-      optimizers that ask, such as line searches.
+    loss: the loss of the gradient. None: there is no loss.
+    at: `(meta_params) -> (grads, metrics)` of the same step, for optimizers
+      that evaluate other meta-parameters, such as line searches.
 
   Raises:
-    ValueError: for an optimizer whose state changes its structure.
+    ValueError: if a step changes the structure of the optimizer's state.
   """
   before = variables.weights(state.meta_params)
 
@@ -144,8 +145,8 @@ def _with_gradient(
 ) -> Callable[[Params], Array]:
   """Returns `params -> value`, whose derivative is the gradient of `at`.
 
-  What a learner returns need not be the derivative of its loss, and that of
-  `pmean` would be another.
+  A custom rule is needed because a learner's meta-gradient need not be the
+  derivative of its loss. JAX's derivative of `pmean` would be wrong here, too.
   """
 
   @jax.custom_vjp
@@ -167,10 +168,11 @@ def _with_gradient(
 
 
 def evaluation_params(state: TrainState) -> Params:
-  """Returns the meta-parameters to evaluate, with those of `State` nodes.
+  """Returns the meta-parameters to evaluate, including `State` nodes.
 
-  They are `state.meta_params`, but for optimizers that train at others: see
-  `optimizers.evaluation_params`. Of several seeds they have the leading axis.
+  They are `state.meta_params` for most optimizers. Some optimizers train at
+  other parameters than they evaluate, see `optimizers.evaluation_params`. With
+  several seeds, all arrays have the leading axis of seeds.
   """
   weights = variables.weights(state.meta_params)
   found = optimizers.evaluation_params(state.opt_state, weights)
@@ -185,16 +187,16 @@ def choose(condition: Array, new: Any, old: Any) -> Any:
 
 
 def all_finite(tree: Any) -> Array:
-  """Whether no number of a tree is infinite or NaN, as a bool scalar."""
+  """Returns a bool scalar: whether all numbers of a tree are finite."""
   leaves = [_is_finite(x).all() for x in jax.tree.leaves(tree)]
   return jnp.all(jnp.asarray(leaves))
 
 
 def _stays_finite(new: Any, old: Any) -> Array:
-  """Whether all that was finite is so."""
+  """Returns whether all finite numbers of `old` are finite in `new`, too."""
   pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
   kept = [
-    # Without the barrier, XLA computes the update once more for this.
+    # Without the barrier, XLA would compute the update a second time here.
     jnp.all(_is_finite(jax.lax.optimization_barrier(x)) | ~_is_finite(y))
     for x, y in pairs
     if jnp.issubdtype(jnp.asarray(x).dtype, jnp.inexact)
@@ -204,7 +206,7 @@ def _stays_finite(new: Any, old: Any) -> Array:
 
 def _is_finite(x: Any) -> Array:
   x = jnp.asarray(x)
-  # Keys and integers always are.
+  # Keys and integers are always finite.
   inexact = jnp.issubdtype(x.dtype, jnp.inexact)
   return jnp.isfinite(x) if inexact else jnp.bool_(True)
 
@@ -215,11 +217,12 @@ def mean_over_steps(
   """Builds a trainer's `compile` from one of its steps.
 
   Args:
-    step: `(state, *arguments) -> (state, metrics)`, the metrics scalars. The
-      loop ends after one that leaves `state.step` as it was; its metrics do not
-      count. Those of a step whose metric "skipped" is 1 must be 0, and do not
-      count either.
-    arguments: what the program is given beside the state: keys, data.
+    step: `(state, *arguments) -> (state, metrics)`, where metrics are scalars.
+      The loop ends after a step that does not change `state.step`; the metrics
+      of that step do not count. A step whose metric "skipped" is 1 does not
+      count in the other metrics. It must return 0 for them.
+    *arguments: the arguments of the program besides the state, such as keys and
+      data.
   """
   step = traced_once(step)
 
@@ -264,14 +267,14 @@ def mean_over_steps(
 
 
 def traced_once(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-  """Keeps what JAX traces of a function that a program calls more than once.
+  """Lets JAX trace a function only once, if a program calls it several times.
 
-  The program is the same: the calls are inlined. For MAML of conv4 a trace
-  takes about a second.
+  The calls are inlined, so the compiled program does not change. One trace of
+  MAML with conv4 takes about a second.
 
   Args:
     fn: the function.
-    **options: of `jax.jit`, such as `static_argnames`.
+    **options: options of `jax.jit`, such as `static_argnames`.
   """
   return jax.jit(fn, inline=True, **options)
 
@@ -279,9 +282,10 @@ def traced_once(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 def _add(
   total: tuple[Metrics, Metrics], metrics: Metrics
 ) -> tuple[Metrics, Metrics]:
-  """Adds metrics to `(sums, what the sums have too much)`, after Kahan.
+  """Adds metrics to `(sums, excess)` by Kahan's compensated summation.
 
-  In float32 alone, 2.3 added a million times would be 2% too little.
+  `excess` is the rounding error of the sums. Without it, the float32 sum of a
+  million terms 2.3 would be 2% too small.
   """
   sums, excess = total
   terms = jax.tree.map(lambda m, e: wide(m) - e, metrics, excess)

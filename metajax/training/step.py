@@ -1,4 +1,4 @@
-"""The meta-training step: sample tasks, average meta-gradients, update."""
+"""The meta-training step: samples tasks, averages meta-gradients, updates."""
 
 import functools
 
@@ -44,44 +44,48 @@ def meta_trainer(
   skip_non_finite: bool = False,
   mesh: Mesh | None = None,
 ) -> Trainer:
-  """Builds a trainer whose whole loop runs inside one compiled function.
+  """Builds a meta-trainer whose whole loop is one compiled function.
 
-  A meta-step draws `meta_batch` tasks on the devices, splits them over the
-  mesh, lets the learner's `meta_grad` treat `task_chunk` of them at a time and
-  averages::
+  In a meta-step, each device of the mesh draws its share of `meta_batch` tasks.
+  The learner's `meta_grad` computes `task_chunk` of them at a time. The results
+  are averaged over chunks and devices::
 
     g = 1/B sum_{chunks c} |c| meta_grad(theta, episodes_c)
     theta <- theta + optimizer(g)
 
-  so the memory in use is that of one chunk. The metrics are the learner's, and
-  "gradient_norm", that of g. Task i of step s is drawn from
-  `fold_in(fold_in(rng, s), i)`: the tasks depend neither on the chunks nor on
-  the devices nor on where a run was interrupted. (What a stochastic learner
-  draws does depend on the chunk: `meta_grad` takes one key for all of it.)
+  The memory in use is therefore that of one chunk. The metrics are the
+  learner's metrics and "gradient_norm", the norm of g.
+
+  Task i of step s is drawn from `fold_in(fold_in(rng, s), i)`. The tasks do not
+  depend on the chunks, on the devices, or on interruptions of the run. (The
+  random numbers of a stochastic learner do depend on the chunks, because
+  `meta_grad` takes one key for a whole chunk.)
 
   Args:
     learner: any meta-learner.
     optimizer: the outer optimizer.
     tasks: the task family to train on.
     meta_batch: B, tasks per meta-step.
-    rng: the key from which all tasks are drawn. Or keys `[S]`, to train S seeds
-      in one program, each as it would be alone; `init` then takes keys `[S]`
-      too, the state has a leading axis of seeds (but for its step), metrics are
-      means over the seeds, and all of them stop where one is not finite.
-    task_chunk: tasks whose meta-gradient is computed at once, on one device, at
-      most `meta_batch / mesh.size`. The last chunk of a device is smaller where
-      it does not divide them. None: `choose_task_chunk` says.
-    skip_non_finite: a step whose gradient, loss or update is not finite changes
-      nothing and counts in no metric but "skipped", the share of such steps.
-      Otherwise training stops before it.
-    mesh: a mesh with the axis "tasks". None: `task_mesh(meta_batch)`.
+    rng: the key from which all tasks are drawn. With keys `[S]`, one program
+      trains S seeds, and each seed trains as it would alone. `init` then takes
+      keys `[S]`, too. The state, except for its step, has a leading axis of
+      seeds, and metrics are means over the seeds. All seeds stop if one is not
+      finite.
+    task_chunk: number of tasks whose meta-gradient is computed at once on one
+      device; at most `meta_batch / mesh.size`. If it does not divide the tasks
+      of a device, the last chunk is smaller. None: `choose_task_chunk` chooses.
+    skip_non_finite: if True, a step whose gradient, loss or update is not
+      finite is skipped and changes nothing. It counts only in the metric
+      "skipped", the share of skipped steps. If False, training stops before
+      such a step.
+    mesh: a mesh with the axis "tasks". If None, it is `task_mesh(meta_batch)`.
 
   Returns:
     A `Trainer`.
 
   Raises:
-    ValueError: if the mesh does not divide the meta-batch, or a chunk is more
-      than the tasks of a device.
+    ValueError: if the meta-batch is not a multiple of the number of devices, or
+      if `task_chunk` is not from 1 to the number of tasks of a device.
   """
   mesh = task_mesh(meta_batch) if mesh is None else mesh
   per_device, rest = divmod(meta_batch, mesh.size)
@@ -101,13 +105,13 @@ def meta_trainer(
     )
   num_whole, left = divmod(per_device, task_chunk)
   num_chunks = num_whole + (left > 0)
-  # What the programs below are given, for nothing in it to be a constant.
+  # Arguments of the compiled programs below, so that none is a constant.
   given = as_partial(tasks), learner.carried()
   replicated = NamedSharding(mesh, P())
 
   @functools.partial(traced_once, static_argnames="size")
   def chunk_grad(meta_params, given, step, rng, chunk, size=task_chunk):
-    """The meta-gradient and metrics of a device's chunk, of `size` tasks."""
+    """Returns the meta-gradient and metrics of a device's chunk of tasks."""
     tasks, learner = given
     step_key = jax.random.fold_in(rng, step)
     device = jax.lax.axis_index(TASKS)
@@ -123,10 +127,10 @@ def meta_trainer(
 
     if num_whole == 1:
       narrow = chunk_grad(meta_params, given, step, rng, jnp.int32(0))
-      # Sums of many chunks in bfloat16 would lose the small ones.
+      # A sum of many chunks in bfloat16 would lose digits.
       total = jax.tree.map(wide, narrow)
     else:
-      # From zero, for XLA to compile the gradient once and not twice.
+      # The sum starts at zero, so that XLA compiles the gradient only once.
       narrow = jax.eval_shape(
         chunk_grad, meta_params, given, step, rng, jnp.int32(0)
       )
@@ -142,8 +146,8 @@ def meta_trainer(
     mean = jax.tree.map(lambda x: x / (per_device / task_chunk), total)
     return mean_over_devices(mean, like=narrow[0])
 
-  # Gradients are local to a device until pmean; check_vma would turn the
-  # gradient of replicated parameters into a sum over devices.
+  # Gradients are local to a device until pmean. With check_vma, the gradient of
+  # replicated parameters would be a sum over devices.
   over_devices = functools.partial(
     jax.shard_map, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
   )

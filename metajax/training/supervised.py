@@ -1,4 +1,4 @@
-"""Ordinary training on a data set, with the trainer's interface."""
+"""Supervised training on a data set, with the interface of meta-training."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -34,7 +34,8 @@ from metajax.types import (
   as_partial,
 )
 
-# (params, examples, rng) -> (scalar, metrics[, params of new state])
+# (params, examples, rng) -> (loss, metrics) or
+# (loss, metrics, params with new state)
 SupervisedLoss = Callable[[Params, Any, PRNGKey], tuple[Any, ...]]
 
 
@@ -48,39 +49,39 @@ def supervised_trainer(
   rng: PRNGKey,
   mesh: Mesh | None = None,
 ) -> Trainer:
-  """Builds a trainer that descends a mean loss over minibatches.
+  """Builds a trainer that minimises a mean loss on minibatches.
 
-  The data stay on the devices; a step draws its examples there, uniformly and
+  The data are on the devices. A step draws its examples there, uniformly and
   with replacement::
 
     g = d/d params  mean over the batch of  loss
     params <- params + optimizer(g)
 
-  A cohort of models trains at once where `init_params` makes a stack of them
-  and `loss_fn` vmaps over it and sums.
+  To train several models at once, let `init_params` return a stack of models,
+  and let `loss_fn` vmap over the stack and return the sum of losses.
 
   Args:
     init_params: `(rng) -> params`.
-    loss_fn: `(params, examples, rng) -> (scalar, metrics)`, the scalar a mean
-      over the examples, the metrics means likewise, scalars by name. It sees
-      the examples of one device. Arrays that it needs (a teacher's) are those
-      of a `jax.tree_util.Partial`, or constants of the program. A third
-      result may be the parameters with new `State` nodes; the new state is the
-      mean over the devices.
+    loss_fn: `(params, examples, rng) -> (scalar, metrics)`. The loss and the
+      metrics, scalars by name, are means over the examples. It sees the
+      examples of one device. Arrays that it needs, such as a teacher's, should
+      be those of a `jax.tree_util.Partial`. Other captured arrays are constants
+      of the program. It may return a third result, the parameters with new
+      `State` nodes. The new state is the mean over the devices.
     optimizer: any optax optimizer.
-    data: a tree of arrays `[examples, ...]`: inputs, labels, a teacher's
-      predictions, whatever the loss reads.
+    data: a tree of arrays `[examples, ...]` that the loss reads: inputs,
+      labels, predictions of a teacher, ...
     batch_size: examples of a step.
     rng: the key from which all batches are drawn.
-    mesh: a mesh with the axis "tasks", over which a batch is spread; None:
-      `task_mesh(batch_size)`.
+    mesh: a mesh with the axis "tasks", over which a batch is split. If None, it
+      is `task_mesh(batch_size)`.
 
   Returns:
     A `Trainer`, which reports "loss" and the metrics.
 
   Raises:
-    ValueError: if the arrays' first axes differ, or the devices do not divide
-      the batch.
+    ValueError: if the first axes of the arrays differ, or if `batch_size` is
+      not a multiple of the number of devices.
   """
   sizes = {leaf.shape[0] for leaf in jax.tree.leaves(data)}
   if len(sizes) != 1:
@@ -97,7 +98,8 @@ def supervised_trainer(
 
   def device_grad(params, loss_fn, data, step_key):
     place = jax.lax.axis_index(TASKS) * per_device + jnp.arange(per_device)
-    # By their place in the batch, so that devices do not matter.
+    # The key of an example depends on its place in the batch only. The batch
+    # therefore does not depend on the number of devices.
     chosen = jax.vmap(
       lambda i: jax.random.randint(
         jax.random.fold_in(step_key, i), (), 0, num_examples
@@ -152,13 +154,13 @@ def loss_of(
   loss_fn: LossFn,
   metrics: Mapping[str, LossFn] | None = None,
 ) -> SupervisedLoss:
-  """Builds what `supervised_trainer` descends, of a model and a loss.
+  """Builds a loss for `supervised_trainer` from a model and a loss function.
 
-  A pass in training: dropout draws from the step's key, and running statistics
-  take in the batch.
+  The model runs in training mode: dropout uses the key of the step, and running
+  statistics are updated by the batch. The trainer's data must be a `Batch`.
 
   Args:
-    model: any model; of examples in a `Batch`, which the data are then.
+    model: any model.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
     metrics: more such functions, reported beside "loss".
   """

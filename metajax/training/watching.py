@@ -1,4 +1,4 @@
-"""What comes between the steps of a long run: signals, and no step at all."""
+"""Watches a long run: warns of stalls, and catches signals."""
 
 import contextlib
 import os
@@ -12,10 +12,11 @@ from absl import logging
 
 @contextlib.contextmanager
 def stalls_noticed(seconds: float) -> Iterator[Callable[[int], None]]:
-  """Yields `beat(step)`, and warns where it is not called again and again.
+  """Yields `beat(step)`, and warns if it is not called for some time.
 
   Args:
-    seconds: after which it warns, each time that they have passed; 0: never.
+    seconds: time without a call after which it warns. The warning is repeated
+      after each such time. 0: never warn.
   """
   beaten = threading.Event()
   step, running = 0, True
@@ -52,7 +53,10 @@ def stalls_noticed(seconds: float) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-  """Collects the first SIGINT or SIGTERM instead of dying of it."""
+  """Catches the first SIGINT or SIGTERM, and yields a list that collects it.
+
+  The second signal has its usual effect.
+  """
   caught: list[int] = []
   previous: dict[int, Any] = {}
 
@@ -63,7 +67,7 @@ def caught_signals() -> Iterator[list[int]]:
   def catch(signum: int, frame: Any) -> None:
     del frame
     caught.append(signum)
-    # Not print, which may be what the signal came into.
+    # Not print, because the signal may have interrupted a print.
     os.write(2, b"stopping after a checkpoint; once more to leave at once\n")
     put_back()
 

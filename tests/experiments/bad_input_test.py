@@ -503,6 +503,26 @@ def test_flags_of_another_network_are_refused(flag, run, workdir):
   _assert_refused(ended, f"--{flag} has no effect here: leave it out.")
 
 
+@pytest.mark.parametrize(
+  "experiment, argument",
+  [
+    ("rer_continual", "--steps=5"),
+    ("federated_omniglot", "--learner=anil"),
+    ("distill_omniglot", "--memory=remat"),
+    ("omniglot_challenge", "--eval_tasks=7"),
+  ],
+)
+def test_flags_without_use_are_neither_shown_nor_taken(
+  experiment, argument, run, workdir
+):
+  flag = argument.split("=")[0]
+  shown = run(experiment, ["--help"]).stdout
+  assert re.search(r"^  --\w+=<", shown, re.MULTILINE)
+  assert f"  {flag}=" not in shown
+  ended = run(experiment, [f"--workdir={workdir}", argument])
+  _assert_refused(ended, f"{flag} has no effect here: leave it out.")
+
+
 def test_a_step_that_the_run_has_not_is_refused(run, tmp_path):
   few = [f"--workdir={tmp_path / 'w'}", "--steps=4", "--replay_step=4"]
   ended = run(SINUSOID, few)

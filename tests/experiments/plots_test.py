@@ -1,5 +1,6 @@
 """Pictures of inputs of any size, and tables of any estimates."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,49 @@ def test_standardised_images_are_drawn_as_they_look(tmp_path, monkeypatch):
   )
   found = {np.rint(image).astype(np.uint8).tobytes() for image in drawn}
   assert found == {image.tobytes() for image in pixels.reshape(4, 4, 4, 3)}
+
+
+def _drawn(tmp_path, monkeypatch, lines, **options):
+  """The axes of a learning curve of "loss" and "validation/loss"."""
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (tmp_path / "metrics.jsonl").write_text(text)
+  figures = []
+  monkeypatch.setattr(
+    plots, "save", lambda figure, path: figures.append(figure)
+  )
+  metrics = {"loss": "training", "validation/loss": "validation"}
+  plots.learning_curve(tmp_path, metrics, "loss", **options)
+  figures[0].canvas.draw()
+  return figures[0].axes[0]
+
+
+@pytest.mark.parametrize("num_points", [1, 2])
+@pytest.mark.parametrize("log", [False, True])
+def test_few_points_are_seen_and_have_numbers_beside_them(
+  num_points, log, tmp_path, monkeypatch
+):
+  lines = [{"step": 50 * i, "loss": 3.0 - i} for i in range(1, num_points + 1)]
+  axes = _drawn(tmp_path, monkeypatch, lines, log=log)
+  (line,) = axes.get_lines()  # There was no validation.
+  assert line.get_marker() == "o"
+  assert [t.get_text() for t in axes.get_legend().get_texts()] == ["training"]
+  left, right = axes.get_xlim()
+  assert left == 0
+  assert right >= 50 * num_points
+  for axis in (axes.xaxis, axes.yaxis):
+    (low, high), ticks = axis.get_view_interval(), axis.get_majorticklocs()
+    assert sum(low <= tick <= high for tick in ticks) >= 3
+
+
+def test_a_run_without_a_line_has_a_picture_all_the_same(tmp_path, monkeypatch):
+  assert not _drawn(tmp_path, monkeypatch, []).get_lines()
+
+
+def test_losses_over_powers_of_ten_are_drawn_so(tmp_path, monkeypatch):
+  lines = [{"step": i, "loss": 100.0 / i**2} for i in range(1, 60)]
+  axes = _drawn(tmp_path, monkeypatch, lines, log=True)
+  assert axes.get_yscale() == "log"
+  assert axes.get_lines()[0].get_marker() == "."
 
 
 # In a process of its own, for the flags.

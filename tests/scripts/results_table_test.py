@@ -1,4 +1,4 @@
-"""The README's table is that of the raw results."""
+"""The table of docs/results.md is that of the raw results."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,11 @@ from scripts import results_table
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_rows_of_the_readme_are_those_of_the_raw_results(capsys):
+def test_rows_of_the_docs_are_those_of_the_raw_results(capsys):
   results_table.main(sorted(map(str, ROOT.glob("docs/results/reproduce/*"))))
   header, _, *rows = capsys.readouterr().out.splitlines()
-  readme = (ROOT / "README.md").read_text()
-  assert header in readme.splitlines()
-  found = re.findall(r"^\| `\w+_\d+w\d+s` \|.*$", readme, re.MULTILINE)
+  page = (ROOT / "docs/results.md").read_text()
+  assert header in page.splitlines()
+  found = re.findall(r"^\| `\w+_\d+w\d+s` \|.*$", page, re.MULTILINE)
   assert sorted(found) == sorted(rows)
   assert len(rows) > 10

@@ -9,14 +9,13 @@ import time
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from metajax.training.logging import read_jsonl, run_logger
+from metajax.training.logging import read_jsonl, records, waiting
 
 
 def _log(workdir, first_step, steps, num_steps=10):
-  logger = run_logger(workdir, first_step, num_steps)
-  for step in steps:
-    logger.write(step, {"loss": step / 4, "validation/accuracy": 1 / step})
-  logger.close()
+  with records(workdir, first_step, num_steps) as record:
+    for step in steps:
+      record.write(step, {"loss": step / 4, "validation/accuracy": 1 / step})
   # An event file is named by the second, and sessions take seconds: this one
   # becomes an older one, so that the next does not take its name.
   files = sorted((workdir / "tensorboard").iterdir())
@@ -59,29 +58,25 @@ def test_lines_are_what_was_written(tmp_path):
 
 
 def test_line_is_on_disk_before_the_next_step(tmp_path):
-  logger = run_logger(tmp_path, 0, 10)
-  logger.write(1, {"loss": 0.5})
-  path = tmp_path / "metrics.jsonl"
-  assert read_jsonl(path) == [{"step": 1, "loss": 0.5}]
-  logger.close()
+  with records(tmp_path, 0, 10) as record:
+    record.write(1, {"loss": 0.5})
+    path = tmp_path / "metrics.jsonl"
+    assert read_jsonl(path) == [{"step": 1, "loss": 0.5}]
 
 
 def test_event_is_on_disk_soon_for_a_run_may_be_killed(tmp_path):
-  logger = run_logger(tmp_path, 0, 10)
-  logger.write(1, {"loss": 0.5})
-  deadline = time.monotonic() + 60
-  while not (written := _shown(tmp_path)) and time.monotonic() < deadline:
-    time.sleep(0.01)
-  logger.close()
+  with records(tmp_path, 0, 10) as record:
+    record.write(1, {"loss": 0.5})
+    deadline = time.monotonic() + 60
+    while not (written := _shown(tmp_path)) and time.monotonic() < deadline:
+      time.sleep(0.01)
   assert written == {("loss", 1): 0.5}
-  logger.close()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_json_lacks_are_strings_that_float_reads(value, tmp_path):
-  logger = run_logger(tmp_path, 0, 10)
-  logger.write(1, {"loss": value, "other": 2.5})
-  logger.close()
+  with records(tmp_path, 0, 10) as record:
+    record.write(1, {"loss": value, "other": 2.5})
 
   def refuse(constant):
     raise AssertionError(f"{constant} is no JSON")
@@ -141,14 +136,58 @@ def test_terminal_sees_a_line_for_each_write_or_a_bar(
   def run(live, name):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: live)
     (tmp_path / name).mkdir()
-    logger = run_logger(tmp_path / name, 2, 10)
-    logger.progress(3, {"loss": 0.5})
-    logger.progress(5, {"loss": 0.25})
-    logger.write(5, {"loss": 0.25, "accuracy": 0.75})
-    logger.close()
+    with records(tmp_path / name, 2, 10) as record:
+      record.progress(3, {"loss": 0.5})
+      record.progress(5, {"loss": 0.25})
+      record.write(5, {"loss": 0.25, "accuracy": 0.75})
     return capsys.readouterr().err
 
   assert run(False, "file") == "step 5/10  loss=0.25  accuracy=0.75\n"
   bar = run(True, "terminal").rpartition("\r")[2]
   assert "5/10" in bar
   assert "loss=0.25" in bar
+
+
+def test_a_logger_is_a_function_that_gets_every_line(tmp_path):
+  found = []
+  with records(
+    tmp_path, 0, 10, [lambda step, scalars: found.append((step, scalars))]
+  ) as record:
+    record.write(2, {"loss": 0.5})
+    record.write(4, {"loss": 0.25, "outer_lr": 0.1})
+  assert found == [(2, {"loss": 0.5}), (4, {"loss": 0.25, "outer_lr": 0.1})]
+  assert [x["step"] for x in read_jsonl(tmp_path / "metrics.jsonl")] == [2, 4]
+
+
+@pytest.mark.parametrize("must_write", [True, False])
+def test_errors_of_loggers_end_the_run_or_are_warned_of(
+  must_write, tmp_path, caplog
+):
+  def full(step, scalars):
+    raise OSError("disk full")
+
+  with records(tmp_path, 0, 10, [full], must_write=must_write) as record:
+    if must_write:
+      with pytest.raises(OSError, match="disk full"):
+        record.write(2, {"loss": 0.5})
+    else:
+      record.write(2, {"loss": 0.5})
+      assert "step 2 could not be recorded: disk full." in caplog.text
+  # What the loop itself raises is not forgiven.
+  with (
+    pytest.raises(OSError, match="of the loop"),
+    records(tmp_path, 2, 10, must_write=must_write),
+  ):
+    raise OSError("of the loop")
+
+
+def test_what_lasts_is_told_and_what_does_not_is_not(capsys):
+  with waiting("short", 60):
+    pass
+  with waiting("long", 0.01):
+    deadline = time.monotonic() + 60
+    told = ""
+    while not told and time.monotonic() < deadline:
+      time.sleep(0.01)
+      told += capsys.readouterr().err
+  assert told == "long\n"

@@ -191,6 +191,28 @@ def test_validation_alone_makes_a_line_without_training_metrics(tmp_path):
   }
 
 
+def test_rates_and_loggers_get_every_line_of_every_session(tmp_path):
+  schedule = Schedule(4, log_every=2, eval_every=3, checkpoint_every=4)
+  found = []
+
+  def log(step, scalars):
+    found.append((step, scalars))
+
+  for num_steps in (4, 8):  # The run is extended.
+    _fit(
+      Counter(),
+      schedule._replace(num_steps=num_steps),
+      tmp_path,
+      lambda state: {"accuracy": 1.0},
+      rates=lambda state: {"outer_lr": 1 / int(state.step)},
+      loggers=[log],
+    )
+  lines = _lines(tmp_path)
+  assert [(line.pop("step"), line) for line in lines] == found
+  rates = {step: x["outer_lr"] for step, x in found if "outer_lr" in x}
+  assert rates == {2: 1 / 2, 4: 1 / 4, 6: 1 / 6, 8: 1 / 8}
+
+
 def test_loss_that_is_not_a_number_is_logged_as_legal_json(tmp_path):
   counter = Counter(metric=lambda s: {1: np.nan, 2: np.inf}.get(s, s))
   _fit(counter, Schedule(3, 1, 3, 3), tmp_path)

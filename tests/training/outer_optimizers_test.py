@@ -8,6 +8,7 @@ import optax
 import pytest
 from optax import contrib
 
+from metajax.optimizers import last_step_size
 from metajax.training import (
   Clients,
   evaluation_params,
@@ -273,6 +274,25 @@ def test_schedule_free_is_validated_where_its_average_is(tmp_path):
   chex.assert_trees_all_close(validated[1], x, rtol=1e-8)
   chex.assert_trees_all_close(validated[0], _schedule_free_average(2)[1])
   assert not np.allclose(x["w"], y["w"], rtol=1e-3)
+
+
+def test_last_step_size_is_that_of_the_last_update():
+  """By plain numbers: lines of slope -0.01 from 0.5 on."""
+  rate = optax.linear_schedule(0.5, 0.0, 50)
+  optimizer = optax.chain(optax.clip(1.0), optax.adam(rate))
+  state = optimizer.init(PARAMS)
+  assert last_step_size(rate, state) == pytest.approx(0.5)
+  for step in range(4):
+    _, state = optimizer.update(PARAMS, state, PARAMS)
+    expected = 0.5 - 0.01 * step
+    assert last_step_size(rate, state) == pytest.approx(expected)
+  # Seeds of which one has skipped a step.
+  two = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+  behind = jax.tree.map(
+    lambda x: x - jnp.array([0, 1]) if x.dtype == jnp.int32 else x, two
+  )
+  assert last_step_size(rate, behind) == pytest.approx(0.475)
+  assert last_step_size(0.25, optax.sgd(0.25).init(PARAMS)) == 0.25
 
 
 def test_evaluation_params_of_seeds_and_of_parts():
