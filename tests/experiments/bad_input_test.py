@@ -592,6 +592,14 @@ def _member(folder, **flags):
     ({"filters": 8}, "is a run with --filters=8, not 64: give another .*"),
     ({"filters": 64, "num_seeds": 2}, "is a run with --num_seeds=2, not 1: .*"),
     (
+      {"filters": 64, "data_dir": "cifar_fs-1a2b3c4d"},
+      "is a run with --data_dir=cifar_fs-1a2b3c4d, not None: give another .*",
+    ),
+    (
+      {"filters": 64, "downsampling": "max_pool"},
+      "is a run with --downsampling=max_pool, not auto: give another run, .*",
+    ),
+    (
       {"filters": 64, "inner_lr": 0.4},
       "is a run with --inner_lr=0.4, not 2.0: give another run, or other .*",
     ),
