@@ -11,6 +11,7 @@ FIRST = 10
 MOST_USED = (
   "preset",
   "learner",
+  "data",
   "data_dir",
   "workdir",
   "steps",
@@ -28,10 +29,12 @@ MOST_USED = (
 )
 GROUPS = {
   "data and tasks": (
+    "data",
     "data_dir",
     "split",
     "image_size",
     "rotations",
+    "standardize",
     "ways",
     "train_ways",
     "shots",
@@ -44,6 +47,7 @@ GROUPS = {
   "network": (
     "model",
     "filters",
+    "downsampling",
     "normalization",
     "conv_lowering",
     "dtype",
@@ -74,6 +78,8 @@ GROUPS = {
     "stall_seconds",
   ),
   "evaluation": (
+    "eval_data",
+    "eval_data_dir",
     "eval_tasks",
     "eval_seed",
     "eval_every",

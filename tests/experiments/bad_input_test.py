@@ -251,6 +251,7 @@ def test_every_flag_is_tried_above(experiment, run):
     "compile_cache",
     "profile",
     "coordinator",
+    "logger",
   }
   assert tried <= listed
 
