@@ -1,6 +1,7 @@
 """Images of a folder are labelled by the few that are labelled."""
 
 import csv
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from metajax import classify, saved
+from metajax.tasks.standardized import Channels
 
 SHADES = {"dark": 20, "middle": 120, "light": 240}
 MODEL = {"name": "conv4", "filters": 8, "num_blocks": 1} | {
@@ -35,7 +37,7 @@ def folder(tmp_path):
   return tmp_path / "images"
 
 
-def _run(path, learner="prototypical", ways=3, inverted=False):
+def _run(path, learner="prototypical", ways=3, inverted=False, channels=None):
   recipe = saved.Recipe(
     learner,
     MODEL,
@@ -45,12 +47,46 @@ def _run(path, learner="prototypical", ways=3, inverted=False):
     1,
     1,
   )
-  images = jax.ShapeDtypeStruct((8, 8, 1), jnp.dtype("float32"))
+  depth = 1 if channels is None else 3
+  images = jax.ShapeDtypeStruct((8, 8, depth), jnp.dtype("float32"))
   params = saved.build(recipe).init(
     jax.random.key(0), jnp.zeros((1, *images.shape))
   )
-  saved.save(path, recipe, params, images, inverted=inverted)
+  saved.save(path, recipe, params, images, inverted=inverted, channels=channels)
   return path
+
+
+def test_coloured_images_are_standardised_as_in_training(folder, tmp_path):
+  """What the learner sees is known by hand; the sheet has the images."""
+  channels = Channels((0.5, 0.25, 0.0), (0.5, 1.0, 2.0))
+  run = saved.load(_run(tmp_path, channels=channels))
+  assert run.channels == channels and run.inputs.shape == (8, 8, 3)
+  seen = []
+  loaded = run._replace(
+    adapt=lambda support: seen.append(support.inputs) or run.adapt(support)
+  )
+  found = classify.classify(loaded, folder)
+  (support,) = seen
+  assert support.shape == (6, 8, 8, 3)
+  pixels = np.asarray(support[..., 0]) * 0.5 + 0.5
+  np.testing.assert_allclose(support[..., 1], pixels - 0.25, atol=1e-6)
+  np.testing.assert_allclose(support[..., 2], pixels / 2, atol=1e-6)
+  assert 0 <= pixels.min() < 0.2 and 0.8 < pixels.max() <= 1
+  assert found.images.min() >= 0 and found.images.max() <= 1
+  assert (
+    dict(zip([p.name for p in found.files], found.labels, strict=True))[
+      "like_light.png"
+    ]
+    == "light"
+  )
+
+
+def test_learners_saved_before_there_were_channels_are_loaded(tmp_path):
+  path = _run(tmp_path) / saved.LEARNER
+  about = json.loads(path.read_text())
+  assert about.pop("channels") is None
+  path.write_text(json.dumps(about))
+  assert saved.load(tmp_path).channels is None
 
 
 @pytest.mark.parametrize("inverted", [False, True])

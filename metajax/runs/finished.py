@@ -80,6 +80,8 @@ def _find_run(flag: str, folder: Path) -> Run:
     "inner_optimizer": "sgd",
     "num_seeds": 1,
     "dtype": "float32",
+    "downsampling": "auto",
+    "data_dir": None,  # What is not Omniglot has a fingerprint here.
   }
   own, wanted = usual | own, wanted | usual
   for name, value in wanted.items():

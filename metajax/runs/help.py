@@ -13,6 +13,7 @@ HIDDEN = ("together",)
 MOST_USED = (
   "preset",
   "learner",
+  "data",
   "data_dir",
   "workdir",
   "steps",
@@ -30,10 +31,12 @@ MOST_USED = (
 )
 GROUPS = {
   "data and tasks": (
+    "data",
     "data_dir",
     "split",
     "image_size",
     "rotations",
+    "standardize",
     "ways",
     "train_ways",
     "shots",
@@ -46,6 +49,7 @@ GROUPS = {
   "network": (
     "model",
     "filters",
+    "downsampling",
     "normalization",
     "conv_lowering",
     "dtype",
@@ -78,6 +82,8 @@ GROUPS = {
     "stall_seconds",
   ),
   "evaluation": (
+    "eval_data",
+    "eval_data_dir",
     "eval_tasks",
     "eval_seed",
     "eval_every",

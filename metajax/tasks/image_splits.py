@@ -138,7 +138,10 @@ def with_channels(data: Images, channels: int) -> Images:
   if images.shape[-1] == channels:
     return data
   if channels == 1:
-    images = np.rint(images @ LUMINANCE).astype(np.uint8)[..., None]
+    grey = np.empty((*images.shape[:-1], 1), np.uint8)
+    for row, image in zip(grey, images, strict=True):  # Little memory at once.
+      row[..., 0] = np.rint(image @ LUMINANCE)
+    images = grey
   else:
     images = np.broadcast_to(images, (*images.shape[:-1], channels))
   return data._replace(images=images)

@@ -253,6 +253,7 @@ def test_every_flag_is_tried_above(experiment, run):
     "profile",
     "coordinator",
     "sweep",
+    "logger",
   }
   assert tried <= listed
 
@@ -357,7 +358,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
     ),
     (
       ["--data=mini_imagenet", "--data_dir=IMAGES"],
-      r"--data_dir=.*: \(16, 4, 5\) classes for training, validation and test, "
+      r"--data_dir=.*: \(26, 6, 8\) classes for training, validation and test, "
       r"must be \(64, 16, 20\) in miniImageNet; --data=folder takes any\.",
     ),
     (
@@ -382,7 +383,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
 def test_data_by_name_that_cannot_be_are_named(
   flags, message, run, workdir, tmp_path
 ):
-  for name, count in (("images", 25), ("few", 15)):
+  for name, count in (("images", 40), ("few", 15)):
     for i in range(count):
       (tmp_path / name / f"{i:02}").mkdir(parents=True)
       for j in range(2):
@@ -616,6 +617,14 @@ def _member(folder, **flags):
     ({"ways": 20}, "is a run with --ways=20, not 5: give another run, or .*"),
     ({"filters": 8}, "is a run with --filters=8, not 64: give another .*"),
     ({"filters": 64, "num_seeds": 2}, "is a run with --num_seeds=2, not 1: .*"),
+    (
+      {"filters": 64, "data_dir": "cifar_fs-1a2b3c4d"},
+      "is a run with --data_dir=cifar_fs-1a2b3c4d, not None: give another .*",
+    ),
+    (
+      {"filters": 64, "downsampling": "max_pool"},
+      "is a run with --downsampling=max_pool, not auto: give another run, .*",
+    ),
     (
       {"filters": 64, "inner_lr": 0.4},
       "is a run with --inner_lr=0.4, not 2.0: give another run, or other .*",

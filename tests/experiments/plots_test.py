@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -15,6 +16,7 @@ from metajax.losses import cross_entropy
 from metajax.models.mlp import MLP
 from metajax.runs import plots
 from metajax.tasks.few_shot import few_shot_episodes
+from metajax.tasks.standardized import Channels, standardized
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +31,27 @@ def test_images_of_any_size_and_colour_are_drawn(shape, tmp_path):
   path = tmp_path / "episodes.png"
   plots.image_episodes(path, learner, params, tasks, key, 2, columns=2)
   assert path.stat().st_size > 0
+
+
+def test_standardised_images_are_drawn_as_they_look(tmp_path, monkeypatch):
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 4, 4, 3), np.uint8)
+  channels = Channels((0.5, 0.25, 0.1), (0.5, 2.0, 0.2))
+  tasks = standardized(few_shot_episodes(pixels, 2, 1, 1), channels)
+  learner = maml(MLP(2, (2,)), cross_entropy, optax.sgd(0.1), 1)
+  key = jax.random.key(0)
+  params = learner.init(key, tasks(key).support.inputs)
+  drawn = []
+  monkeypatch.setattr(
+    plots, "_show", lambda axes, image, *how: drawn.append(255 * image)
+  )
+  plots.image_episodes(
+    tmp_path / "episodes.png",
+    *(learner, params, tasks, key, 2),
+    columns=2,
+    channels=channels,
+  )
+  found = {np.rint(image).astype(np.uint8).tobytes() for image in drawn}
+  assert found == {image.tobytes() for image in pixels.reshape(4, 4, 4, 3)}
 
 
 def _drawn(tmp_path, monkeypatch, lines, **options):
