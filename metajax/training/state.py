@@ -186,6 +186,14 @@ def choose(condition: Array, new: Any, old: Any) -> Any:
   )
 
 
+def gradient_norm(grads: Params) -> Array:
+  """Returns the Euclidean norm of the weights' gradients, float32 or wider.
+
+  `State` nodes hold new state and not a gradient, so they do not count.
+  """
+  return optax.tree.norm(jax.tree.map(wide, variables.weights(grads)))
+
+
 def all_finite(tree: Any) -> Array:
   """Returns a bool scalar: whether all numbers of a tree are finite."""
   leaves = [_is_finite(x).all() for x in jax.tree.leaves(tree)]

@@ -13,7 +13,7 @@ from metajax.training import checkpoint, logging, meta_trainer
 from metajax.training.inspection import inspect_step
 from metajax.training.logging import read_jsonl
 from metajax.training.loop import NonFinite, Schedule, fit
-from metajax.types import Batch, Episode, MetaLearner
+from metajax.types import Batch, Episode, MetaLearner, State
 
 BAD = 5  # The step that goes wrong.
 RNG, KEY = jax.random.key(1), jax.random.key(2)
@@ -217,6 +217,34 @@ def test_inspection_tells_the_tasks_apart():
   np.testing.assert_allclose(found.metrics["loss"], logs, rtol=1e-5)
   norms = np.hypot(0.5 - logs, 2.0)
   np.testing.assert_allclose(found.metrics["gradient_norm"], norms, rtol=1e-5)
+
+
+def test_inspected_norms_are_of_weights_like_the_trainers():
+  """New statistics, such as a variance of 1e4, are no gradient."""
+
+  def meta_grad(params, episodes, rng):
+    del rng
+    grads = {
+      "w": jnp.asarray([3.0, 4.0], jnp.bfloat16),
+      "statistics": State(jnp.float32(1e4)),
+    }
+    return grads, {"loss": jnp.square(params["w"]).mean()}
+
+  learner = MetaLearner(
+    lambda rng, inputs: {
+      "w": jnp.zeros(2, jnp.bfloat16),
+      "statistics": State(jnp.float32(0.0)),
+    },
+    lambda params, *_: params,
+    None,
+    meta_grad,
+  )
+  trainer = meta_trainer(learner, optax.sgd(0.1), _tasks, meta_batch=1, rng=RNG)
+  state = trainer.init(KEY)
+  found = inspect_step(learner, _tasks, state, meta_batch=1, rng=RNG)
+  _, metrics = trainer.compile(state)[0](state, 1)
+  for norm in (found.metrics["gradient_norm"][0], metrics["gradient_norm"]):
+    assert norm.dtype == jnp.float32 and norm == 5.0
 
 
 @pytest.fixture
