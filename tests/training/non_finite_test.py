@@ -159,8 +159,8 @@ def test_a_skipped_step_changes_nothing_and_counts_in_nothing():
   np.testing.assert_allclose(metrics["skipped"], 1 / 9, rtol=1e-6)
 
 
-def _fit(trainer, workdir, num_steps=9, **options):
-  schedule = Schedule(num_steps, 3, 100, 4)
+def _fit(trainer, workdir, num_steps=9, log_every=3, **options):
+  schedule = Schedule(num_steps, log_every, 100, 4)
   return fit(trainer, KEY, schedule, workdir, tasks_per_step=4, **options)
 
 
@@ -189,6 +189,16 @@ def test_skipped_steps_are_counted_over_interruptions(tmp_path):
   assert all(isinstance(line["loss"], float) for line in lines)
   skipped = {line["step"]: line["skipped"] for line in lines}
   assert skipped == {3: 0, 6: pytest.approx(1 / 3), 7: 0, 9: 0}
+
+
+def test_a_line_of_skipped_steps_alone_says_nan(tmp_path):
+  _fit(_trainer(skip=True), tmp_path, BAD + 2, log_every=1)
+  lines = {
+    line["step"]: line for line in read_jsonl(tmp_path / "metrics.jsonl")
+  }
+  assert lines[BAD + 1]["skipped"] == 1.0
+  assert lines[BAD + 1]["loss"] == lines[BAD + 1]["gradient_norm"] == "nan"
+  assert isinstance(lines[BAD + 2]["loss"], float)
 
 
 def test_inspection_tells_the_tasks_apart():
