@@ -89,15 +89,20 @@ def stateless(model: Model, who: str) -> Forward:
 
   def init(rng: PRNGKey, inputs: Any) -> Params:
     params = functions.init(rng, inputs)
-    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, State))
-    if any(isinstance(leaf, State) for leaf in leaves):
-      raise ValueError(
-        f"model: keeps running statistics, which {who} does not update; "
-        "normalise by the batch or in groups."
-      )
+    check_stateless(params, who)
     return params
 
   return functions._replace(init=init)
+
+
+def check_stateless(params: Params, who: str) -> None:
+  """Raises a `ValueError` if parameters have `State` nodes, see `stateless`."""
+  leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, State))
+  if any(isinstance(leaf, State) for leaf in leaves):
+    raise ValueError(
+      f"model: keeps running statistics, which {who} does not update; "
+      "normalise by the batch or in groups."
+    )
 
 
 def with_mask(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -63,9 +63,11 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     labels: `[...]` integers.
 
   Returns:
-    A scalar, in nats.
+    A scalar, in nats. It is NaN if a label is no class.
   """
   _check_labels(logits, labels)
+  # A negative index would count from the end, the last class for -1.
+  labels = jnp.where(labels < 0, logits.shape[-1], labels)
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 

@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters, and the dtype of sums."""
+"""Checks of hyper-parameters and of logits, and the dtype of sums."""
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,18 @@ def wide(x: ArrayLike) -> jax.Array:
   if jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32:
     return x
   return x.astype(jnp.float32)
+
+
+def largest_logits(logits: ArrayLike) -> jax.Array:
+  """Returns the maxima over the last axis, of classes, of known logits.
+
+  A logit of -inf masks a class. A maximum is finite if and only if the logits
+  of the example are valid: it is NaN or +inf if one of them is, and -inf if all
+  classes are masked.
+  """
+  # Evaluates constants of a traced function, too.
+  with jax.ensure_compile_time_eval():
+    return jnp.max(jnp.asarray(logits), axis=-1)
 
 
 def check_number(

@@ -55,6 +55,13 @@ def test_cross_entropy_of_huge_logits_does_not_overflow():
   np.testing.assert_allclose(gradient, [[0, 0], [0.5, -0.5]], atol=1e-6)
 
 
+@pytest.mark.parametrize("label", [-1, -5, 4, 7])
+def test_cross_entropy_of_a_label_that_is_no_class_is_nan(label):
+  """A label of -1 was taken for the last class."""
+  loss = jax.jit(cross_entropy)(LOGITS, np.append(LABELS[1:], label))
+  assert np.isnan(loss)
+
+
 def test_accuracy_counts_rows_that_peak_at_their_label():
   logits = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.0, 0.1], [5.0, 4.0]])
   # The peaks are 1, 0, 1, 0.

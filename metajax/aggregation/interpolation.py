@@ -1,5 +1,6 @@
 """Interpolates two models and measures the loss barrier between them."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,13 +31,23 @@ class LossBarrier(NamedTuple):
 
 
 def interpolate(one: Params, other: Params, weight: ArrayLike) -> Params:
-  """Returns `(1 - weight) one + weight other`, in the dtypes of `one`."""
+  """Returns `(1 - weight) one + weight other`, in the dtypes of `one`.
 
-  def between(a: ArrayLike, b: ArrayLike) -> Array:
-    mean = (1 - weight) * wide(a) + weight * wide(b)
+  A weight below 0 or above 1 extrapolates. `State` nodes are not extrapolated,
+  since a running variance could become negative. For them, the weight is
+  clipped to [0, 1].
+  """
+
+  def between(share: ArrayLike, a: ArrayLike, b: ArrayLike) -> Array:
+    mean = (1 - share) * wide(a) + share * wide(b)
     return variables.narrow(jnp.asarray(mean), jnp.result_type(a))
 
-  return jax.tree.map(between, one, other)
+  whole = jax.tree.map(functools.partial(between, weight), one, other)
+  states = jax.tree.map(
+    functools.partial(between, jnp.clip(weight, 0, 1)),
+    *map(variables.states, (one, other)),
+  )
+  return variables.combine(states, whole)
 
 
 def loss_barrier(

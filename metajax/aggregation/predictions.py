@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from metajax.aggregation.stacks import check_stack, normalized_weights
-from metajax.numerics import wide
+from metajax.numerics import largest_logits, wide
 from metajax.types import Array
 
 # Replaces log 0 = -inf inside sums. Its exp and the derivative of that are 0.
@@ -255,11 +255,7 @@ def _column(weights: ArrayLike | None, logits: Array) -> Array:
   """Returns weights that broadcast against logits `[models, ..., classes]`."""
   if isinstance(logits, jax.core.Tracer) or logits.ndim < 2:
     return _broadcast(weights, check_stack(logits), logits)
-  # The maximum over classes is NaN or +inf if a logit is, and -inf if all
-  # classes are masked. Otherwise it is finite.
-  with jax.ensure_compile_time_eval():
-    size = check_stack(logits.max(-1))
-  return _broadcast(weights, size, logits)
+  return _broadcast(weights, check_stack(largest_logits(logits)), logits)
 
 
 def _broadcast(weights: ArrayLike | None, size: int, stack: Array) -> Array:

@@ -141,6 +141,20 @@ def weighted_sum(weights: Array, leaf: Array) -> Array:
   )
 
 
+def weighted_mean(weights: Array, stack: Params) -> Params:
+  """Returns `sum_m w_m x_m` of each leaf, for weights that sum to one.
+
+  Integers are rounded. Of random keys, the first is taken.
+  """
+
+  def of_leaf(leaf: Array) -> Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return leaf[0]
+    return variables.narrow(weighted_sum(weights, leaf), leaf.dtype)
+
+  return jax.tree.map(of_leaf, stack)
+
+
 def _check_alike(first: Leaves, other: Leaves, index: int) -> None:
   names = [dict((_name(p), x) for p, x in leaves) for leaves in (first, other)]
   for name in [*names[0], *(n for n in names[1] if n not in names[0])]:

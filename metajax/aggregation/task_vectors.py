@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from metajax import variables
 from metajax.aggregation.stacks import (
   check_stack,
   normalized_weights,
+  weighted_mean,
   weighted_sum,
 )
 from metajax.numerics import check_number, wide
@@ -18,7 +20,8 @@ def task_vectors(stack: Params, base: Params) -> Params:
   """Returns `tau_m = theta_m - theta_0`, a tree of `[models, ...]`.
 
   They are in float32 at least. Differences of narrower numbers are exact or
-  nearly exact in float32.
+  nearly exact in float32. `State` nodes hold the models' state, not a
+  difference.
 
   Args:
     stack: fine-tuned models, a tree of arrays `[models, ...]`.
@@ -32,7 +35,11 @@ def task_vectors(stack: Params, base: Params) -> Params:
     <https://arxiv.org/abs/2212.04089>`_, 2023, section 2.
   """
   check_stack(stack)
-  return jax.tree.map(lambda x, start: wide(x) - wide(start), stack, base)
+  differences = jax.tree.map(
+    lambda x, start: wide(x) - wide(start),
+    *map(variables.weights, (stack, base)),
+  )
+  return variables.combine(differences, stack)
 
 
 def task_arithmetic(base: Params, vectors: Params, scales: ArrayLike) -> Params:
@@ -42,9 +49,19 @@ def task_arithmetic(base: Params, vectors: Params, scales: ArrayLike) -> Params:
 
     theta = theta_0 + sum_m lambda_m tau_m
 
+  State S is averaged, because a sum could make a running variance negative::
+
+    S = (1 - sum_m p_m) S_0 + sum_m p_m S_m
+    p_m = max(lambda_m, 0) / max(1, sum_k max(lambda_k, 0))
+
+  With scales that are not negative and sum to at most 1, it is the same
+  equation as that of the weights. With other scales, compute running statistics
+  anew.
+
   Args:
     base: theta_0.
-    vectors: the tau_m, a tree of arrays `[models, ...]`.
+    vectors: the tau_m, a tree of arrays `[models, ...]`. Its `State` nodes hold
+      the S_m, as in the result of `task_vectors`.
     scales: `[models]` or one number for all. A negative scale makes the model
       forget a task.
 
@@ -65,13 +82,21 @@ def task_arithmetic(base: Params, vectors: Params, scales: ArrayLike) -> Params:
       f"scales of shape {scales.shape}: must be one number or ({size},)."
     )
   scales = jnp.broadcast_to(scales, (size,))
-  return jax.tree.map(
+  moved = jax.tree.map(
     lambda start, leaf: (wide(start) + weighted_sum(scales, leaf)).astype(
       start.dtype
     ),
-    base,
-    vectors,
+    *map(variables.weights, (base, vectors)),
   )
+  shares = jnp.maximum(wide(scales), 0)
+  shares = shares / jnp.maximum(shares.sum(), 1)
+  # The base is one more model of the average.
+  shares = jnp.append(jnp.maximum(1 - shares.sum(), 0), shares)
+  states = jax.tree.map(
+    lambda start, leaf: jnp.concatenate([jnp.asarray(start)[None], leaf]),
+    *map(variables.states, (base, vectors)),
+  )
+  return variables.combine(moved, weighted_mean(shares, states), base)
 
 
 def ties_vector(
@@ -89,7 +114,8 @@ def ties_vector(
     tau_j   = mean_m over {m: sign(tau'_mj) = gamma_j}, weighted, of tau'_mj
 
   Trimming ranks all parameters of a model together. All values that are equal
-  to the smallest kept magnitude are kept.
+  to the smallest kept magnitude are kept. `State` nodes are not ranked. They
+  become the weighted average of the models' state.
 
   Args:
     vectors: a tree of arrays `[models, ...]`.
@@ -97,7 +123,8 @@ def ties_vector(
     density: the fraction of a task vector to keep, in (0, 1].
 
   Returns:
-    One task vector, to be scaled and added to the base model.
+    One task vector, to be scaled and added to the base model. With a leading
+    model axis (`x[None]`), `task_arithmetic` does so.
 
   Raises:
     ValueError: see `check_stack` and `normalized_weights`; if `density` is out
@@ -111,7 +138,10 @@ def ties_vector(
   size = check_stack(vectors)
   normal = normalized_weights(weights, size)
   magnitudes = jnp.concatenate(
-    [jnp.abs(wide(v)).reshape(size, -1) for v in jax.tree.leaves(vectors)],
+    [
+      jnp.abs(wide(v)).reshape(size, -1)
+      for v in jax.tree.leaves(variables.weights(vectors))
+    ],
     axis=1,
   )
   count = magnitudes.shape[1]
@@ -132,4 +162,6 @@ def ties_vector(
     mean = (mass * trimmed).sum(0) / jnp.where(total > 0, total, 1.0)
     return mean.astype(leaf.dtype)
 
-  return jax.tree.map(merge, vectors)
+  merged = jax.tree.map(merge, variables.weights(vectors))
+  states = weighted_mean(normal, variables.states(vectors))
+  return variables.combine(merged, states)

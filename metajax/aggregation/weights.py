@@ -1,6 +1,6 @@
 """Combines models in weight space: averages, soups, and Fisher merging."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from metajax import batches, variables
 from metajax.aggregation.stacks import (
   check_stack,
   normalized_weights,
+  weighted_mean,
   weighted_sum,
 )
 from metajax.numerics import check_number, wide
@@ -47,7 +48,7 @@ def weighted_average(stack: Params, weights: ArrayLike | None = None) -> Params:
   """
   normal = normalized_weights(weights, check_stack(stack))
 
-  return _average(normal, stack)
+  return weighted_mean(normal, stack)
 
 
 def pseudo_gradient(
@@ -90,7 +91,7 @@ def pseudo_gradient(
   def difference(start: Array, leaf: Array) -> Array:
     return weighted_sum(normal, wide(start) - wide(leaf)).astype(start.dtype)
 
-  states = _average(normal, variables.states(stack))
+  states = weighted_mean(normal, variables.states(stack))
   return variables.combine(
     jax.tree.map(difference, *map(variables.weights, (params, stack))), states
   )
@@ -230,17 +231,20 @@ def fisher_average(
 
   Args:
     stack: a tree of arrays `[models, ...]`.
-    fishers: a tree like `stack`, not negative; see `fisher_diagonal`.
+    fishers: a tree like `stack`, not negative; see `fisher_diagonal`. Its
+      `State` nodes are not used.
     weights: `[models]`, not negative; equal if None.
     floor: a positive number that is added to the Fisher information. Parameters
       without information become the weighted average.
 
   Returns:
-    One model, in the dtypes of the stack.
+    One model, in the dtypes of the stack. Its `State` nodes hold the weighted
+    average of the models' state.
 
   Raises:
     ValueError: see `check_stack` and `normalized_weights`; if `floor` is not
-      positive.
+      positive; if `fishers` has other shapes than `stack` or a negative number.
+      Traced values are not checked.
 
   References:
     Matena and Raffel, `Merging Models with Fisher-Weighted Averaging
@@ -251,19 +255,24 @@ def fisher_average(
   check_stack(fishers)
   normal = normalized_weights(weights, size)
 
-  def merge(leaf: Array, fisher: Array) -> Array:
+  def merge(path: Sequence[Any], leaf: Array, fisher: Array) -> Array:
+    name = f"fishers{jax.tree_util.keystr(tuple(path))}"
+    if fisher.shape != leaf.shape:
+      raise ValueError(
+        f"{name} has shape {fisher.shape}, must be {leaf.shape}, the stack's."
+      )
+    if not isinstance(fisher, jax.core.Tracer):
+      # The message of the least number is one line.
+      check_number(name, float(np.asarray(fisher, float).min()), at_least=0)
     column = normal.reshape(-1, *[1] * (leaf.ndim - 1))
     mass = column * (wide(fisher) + floor)
-    mean = (mass * wide(leaf)).sum(0) / mass.sum(0)
-    return variables.narrow(mean, leaf.dtype)
+    return ((mass * wide(leaf)).sum(0) / mass.sum(0)).astype(leaf.dtype)
 
-  return jax.tree.map(merge, stack, fishers)
-
-
-def _average(normal: Array, stack: Params) -> Params:
-  return jax.tree.map(
-    lambda leaf: variables.narrow(weighted_sum(normal, leaf), leaf.dtype), stack
+  merged = jax.tree_util.tree_map_with_path(
+    merge, *map(variables.weights, (stack, fishers))
   )
+  states = weighted_mean(normal, variables.states(stack))
+  return variables.combine(merged, states)
 
 
 def _model(stack: Params, index: int) -> Params:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from metajax.aggregation import fisher_diagonal
+from metajax.aggregation import fisher_diagonal, interpolate
 from metajax.continual.reservoir import Reservoir, add, draw, reservoir
+from metajax.forward import check_stateless
 from metajax.numerics import wide
 from metajax.types import Array, Batch, Params, PRNGKey
 
@@ -32,9 +33,12 @@ class Learned(NamedTuple):
 class ContinualLearner(NamedTuple):
   """An algorithm that sees the examples of a stream one at a time, each once.
 
+  The learners of this module need a model without running statistics, and
+  examples without a mask.
+
   Attributes:
     init: `(params, example) -> Learned`. Only the shapes and dtypes of the
-      example are used.
+      example are used. It may raise a `ValueError`.
     observe: `(learned, example, rng) -> Learned`.
     end_task: `(learned, examples [n, ...]) -> Learned`. It is called after the
       last example of a task, with all examples of the task. Only some learners
@@ -54,7 +58,11 @@ def online(loss_fn: ExampleLoss, step_size: ArrayLike) -> ContinualLearner:
     params = _sgd(loss_fn, learned.params, example, step_size)
     return Learned(params, ())
 
-  return ContinualLearner(lambda params, _: Learned(params, ()), observe, _keep)
+  def init(params: Params, example: Batch) -> Learned:
+    _check_start(params, example, "online")
+    return Learned(params, ())
+
+  return ContinualLearner(init, observe, _keep)
 
 
 def replayed(
@@ -90,7 +98,8 @@ def replayed(
     )
     return Learned(params, add(learned.memory, example, add_key))
 
-  return ContinualLearner(_with_reservoir(capacity), observe, _keep)
+  init = _with_reservoir(capacity, "replayed")
+  return ContinualLearner(init, observe, _keep)
 
 
 def meta_experience_replay(
@@ -147,17 +156,18 @@ def meta_experience_replay(
     def one_batch(params: Params, key: PRNGKey) -> tuple[Params, None]:
       drawn = _draw_with(learned.memory, example, batch, key)
       new, _ = jax.lax.scan(one_example, params, drawn)
-      return _towards(params, new, within), None
+      return interpolate(params, new, within), None
 
     params, _ = jax.lax.scan(
       one_batch, learned.params, jax.random.split(draw_key, batches)
     )
     return Learned(
-      _towards(learned.params, params, across),
+      interpolate(learned.params, params, across),
       add(learned.memory, example, add_key),
     )
 
-  return ContinualLearner(_with_reservoir(capacity), observe, _keep)
+  init = _with_reservoir(capacity, "meta_experience_replay")
+  return ContinualLearner(init, observe, _keep)
 
 
 def elastic_weights(
@@ -185,7 +195,7 @@ def elastic_weights(
   """
 
   def init(params: Params, example: Batch) -> Learned:
-    del example
+    _check_start(params, example, "elastic_weights")
     nothing = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), params)
     return Learned(params, (nothing, nothing))
 
@@ -223,8 +233,22 @@ def _keep(learned: Learned, examples: Batch) -> Learned:
   return learned
 
 
-def _with_reservoir(capacity: int) -> Callable[[Params, Batch], Learned]:
-  return lambda params, example: Learned(params, reservoir(example, capacity))
+def _check_start(params: Params, example: Batch, who: str) -> None:
+  check_stateless(params, who)
+  if example.mask is not None:
+    raise ValueError(
+      f"mask: {who} learns from every example; leave the padding out."
+    )
+
+
+def _with_reservoir(
+  capacity: int, who: str
+) -> Callable[[Params, Batch], Learned]:
+  def init(params: Params, example: Batch) -> Learned:
+    _check_start(params, example, who)
+    return Learned(params, reservoir(example, capacity))
+
+  return init
 
 
 def _draw_with(
@@ -251,7 +275,3 @@ def _sgd(
 
 def _descend(params: Params, grads: Params, step_size: ArrayLike) -> Params:
   return jax.tree.map(lambda x, g: x - step_size * g, params, grads)
-
-
-def _towards(old: Params, new: Params, share: ArrayLike) -> Params:
-  return jax.tree.map(lambda x, y: x + share * (y - x), old, new)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 from metajax.continual.learners import ContinualLearner, Learned
+from metajax.forward import forward
+from metajax.losses import accuracy, over_examples
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
 
@@ -41,7 +43,8 @@ def rotated(
     rng: the key of angles and images.
 
   Raises:
-    ValueError: if there are no tasks, or fewer images than examples.
+    ValueError: if there are no tasks, or fewer images than examples; if the
+      images have a mask.
   """
 
   def turn(images: Array, key: PRNGKey, task: Array) -> Array:
@@ -91,12 +94,17 @@ def accuracies_over_stream(
     params: the initial parameters.
     stream: the tasks.
     rng: the key of the learner.
+
+  Raises:
+    ValueError: if the model has running statistics, or the stream a mask, that
+      the learner cannot use.
   """
+  apply = forward(model).apply
   example = jax.tree.map(lambda x: x[0, 0], stream.train)
 
   def score(params: Params, test: Batch) -> Array:
-    predicted = model.apply(params, test.inputs).argmax(-1)
-    return (predicted == test.targets).mean()
+    logits = apply(params, test.inputs, mask=test.mask)
+    return over_examples(accuracy, logits, test.targets, test.mask)
 
   def one_task(
     learned: Learned, task_and_key: tuple[Batch, PRNGKey]
@@ -131,6 +139,9 @@ def _stream(
     )
   if num_tasks < 1:
     raise ValueError(f"num_tasks={num_tasks}: must be 1 or more.")
+  for name, images in (("train", train), ("test", test)):
+    if images.mask is not None:
+      raise ValueError(f"{name}: has a mask; leave the padding out.")
   # A traced index cannot index a numpy array.
   train, test = jax.tree.map(jnp.asarray, (train, test))
 

@@ -20,7 +20,7 @@ from metajax.distillation.synthetic import (
   fit_synthetic,
 )
 from metajax.forward import stateless
-from metajax.numerics import wide
+from metajax.numerics import check_number, wide
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
 
@@ -165,10 +165,14 @@ def distribution_matching(embedding: Model) -> Objective:
   Args:
     embedding: returns features `[n, d]`.
 
+  Raises:
+    ValueError: in use, if the model has running statistics.
+
   References:
     Zhao and Bilen, `Dataset Condensation with Distribution Matching
     <https://arxiv.org/abs/2110.04181>`_, 2023, equation 4.
   """
+  embedding = stateless(embedding, "distribution_matching")
 
   def objective(synthetic: SyntheticSet, real: Batch, rng: PRNGKey) -> Array:
     num_classes = synthetic.targets.shape[-1]
@@ -199,10 +203,14 @@ def kernel_inducing(kernel: Kernel, ridge: ArrayLike = 1e-3) -> Objective:
       positive. If the synthetic set starts at noise, use a large one (0.1) at
       first.
 
+  Raises:
+    ValueError: if `ridge` is not positive. A traced value is not checked.
+
   References:
     Nguyen et al., `Dataset Meta-Learning from Kernel Ridge-Regression
     <https://arxiv.org/abs/2011.00050>`_, 2021, equation 7.
   """
+  check_number("ridge", ridge, above=0)
 
   def objective(synthetic: SyntheticSet, real: Batch, rng: PRNGKey) -> Array:
     del rng

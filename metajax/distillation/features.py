@@ -48,8 +48,8 @@ def attention_transfer(features: Array, teacher_features: Array) -> Array:
 
     |Q_s / |Q_s| - Q_t / |Q_t||^2,  Q = mean over channels of features^2
 
-  Q is a vector over positions, and the loss is a mean over examples. The
-  numbers of channels may differ.
+  Q is a map over positions, and |Q| its norm. The loss is a mean over examples.
+  The numbers of channels may differ.
 
   Args:
     features: `[n, height, width, channels]`.
@@ -57,8 +57,8 @@ def attention_transfer(features: Array, teacher_features: Array) -> Array:
       constant.
 
   Raises:
-    ValueError: if the numbers of positions differ, or if `teacher_features` is
-      not finite. Traced values are not checked.
+    ValueError: if the height, the width or the number of examples differs, or
+      if `teacher_features` is not finite. Traced values are not checked.
 
   References:
     Zagoruyko and Komodakis, `Paying More Attention to Attention
@@ -67,10 +67,13 @@ def attention_transfer(features: Array, teacher_features: Array) -> Array:
   """
 
   def attention(x: Array) -> Array:
-    return jnp.square(wide(x)).mean(-1).reshape(x.shape[0], -1)
+    return jnp.square(wide(x)).mean(-1)
 
-  student, teacher = pair(
-    attention(features), attention(teacher_features), "attention maps"
+  student, teacher = (
+    x.reshape(x.shape[0], -1)
+    for x in pair(
+      attention(features), attention(teacher_features), "attention maps"
+    )
   )
   return jnp.square(_unit(student) - _unit(teacher)).sum(-1).mean()
 

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 
-from metajax.numerics import check_number, wide
+from metajax.losses import cross_entropy
+from metajax.numerics import check_number, largest_logits, wide
 from metajax.types import Array
 
 # For |d| below this, exp(d) - 1 - d is computed by its series, to avoid
@@ -94,9 +94,7 @@ def knowledge_distillation(
   """
   check_number("alpha", alpha, at_least=0, at_most=1)
   soft = softened_kl(student_logits, teacher_logits, temperature)
-  hard = optax.softmax_cross_entropy_with_integer_labels(
-    wide(student_logits), labels
-  ).mean()
+  hard = cross_entropy(wide(student_logits), labels)
   return mix(alpha, hard, soft)
 
 
@@ -160,9 +158,9 @@ def label_smoothing(
   """
   check_number("smoothing", smoothing, at_least=0, at_most=1)
   logits = wide(logits)
-  hard = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  hard = cross_entropy(logits, labels)
   uniform = -jax.nn.log_softmax(logits).mean(-1)
-  return mix(smoothing, hard.mean(), uniform.mean())
+  return mix(smoothing, hard, uniform.mean())
 
 
 def mutual_learning(
@@ -195,12 +193,13 @@ def mutual_learning(
   size = cohort_logits.shape[0]
   if size < 2:
     raise ValueError(f"cohort_logits: {size} student, must be 2 or more.")
+  # Here, because under `vmap` the logits of a peer are traced.
+  check_masked(cohort_logits)
   logits = wide(cohort_logits)
 
   def of_student(student: Array) -> tuple[Array, Array]:
     soft = jax.vmap(lambda peer: softened_kl(student, peer, temperature))
-    hard = optax.softmax_cross_entropy_with_integer_labels(student, labels)
-    return hard.mean(), soft(logits)
+    return cross_entropy(student, labels), soft(logits)
 
   hard, pairs = jax.vmap(of_student)(logits)
   # The divergence of a student from itself is 0, so the sum may include it.
@@ -321,9 +320,7 @@ def check_masked(logits: Array) -> None:
   """
   if isinstance(logits, jax.core.Tracer):
     return
-  # The maximum over classes is NaN or +inf if a logit is, and -inf if all
-  # classes are masked. Otherwise it is finite.
-  if not np.isfinite(np.asarray(logits, float).max(-1)).all():
+  if not np.isfinite(np.asarray(largest_logits(logits), float)).all():
     raise ValueError(
       "the teacher's outputs are not finite: of logits only -inf is allowed, "
       "for a masked class, and not for all classes of an example."

@@ -155,11 +155,19 @@ def side_by_side(loss_fn: Loss, *, own: Sequence[str] = ()) -> Loss:
     own: names in the batch that differ between the students. Their arrays have
       a student axis after the example axis. With `own=["teacher"]`,
       `batch["teacher"]` is `[n, students, classes]`.
+
+  Raises:
+    ValueError: in use, if the batch lacks a name of `own`.
   """
 
   def stacked(
     loss_fn: Loss, stack: Params, batch: Examples, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
+    for name in own:
+      if name not in batch:
+        raise ValueError(
+          f"own: {name!r} is not in the batch, which has {sorted(batch)}."
+        )
     axes = {name: 1 if name in own else None for name in batch}
     losses, metrics, new = jax.vmap(loss_fn, (0, axes, 0))(
       stack, batch, _keys(rng, stack)

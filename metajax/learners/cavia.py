@@ -23,7 +23,14 @@ from metajax.types import (
   PRNGKey,
 )
 
-OPTIONS = (Option("num_context", 5, "Numbers that adapt.", low=1),)
+OPTIONS = (
+  Option(
+    "num_context",
+    5,
+    "Number of context parameters, which adapt to each task.",
+    low=1,
+  ),
+)
 
 
 def cavia(

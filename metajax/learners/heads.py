@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -26,6 +27,10 @@ class Head(NamedTuple):
   Both are differentiable, with one exception: the fit of `logistic`. Its line
   search is a loop of unknown length, which has no reverse-mode derivative. Use
   `logistic` for features that are not trained through the head.
+
+  The heads of this module refuse labels below 0, and of `ways` or more, if the
+  values are known. If they are traced, such a label makes all logits NaN.
+  Labels of padding may have any value.
 
   Attributes:
     fit: `(features [n, d], labels [n], mask=None) -> head_params`. It uses the
@@ -51,17 +56,23 @@ def nearest_mean(ways: int | None = None) -> Head:
     ways: number of classes. If None, it is the number of examples, which is
       enough if each of the classes 0, 1, ... has an example.
 
+  Raises:
+    ValueError: if `ways` is less than 1. From `fit`, for labels that are not
+      integers or out of range.
+
   References:
     Snell et al., `Prototypical Networks for Few-shot Learning
     <https://arxiv.org/abs/1703.05175>`_, 2017, equations 1 and 2.
   """
+  _check_ways(ways)
 
   def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
     members = members_of(labels, mask, ways, wide(features).dtype)
     counts = members.sum(0)
     sums = jnp.matmul(members.T, wide(features), precision=HIGHEST)
     means = sums / jnp.maximum(counts, 1)[:, None]
-    return {"means": means.astype(features.dtype), "present": counts > 0}
+    # NaN, of a label out of range, counts as present.
+    return {"means": means.astype(features.dtype), "present": counts != 0}
 
   def predict(head: Params, features: Array) -> Array:
     # |f - m|^2 by one matrix product. The means' centre is subtracted first,
@@ -135,12 +146,15 @@ def ridge(ways: int | None = None, strength: ArrayLike = 1.0) -> Head:
     strength: strength of the penalty, positive.
 
   Raises:
-    ValueError: if `strength` is not positive. A traced value is not checked.
+    ValueError: if `ways` is less than 1, or `strength` is not positive. A
+      traced value is not checked. From `fit`, for classes that are out of
+      range.
 
   References:
     Bertinetto et al., `Meta-learning with differentiable closed-form solvers
     <https://arxiv.org/abs/1805.08136>`_, 2019, equations 6 and 7.
   """
+  _check_ways(ways)
   check_number("strength", strength, above=0)
 
   def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
@@ -207,22 +221,25 @@ def logistic(ways: int, strength: ArrayLike = 1.0, num_steps: int = 50) -> Head:
     num_steps: iterations; 50 are enough for features of norm about 1.
 
   Raises:
-    ValueError: if `strength` is not positive. A traced value is not checked.
+    ValueError: if `ways` is less than 1, or `strength` is not positive. A
+      traced value is not checked. From `fit`, for labels that are not integers
+      or out of range.
 
   References:
     Tian et al., `Rethinking Few-Shot Image Classification: a Good Embedding Is
     All You Need? <https://arxiv.org/abs/2003.11539>`_, 2020, section 3.2.
   """
+  _check_ways(ways)
   check_number("strength", strength, above=0)
   optimizer = optax.lbfgs()
 
   def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
+    features = wide(features)
+    members = _members(labels, mask, ways, features.dtype)
+
     def loss(params: Params) -> Array:
-      losses = optax.softmax_cross_entropy_with_integer_labels(
-        predict(params, features), labels
-      )
-      if mask is not None:
-        losses = jnp.where(mask, losses, 0)
+      # Rows of padding are zero, and so is their loss.
+      losses = optax.softmax_cross_entropy(predict(params, features), members)
       penalty = jnp.square(params["weights"]).sum()
       return losses.sum() + strength / 2 * penalty
 
@@ -242,19 +259,26 @@ def logistic(ways: int, strength: ArrayLike = 1.0, num_steps: int = 50) -> Head:
     return jax.lax.scan(step, carry, None, length=num_steps)[0][0]
 
   def predict(params: Params, features: Array) -> Array:
-    return features @ params["weights"] + params["offset"]
+    products = jnp.matmul(features, params["weights"], precision=HIGHEST)
+    return products + params["offset"]
 
   return Head(fit, predict)
 
 
-def as_vectors(targets: Array, num_outputs: int, dtype: Any) -> Array:
+def as_vectors(
+  targets: Array, num_outputs: int, dtype: Any, mask: Array | None = None
+) -> Array:
   """Returns labels as vectors, `[n, num_outputs]`.
 
-  Classes `[n]` become one-hot vectors. Numbers `[n, num_outputs]` are only cast
-  to `dtype`.
+  Classes `[n]` become one-hot vectors, and zeros for padding. A class out of
+  range is refused if its value is known, and becomes NaN if not. Numbers
+  `[n, num_outputs]` are only cast to `dtype`.
+
+  Raises:
+    ValueError: for a class below 0, or of `num_outputs` or more.
   """
   if jnp.issubdtype(targets.dtype, jnp.integer):
-    return jax.nn.one_hot(targets, num_outputs, dtype=dtype)
+    return _one_hot(targets, num_outputs, dtype, mask)
   return targets.reshape(len(targets), -1).astype(dtype)
 
 
@@ -267,5 +291,28 @@ def members_of(
     raise ValueError(
       f"targets: {labels.dtype} given, must be integers, the classes."
     )
-  members = jax.nn.one_hot(labels, ways or len(labels), dtype=dtype)
-  return members if mask is None else members * mask[:, None].astype(dtype)
+  return _one_hot(labels, ways or len(labels), dtype, mask)
+
+
+def _one_hot(
+  labels: Array, num_classes: int, dtype: Any, mask: Array | None
+) -> Array:
+  real = True if mask is None else mask
+  if not any(isinstance(x, jax.core.Tracer) for x in (labels, real)):
+    known = np.asarray(labels)
+    wrong = known[((known < 0) | (known >= num_classes)) & np.asarray(real)]
+    if wrong.size:
+      raise ValueError(
+        f"targets: class {wrong[0]} given, must be 0 to {num_classes - 1}; "
+        "give more ways, or number the classes of a task from 0."
+      )
+  is_wrong = ((labels < 0) | (labels >= num_classes)) & real
+  vectors = jax.nn.one_hot(labels, num_classes, dtype=dtype)
+  if mask is not None:
+    vectors = jnp.where(mask[:, None], vectors, 0)
+  return jnp.where(is_wrong[:, None], jnp.nan, vectors)
+
+
+def _check_ways(ways: int | None) -> None:
+  if ways is not None:
+    check_number("ways", ways, at_least=1)

@@ -39,7 +39,7 @@ OPTIONS = (
   Option(
     "proximal_strength",
     2.0,
-    "Of the pull to the initialisation in the inner loss.",
+    "Strength of the pull to the initialisation in the inner loss.",
     low=1e-6,
     argument="strength",
     of=_strength,
@@ -47,11 +47,11 @@ OPTIONS = (
   Option(
     "damping",
     0.0,
-    "d of the system ((1 + d) I + H / strength) x = g that conjugate gradients "
-    "solve.",
+    "Damping d of the linear system ((1 + d) I + H / strength) x = g, which "
+    "conjugate gradients solve for the meta-gradient.",
     low=0.0,
   ),
-  Option("cg_steps", 5, "Steps of conjugate gradients.", low=0),
+  Option("cg_steps", 5, "Number of steps of conjugate gradients.", low=0),
 )
 
 

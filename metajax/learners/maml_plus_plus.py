@@ -35,13 +35,13 @@ OPTIONS = (
   Option(
     "learned_rates",
     True,
-    "Learn a step size for each array of parameters and step.",
+    "Learn a step size for each parameter array and inner step.",
   ),
   Option(
     "step_normalization",
     True,
-    "Learn scale and bias of normalisations for each step; by default where "
-    "the network has any.",
+    "Learn the scale and bias of normalisations for each inner step. By "
+    "default, only if the network has normalisations.",
     # If the user asks for it without normalisations, the learner raises.
     of=lambda value, setting: (
       value and (setting.normalizes or "step_normalization" in setting.said)
@@ -50,8 +50,8 @@ OPTIONS = (
   Option(
     "multi_step_part",
     1 / 15,
-    "The part of the training, from its beginning, in which the loss after "
-    "every inner step counts.",
+    "Fraction of training, from its start, in which the loss after every inner "
+    "step counts.",
     low=0.0,
     high=1.0,
     argument="multi_step_loss",
@@ -60,7 +60,8 @@ OPTIONS = (
   Option(
     "first_order_part",
     1 / 3,
-    "The part of the training, from its beginning, that is first order.",
+    "Fraction of training, from its start, in which meta-gradients are first "
+    "order.",
     low=0.0,
     high=1.0,
     argument="first_order_until",

@@ -64,8 +64,13 @@ def values(
     setting: see `Setting`.
 
   Raises:
-    ValueError: for a value that is out of its range, or refused by `Option.of`.
+    ValueError: for a value that is out of its range, or refused by `Option.of`;
+      for a name that is no option.
   """
+  names = [option.name for option in options]
+  for name in given:
+    if name not in names:
+      raise ValueError(f"{name}: is no option, must be of {names}.")
   arguments = {}
   for option in options:
     value = given.get(option.name, option.default)

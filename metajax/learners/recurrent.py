@@ -129,7 +129,7 @@ def sequence_learner(
   ) -> tuple[Array, Memory]:
     network = network_of(features)
     targets = only_array(targets, "targets", "a sequence learner")
-    labels = as_vectors(targets, outputs_of(features), features.dtype)
+    labels = as_vectors(targets, outputs_of(features), features.dtype, mask)
     is_real = jnp.ones(len(features), bool) if mask is None else mask
 
     def one(memory: Memory, example: tuple) -> tuple[Memory, Array]:

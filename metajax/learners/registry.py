@@ -72,7 +72,8 @@ def register(
     classes_only: whether the learner predicts classes only, not numbers.
 
   Raises:
-    ValueError: if the name or an option's name is taken.
+    ValueError: if the name is taken, or the name of an option by another
+      learner or by an earlier option.
   """
   if name in REGISTRY:
     raise ValueError(f"learner {name!r} is registered already: rename one.")
@@ -83,6 +84,7 @@ def register(
         f"learner {name!r}: option {option.name!r} is that of "
         f"{taken[option.name]!r}; rename it."
       )
+    taken[option.name] = name
   REGISTRY[name] = constructor
   OPTIONS[name] = options
   if encoded:

@@ -36,15 +36,15 @@ OPTIONS = (
   Option(
     "inner_batch",
     0,
-    "Examples of an inner step; 0: all of the task's.",
+    "Number of examples of an inner step. 0: all examples of the task.",
     low=0,
     of=lambda value, _: value or None,
   ),
   Option(
     "carry_optimizer",
     False,
-    "The inner optimizer's moments go on from task to task, as in the authors' "
-    "code.",
+    "Keep the inner optimizer's moments from task to task, as in the code of "
+    "Reptile's authors.",
   ),
 )
 

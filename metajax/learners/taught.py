@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from metajax import variables
+from metajax.batches import only_array
 from metajax.distillation import regression_distillation, softened_kl
 from metajax.distillation.losses import mix
 from metajax.forward import with_mask
@@ -66,7 +67,8 @@ def taught(
 
   Raises:
     ValueError: if alpha or the temperature is out of range. In use, if the
-      student has `State` nodes that its task parameters do not return.
+      student has `State` nodes that its task parameters do not return, or if
+      the targets are not one array.
 
   References:
     Dvornik et al., `Diversity with Cooperation: Ensemble Methods for Few-Shot
@@ -102,6 +104,7 @@ def taught(
       return over_examples(score, predictions, others, mask)
 
     loss = over(loss_fn, targets)
+    targets = only_array(targets, "targets", "taught")
     if jnp.issubdtype(targets.dtype, jnp.integer):
       match = over(lambda p, q: softened_kl(p, q, temperature), goal)
       same = over(lambda p, q: (p.argmax(-1) == q.argmax(-1)).mean(), goal)

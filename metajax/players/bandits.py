@@ -171,18 +171,28 @@ def gittins(num_arms: int, indices: ArrayLike) -> Player:
 
   It is optimal for discounted rewards.
 
+  Beyond the table, and where it has NaN, the index is the posterior mean. The
+  true index tends to it as the number of pulls grows.
+
   Args:
     num_arms: number of arms.
     indices: the result of `gittins_indices`, for at least as many pulls as the
       player makes.
+
+  Raises:
+    ValueError: if `indices` is not a square table.
   """
   table = jnp.asarray(indices, jnp.float32)
+  if table.ndim != 2 or table.shape[0] != table.shape[1]:
+    raise ValueError(
+      f"indices of shape {table.shape}: must be square, [pulls, pulls], as "
+      "gittins_indices returns."
+    )
 
   def score(counts: Counts, rng: PRNGKey) -> Array:
     del rng
-    return table[
-      (counts.successes - 1).astype(jnp.int32),
-      (counts.failures - 1).astype(jnp.int32),
-    ]
+    wins, losses = ((x - 1).astype(jnp.int32) for x in counts)
+    index = table.at[wins, losses].get(mode="fill", fill_value=jnp.nan)
+    return jnp.where(jnp.isnan(index), counts.means, index)
 
   return _by_score(num_arms, score)

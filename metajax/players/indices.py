@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from metajax.numerics import check_number
+
 # The recursion stops where all later rewards are worth less than this.
 TOLERANCE = 1e-5
 # The largest number of pulls beyond the table. The posterior is narrow then.
@@ -35,8 +37,11 @@ def gittins_indices(
     with `s + f >= num_pulls` are NaN.
 
   Raises:
-    ValueError: if the discount is not between 0 and 1.
+    ValueError: if the discount is not between 0 and 1, or if `num_pulls` is
+      less than 1 or `num_rates` less than 2.
   """
+  check_number("num_pulls", num_pulls, at_least=1)
+  check_number("num_rates", num_rates, at_least=2)
   if not 0 < discount < 1:
     raise ValueError(f"discount={discount}: must be between 0 and 1.")
   rates = np.linspace(0, 1, num_rates)[:, None]

@@ -20,8 +20,9 @@ except ValueError as error:
 flags.DEFINE_string(
   "workdir",
   None,
-  "Folder of this run. An interrupted run with the same flags goes on where it "
-  "stopped. Default: runs/EXPERIMENT-HASH, the hash being that of the flags.",
+  "Folder of this run. An interrupted run with the same flags continues where "
+  "it stopped. Default: runs/EXPERIMENT-HASH, where HASH is a hash of the "
+  "flags.",
 )
 MAX_SEED = 2**31 - 1
 flags.DEFINE_integer(
@@ -39,73 +40,96 @@ flags.DEFINE_integer(
   upper_bound=MAX_SEED,
 )
 flags.DEFINE_enum(
-  "learner", "maml", sorted(learners.REGISTRY), "Meta-learning algorithm."
+  "learner", "maml", sorted(learners.REGISTRY), "The meta-learning algorithm."
 )
-flags.DEFINE_integer("steps", 10_000, "Meta-training steps.", lower_bound=1)
-flags.DEFINE_integer("meta_batch", 32, "Tasks per meta-step.", lower_bound=1)
+flags.DEFINE_integer(
+  "steps", 10_000, "Number of meta-training steps.", lower_bound=1
+)
+flags.DEFINE_integer(
+  "meta_batch", 32, "Number of tasks per meta-training step.", lower_bound=1
+)
 flags.DEFINE_integer(
   "task_chunk",
   0,
-  "Tasks treated at once on a device, which bounds the memory; must divide the "
-  "tasks of a device. 0: chosen by the memory of one task.",
+  "Number of tasks whose meta-gradient a device computes at once. Fewer tasks "
+  "need less memory. At most the number of tasks of a device. 0: chosen by the "
+  "memory of one task.",
   lower_bound=0,
 )
 flags.DEFINE_integer(
-  "inner_steps", 1, "Inner gradient steps in training.", lower_bound=0
+  "inner_steps",
+  1,
+  "Number of inner gradient steps on each task in training.",
+  lower_bound=0,
 )
 flags.DEFINE_float(
   "inner_lr",
   0.01,
-  "Step size of the inner optimizer, on the mean loss of the support set.",
+  "Step size of the inner optimizer, for the mean loss of the support set.",
   lower_bound=0.0,
 )
 flags.DEFINE_float(
-  "outer_lr", 1e-3, "Step size of the outer optimizer.", lower_bound=0.0
+  "outer_lr",
+  1e-3,
+  "Step size of the outer optimizer, which updates the meta-parameters.",
+  lower_bound=0.0,
 )
 flags.DEFINE_enum(
   "outer_schedule",
   "constant",
   ["constant", "cosine", "linear"],
-  "Outer step size over the run: constant, or a cosine or line down to zero.",
+  "Schedule of the outer step size over the run: constant, or a cosine or "
+  "linear decay to zero.",
 )
 flags.DEFINE_enum(
   "memory",
   "auto",
   get_args(Memory),
-  "What the inner loop keeps for its backward pass: mixed wherever it is right "
-  "for the loss, else remat (auto); the parameters between "
-  "steps and the inner gradients, differentiated forward over reverse "
-  "(mixed); everything (plain); the parameters between steps (remat), or "
-  "between blocks of steps (nested).",
+  "What the inner loop stores for its backward pass. plain: everything. remat: "
+  "the parameters between steps. nested: the parameters between blocks of "
+  "steps. mixed: the parameters between steps and the inner gradients, with "
+  "forward-over-reverse differentiation. auto: mixed if it is correct for the "
+  "loss, otherwise remat.",
 )
 flags.DEFINE_integer(
-  "eval_tasks", 600, "Tasks of the test evaluation.", lower_bound=2
-)
-flags.DEFINE_integer("log_every", 100, "Steps between lines.", lower_bound=1)
-flags.DEFINE_integer(
-  "eval_every", 1000, "Steps between validations.", lower_bound=1
+  "eval_tasks", 600, "Number of tasks of the test evaluation.", lower_bound=2
 )
 flags.DEFINE_integer(
-  "checkpoint_every", 1000, "Steps between checkpoints.", lower_bound=1
+  "log_every",
+  100,
+  "Number of training steps between two lines of metrics.",
+  lower_bound=1,
+)
+flags.DEFINE_integer(
+  "eval_every",
+  1000,
+  "Number of training steps between two validations.",
+  lower_bound=1,
+)
+flags.DEFINE_integer(
+  "checkpoint_every",
+  1000,
+  "Number of training steps between two checkpoints.",
+  lower_bound=1,
 )
 flags.DEFINE_string(
   "compile_cache",
   None,
-  "Folder of compiled programs, so that what was compiled once starts at once; "
-  "may be deleted at any time. Empty: none. Default: "
-  "$JAX_COMPILATION_CACHE_DIR, or metajax in the user's folder of caches.",
+  "Folder for compiled programs, so that later runs need not compile them "
+  "again. It may be deleted at any time. Empty: no such folder. Default: "
+  "$JAX_COMPILATION_CACHE_DIR, or metajax in the user's cache folder.",
 )
 flags.DEFINE_bool(
   "must_save",
   True,
-  "Stop where a checkpoint cannot be written, on a full disk, say; otherwise "
-  "warn, and go on.",
+  "Stop if a checkpoint cannot be written, for example on a full disk. If "
+  "false, warn and continue.",
 )
 flags.DEFINE_float(
   "stall_seconds",
   300.0,
-  "Warn where no step has ended for so long, which are of about a second or "
-  "less as a rule; 0: never.",
+  "Warn if no training progress was made for this many seconds. A step usually "
+  "takes about a second or less. 0: never.",
   lower_bound=0.0,
   upper_bound=1e6,
 )
@@ -114,9 +138,9 @@ for _name in ("inner_lr", "outer_lr", "stall_seconds"):
 flags.DEFINE_string(
   "profile",
   None,
-  "Folder for a trace of the whole run; see scripts/profile.sh.",
+  "Folder for a profiler's trace of the whole run, see scripts/profile.sh.",
 )
-flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
 
 def define_data_dir(more: str = "") -> None:
@@ -124,7 +148,7 @@ def define_data_dir(more: str = "") -> None:
   flags.DEFINE_string(
     "data_dir",
     None,
-    "Folder of Omniglot's images_background.zip and images_evaluation.zip"
+    "Folder with Omniglot's images_background.zip and images_evaluation.zip"
     f"{more}. Default: $METAJAX_DATA_DIR.",
   )
 

@@ -1,6 +1,7 @@
 """The meta-learner that the flags describe, with the options of each."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,25 +17,35 @@ flags.DEFINE_enum(
   "inner_optimizer",
   "sgd",
   ["sgd", "adam"],
-  "Optimizer of the inner loop. adam: with b1=0, as Reptile's authors have it.",
+  "Optimizer of the inner loop. adam: Adam with b1=0, as in the code of "
+  "Reptile's authors.",
 )
 flags.DEFINE_enum(
   "outer_optimizer",
   "adam",
   ["adam", "sgd"],
-  "Optimizer of the meta-parameters. sgd: Reptile's, with --outer_lr=1.",
+  "Optimizer of the meta-parameters. Reptile uses sgd with --outer_lr=1.",
 )
 flags.DEFINE_enum(
   "dtype",
   "float32",
   ["float32", "bfloat16"],
-  "Precision of what the network computes; parameters, losses and optimizers "
+  "Precision of the network's computation. Parameters, losses and optimizers "
   "are in float32.",
 )
 
 
 def define_option(learner: str, option: Option) -> None:
-  """Adds the flag of a learner's own option."""
+  """Adds the flag of a learner's own option.
+
+  Raises:
+    ValueError: if there is a flag of that name already.
+  """
+  if option.name in FLAGS:
+    raise ValueError(
+      f"learner {learner!r}: option {option.name!r} is a flag of every script; "
+      "rename it."
+    )
   text = f"{learner}: {option.help}"
   bounds: dict[str, Any] = {
     "lower_bound": option.low,
@@ -52,9 +63,12 @@ def define_option(learner: str, option: Option) -> None:
       )
 
 
-for _learner, _options in registry.OPTIONS.items():
-  for _option in _options:
-    define_option(_learner, _option)
+try:
+  for _learner, _options in registry.OPTIONS.items():
+    for _option in _options:
+      define_option(_learner, _option)
+except ValueError as error:
+  sys.exit(f"error: {error}")
 # The flags of the inner loop, for learners that have one.
 INNER = ("inner_optimizer", "inner_steps", "inner_lr", "memory")
 

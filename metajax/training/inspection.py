@@ -6,9 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from metajax.training.state import TrainState, all_finite
+from metajax.training.state import TrainState, all_finite, gradient_norm
 from metajax.training.step import task_keys
 from metajax.types import MetaLearner, PRNGKey, TaskFamily, as_partial
 
@@ -18,7 +17,8 @@ class Inspection(NamedTuple):
 
   Attributes:
     metrics: arrays `[B]` by name. They are the learner's metrics and
-      "gradient_norm", the Euclidean norm of the task's meta-gradient.
+      "gradient_norm", the Euclidean norm of the task's meta-gradient. As in
+      `meta_trainer`, `State` nodes do not count.
     finite: bool arrays `[B]` by the path of a meta-parameter. They say whether
       the task's gradient of this array is finite.
   """
@@ -55,8 +55,8 @@ def inspect_step(
     tasks, learner = given
     episode = jax.tree.map(lambda x: x[None], tasks(key))
     grads, metrics = learner.at_step(state.step).meta_grad(params, episode, key)
-    norm = optax.tree.norm(grads)
-    return {**metrics, "gradient_norm": norm}, jax.tree.map(all_finite, grads)
+    metrics = {**metrics, "gradient_norm": gradient_norm(grads)}
+    return metrics, jax.tree.map(all_finite, grads)
 
   keys = task_keys(rng, state.step, jnp.arange(meta_batch))
   given = jax.device_put((as_partial(tasks), learner.carried()))

@@ -224,7 +224,11 @@ def fit(
 
 
 def _means(calls: list[tuple[int, float, dict]], tasks_per_step: int) -> dict:
-  """Means over the steps of several calls of the compiled loop."""
+  """Means over the steps of several calls of the compiled loop.
+
+  A call whose steps were all skipped has means of NaN, and no weight. The mean
+  over such calls alone is NaN.
+  """
   steps = sum(taken for taken, _, _ in calls)
   seconds = sum(elapsed for _, elapsed, _ in calls)
   means = {}

@@ -38,7 +38,8 @@ class Trainer(NamedTuple):
     init: `(rng) -> TrainState`, replicated over the mesh.
     compile: `(state) -> (train, executable)`, for states like the given one.
       `train(state, num_steps) -> (state, metrics)` takes `num_steps` meta-steps
-      and returns the mean of their metrics. It donates the given state. It
+      and returns the mean of their metrics, which is NaN if no step counts (see
+      `mean_over_steps`). It donates the given state. It
       stops before a step that is not finite, and then returns a state with
       fewer steps. The program is compiled ahead of time, and the number of
       steps is one of its arguments. A run is therefore traced only once.
@@ -186,6 +187,14 @@ def choose(condition: Array, new: Any, old: Any) -> Any:
   )
 
 
+def gradient_norm(grads: Params) -> Array:
+  """Returns the Euclidean norm of the weights' gradients, float32 or wider.
+
+  `State` nodes hold new state and not a gradient, so they do not count.
+  """
+  return optax.tree.norm(jax.tree.map(wide, variables.weights(grads)))
+
+
 def all_finite(tree: Any) -> Array:
   """Returns a bool scalar: whether all numbers of a tree are finite."""
   leaves = [_is_finite(x).all() for x in jax.tree.leaves(tree)]
@@ -220,7 +229,9 @@ def mean_over_steps(
     step: `(state, *arguments) -> (state, metrics)`, where metrics are scalars.
       The loop ends after a step that does not change `state.step`; the metrics
       of that step do not count. A step whose metric "skipped" is 1 does not
-      count in the other metrics. It must return 0 for them.
+      count in the other metrics. It must return 0 for them. If no step counts,
+      because the first was not finite or all were skipped, the means are NaN
+      (and "nan" in `metrics.jsonl`).
     *arguments: the arguments of the program besides the state, such as keys and
       data.
   """
@@ -300,4 +311,5 @@ def _add(
 
 
 def _divide(total: Metrics, count: Array) -> Metrics:
+  # 0 / 0 = NaN says that there is no mean.
   return {k: x / count for k, x in total.items()}

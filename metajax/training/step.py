@@ -8,7 +8,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax import variables
 from metajax.numerics import wide
 from metajax.training import seeds
 from metajax.training.chunking import choose_task_chunk
@@ -18,6 +17,7 @@ from metajax.training.state import (
   Trainer,
   TrainState,
   first_state,
+  gradient_norm,
   mean_over_steps,
   next_state,
   traced_once,
@@ -174,8 +174,7 @@ def meta_trainer(
     grads, metrics = sharded_grad(state.meta_params, given, state.step, draw)
 
     def update(state, grads, metrics, draw):
-      norm = optax.tree.norm(variables.weights(grads))
-      metrics = {**metrics, "gradient_norm": wide(norm)}
+      metrics = {**metrics, "gradient_norm": gradient_norm(grads)}
       new = next_state(
         made(given, draw[1])[2],
         state,

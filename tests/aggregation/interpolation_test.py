@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from metajax.aggregation import interpolate, loss_barrier
+from metajax.types import State
 
 
 def test_ends_and_middle_of_the_line():
@@ -13,6 +14,16 @@ def test_ends_and_middle_of_the_line():
     np.testing.assert_allclose(
       interpolate(one, other, weight)["w"], expected, rtol=1e-6
     )
+
+
+def test_state_is_not_extrapolated():
+  """A variance of 1 on the line to 4 would be -2 at -1."""
+  one = {"w": jnp.float32(1.0), "norm": State(jnp.float32(1.0))}
+  other = {"w": jnp.float32(4.0), "norm": State(jnp.float32(4.0))}
+  for weight, w, variance in ((-1, -2, 1), (0.5, 2.5, 2.5), (2, 7, 4)):
+    found = interpolate(one, other, weight)
+    np.testing.assert_allclose(found["w"], w)
+    np.testing.assert_allclose(found["norm"].value, variance)
 
 
 def test_barrier_of_a_double_well():

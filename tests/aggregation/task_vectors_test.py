@@ -10,6 +10,7 @@ from metajax.aggregation import (
   task_vectors,
   ties_vector,
 )
+from metajax.types import State
 
 BASE = {"w": jnp.array([[1.0, 2.0]]), "b": jnp.array([0.5])}
 STACK = {
@@ -132,3 +133,55 @@ def test_densities_can_be_swept():
 def test_density_out_of_range_is_named(density):
   with pytest.raises(ValueError, match=f"density={density}"):
     ties_vector(STACK, density=density)
+
+
+def _with_state(w, variance, count):
+  state = {"variance": jnp.float32(variance), "count": jnp.int32(count)}
+  return {"w": jnp.float32(w), "norm": State(state)}
+
+
+@pytest.mark.parametrize(
+  ("scales", "shares"),
+  [
+    # The shares of the base's state, 4, and of the models', 1 and 8.
+    ([0.0, 1.0], [0, 0, 1]),
+    ([0.25, 0.5], [0.25, 0.25, 0.5]),
+    (1.0, [0, 0.5, 0.5]),
+    ([3.0, 1.0], [0, 0.75, 0.25]),
+    (-1.0, [1, 0, 0]),
+    ([0.5, -2.0], [0.5, 0.5, 0]),
+  ],
+)
+def test_state_is_averaged_and_never_extrapolated(scales, shares):
+  """Added up with scales of 0.5 and -2, the variance would be -5.5."""
+  base = _with_state(1.0, 4.0, 40)
+  stack = jax.tree.map(
+    lambda *x: jnp.stack(x),
+    _with_state(2.0, 1.0, 10),
+    _with_state(5.0, 8.0, 80),
+  )
+  vectors = task_vectors(stack, base)
+  found = task_arithmetic(base, vectors, scales)
+  np.testing.assert_allclose(
+    found["w"], 1 + np.dot(np.broadcast_to(scales, 2), [1.0, 4.0])
+  )
+  state = found["norm"].value
+  variance = np.dot(shares, [4.0, 1.0, 8.0])
+  np.testing.assert_allclose(state["variance"], variance, rtol=1e-6)
+  assert state["count"].dtype == jnp.int32
+  np.testing.assert_array_equal(state["count"], np.round(10 * variance))
+
+
+def test_ties_ranks_weights_only_and_averages_state():
+  """A variance of 100 would be the largest of both numbers, the one kept."""
+  vectors = {
+    "w": jnp.array([1.0, 3.0]),
+    "norm": State(jnp.array([100.0, 200.0])),
+  }
+  found = ties_vector(vectors, [1.0, 3.0], density=0.5)
+  np.testing.assert_allclose(found["w"], 2.5)
+  np.testing.assert_allclose(found["norm"].value, 175.0)
+  base = {"w": jnp.float32(1.0), "norm": State(jnp.float32(25.0))}
+  moved = task_arithmetic(base, jax.tree.map(lambda x: x[None], found), 0.5)
+  np.testing.assert_allclose(moved["w"], 2.25)
+  np.testing.assert_allclose(moved["norm"].value, 100.0)

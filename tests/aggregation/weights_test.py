@@ -327,6 +327,29 @@ def test_fisher_average_needs_a_floor():
     fisher_average(jnp.ones((2, 1)), jnp.ones((2, 1)), floor=0.0)
 
 
+@pytest.mark.parametrize(
+  ("fishers", "message"),
+  [
+    ([[1.0, -0.5], [-2.0, 1.0]], r"^fishers\['w'\]=-2.0: must be 0 or more"),
+    ([[1.0, 1.0]], r"^fishers\['w'\] has shape \(1, 2\), must be \(2, 2\)"),
+  ],
+)
+def test_fishers_are_checked_where_they_are_known(fishers, message):
+  stack, fishers = {"w": jnp.ones((2, 2))}, {"w": jnp.asarray(fishers)}
+  with pytest.raises(ValueError, match=message):
+    fisher_average(stack, fishers)
+  # Constants of a compiled program are known, too.
+  with pytest.raises(ValueError, match=message):
+    jax.jit(lambda stack: fisher_average(stack, fishers))(stack)
+
+
+def test_fisher_average_of_state_is_the_weighted_average():
+  stack = {"w": jnp.ones(2), "norm": State(jnp.array([1.0, 5.0]))}
+  fishers = {"w": jnp.ones(2), "norm": State(jnp.array([3.0, 0.0]))}
+  found = fisher_average(stack, fishers, [3.0, 1.0])
+  np.testing.assert_allclose(found["norm"].value, 2.0)
+
+
 def test_floors_can_be_swept():
   stack, fishers = jnp.array([[1.0], [3.0]]), jnp.array([[1.0], [0.0]])
   found = jax.vmap(lambda f: fisher_average(stack, fishers, floor=f))(

@@ -14,7 +14,7 @@ from metajax.continual import (
   replayed,
 )
 from metajax.continual.learners import Learned
-from metajax.types import Batch
+from metajax.types import Batch, State
 
 RNG = jax.random.key(0)
 RATE, WITHIN, ACROSS, STRENGTH = 0.1, 0.5, 0.3, 2.0
@@ -312,6 +312,25 @@ def test_others_do_nothing_at_the_end_of_a_task(learner):
     learner.end_task(learned, examples),
     learned,
   ) == jax.tree.map(lambda _: True, learned)
+
+
+@pytest.mark.parametrize(
+  ("name", "learner"),
+  [
+    ("online", online(_loss, RATE)),
+    ("replayed", _replay(capacity=2)),
+    ("meta_experience_replay", _mer(capacity=2)),
+    ("elastic_weights", elastic_weights(_loss, RATE, STRENGTH)),
+  ],
+)
+def test_state_and_masks_are_refused(name, learner):
+  """A step of SGD would move running statistics by their gradient."""
+  example = _example(_examples(1), 0)
+  params = {**_tree(THETA), "norm": State(jnp.ones(3))}
+  with pytest.raises(ValueError, match=f"^model: keeps .* which {name} does"):
+    learner.init(params, example)
+  with pytest.raises(ValueError, match=f"^mask: {name} learns from every"):
+    learner.init(_tree(THETA), example._replace(mask=jnp.bool_(True)))
 
 
 @pytest.mark.parametrize("make", [_replay, _mer])

@@ -175,7 +175,39 @@ def test_no_tasks_and_too_few_images_are_refused(
     make(_ramps(TRAIN), _ramps(TEST), num_tasks, num_examples, KEYS[0])
 
 
+@pytest.mark.parametrize("make", [rotated, permuted])
+def test_images_with_a_mask_are_refused(make):
+  """It was dropped, and padding was learned as if it were real."""
+  images = _ramps(TRAIN)
+  masked = images._replace(mask=jnp.arange(TRAIN) > 0)
+  for train, test, name in (
+    (masked, images, "train"),
+    (images, masked, "test"),
+  ):
+    with pytest.raises(ValueError, match=f"^{name}: has a mask"):
+      make(train, test, TASKS, EXAMPLES, KEYS[0])
+
+
 # --- What is known after each task. ---
+
+
+def test_accuracies_are_over_real_test_images_only():
+  learner = ContinualLearner(
+    lambda params, example: Learned(params, ()),
+    lambda learned, example, rng: learned,
+    lambda learned, examples: learned,
+  )
+  train = Batch(jnp.zeros((1, 1, 2)), jnp.zeros((1, 1), int))
+  test = Batch(jnp.eye(2)[None, [0, 1, 0, 1]], jnp.array([[0, 1, 1, 0]]))
+  test = test._replace(mask=jnp.array([[True, True, True, False]]))
+  found = accuracies_over_stream(
+    learner,
+    SimpleNamespace(apply=lambda params, inputs: inputs),
+    jnp.zeros(()),
+    Stream(train, test),
+    KEYS[0],
+  )
+  np.testing.assert_allclose(found, [[2 / 3]], rtol=1e-6)
 
 
 def test_accuracies_are_those_after_each_task_on_each_task():

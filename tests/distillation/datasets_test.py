@@ -1,5 +1,7 @@
 """Objectives of data distillation against numpy float64 and differences."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from metajax.distillation import (
   unrolled,
 )
 from metajax.distillation.datasets import gradient_distance
-from metajax.types import Batch
+from metajax.types import Batch, State
 
 CLASSES, WIDTH, HIDDEN = 3, 4, 5
 DRAW = np.random.default_rng(0)
@@ -438,3 +440,18 @@ def test_bad_arguments_are_named():
     unrolled(Tanh, -1)
   with pytest.raises(ValueError, match="^max_steps=-1: must be 0 or more"):
     gradient_matching(Tanh, -1)
+  for ridge in (0.0, -1.0, float("nan")):
+    with pytest.raises(ValueError, match=f"^ridge={ridge}: must be above 0"):
+      kernel_inducing(linear_kernel, ridge)
+
+
+def test_distribution_matching_refuses_running_statistics():
+  embedding = SimpleNamespace(
+    init=lambda rng, inputs: State(jnp.zeros(2)),
+    apply=lambda params, inputs: inputs,
+  )
+  objective = distribution_matching(embedding)
+  with pytest.raises(
+    ValueError, match="^model: keeps .* which distribution_matching does not"
+  ):
+    objective(SYNTHETIC, REAL, jax.random.key(0))

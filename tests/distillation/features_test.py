@@ -55,6 +55,10 @@ def test_attention_looks_at_positions_not_at_channels():
   np.testing.assert_allclose(same, 0, atol=1e-12)
   with pytest.raises(ValueError, match="attention maps"):
     attention_transfer(*_float32(student[:, :1], teacher))
+  # As many positions, at other places.
+  turned = teacher.swapaxes(1, 2)
+  with pytest.raises(ValueError, match=r"\(4, 2, 3\) but .* \(4, 3, 2\)"):
+    attention_transfer(*_float32(student, turned))
 
 
 def test_relational_distance_compares_pairs():

@@ -393,5 +393,8 @@ def test_bad_input_is_named():
     label_smoothing(student, LABELS, -0.1)
   with pytest.raises(ValueError, match="1 student, must be 2 or more"):
     mutual_learning(student[None], LABELS)
+  cohort = jnp.stack([student, teacher.at[2, 1].set(jnp.nan)])
+  with pytest.raises(ValueError, match="only -inf is allowed"):
+    mutual_learning(cohort, LABELS)
   with pytest.raises(ValueError, match="shape"):
     regression_distillation(student, teacher[:3])

@@ -148,6 +148,13 @@ def test_hint_is_added_to_what_is_told():
   np.testing.assert_allclose(loss, told + 0.3 * expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("own", [["teachers"], "teacher"])
+def test_names_that_are_not_in_the_batch_are_refused(own):
+  """All students would learn from one teacher without a word."""
+  with pytest.raises(ValueError, match="^own: 't.*' is not in the batch"):
+    side_by_side(taught(MODEL), own=own)(STACK, BATCH, RNG)
+
+
 def test_students_side_by_side_learn_as_each_would_alone():
   """Each with a teacher of its own, or all with one."""
   goals = jnp.stack([MODEL.apply(_member(m), INPUTS) for m in range(4)], 1)

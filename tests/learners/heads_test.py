@@ -202,3 +202,56 @@ def test_strengths_that_are_not_positive_are_named(head, strength):
     ValueError, match=rf"strength={strength}: must be above 0"
   ):
     head(WAYS, strength)
+
+
+OUT_OF_RANGE = [(nearest_mean, 7), (ridge, 7), (logistic, 7), (ridge, -1)]
+
+
+@pytest.mark.parametrize(("head", "label"), OUT_OF_RANGE)
+def test_labels_out_of_range_are_refused_or_make_nan(head, label):
+  """Where they are not known, no logit may look as if all were well."""
+  features, others = (np.float32(x) for x in _data(6, 3)[::2])
+  labels = np.array([0, 1, label, 0, 1, 1])
+  head = head(2)
+  with pytest.raises(
+    ValueError, match=rf"^targets: class {label} given, .* 1;"
+  ):
+    head.fit(features, labels)
+  _, logits = _solve(head)(features, labels, others)
+  assert np.isnan(logits).all()
+  # Padding may have any label.
+  mask = labels != label
+  found = head.predict(head.fit(features, labels, mask), others)
+  expected = head.predict(head.fit(features[mask], labels[mask]), others)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [nearest_mean, ridge])
+def test_without_ways_labels_are_below_the_number_of_examples(make):
+  with pytest.raises(ValueError, match="class 9 given, must be 0 to 2"):
+    make().fit(np.ones((3, 4)), np.array([0, 1, 9]))
+
+
+@pytest.mark.parametrize("make", [nearest_mean, ridge, logistic])
+def test_ways_that_are_not_positive_are_named(make):
+  with pytest.raises(ValueError, match="^ways=0: must be 1 or more"):
+    make(0)
+
+
+@pytest.mark.parametrize("make", [nearest_mean, logistic])
+def test_labels_that_are_no_classes_are_refused(make):
+  with pytest.raises(ValueError, match="^targets: float32 given, must be int"):
+    make(2).fit(np.ones((2, 3)), np.float32([0.0, 1.0]))
+
+
+def test_logistic_of_narrow_features_is_fitted_in_float32():
+  features, labels, others = _data(12, 3)
+  narrow = jnp.asarray(features, jnp.bfloat16)
+  solve = _solve(logistic(WAYS, num_steps=20))
+  params, logits = solve(narrow, labels, others.astype(np.float32))
+  expected, wide_logits = solve(
+    np.asarray(narrow, np.float32), labels, others.astype(np.float32)
+  )
+  assert params["weights"].dtype == logits.dtype == jnp.float32
+  np.testing.assert_allclose(params["weights"], expected["weights"], rtol=1e-5)
+  np.testing.assert_allclose(logits, wide_logits, rtol=1e-5)

@@ -65,6 +65,19 @@ def test_a_learner_of_another_package_has_its_flags(package, tmp_path):
   assert "flag --twist=0" in refused.stderr
 
 
+def test_an_option_that_is_a_flag_of_every_script_is_refused(package, tmp_path):
+  """Also where both are flags of one module, which absl would let pass."""
+  for flag in ("steps", "dtype"):
+    text = PACKAGE.replace('"twist", 2', f'"{flag}", 2')
+    (tmp_path / "my_package.py").write_text(text)
+    shown = _run(package, tmp_path, "--help")
+    assert shown.returncode == 1
+    assert shown.stderr == (
+      f"error: learner 'mine': option '{flag}' is a flag of every script; "
+      "rename it.\n"
+    )
+
+
 @pytest.mark.slow
 def test_a_learner_of_another_package_is_trained_and_loaded(package, tmp_path):
   few = ("--steps=2", "--eval_tasks=4", f"--workdir={tmp_path / 'run'}")
@@ -104,6 +117,9 @@ def test_names_that_are_taken_are_refused():
     registry.register("maml", registry.REGISTRY["maml"])
   with pytest.raises(ValueError, match="'damping' is that of 'imaml'"):
     registry.register("mine", lambda: None, (Option("damping", 1.0, ""),))
+  twice = (Option("twist", 1.0, ""), Option("twist", 2.0, ""))
+  with pytest.raises(ValueError, match="'twist' is that of 'mine'; rename"):
+    registry.register("mine", lambda: None, twice)
   assert before == registry.REGISTRY
 
 
@@ -130,6 +146,11 @@ def test_options_become_arguments():
     ("imaml", {"damping": float("nan")}, "damping=nan"),
     ("imaml", {"proximal_strength": 20.0}, "must be below 2"),
     ("cavia", {"num_context": 0}, "num_context=0"),
+    (
+      "imaml",
+      {"dampening": 1.0},
+      "^dampening: is no option, must be of ",
+    ),
   ],
 )
 def test_values_that_are_not_allowed(learner, given, message):

@@ -21,7 +21,7 @@ from metajax.learners import (
 )
 from metajax.losses import cross_entropy, mean_squared_error
 from metajax.models.mlp import MLP
-from metajax.types import Batch, Episode
+from metajax.types import Batch, Episode, MetaLearner
 
 RNG = jax.random.key(0)
 TASKS, WAYS, INPUTS = 2, 3, 4
@@ -342,6 +342,19 @@ def test_temperatures_that_are_not_positive_are_named(temperature):
       cross_entropy,
       temperature=temperature,
     )
+
+
+def test_targets_that_are_no_single_array_are_refused():
+  student = MetaLearner(
+    lambda rng, inputs: {},
+    lambda params, support, rng: params,
+    lambda params, inputs: inputs,
+    None,
+  )
+  batch = Batch(jnp.ones((1, 2, 3)), {"a": jnp.ones((1, 2)), "b": jnp.ones(1)})
+  learner = taught(student, student, {}, lambda p, t: p.mean())
+  with pytest.raises(ValueError, match="^taught: targets must be one array"):
+    learner.meta_grad({}, Episode(batch, batch), RNG)
 
 
 def test_share_and_temperature_of_the_teacher_are_swept():

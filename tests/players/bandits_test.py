@@ -172,6 +172,23 @@ def test_gittins_pulls_the_highest_index():
   _assert_best(_choices(LEARNERS["gittins"], successes, failures), scores)
 
 
+def test_gittins_beyond_its_table_goes_by_the_mean():
+  """It clamped places outside of the table, and took NaN's arm 0."""
+  player = gittins(2, _indices(3, 0.9))
+  # Means of 2/9 and 3/5; only the second arm's NaN is inside of the table.
+  assert _frequencies(player, [2, 3], [7, 2])[1] == DRAWS
+  # A new arm has an index of its own, above 3/5 but below 9/10.
+  assert 3 / 5 < _indices(3, 0.9)[0, 0] < 9 / 10
+  assert _frequencies(player, [3, 1], [2, 1])[1] == DRAWS
+  assert _frequencies(player, [9, 1], [1, 1])[0] == DRAWS
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+def test_a_table_that_is_not_square_is_refused(shape):
+  with pytest.raises(ValueError, match=r"^indices of shape \(3,.*must be sq"):
+    gittins(2, np.zeros(shape))
+
+
 @pytest.mark.parametrize("epsilon", [0.3, 1.0])
 def test_epsilon_is_the_probability_of_any_arm(epsilon):
   player = {

@@ -115,3 +115,7 @@ def test_a_longer_table_begins_with_the_shorter():
 def test_impossible_discount_is_named(discount):
   with pytest.raises(ValueError, match=f"^discount={discount}: must be"):
     gittins_indices(3, discount)
+  with pytest.raises(ValueError, match="^num_pulls=0: must be 1 or more"):
+    gittins_indices(0, 0.9)
+  with pytest.raises(ValueError, match="^num_rates=1: must be 2 or more"):
+    gittins_indices(3, 0.9, num_rates=1)

@@ -13,7 +13,7 @@ from metajax.training import checkpoint, logging, meta_trainer
 from metajax.training.inspection import inspect_step
 from metajax.training.logging import read_jsonl
 from metajax.training.loop import NonFinite, Schedule, fit
-from metajax.types import Batch, Episode, MetaLearner
+from metajax.types import Batch, Episode, MetaLearner, State
 
 BAD = 5  # The step that goes wrong.
 RNG, KEY = jax.random.key(1), jax.random.key(2)
@@ -159,8 +159,8 @@ def test_a_skipped_step_changes_nothing_and_counts_in_nothing():
   np.testing.assert_allclose(metrics["skipped"], 1 / 9, rtol=1e-6)
 
 
-def _fit(trainer, workdir, num_steps=9, **options):
-  schedule = Schedule(num_steps, 3, 100, 4)
+def _fit(trainer, workdir, num_steps=9, log_every=3, **options):
+  schedule = Schedule(num_steps, log_every, 100, 4)
   return fit(trainer, KEY, schedule, workdir, tasks_per_step=4, **options)
 
 
@@ -191,6 +191,16 @@ def test_skipped_steps_are_counted_over_interruptions(tmp_path):
   assert skipped == {3: 0, 6: pytest.approx(1 / 3), 7: 0, 9: 0}
 
 
+def test_a_line_of_skipped_steps_alone_says_nan(tmp_path):
+  _fit(_trainer(skip=True), tmp_path, BAD + 2, log_every=1)
+  lines = {
+    line["step"]: line for line in read_jsonl(tmp_path / "metrics.jsonl")
+  }
+  assert lines[BAD + 1]["skipped"] == 1.0
+  assert lines[BAD + 1]["loss"] == lines[BAD + 1]["gradient_norm"] == "nan"
+  assert isinstance(lines[BAD + 2]["loss"], float)
+
+
 def test_inspection_tells_the_tasks_apart():
   def meta_grad(params, episodes, rng):
     # The logarithm of a negative number.
@@ -217,6 +227,34 @@ def test_inspection_tells_the_tasks_apart():
   np.testing.assert_allclose(found.metrics["loss"], logs, rtol=1e-5)
   norms = np.hypot(0.5 - logs, 2.0)
   np.testing.assert_allclose(found.metrics["gradient_norm"], norms, rtol=1e-5)
+
+
+def test_inspected_norms_are_of_weights_like_the_trainers():
+  """New statistics, such as a variance of 1e4, are no gradient."""
+
+  def meta_grad(params, episodes, rng):
+    del rng
+    grads = {
+      "w": jnp.asarray([3.0, 4.0], jnp.bfloat16),
+      "statistics": State(jnp.float32(1e4)),
+    }
+    return grads, {"loss": jnp.square(params["w"]).mean()}
+
+  learner = MetaLearner(
+    lambda rng, inputs: {
+      "w": jnp.zeros(2, jnp.bfloat16),
+      "statistics": State(jnp.float32(0.0)),
+    },
+    lambda params, *_: params,
+    None,
+    meta_grad,
+  )
+  trainer = meta_trainer(learner, optax.sgd(0.1), _tasks, meta_batch=1, rng=RNG)
+  state = trainer.init(KEY)
+  found = inspect_step(learner, _tasks, state, meta_batch=1, rng=RNG)
+  _, metrics = trainer.compile(state)[0](state, 1)
+  for norm in (found.metrics["gradient_norm"][0], metrics["gradient_norm"]):
+    assert norm.dtype == jnp.float32 and norm == 5.0
 
 
 @pytest.fixture

@@ -40,3 +40,22 @@ def test_metrics_that_are_infinite_stay_so():
   means = _means(lambda step: {"x": 1.0 / (step - 1), "y": 0.0 / step}, 4)
   assert means["x"] == np.inf
   assert np.isnan(means["y"])
+
+
+def test_means_without_a_step_that_counts_are_nan():
+  """The first is not finite, so none is taken; or all are skipped."""
+
+  def stuck(state):
+    return state, {"x": jnp.float32(2.0)}
+
+  def skip(state):
+    new = state._replace(step=state.step + 1)
+    return new, {"x": jnp.float32(0.0), "skipped": jnp.float32(1.0)}
+
+  for step, taken in ((stuck, 0), (skip, 3)):
+    state = TrainState(jnp.int32(0), (), ())
+    train, _ = mean_over_steps(step)(state)
+    state, means = train(state, 3)
+    assert state.step == taken
+    assert np.isnan(means["x"])
+  assert means["skipped"] == 1.0
