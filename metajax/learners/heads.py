@@ -235,7 +235,7 @@ def logistic(ways: int, strength: ArrayLike = 1.0, num_steps: int = 50) -> Head:
 
   def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
     features = wide(features)
-    members = _members(labels, mask, ways, features.dtype)
+    members = members_of(labels, mask, ways, features.dtype)
 
     def loss(params: Params) -> Array:
       # Rows of padding are zero, and so is their loss.
