@@ -17,7 +17,6 @@ on another one than that of the training; see docs/data.md.
 """
 
 import functools
-from typing import get_args
 
 import jax
 from absl import flags
@@ -25,18 +24,12 @@ from absl import flags
 from experiments.shared import (
   cifar_presets,
   image_data,
-  image_sets,
+  image_networks,
   omniglot_presets,
 )
 from metajax import saved
 from metajax.learners import ANY_WAYS
 from metajax.losses import accuracy
-from metajax.models.conv import ConvLowering
-from metajax.models.normalization import (
-  BY_BATCH,
-  NORMALIZATIONS,
-  statistics,
-)
 from metajax.runs import (
   folder,
   inspection,
@@ -48,38 +41,13 @@ from metajax.runs import (
   seeds,
   training,
 )
-from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.runs.flags import FLAGS, define_data_dir
 from metajax.runs.script import run
 from metajax.training.logging import waiting
 
 define_data_dir(", or of the images of another --data")
 flags.DEFINE_integer(
   "eval_inner_steps", 3, "Inner steps at test.", lower_bound=0
-)
-flags.DEFINE_enum("model", "conv4", ["conv4", "mlp"], "Network.")
-flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
-flags.DEFINE_enum(
-  "downsampling",
-  "auto",
-  ["auto", "stride", "max_pool"],
-  "How conv4 halves its maps: by convolutions of stride 2, with the mean over "
-  "positions before the head, or by max-pooling, all positions going into the "
-  "head. auto: stride for Omniglot and folders, max_pool for the others.",
-)
-flags.DEFINE_enum(
-  "normalization",
-  "batch",
-  sorted(NORMALIZATIONS),
-  "Normalisation in every layer. batch: by the statistics of the very images "
-  "given, which at test lets queries see each other (transductive). "
-  "running: in evaluation by running averages of those of training.",
-)
-flags.DEFINE_enum(
-  "conv_lowering",
-  "auto",
-  get_args(ConvLowering),
-  "How conv4 convolves: as products of patches, of blocks of images or of all, "
-  "or by XLA's convolution. auto: blocks on CPUs, xla on TPUs, else patches.",
 )
 flags.DEFINE_bool("first_order", False, "FOMAML in place of MAML.")
 flags.DEFINE_integer(
@@ -106,41 +74,15 @@ def main() -> None:
       )
     name = "fomaml"
 
-  def network():
-    if FLAGS.model == "conv4":
-      return {
-        "name": "conv4",
-        "filters": FLAGS.filters,
-        "strided": downsampling == "stride",
-        "normalization": FLAGS.normalization,
-        "conv_lowering": FLAGS.conv_lowering,
-        "num_context": learner_options.num_context(name),
-      }
-    if name == "cavia" and FLAGS.normalization in BY_BATCH:
-      raise ValueError(
-        f"--normalization={FLAGS.normalization}: takes away what the context "
-        "of cavia adds in an mlp; give --normalization=layer, or --model=conv4."
-      )
-    return {
-      "name": "mlp",
-      "hidden": [256, 128, 64, 64],
-      "normalization": FLAGS.normalization,
-    }
-
   def recipe(eval_steps: int, ways: int):
     return learner_options.recipe(
-      name, network(), "cross_entropy", ways, eval_steps
+      name, network, "cross_entropy", ways, eval_steps
     )
 
   def learner(eval_steps: int, ways: int):
     return saved.build(recipe(eval_steps, ways), {"accuracy": accuracy})
 
-  if FLAGS.model != "conv4":
-    refuse("conv_lowering", "filters", "downsampling")
-  downsampling = FLAGS.downsampling
-  if downsampling == "auto":
-    strided = image_sets.name_of_data() in ("omniglot", "folder")
-    downsampling = "stride" if strided else "max_pool"
+  network = image_networks.network(name)
   steps, ways = FLAGS.eval_inner_steps, FLAGS.ways
   train_ways = FLAGS.train_ways or ways
   if train_ways != ways and name not in ANY_WAYS:
@@ -242,15 +184,7 @@ def main() -> None:
       **learner_options.protocol(name),
       "num_seeds": FLAGS.num_seeds,
       **data.protocol,
-      "model": FLAGS.model,
-      "filters": FLAGS.filters if FLAGS.model == "conv4" else None,
-      "downsampling": downsampling if FLAGS.model == "conv4" else None,
-      "conv_lowering": (
-        FLAGS.conv_lowering if FLAGS.model == "conv4" else None
-      ),
-      "normalization": FLAGS.normalization,
-      "transductive": FLAGS.normalization == "batch",
-      "statistics": statistics(FLAGS.normalization),
+      **image_networks.protocol(),
       "eval_inner_steps": steps,
       "inner_loss": "mean cross-entropy",
     },

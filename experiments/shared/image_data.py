@@ -14,6 +14,12 @@ from experiments.shared.image_sets import (
 )
 from metajax.runs.flags import FLAGS, refuse
 from metajax.tasks import omniglot
+from metajax.tasks.augmentation import (
+  augmented,
+  compose,
+  random_crop,
+  random_flip,
+)
 from metajax.tasks.image_splits import (
   episodes,
   split_episodes,
@@ -60,6 +66,13 @@ flags.DEFINE_enum(
   "Quarter turns that make classes of their own; 0: 4 for Omniglot, else 1.",
 )
 flags.DEFINE_bool(
+  "augment",
+  False,
+  "Crop and mirror the images of training tasks at random. Crops are of images "
+  "with a margin of zeros: 4 pixels for images of up to 32 pixels, else 8. For "
+  "photographs, not for characters.",
+)
+flags.DEFINE_bool(
   "standardize",
   None,
   "Give each channel mean 0 and deviation 1, by the training classes. Default: "
@@ -97,7 +110,7 @@ def load(ways: int, train_ways: int) -> ImageData:
   name = name_of_data()
   of_omniglot = name == "omniglot"
   if of_omniglot:
-    refuse("standardize")
+    refuse("standardize", "augment")
   elif name_of_eval_data() != "omniglot":
     refuse("split")
   query_shots = FLAGS.query_shots or FLAGS.shots
@@ -124,6 +137,9 @@ def load(ways: int, train_ways: int) -> ImageData:
     splits = episodes(
       images, where(name, "data_dir"), channels=channels, **tasks
     )
+  if FLAGS.augment:
+    change = compose(random_crop(4 if size <= 32 else 8), random_flip())
+    splits = splits._replace(train=augmented(splits.train, change, change))
   protocol = {
     "ways": ways,
     "train_ways": train_ways,
@@ -138,6 +154,7 @@ def load(ways: int, train_ways: int) -> ImageData:
     "image_size": size,
     "rotations": tasks["num_rotations"],
     "channels": channels._asdict() if channels else None,
+    "augment": FLAGS.augment,
   }
   found = ImageData(splits, told, None, protocol, of_omniglot, channels)
   if name_of_eval_data() is not None:

@@ -37,6 +37,7 @@ GROUPS = {
     "image_size",
     "rotations",
     "standardize",
+    "augment",
     "ways",
     "train_ways",
     "shots",
@@ -49,6 +50,8 @@ GROUPS = {
   "network": (
     "model",
     "filters",
+    "widths",
+    "drop_rate",
     "downsampling",
     "normalization",
     "conv_lowering",

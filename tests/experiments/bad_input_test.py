@@ -96,7 +96,9 @@ def run(tmp_path_factory):
 
 def _assert_refused(ended, message):
   """One line, which matches from the first letter to the last."""
-  assert re.fullmatch(f"error: {message}\n", ended.stderr), ended.stderr
+  # It is told where loading takes longer than two seconds.
+  said = ended.stderr.removeprefix("loading data\n")
+  assert re.fullmatch(f"error: {message}\n", said), said
   assert ended.code == 2
   assert ended.stdout == ""
 
@@ -152,6 +154,10 @@ ONLY = {
     "validation_tasks": 2,
   },
 }
+ONLY_FLOATS = {
+  SINUSOID: {},
+  OMNIGLOT: {"drop_rate": r"is not a number in the range \[0.0, 0.99\]"},
+}
 # What the message says of -0.1.
 FLOATS = {
   "inner_lr": AT_LEAST[0],
@@ -160,6 +166,7 @@ FLOATS = {
   "first_order_part": r"is not a number in the range \[0.0, 1.0\]",
   "proximal_strength": "is not number >= 1e-06",
   "damping": AT_LEAST[0],
+  "svm_cost": "is not number >= 1e-06",
   "stall_seconds": r"is not a number in the range \[0.0, 1000000.0\]",
 }
 CHOICES = {
@@ -178,7 +185,8 @@ ONLY_CHOICES = {
     "eval_data": "<omniglot|cifar_fs|fc100|mini_imagenet|folder>",
     "downsampling": "<auto|stride|max_pool>",
     "split": "<random|official>",
-    "model": "<conv4|mlp>",
+    "model": "<conv4|mlp|resnet12>",
+    "widths": "<640|512>",
     "normalization": "<batch|group|layer|none|running>",
     "rotations": "<0|1|2|4>",
     "preset": "<5w1s|5w5s|20w1s|20w5s|5w1s_mlp|5w5s_mlp|reptile|"
@@ -212,14 +220,17 @@ def _bad_flags():
         message = r"-1 is not an integer in the range \[0, 2147483647\]"
       yield experiment, flag, str(least - 1), message
       yield experiment, flag, "1.5", r"invalid literal for int\(\) .*'1.5'"
-    for flag, bound in (FLOATS if shared else {}).items():
+    floats = (FLOATS if shared else {}) | ONLY_FLOATS[experiment]
+    for flag, bound in floats.items():
       yield experiment, flag, "-0.1", f"-0.1 {bound}"
       yield experiment, flag, "fast", "could not convert .* to float: 'fast'"
     choices = (CHOICES if shared else {}) | ONLY_CHOICES[experiment]
     for flag, allowed in choices.items():
       allowed = re.escape(allowed)
       yield experiment, flag, "best", f"value should be one of {allowed}"
-    for flag in SWITCHES if shared else ["first_order", "standardize"]:
+    for flag in (
+      SWITCHES if shared else ["first_order", "standardize", "augment"]
+    ):
       yield experiment, flag, "perhaps", ".*Non-boolean argument.*"
 
 
@@ -378,6 +389,16 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
       ["--model=mlp", "--downsampling=stride"],
       "--downsampling has no effect here: leave it out.",
     ),
+    (
+      ["--model=resnet12", "--filters=32"],
+      "--filters has no effect here: leave it out.",
+    ),
+    (["--widths=512"], "--widths has no effect here: leave it out."),
+    (
+      ["--model=resnet12", "--learner=cavia"],
+      "--model=resnet12: takes no context, .*",
+    ),
+    (["--augment"], "--augment has no effect here: leave it out."),
   ],
 )
 def test_data_by_name_that_cannot_be_are_named(
