@@ -1,12 +1,13 @@
-"""A data set distilled into 1 or 10 images a class.
+"""Distils a data set into 1 or 10 synthetic images of each class.
 
   python -m experiments.distill_dataset
 
-learns synthetic images by unrolled optimisation, by gradient matching (DC), by
-distribution matching (DM) and by kernel inducing points (KIP), and reports the
-test accuracy of fresh networks trained on them, against random real images,
-herding, and the full set. By default of scikit-learn's handwritten digits;
-`--data=omniglot` takes characters of Omniglot.
+The script learns synthetic images by unrolled optimisation, gradient matching
+(DC), distribution matching (DM) and kernel inducing points (KIP). It reports
+the test accuracy of fresh networks that are trained on these images, on random
+real images, on images chosen by herding, and on the full set. The data are
+scikit-learn's handwritten digits, or with `--data=omniglot` characters of
+Omniglot.
 
 The trainings take 4.6 minutes on 2 shared cores. With 1 and 10 images a class
 DC gave 88.9 and 96.1%, random real images 59.4 and 90.6%, the full set 97.2%.
@@ -63,7 +64,7 @@ DEFAULTS = {
 
 
 def objectives(model: Model):
-  """Name -> (objective, fields that are learned)."""
+  """Returns, by name, the objective and the learned fields of the set."""
   images, features = ("inputs",), network(FLAGS.hidden)
   return {
     "unrolled": (
@@ -96,7 +97,7 @@ def main() -> None:
     fresh_networks.scorer, model, data.test, everything
   )
   score = scorer(FLAGS.eval_steps)
-  # What is learned for K steps is used for K steps.
+  # Unrolled images are learned for K training steps, so the test uses K, too.
   score_unrolled = scorer(FLAGS.inner_steps)
   metrics: dict[str, Estimate] = {"full": estimate(score(everything))}
   images: dict[int, dict[str, np.ndarray]] = {}
@@ -105,7 +106,7 @@ def main() -> None:
     keys = jax.random.split(jax.random.key(FLAGS.seed), FLAGS.draws)
     random = [make(draw(key).query.inputs) for key in keys]
     herded = flat(jax.vmap(lambda x, n=number: x[herding(x, n)])(data.train))
-    # An interval over draws, whose networks' mean is one value.
+    # The interval is over draws. The value of a draw is the mean over networks.
     metrics[f"random_{number}"] = estimate([score(x).mean() for x in random])
     metrics[f"herding_{number}"] = estimate(score(make(herded)))
     images[number] = {"random": random[0].inputs, "herding": herded}
@@ -141,7 +142,7 @@ def main() -> None:
 def train(
   runs: Stages, name: str, learner: MetaLearner, tasks: TaskFamily
 ) -> SyntheticSet:
-  # Gradients through many steps are large now and then.
+  # Gradients through many steps are sometimes large.
   optimizer = optax.chain(
     optax.clip_by_global_norm(1.0),
     training.outer_optimizer(FLAGS.outer_schedule),

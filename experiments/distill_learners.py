@@ -1,18 +1,19 @@
-"""Meta-learners that teach one meta-learner, on few-shot Omniglot.
+"""Distils meta-learners into a single meta-learner on few-shot Omniglot.
 
   python -m experiments.distill_learners --data_dir=DIR
 
-meta-trains several MAML runs, and teaches one student, task by task, to predict
-as their ensemble does: how much of the ensemble's gain does it keep, at a
-fraction of the cost? And a slow learner teaches a fast one: a prototypical
-network, which takes no gradient step at all, learns alone, and from the first
-MAML run with all its steps. `--teacher_workdirs` takes finished runs of
-`experiments.few_shot` for the ensemble.
+The script meta-trains several MAML runs. It then teaches one student to predict
+like their ensemble, task by task. It measures how much of the ensemble's gain
+the student keeps, at a fraction of the cost. Next a slow learner teaches a fast
+one: a prototypical network, which takes no gradient step, is trained alone and
+by the first MAML run with all its steps. `--teacher_workdirs` uses finished
+runs of `experiments.few_shot` as the ensemble.
 
-With `--steps=20000` and three finished teachers (98.1, 98.9 and 95.7%) it takes
-two hours, cores shared: their ensemble has 98.7%, the student 95.9% alone and
-96.1% taught, the prototypical network 98.2 and 98.0%. With `--steps=2000` and
-teachers of 53 to 63% it takes 23 minutes, and teaching does harm.
+With `--steps=20000` and three finished teachers (98.1, 98.9 and 95.7%) the
+script takes two hours on shared cores. The ensemble has 98.7%, the student
+95.9% alone and 96.1% taught, the prototypical network 98.2% alone and 98.0%
+taught. With `--steps=2000` and teachers of 53 to 63% the script takes 23
+minutes, and teaching does harm.
 """
 
 import jax
@@ -54,7 +55,7 @@ def main() -> None:
     refuse("teachers")
   found = find_runs("teacher_workdirs")
   splits = one_shot.tasks()
-  # Taught with its training's steps, asked with all.
+  # The teacher adapts with the steps of the test, the student with fewer.
   slow = one_shot.learner(FLAGS.eval_inner_steps)
   student = one_shot.learner(FLAGS.inner_steps)
   fast = embedding(
@@ -80,7 +81,7 @@ def main() -> None:
   teach = {"alpha": FLAGS.alpha, "temperature": FLAGS.temperature}
   from_all = taught(student, together, equal, cross_entropy, **teach)
   from_slow = taught(fast, slow, teachers[0], cross_entropy, **teach)
-  # Row -> (the learner that is tested, its meta-parameters).
+  # Row -> (the tested learner, its meta-parameters).
   rows = {f"teacher_{i}": (slow, params) for i, params in enumerate(teachers)}
   rows["ensemble"] = (together, equal)
   for name, (trained, tested) in {
@@ -89,7 +90,7 @@ def main() -> None:
     "prototypical_alone": (fast, fast),
     "prototypical_taught": (from_slow, fast),
   }.items():
-    # Students have a seed that no teacher has.
+    # No teacher has the seed of the students.
     seed = len(teachers)
     params = runs.meta_train(name, trained, splits.train, seed=seed)
     rows[name] = tested, params
@@ -107,7 +108,7 @@ def main() -> None:
   metrics |= scoring.differences(values, pairs)
   gain = metrics["ensemble_minus_student_alone"]
   kept = None
-  if gain.mean > gain.ci95:  # Else there is nothing to keep.
+  if gain.mean > gain.ci95:  # Otherwise the ensemble has no gain to keep.
     kept = metrics["student_taught_minus_student_alone"].mean / gain.mean
     print(f"\nof the ensemble's gain, the student keeps {kept:.2f}")
   else:

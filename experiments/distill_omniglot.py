@@ -1,18 +1,19 @@
-"""Knowledge distillation on Omniglot, and what it does to few-shot learning.
+"""Distils classifiers on Omniglot and measures the effect on few-shot learning.
 
   python -m experiments.distill_omniglot --data_dir=DIR
 
-A wide network learns to tell the training characters apart; narrow ones learn
-it alone, from the wide one, from an ensemble of wide ones, from themselves
-(born again), or with hints of its features. Reported of each: accuracy on
-drawings not trained on, agreement with the teacher, size and time; and, on
-characters never seen, the few-shot accuracy of its features under a ridge and a
-logistic head (Tian et al. 2020). Everything is trained from several seeds at
-once, and differences are paired.
+A wide network learns to classify the training characters. Narrow networks learn
+the same alone, from the wide network, from an ensemble of wide networks, from
+themselves (born again), or with hints of the teacher's features. The script
+reports accuracy on new drawings, agreement with the teacher, size and time. On
+new characters it reports the few-shot accuracy of the features with a ridge and
+a logistic head (Tian et al. 2020). It trains several seeds at once. Differences
+are paired.
 
-It takes 13 minutes on 2 cores, the trainings 8.5. The teacher of 64 filters has
-65.8%; students of 32 have 54.3% alone, 63.0% distilled and 65.0% from the
-ensemble, and their features 74.9, 80.0 and 81.2% in 5-way 1-shot tasks.
+The script takes 13 minutes on 2 cores, of which the trainings take 8.5. The
+teacher of 64 filters has 65.8%. Students of 32 filters have 54.3% alone, 63.0%
+distilled and 65.0% from the ensemble. Their features have 74.9, 80.0 and 81.2%
+in 5-way 1-shot tasks.
 """
 
 import functools
@@ -62,7 +63,7 @@ KINDS = ("alone", "distilled", "ensemble", "born_again", "hints")
 def main() -> None:
   students = Classifiers(load())
   stacks = train_all(students)
-  # By "SCORE/NAME", of each test image or few-shot task, means over the seeds.
+  # By "SCORE/NAME": means over seeds, for each test image or few-shot task.
   values = student_scores.of_images(students, stacks, "teacher")
   values |= student_scores.of_tasks(students, stacks)
   metrics = {name: estimate(value) for name, value in values.items()}
@@ -96,14 +97,14 @@ def main() -> None:
 
 
 def train_all(students: Classifiers) -> dict[str, tuple[int, Params]]:
-  """Trains all networks; returns their filters and stacks of seeds by name."""
+  """Trains all networks. Returns filters and stack of seeds by name."""
   data = students.data.train
   tell = flag_values("temperature", "alpha")
 
   def alone(model: Model) -> Callable:
     return side_by_side(distillation.alone(model))
 
-  # Each seed has a teacher of its `own`; all have the same ensemble.
+  # Each seed has its `own` teacher. The ensemble is the same for all seeds.
   def taught(model: Model, own: Sequence[str] = ("teacher",)) -> Callable:
     return side_by_side(distillation.taught(model, **tell), own=own)
 

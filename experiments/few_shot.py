@@ -2,18 +2,19 @@
 
   python -m experiments.few_shot --data_dir=DIR
 
-trains 5-way 1-shot Omniglot for about 10 minutes on 2 cores and reports the
-accuracy on 600 tasks of characters never seen in training. The default takes
-small steps often, of 8 tasks, and has the step sizes 0.4 (inner) and 0.003
-(outer), with which MAML and its kin learn faster at first. `--preset=5w1s` is
-the paper's protocol (32 tasks, step sizes that are 2.0 and 0.001 here), with
-the 40,000 meta-steps of its code; the paper has 98.7 +- 0.4.
-`--learner=NAME` trains another of the learners in place of MAML.
+The script trains 5-way 1-shot Omniglot for about 10 minutes on 2 cores. It
+reports the accuracy on 600 tasks of characters that are not in the training.
+The default has many small steps of 8 tasks and the step sizes 0.4 (inner) and
+0.003 (outer). MAML and similar learners learn faster at first with them.
+`--preset=5w1s` is the paper's protocol (32 tasks, step sizes that are 2.0 and
+0.001 here), with the 40,000 meta-steps of its code. The paper has 98.7 +- 0.4.
+`--learner=NAME` trains another learner than MAML.
 
-DIR may be any folder of images, too, a sub-folder for each class (or train, val
-and test folders of such, or tables that name the splits). `--data=cifar_fs`,
-`fc100` and `mini_imagenet` are data sets by name, and `--eval_data=NAME` tests
-on another one than that of the training; see docs/data.md.
+DIR may be any folder of images with a sub-folder for each class, or with train,
+val and test folders of such sub-folders, or with tables that name the splits.
+`--data=cifar_fs`, `fc100` and `mini_imagenet` are named data sets.
+`--eval_data=NAME` tests on another data set than that of the training. See
+docs/data.md.
 """
 
 import functools

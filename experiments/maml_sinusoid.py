@@ -2,15 +2,15 @@
 
   python -m experiments.maml_sinusoid
 
-trains on the paper's protocol (70,000 meta-steps of 25 tasks, one inner step)
-and reports the mean squared error of 5-shot learning after 1, 5 and 10 gradient
-steps on 600 new curves; the paper has 0.67, 0.38 and 0.35.
+The script trains on the paper's protocol (70,000 meta-steps of 25 tasks, one
+inner step). It reports the mean squared error of 5-shot learning after 1, 5 and
+10 gradient steps on 600 new curves. The paper has 0.67, 0.38 and 0.35.
 
-Two defaults are not the paper's: training on as many points as the test has,
-and the cosine schedule. With the paper's own, `--preset=paper`, the mean
-over 600 curves is often that of one which diverged: after 5 steps 13 curves in
-10,000 had an error above 12.5, with these defaults 8 (20,000 validation curves,
-3 seeds each).
+Two defaults differ from the paper: training uses as many support points as the
+test, and the step size has a cosine schedule. `--preset=paper` has the paper's
+settings. With them, one diverging curve often dominates the mean over 600
+curves: after 5 steps 13 curves in 10,000 had an error above 12.5. With the
+defaults it was 8 curves (20,000 validation curves, 3 seeds each).
 """
 
 import functools
@@ -98,7 +98,7 @@ def main() -> None:
   if not FLAGS["eval_inner_steps"].present:
     possible = learner_options.possible_steps(name, possible) or [0]
   for steps in possible:
-    learner(steps)  # Refuses what is not possible.
+    learner(steps)  # Raises an error if the learner cannot take these steps.
   validation = scores(FLAGS.eval_shots[0], FLAGS.inner_steps, "validation", 600)
   train_tasks = sinusoid(FLAGS.shots, FLAGS.query_shots)
   trainer = training.trainer(
@@ -126,7 +126,7 @@ def main() -> None:
   def test(shots: int, steps: int):
     return scores(shots, steps, "test", FLAGS.eval_tasks)(params)["mse"]
 
-  # Learners without inner steps have read the support with none of them.
+  # Learners without an inner loop have one score, not one for each step.
   stepwise = name not in ENCODED
   metrics = scoring.together(
     {

@@ -2,16 +2,17 @@
 
   python -m experiments.omniglot_challenge --data_dir=DIR
 
-trains a learner on tasks within the 30 background alphabets, or on minimal sets
-of 5 of them (`--sets=background,small1,small2`), and reports its error in the
-400 trials that Lake et al. (2015; 2019) have published for 20 characters at a
-time. Nothing is chosen, so that the trials are looked at once. Tasks are of as
-many characters as the smallest alphabet has; learners whose network has an
-output for each character need 20, and do without the alphabets of fewer.
+The script trains a learner on tasks within the 30 background alphabets, or
+within minimal sets of 5 alphabets (`--sets=background,small1,small2`). It
+reports the error in the 400 published trials of Lake et al. (2015; 2019), each
+with 20 characters. The script makes no choices by these trials: it uses them
+only once. Training tasks have as many characters as the smallest alphabet, at
+most 20. Learners whose network has an output for each character need 20. They
+leave out smaller alphabets.
 
 Prototypical networks, the default, take 3.5 minutes on a core and have an error
-of 17.0%, after `--steps=8000` 8.3%. Lake et al. have 13.5% for a convolutional
-network.
+of 17.0%. After `--steps=8000` they have 8.3%. Lake et al. have 13.5% for a
+convolutional network.
 """
 
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ DEFAULTS = {
   "inner_lr": 0.4,
 }
 
-# Errors in percent, by the alphabets that were learned from (30; 5 at a time).
+# Errors in percent, by the training alphabets (30, or 5 at a time).
 PUBLISHED = {
   "modified Hausdorff distance, in the authors' code": {"none": 38.8},
   "deep convolutional network": {"background": 13.5, "minimal": 23},

@@ -1,18 +1,19 @@
-"""What each part of recurrent replay is worth, on bandits.
+"""Measures the value of each part of recurrent replay, on bandits.
 
   python -m experiments.rer_ablations
 
-cuts trials into overlapping sequences and trains, with one thing changed at a
-time: where a sequence begins (at the stored or a zero state, with burn-in or
-without), how sequences are drawn (uniformly or by priority), how often each is
-learned from, and, without replay, by PPO. All play equally many tasks. The
-buffer holds the sequences of the last `--kept` steps. The Q-discrepancy of
-Kapturowski et al. (2019, section 3) is the mean over all validations, with
-states as old as the steps from one validation to the next.
+The script cuts trials into overlapping sequences and trains a player several
+times, with one change at a time. The changes are the initial state of a
+sequence (the stored state or zero, with burn-in or without), the sampling of
+sequences (uniform or by priority), and the number of times that each sequence
+is learned from. One more player is trained without replay, by PPO. All players
+play the same number of tasks. The buffer holds the sequences of the last
+`--kept` steps. The Q-discrepancy of Kapturowski et al. (2019, section 3) is the
+mean over all validations. It compares with the states of the validation before.
 
 With `--steps=1500` the nine trainings take 42 minutes on a shared core. The
-base gets 75.3, with priorities 76.9, from a zero state 76.5, learning from each
-sequence 4 times 70.4; PPO 77.2, and Thompson sampling 75.3.
+base gets 75.3, with priorities 76.9, from a zero state 76.5, and with 4 uses of
+each sequence 70.4. PPO gets 77.2, and Thompson sampling 75.3.
 """
 
 from typing import NamedTuple
@@ -44,14 +45,17 @@ DEFAULTS = {
 
 
 class Variant(NamedTuple):
-  """What is changed of the objective and of the replay."""
+  """The changes of the objective and of the replay."""
 
   objective: dict
   replay: dict
 
 
 def variants() -> dict[str, Variant]:
-  """The first is what the flags say: by default stored state and burn-in."""
+  """Returns the variants by name. "base" is the setting of the flags.
+
+  By default, it has the stored state and burn-in.
+  """
   no_burn_in = {"burn_in": 0}
   ratios = {
     f"ratio_{r:g}": Variant({}, {"ratio": r})
@@ -71,7 +75,7 @@ def variants() -> dict[str, Variant]:
 
 
 def main() -> None:
-  # gymnax computes as it is imported, and devices are made before anything is.
+  # gymnax computes at import, which must come after the devices are set up.
   from metajax.tasks.bandits import bandits
 
   tasks = bandits(FLAGS.arms, FLAGS.pulls)

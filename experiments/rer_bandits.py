@@ -2,16 +2,17 @@
 
   python -m experiments.rer_bandits --pulls=100 --arms=5
 
-is a row of the RL^2 paper's table (Duan et al. 2016, section 3.1): total reward
-in `--pulls` pulls of Bernoulli arms whose probabilities are uniform, mean over
-1000 new bandits. The recurrent player ("rer") learns in its hidden state alone;
-the others are told the prior, and their parameters are searched on validation
-bandits. Those "as_published" are the paper's own: ties go to the first arm, and
-parameters are chosen by the test bandits. With --references_only the players
-that need no training play alone, in minutes.
+The script computes a row of the RL^2 paper's table (Duan et al. 2016, section
+3.1): the total reward in `--pulls` pulls of Bernoulli arms with uniform
+probabilities, as the mean over 1000 new bandits. The recurrent player ("rer")
+learns in its hidden state only. The other players know the prior. Their
+parameters are chosen on validation bandits. Players "as_published" follow the
+paper: ties go to the first arm, and parameters are chosen on the test bandits.
+With --references_only the script trains nothing and takes minutes.
 
-With 5 arms and 100 pulls training takes 9 minutes on a shared core, PPO as long
-again. RER gets 78.6, PPO 77.0, Gittins indices 79.0; the paper's RL^2 has 78.7.
+With 5 arms and 100 pulls training takes 9 minutes on a shared core. PPO takes
+the same time again. RER gets 78.6, PPO 77.0 and Gittins indices 79.0. The
+paper's RL^2 has 78.7.
 """
 
 import functools
@@ -43,11 +44,11 @@ PUBLISHED = {
   (500, 10): (249.0, 437.8, 429.5, 438.9, 437.1, 408.0, 395.0, 432.5),
   (500, 50): (249.6, 463.7, 427.2, 437.6, 457.6, 413.6, 402.8, 438.9),
 }
-POINTS = 25  # Of the curves of regret.
+POINTS = 25  # Points of a curve of regret.
 
 
 def main() -> None:
-  # gymnax computes as it is imported, and devices are made before anything is.
+  # gymnax computes at import, which must come after the devices are set up.
   from metajax.tasks.bandits import bandits
 
   arms, pulls = FLAGS.arms, FLAGS.pulls
@@ -111,7 +112,7 @@ def references(arms: int, pulls: int) -> dict[str, Reference]:
 
 
 def regret(rewards: np.ndarray, best: float) -> dict[float, Estimate]:
-  """By the number of pulls, against the best arm's expected reward."""
+  """Returns the regret against the best arm, by the number of pulls."""
   pulls = rewards.shape[1]
   places = np.unique(np.linspace(1, pulls, min(POINTS, pulls), dtype=int))
   totals = rewards.cumsum(axis=1)

@@ -1,18 +1,18 @@
-"""Meta-Experience Replay on streams of tasks, against what forgets and replays.
+"""Compares Meta-Experience Replay (MER) with other methods on streams of tasks.
 
   python -m experiments.rer_continual --stream=rotations
 
-learns scikit-learn's digits, turned further (or with pixels permuted anew) in
-each of 10 tasks, every example seen once, by online SGD, elastic weight
-consolidation (EWC), plain replay and MER. Step sizes and strengths are chosen
-on streams of validation images, then each method meets new streams of test
-images, `--num_streams` of each. Reported are Riemer et al.'s (2019) retained
-accuracy (RA), learning accuracy (LA), and RA - LA, backward transfer and
-interference (BTI).
+A stream has 10 tasks of scikit-learn's digits. Each task turns the digits
+further, or permutes their pixels anew. Online SGD, elastic weight consolidation
+(EWC), plain replay and MER see each example once. Step sizes and strengths are
+chosen on streams of validation images. Each method then learns `--num_streams`
+new streams, with test images. The script reports the retained accuracy (RA) and
+the learning accuracy (LA) of Riemer et al. (2019), and RA - LA, backward
+transfer and interference (BTI).
 
-Each stream takes 4 minutes on a shared core. On rotations online SGD retains
-46.9%, EWC 54.1, replay 84.2 and MER 85.9; on permutations 36.9, 41.3, 77.0 and
-77.5.
+Each kind of stream takes 4 minutes on a shared core. On rotations online SGD
+retains 46.9%, EWC 54.1, replay 84.2 and MER 85.9. On permutations they retain
+36.9, 41.3, 77.0 and 77.5.
 """
 
 import functools
@@ -59,7 +59,7 @@ UNUSED = (
   "coordinator num_processes process_id must_save stall_seconds"
 ).split()
 
-# Candidates: steps of SGD on one image, and on the mean of a batch.
+# Candidates for the step size of SGD, on one image or on the mean of a batch.
 STEP_SIZES = (0.01, 0.03, 0.1, 0.3)
 
 

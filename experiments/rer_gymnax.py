@@ -1,14 +1,14 @@
-"""Recurrent experience replay on the meta-learning tasks that gymnax has.
+"""Recurrent experience replay on gymnax's meta-learning tasks.
 
   python -m experiments.rer_gymnax --environment=MetaMaze-misc
 
-trains players by replay and by PPO in environments that hide something: a goal
-in a maze (Miconi et al. 2019), a point robot's goal (Dorfman et al. 2021), or
-which of two arms is better (Wang et al. 2017). A task is a draw of what `reset`
-draws, kept for all its episodes. Whoever finds the goal is paid and set down
-elsewhere, to find it again.
+The script trains players by replay and by PPO. The environment hides a goal in
+a maze (Miconi et al. 2019), the goal of a point robot (Dorfman et al. 2021), or
+the better of two arms (Wang et al. 2017). Each task draws the hidden variable
+by `reset` and keeps it for all its episodes. A player that reaches the goal
+gets a reward and starts again from another place.
 
-Both trainings in the maze take 13 minutes on a shared core: recurrent replay
+Both trainings in the maze take 13 minutes on a shared core. Recurrent replay
 earns 204.3 +- 3.8, PPO 214.1 +- 4.0, random walks 7.5 +- 0.6.
 """
 
@@ -34,17 +34,17 @@ flags.DEFINE_enum(
 flags.DEFINE_integer("episodes", 1, "Episodes of a task.", lower_bound=1)
 DEFAULTS = {"steps": 2000}
 
-MAZES = 4  # In the picture.
-BINS = 20  # Of the curve of rewards within a task.
+MAZES = 4  # Mazes in the picture.
+BINS = 20  # Points of the curve of rewards within a task.
 COMPASS = [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)]
 
 
 def main() -> None:
-  # gymnax computes as it is imported, and devices are made before anything is.
+  # gymnax computes at import, which must come after the devices are set up.
   import gymnax
 
   environment, params = gymnax.make(FLAGS.environment)
-  # Players read the time, which is best of the size of all else.
+  # Players read the time. It should have the scale of the other inputs.
   params = params.replace(normalize_time=True)
   robot = FLAGS.environment == "PointRobot-misc"
   tasks = trials(
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def by_time(rewards: np.ndarray) -> dict[float, Estimate]:
-  """Mean rewards of a step, in parts of a task, by the middle of each."""
+  """Returns mean rewards of a step in each part of a task, by its middle."""
   edges = np.linspace(0, rewards.shape[1], BINS + 1).astype(int)
   return {
     (a + b) / 2: estimate(rewards[:, a:b].mean(-1))

@@ -3,17 +3,19 @@
   python -m experiments.rer_mdps --episodes=10
   python -m experiments.rer_mdps --episodes=25 --steps=4000
 
-is a row of the RL^2 paper's table (Duan et al. 2016, section 3.2): total reward
-in `--episodes` episodes of a random MDP (10 states, 5 actions, horizon 10),
-mean over 1000 new MDPs. The recurrent player ("rer") learns in its hidden state
-alone; the others are told the prior, and their parameters are searched on
-validation MDPs. Those "as_published" are the paper's own: they are not told the
-prior, and their parameters are chosen by the test MDPs. With --references_only
-the players that need no training play alone, in 11 to 22 minutes.
+The script computes a row of the RL^2 paper's table (Duan et al. 2016, section
+3.2): the total reward in `--episodes` episodes of a random MDP (10 states, 5
+actions, horizon 10), as the mean over 1000 new MDPs. The recurrent player
+("rer") learns in its hidden state only. The other players know the prior. Their
+parameters are chosen on validation MDPs. Players "as_published" follow the
+paper: they do not know the prior, and their parameters are chosen on the test
+MDPs. With --references_only the script trains nothing and takes 11 to 22
+minutes.
 
 With 10 episodes and `--steps=4000 --noppo` training takes 42 minutes on a
-shared core, and RER gets 148.9; with 25, 70 minutes and 416.2, PPO 59 minutes
-and 395.8. The paper's RL^2 has 156.2 and 445.7.
+shared core, and RER gets 148.9. With 25 episodes it takes 70 minutes and RER
+gets 416.2. PPO takes 59 minutes and gets 395.8. The paper's RL^2 has 156.2 and
+445.7.
 """
 
 import functools
@@ -32,8 +34,8 @@ from metajax.runs.script import run
 from metajax.tasks.trials import Trials
 
 flags.DEFINE_integer("episodes", 10, "Episodes of an MDP.", lower_bound=1)
-# There is more to remember than of a bandit, and rewards are noisy: the sooner
-# the bootstrap, the less of the noise is in a target.
+# An MDP has more to remember than a bandit, hence more units. Its rewards are
+# noisy. An early bootstrap reduces the noise of a target.
 DEFAULTS = {
   "units": 128,
   "n_step": 1,
@@ -58,7 +60,7 @@ PUBLISHED = {
 
 
 def main() -> None:
-  # gymnax computes as it is imported, and devices are made before anything is.
+  # gymnax computes at import, which must come after the devices are set up.
   from metajax.tasks.tabular_mdp import tabular_mdps
 
   episodes = FLAGS.episodes
@@ -66,7 +68,7 @@ def main() -> None:
   played = contests.play_all("rer_mdps", tasks, references(), "psrl")
   metrics = contests.totals(played, "psrl")
   metrics["optimum_of_an_episode"] = estimate(optima(tasks))
-  # Of which shares were published (Mishra et al. 2018, table 4).
+  # Mishra et al. (2018, table 4) publish shares of this optimum.
   metrics["optimum_discounted_0.99"] = estimate(optima(tasks, 0.99))
   plots.curves(
     played.workdir / "episodes.png",
@@ -127,7 +129,7 @@ def references() -> dict[str, Reference]:
 
 
 def optima(tasks: Trials, discount: float = 1.0) -> np.ndarray:
-  """The most that can be expected of an episode, of the test MDPs."""
+  """Returns the optimal expected reward of an episode for each test MDP."""
 
   def one(key: jax.Array) -> jax.Array:
     task_key, _ = jax.random.split(key)  # As in `trials.play`.

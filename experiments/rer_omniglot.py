@@ -2,17 +2,17 @@
 
   python -m experiments.rer_omniglot --data_dir=DIR
 
-is the protocol of Santoro et al. (2016, section 4.1): 5 new characters, 50
-drawings in random order, each shown with the label of the one before, and the
-accuracy at the 1st, 2nd, 5th and 10th presentation of a character. The network
-is trained three times: on new tasks in every step ("fresh"), on a tenth as many
-tasks, which are kept and replayed ("replayed"), and on that tenth once
-("scarce").
+The script follows the protocol of Santoro et al. (2016, section 4.1). A task is
+50 drawings of 5 new characters in random order. Each drawing comes with the
+label of the drawing before. The script reports the accuracy at the 1st, 2nd,
+5th and 10th presentation of a character. It trains the network three times: on
+new tasks in every step ("fresh"), on a tenth as many tasks, which are stored
+and replayed ("replayed"), and on that tenth without replay ("scarce").
 
 The three trainings take 20 minutes on a shared core. At the 2nd, 5th and 10th
-presentation "fresh" is right in 91.6, 96.6 and 97.4%, "replayed" in 89.2, 95.9
-and 96.3%, "scarce" in 67.2, 82.3 and 85.7%; the paper has 82.8 and 94.9% at
-the 2nd and the 5th.
+presentation "fresh" has 91.6, 96.6 and 97.4%, "replayed" 89.2, 95.9 and 96.3%,
+"scarce" 67.2, 82.3 and 85.7%. The paper has 82.8 and 94.9% at the 2nd and the
+5th.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Runs that keep averages of their past, and the soups of such runs."""
+"""Runs that store averages of their parameters, and soups of such runs."""
 
 from collections.abc import Callable, Mapping
 
@@ -21,7 +21,7 @@ def train(
   stages: Stages, learner: MetaLearner, tasks: TaskFamily, chunk: int, seed: int
 ) -> tuple[Params, dict[str, Params]]:
   """Returns a run's last parameters, and its averages by name."""
-  # Averages look at the last half of a run, which has left the beginning.
+  # Averages are over the last half of a run, when it is past the beginning.
   period = max(1, FLAGS.steps // (2 * FLAGS.snapshots))
   averages = {
     "ema": aggregation.ema(FLAGS.ema_decay),
@@ -50,13 +50,13 @@ def averages_and_soups(
   seeds: Params,
   aligned: Params,
 ) -> dict[str, Params]:
-  """Averages of weights by name: over a run, of its snapshots, of runs.
+  """Returns averages of weights by name: of one run, of snapshots, of runs.
 
   Args:
     validated: the score by which greedy soups choose.
-    averages: of the first run, from `train`; may be empty.
+    averages: the averages of the first run, from `train`; may be empty.
     seeds: the stack of all runs.
-    aligned: the same, with their units matched.
+    aligned: the stack of all runs with matched units.
   """
 
   def greedy(stack: Params) -> Params:

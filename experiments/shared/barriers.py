@@ -1,4 +1,4 @@
-"""The loss on the line between models that are to be averaged."""
+"""The loss on the line between two models, before they are averaged."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,13 +13,13 @@ from metajax.runs import plots
 from metajax.runs.flags import FLAGS
 from metajax.types import Array, MetaLearner, Params, TaskFamily
 
-POINTS = 11  # On a line, with its ends.
+POINTS = 11  # Points on a line, with its ends.
 
 
 def loss_after_adaptation(
   learner: MetaLearner, tasks: TaskFamily
 ) -> Callable[[Params], Array]:
-  """Returns `meta_params -> mean query loss` of 100 tasks, always the same."""
+  """Returns `meta_params -> mean query loss` on 100 fixed tasks."""
   rng = jax.random.fold_in(jax.random.key(FLAGS.eval_seed), 4)
 
   def loss(params: Params) -> Array:
@@ -37,12 +37,14 @@ def draw(
 ) -> None:
   """Draws the loss on the lines from the first model of a stack to the others.
 
-  The lines' mean has no interval: they are few, and share an end.
+  The mean over the lines has no interval, because the lines are few and share
+  an end.
 
   Args:
     path: the PNG file.
     loss: `(params) -> scalar`.
-    stacks: models `[models, ...]`, of one shape, by the name in the legend.
+    stacks: models `[models, ...]` by the name in the legend. All stacks have
+      the same shapes.
   """
 
   @jax.jit

@@ -27,7 +27,7 @@ flags.register_validator(
 
 
 def characters(data: OmniglotImages, name: str) -> np.ndarray:
-  """Tells which characters are of a set, `[1623]`."""
+  """Returns which characters belong to a set, bool `[1623]`."""
   if name in MINIMAL:
     return data.is_background & np.isin(data.alphabets, MINIMAL[name])
   return data.is_background
@@ -37,7 +37,7 @@ def characters(data: OmniglotImages, name: str) -> np.ndarray:
 def errors(
   learner: MetaLearner, params: Params, trials: Episode, transductive: bool
 ) -> Array:
-  """Returns which trials go wrong, `[runs, ways]`, as 0 or 1."""
+  """Returns the error of each trial, 0 or 1, `[runs, ways]`."""
 
   @jax.jit
   def wrong(params: Params, trials: Episode) -> Array:
@@ -58,6 +58,6 @@ def errors(
 
 
 def binomial_interval(wrong: np.ndarray) -> list[float]:
-  """The 95% interval of an error in percent, by how many trials go wrong."""
+  """Returns the 95% binomial interval of the error, in percent."""
   interval = stats.binomtest(int(wrong.sum()), wrong.size).proportion_ci()
   return [100 * interval.low, 100 * interval.high]

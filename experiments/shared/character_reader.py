@@ -37,7 +37,7 @@ flags.DEFINE_integer(
 
 
 def learner() -> MetaLearner:
-  """The learner that trains it."""
+  """Returns the learner that trains the network."""
   return recurrent(
     encoder(), cross_entropy, metrics={"accuracy": accuracy}, **sizes()
   )
@@ -46,7 +46,7 @@ def learner() -> MetaLearner:
 def encoder() -> Model:
   if FLAGS.encoder == "pixels":
     return MLP(None, ())
-  # By the statistics of one image, so that none sees those to come.
+  # Group normalisation is within an image, so no image sees later ones.
   return conv4(None, filters=FLAGS.filters, normalization="group")
 
 

@@ -1,9 +1,9 @@
 """Published protocols of few-shot CIFAR-100, as flags of `few_shot`."""
 
-# MAML with 32 filters as on miniImageNet (Finn et al. 2017, section 5.2), of
-# which Bertinetto et al. 2018 have 58.9 and 71.5 on CIFAR-FS. The original
-# code's inner loss is a sum over the classes of a mean over shots, so its step
-# size 0.01 is 0.05 on the mean loss here.
+# MAML with 32 filters as on miniImageNet (Finn et al. 2017, section 5.2).
+# Bertinetto et al. 2018 report 58.9 and 71.5 for it on CIFAR-FS. The inner loss
+# of the original code is a sum over the classes of the mean over shots. Its
+# step size 0.01 is therefore 0.05 on the mean loss here.
 MAML = {
   "learner": "maml",
   "filters": 32,
@@ -17,8 +17,8 @@ MAML = {
   "steps": 60_000,
 }
 # Snell et al. 2017, section 3.2, on miniImageNet: more ways in training than at
-# test, an episode a step. Their step size is halved every 2,000 steps; a cosine
-# takes its place here.
+# test, and one episode in a step. They halve the step size every 2,000 steps.
+# These presets use a cosine schedule instead.
 PROTOTYPICAL = {
   "learner": "prototypical",
   "train_ways": 30,

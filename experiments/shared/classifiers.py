@@ -1,4 +1,4 @@
-"""Networks that tell Omniglot's characters apart, several seeds at once."""
+"""Trains classifiers of Omniglot's characters, several seeds at once."""
 
 import time
 from collections.abc import Callable
@@ -33,11 +33,11 @@ flags.DEFINE_integer(
   "batch_size", 128, "Images of a training step.", lower_bound=1
 )
 
-TRAIN = 15  # Drawings of a character, of its 20; the others are the test.
+TRAIN = 15  # Training drawings of a character. The other 5 are for test.
 
 
 class Data(NamedTuple):
-  """Images `[n, ...]` in uint8 with labels, and characters never seen."""
+  """Images `[n, ...]` in uint8 with labels, and images of new characters."""
 
   train: dict[str, Array]
   test: dict[str, Array]
@@ -45,7 +45,7 @@ class Data(NamedTuple):
 
 
 class Pixels:
-  """A model of images in uint8, so that a data set stays small in memory."""
+  """A model that reads images in uint8, so that the data need less memory."""
 
   def __init__(self, model: Model):
     self.model = model
@@ -83,7 +83,7 @@ def load() -> Data:
 
 
 class Classifiers:
-  """Trains stacks of networks `[seeds, ...]` and asks them."""
+  """Trains stacks of networks `[seeds, ...]` and computes their outputs."""
 
   def __init__(self, data: Data):
     self.data, self.runs = data, Stages("distill_omniglot")
@@ -100,13 +100,20 @@ class Classifiers:
     )
 
   def features(self, filters: int) -> Model:
-    """The model without its head; it reads the same parameters."""
+    """Returns the model without its head. It takes the same parameters."""
     return Pixels(conv4(None, filters=filters, normalization="group"))
 
   def train(
     self, name: str, init: Callable, loss: Callable, **teaching: Array
   ) -> Params:
-    """Returns the trained stack; `teaching` is `[examples, ...]`."""
+    """Returns the trained stack.
+
+    Args:
+      name: the name of the training.
+      init: `(rng, image) -> params` of one network.
+      loss: the loss of a stack.
+      **teaching: arrays `[examples, ...]` beside the training data.
+    """
 
     def init_stack(rng: Array) -> Params:
       image = self.data.train["inputs"][:1]
@@ -131,7 +138,7 @@ class Classifiers:
     return trained.state.meta_params
 
   def answers(self, model: Model, stack: Params, part: dict) -> Array:
-    """Logits or features of all seeds, `[examples, seeds, ...]`."""
+    """Returns logits or features of all seeds, `[examples, seeds, ...]`."""
 
     def all_seeds(inputs: Array) -> Array:
       answers = jax.vmap(model.apply, (0, None))(stack, inputs)
@@ -141,7 +148,7 @@ class Classifiers:
 
 
 def hinted_init(model: Model, narrow: int, wide: int) -> Callable:
-  """Of a student, and of the matrix from its features to its teacher's."""
+  """Returns `init` of a student and of a matrix to its teacher's features."""
 
   def init(rng: Array, image: Array) -> Params:
     keys = jax.random.split(rng)
@@ -157,7 +164,7 @@ def hinted_init(model: Model, narrow: int, wide: int) -> Callable:
 def size_and_time(
   students: Classifiers, filters: int, stack: Params
 ) -> dict[str, float]:
-  """Numbers of parameters, and milliseconds for 256 images, of one network."""
+  """Returns one network's parameters, and its milliseconds for 256 images."""
   model, features = students.model(filters), students.features(filters)
   images = jnp.zeros((256, 28, 28, 1), jnp.uint8)
   params = jax.tree.map(lambda x: x[0], stack)

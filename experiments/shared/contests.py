@@ -1,4 +1,4 @@
-"""Trained players and others on the same tasks."""
+"""Compares trained players with other players on the same tasks."""
 
 import sys
 import time
@@ -35,18 +35,18 @@ flags.DEFINE_bool(
 
 
 class Played(NamedTuple):
-  """What came of all players on the same test tasks.
+  """The results of all players on the same test tasks.
 
   Attributes:
     workdir: the run's folder.
-    trained: the last state, and the seconds of all trainings; without any, no
-      state, and the seconds of the references.
-    players: those that were trained, by name.
-    rewards: `[tasks, steps]` by the player's name; "rer" is trained by replay,
+    trained: the last state, and the seconds of all trainings. Without a
+      training, the state is None and the seconds are those of the references.
+    players: the trained players by name.
+    rewards: `[tasks, steps]` by the player's name. "rer" is trained by replay,
       "rl2_ppo" on policy.
-    about: for `results.json`: what was searched for the players, the seconds
-      of each training, and after how many environment steps a trained player
-      was as good as a reference on validation tasks.
+    about: entries for `results.json`: the chosen parameters of the players, the
+      seconds of each training, and the environment steps after which a trained
+      player was as good as the rival on validation tasks.
   """
 
   workdir: Path
@@ -62,13 +62,14 @@ def play_all(
   references: Mapping[str, Reference],
   rival: str,
 ) -> Played:
-  """Trains recurrent players, and lets them and the others play test tasks.
+  """Trains recurrent players. Plays the test tasks with all players.
 
   Args:
-    experiment: its name.
-    tasks: what is played.
+    experiment: the name of the experiment.
+    tasks: the tasks that are played.
     references: players that need no training.
-    rival: the one of them whose score the trained players are to reach.
+    rival: the name of the reference whose score the trained players should
+      reach.
   """
   seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
   to_train = {}
@@ -123,7 +124,7 @@ def play_all(
 
 
 def drawn(played: Played) -> dict[str, np.ndarray]:
-  """Returns the rewards that pictures show: not of players as published."""
+  """Returns the rewards for pictures, without players "as published"."""
   return {
     name: rewards
     for name, rewards in played.rewards.items()
@@ -132,7 +133,7 @@ def drawn(played: Played) -> dict[str, np.ndarray]:
 
 
 def totals(played: Played, *rivals: str) -> dict[str, Estimate]:
-  """Means of the players' totals, and of the rivals' differences to "rer"."""
+  """Returns the mean total of each player, and of "rer" minus each rival."""
   sums = {
     name: r.sum(-1, dtype=np.float64) for name, r in played.rewards.items()
   }
@@ -148,7 +149,7 @@ def finish(
   metrics: Mapping[str, Estimate],
   published: Mapping[str, float],
 ) -> None:
-  """Writes the results, and prints the published ones below."""
+  """Writes the results, and prints the published results below."""
   of_training = {
     **replaying.protocol(),
     **on_policy.protocol(),

@@ -1,4 +1,4 @@
-"""Streams of scikit-learn's digits, and methods that learn from them."""
+"""Streams of scikit-learn's digits, and methods that learn the streams."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from metajax.runs import rng_keys
 from metajax.runs.flags import FLAGS
 from metajax.types import Array, Batch, Params, PRNGKey
 
-NUM_TEST = 597  # Images; of the other 1200 a third is for validation.
+NUM_TEST = 597  # Test images. A third of the other 1200 is for validation.
 STREAMS = {"rotations": continual.rotated, "permutations": continual.permuted}
 
 
@@ -56,7 +56,7 @@ def loss(params: Params, example: Batch) -> Array:
 
 
 class Method(NamedTuple):
-  """A learner of some numbers, and values to choose from."""
+  """A continual learner, the names of its numbers, and their candidates."""
 
   make: Callable[..., continual.ContinualLearner]
   names: tuple[str, ...]
@@ -66,7 +66,7 @@ class Method(NamedTuple):
 def play(
   method: Method, values: list[tuple[float, ...]], streams: continual.Stream
 ) -> np.ndarray:
-  """Learns streams; returns accuracies `[values, streams, tasks, tasks]`."""
+  """Learns streams. Returns accuracies `[values, streams, tasks, tasks]`."""
 
   def one(values: Array, stream: continual.Stream, key: PRNGKey) -> Array:
     init_key, learn_key = jax.random.split(key)
@@ -84,7 +84,10 @@ def play(
 def choose(
   method: Method, trial: continual.Stream, final: continual.Stream
 ) -> tuple[int, np.ndarray]:
-  """Returns which values retain most at trial, and their final percentages."""
+  """Returns the values that retain most at trial, and their final accuracies.
+
+  The values are given by their index. The accuracies are in percent.
+  """
   retained = play(method, method.values, trial)[:, :, -1].mean((1, 2))
   best = int(retained.argmax())
   return best, 100 * play(method, [method.values[best]], final)[0]
@@ -93,7 +96,7 @@ def choose(
 def once(
   path: Path, compute: Callable[[], tuple[int, np.ndarray]]
 ) -> tuple[int, np.ndarray]:
-  """Reads what an interrupted run had computed, or computes and writes it."""
+  """Reads the result of an interrupted run, or computes and writes it."""
   if not path.exists():
     best, accuracies = compute()
     temporary = path.with_suffix(".tmp")

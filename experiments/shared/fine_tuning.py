@@ -20,24 +20,24 @@ from metajax.types import Batch, MetaLearner, Params, PRNGKey
 
 SHOTS = 5
 COLUMNS = (1, 5, 10)  # Steps of fine-tuning.
-RATES = (0.001, 0.003, 0.01, 0.03)  # Of fine-tuning, by SGD.
+RATES = (0.001, 0.003, 0.01, 0.03)  # Step sizes of SGD for fine-tuning.
 
 Build = Callable[[int, float], MetaLearner]  # (steps, rate) -> learner
 
 
 def by_sgd(steps: int, rate: float) -> MetaLearner:
-  """MAML; with no steps in training it is joint training on all curves."""
+  """Returns MAML. With 0 steps it is joint training on all curves."""
   return maml(regressors.MODEL, mean_squared_error, optax.sgd(rate), steps)
 
 
 def average(steps: int, rate: float, *, members: Params) -> MetaLearner:
-  """The average of members with learned weights, one for each array of each."""
+  """Returns a learner of the weights of an average, one for each array."""
   learner = by_sgd(steps, rate)
   return learned_average(learner, members, groups=lambda path: path)
 
 
 def ensemble(steps: int, rate: float, *, members: Params) -> MetaLearner:
-  """The mean prediction of members that are each fine-tuned."""
+  """Returns a learner of the weights of an ensemble of fine-tuned members."""
   pool, learner = aggregation.weighted_average, by_sgd(steps, rate)
   return learned_ensemble(learner, members, pool, mean_squared_error)
 
@@ -63,7 +63,7 @@ def scorer(
 
 
 def fine_tuned(build: Build, params: Params) -> tuple[float, list[Estimate]]:
-  """Returns the step size that validation chose, and the test errors."""
+  """Returns the step size with the best validation, and the test errors."""
 
   def validation(rate: float) -> float:
     scores = [scorer(build, k, "validation")((params, rate)) for k in COLUMNS]
@@ -77,7 +77,7 @@ def fine_tuned(build: Build, params: Params) -> tuple[float, list[Estimate]]:
 def errors_by_size(
   stack: Params, posterior: Params
 ) -> dict[str, dict[int, Estimate]]:
-  """Errors without fine-tuning by the number of regressors combined."""
+  """Returns errors without fine-tuning, by the size of the ensemble."""
   sizes = [n for n in (2, 5, 10, 20, 50, 100, 200) if n < FLAGS.regressors]
   curves: dict[str, dict[int, Estimate]] = {"equal": {}, "learned": {}}
   for size in [*sizes, FLAGS.regressors]:

@@ -21,7 +21,7 @@ from metajax.types import Array, Batch, Episode
 
 flags.DEFINE_integer("hidden", 100, "Units of two layers.", lower_bound=1)
 
-KERNEL = relu_tangent_kernel(2)  # Of two layers of infinite width.
+KERNEL = relu_tangent_kernel(2)  # The kernel of two infinitely wide layers.
 
 
 def network(num_outputs: int) -> MLP:
@@ -34,14 +34,14 @@ def scorer(
   """Returns `set -> test accuracies` of --eval_tasks fresh networks.
 
   Args:
-    model: the network, trained on the set by SGD.
-    test: what it is tested on.
+    model: the network. SGD trains it on the set.
+    test: the test examples.
     example: a set of the same classes.
-    steps: of SGD.
+    steps: steps of SGD.
   """
   # Each network is a task, and the test set its query.
   tasks = jax.tree_util.Partial(lambda batch, key: Episode(batch, batch), test)
-  # Only evaluated, so the objective is none.
+  # The learner is only evaluated, so its objective is never used.
   learner = distill_data(model, unrolled(model, 0), example, steps)
   score = scoring.task_scorer(
     learner, tasks, {"accuracy": accuracy}, "test", FLAGS.eval_tasks
@@ -50,6 +50,6 @@ def scorer(
 
 
 def right_by_kernel(synthetic: SyntheticSet, test: Batch) -> Array:
-  """Tells which test images regression with the kernel itself gets right."""
+  """Returns which test images kernel regression classifies correctly."""
   predict = kernel_ridge(KERNEL, synthetic.inputs, synthetic.targets)
   return predict(test.inputs).argmax(-1) == test.targets

@@ -1,4 +1,4 @@
-"""The tasks of `few_shot`, of which data and how many ways and shots."""
+"""The tasks of `few_shot`: data, ways and shots by flags."""
 
 from typing import Any, NamedTuple
 
@@ -81,15 +81,16 @@ flags.DEFINE_bool(
 
 
 class ImageData(NamedTuple):
-  """What `few_shot` trains on and is tested on.
+  """The training and test data of `few_shot`.
 
   Attributes:
-    splits: the tasks; those of training are of `train_ways` classes.
-    fingerprint: what tells the training data apart, None for Omniglot.
-    eval_fingerprint: the same of the test data, None if they are no others.
-    protocol: what `results.json` says of all this.
-    inverted: whether ink is 1, as `metajax.saved` wants to know.
-    channels: by which images are standardised, or None.
+    splits: the tasks. Training tasks have `train_ways` classes.
+    fingerprint: identifies the training data; None for Omniglot.
+    eval_fingerprint: identifies the test data; None if they are of the same
+      data set.
+    protocol: the entries of the data in `results.json`.
+    inverted: whether ink is 1, for `metajax.saved`.
+    channels: the mean and deviation that standardise the images, or None.
   """
 
   splits: Splits
@@ -104,8 +105,8 @@ def load(ways: int, train_ways: int) -> ImageData:
   """Reads the data that the flags name.
 
   Raises:
-    ValueError: for data that are damaged, or do not suffice for such tasks.
-    FileNotFoundError: if there are none.
+    ValueError: if the data are damaged, or do not suffice for the tasks.
+    FileNotFoundError: if the data are missing.
   """
   name = name_of_data()
   of_omniglot = name == "omniglot"
@@ -163,10 +164,10 @@ def load(ways: int, train_ways: int) -> ImageData:
 
 
 def _tested_elsewhere(found: ImageData) -> ImageData:
-  """Puts the test tasks of --eval_data in the place of the others.
+  """Replaces the test tasks by tasks of --eval_data.
 
-  Their images are made what the network was trained on: of its size, grey or
-  coloured, inverted and standardised as those were.
+  The images are converted to the form of the training images: the same size and
+  channels, and inverted and standardised in the same way.
   """
   name = name_of_eval_data()
   of_training = jax.eval_shape(found.splits.test, jax.random.key(0)).support

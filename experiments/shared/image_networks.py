@@ -1,4 +1,4 @@
-"""The network of `few_shot`, by its flags, and which of them mean something."""
+"""The network of `few_shot`, and the flags of each kind of network."""
 
 from typing import Any, get_args
 
@@ -59,7 +59,7 @@ flags.DEFINE_enum(
   "same for blocks of images. xla: by XLA's convolution. auto: blocks on CPUs, "
   "xla on TPUs, else patches.",
 )
-# The flags that only some networks have.
+# Flags that only some networks have.
 OWN = {
   "conv4": ("filters", "downsampling", "conv_lowering"),
   "resnet12": ("widths", "drop_rate", "conv_lowering"),
@@ -72,8 +72,8 @@ def network(learner: str) -> dict[str, Any]:
   """Returns the network's description, see `metajax.saved.Recipe.model`.
 
   Raises:
-    ValueError: for a flag of another network, or one that the learner cannot
-      have.
+    ValueError: if a flag belongs to another network, or does not fit the
+      learner.
   """
   for name, own in OWN.items():
     if name != FLAGS.model:
@@ -95,7 +95,7 @@ def network(learner: str) -> dict[str, Any]:
     return described | {
       "filters": WIDTHS[FLAGS.widths],
       "drop_rate": FLAGS.drop_rate,
-      # As in MetaOptNet's code, for images of 84 and of 32 pixels.
+      # The values of MetaOptNet's code for images of 84 and of 32 pixels.
       "block_size": 5 if name_of_data() in ("mini_imagenet", "folder") else 2,
       "conv_lowering": FLAGS.conv_lowering,
     }
@@ -108,7 +108,7 @@ def network(learner: str) -> dict[str, Any]:
 
 
 def protocol() -> dict[str, Any]:
-  """Returns what `results.json` says of the network."""
+  """Returns the entries of the network in `results.json`."""
   values = {
     flag: FLAGS[flag].value if flag in OWN[FLAGS.model] else None
     for own in OWN.values()

@@ -15,7 +15,7 @@ from metajax.tasks.image_splits import ImageSplits, digest, resized_splits
 from metajax.tasks.omniglot import load_omniglot, split_characters
 
 SETS = ["omniglot", "cifar_fs", "fc100", "mini_imagenet", "folder"]
-# Height and width in pixels, where no others are asked for.
+# Default height and width in pixels.
 SIZES = {"omniglot": 28, "cifar_fs": 32, "fc100": 32, "mini_imagenet": 84}
 MINI_IMAGENET = (64, 16, 20)  # Classes of the splits.
 
@@ -47,12 +47,12 @@ flags.DEFINE_enum(
 
 
 def name_of_data() -> str:
-  """The data set of the training."""
+  """Returns the data set of the training."""
   return FLAGS.data or _guess(FLAGS.data_dir)
 
 
 def name_of_eval_data() -> str | None:
-  """The data set of the test, if it is another."""
+  """Returns the data set of the test, or None if it is that of the training."""
   if FLAGS.eval_data is None and FLAGS.eval_data_dir is None:
     return None
   return FLAGS.eval_data or _guess(FLAGS.eval_data_dir)
@@ -63,7 +63,7 @@ def _guess(directory: str | None) -> str:
 
 
 def where(name: str, flag: str) -> str:
-  """How a message calls the data in the folder that a flag names."""
+  """Returns the flag that names the data, for messages."""
   if name in ("folder", "mini_imagenet"):
     return f"--{flag}={FLAGS[flag].value or FLAGS.data_dir}"
   return f"--{flag.removesuffix('_dir')}={name}"
@@ -73,10 +73,10 @@ def read(name: str, flag: str, size: int | None) -> tuple[ImageSplits, str]:
   """Reads the images in the folder that a flag names.
 
   Returns:
-    The images as they look, and what tells them apart from others.
+    The images, not inverted, and a text that identifies them.
 
   Raises:
-    ValueError: for no folder, or another data set.
+    ValueError: if no folder is given, or if it holds another data set.
   """
   directory = FLAGS[flag].value or FLAGS.data_dir
   if name in ("cifar_fs", "fc100"):
@@ -100,7 +100,7 @@ def read(name: str, flag: str, size: int | None) -> tuple[ImageSplits, str]:
 
 
 def _omniglot(directory: str | None, size: int | None) -> ImageSplits:
-  """Omniglot's characters as images, ink black on white."""
+  """Returns Omniglot's characters as images of black ink on white."""
   data = load_omniglot(directory, size or SIZES["omniglot"])
   parts = []
   for characters in split_characters(data, FLAGS.split, 0):

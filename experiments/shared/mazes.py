@@ -1,4 +1,4 @@
-"""How a player walks through gymnax's maze, and a picture of it."""
+"""Records and draws the walks of a player through gymnax's maze."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from metajax.types import Array, PRNGKey
 
 
 class Walk(NamedTuple):
-  """A way through a maze: places `[n, 2]` (row, column), and the goal `[2]`."""
+  """A walk in a maze: places `[n, 2]` (row, column), and the goal `[2]`."""
 
   places: np.ndarray
   goal: np.ndarray
@@ -24,12 +24,12 @@ class Walk(NamedTuple):
 def searches(
   tasks: Trials, player: Player, number: int
 ) -> dict[str, list[Walk]]:
-  """Plays test mazes; returns the first and the last search of each goal.
+  """Plays test mazes. Returns the first and the last search for each goal.
 
   Args:
-    tasks: gymnax's maze.
-    player: the one that walks.
-    number: of mazes.
+    tasks: tasks of gymnax's maze.
+    player: the player.
+    number: number of mazes.
 
   Returns:
     The walks, one for each maze, by "first search" and "last search".
@@ -57,13 +57,14 @@ def searches(
   for place, goal, found, end in zip(
     places, goals, rewarded, ended, strict=True
   ):
-    # After a reward, or an episode's end, the next search begins elsewhere.
+    # A search ends with a reward or with its episode. The next one starts
+    # elsewhere.
     borders = [0, *np.flatnonzero(found | end), len(found)]
     spans = [(a, b) for a, b in itertools.pairwise(borders) if a < b]
     finished = [(a, b) for a, b in spans if b < len(found) and found[b]]
     last = finished[-1] if finished else spans[0]
     for name, (a, b) in zip(parts, (spans[0], last), strict=True):
-      # Who has reached the goal is seen elsewhere at once.
+      # A player that reaches the goal is moved at once, so add the goal.
       reached = goal[:1] if (a, b) in finished else goal[:0]
       way = np.concatenate([place[a:b], reached])
       parts[name].append(Walk(way, goal[0]))
@@ -71,7 +72,7 @@ def searches(
 
 
 def _seen(task: Any, observation: Array) -> Array:
-  """Adds what players do not see: where they are, and where the goal is."""
+  """Adds the positions of the player and the goal, which players do not see."""
   return jnp.concatenate([task.state.pos, task.state.goal, observation])
 
 
@@ -82,7 +83,7 @@ def draw(
 
   Args:
     path: the PNG file.
-    walls: `[rows, columns]`, nonzero where a wall is.
+    walls: `[rows, columns]`, nonzero for walls.
     rows: walks by the name of their row in the picture.
   """
   columns = max(map(len, rows.values()))

@@ -1,4 +1,4 @@
-"""Pictures of sets of images, a column for each class."""
+"""Draws sets of images, with a column for each class."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +15,15 @@ def draw(
   *,
   columns: int = 10,
 ) -> None:
-  """Draws sets of images, a panel each; in a panel, a column is a class.
+  """Draws each set of images as a panel, with a column for each class.
 
   Args:
     path: the PNG file.
-    images: by images of a class (a row of panels each), by name of the set,
-      `[n, height, width, 1]` in which the class changes fastest.
-    num_classes: of which the first few are shown.
-    columns: how many, at most.
+    images: sets by the number of images of a class (a row of panels) and by
+      name. A set is `[n, height, width, 1]`. Image i is of class
+      `i % num_classes`.
+    num_classes: number of classes. The first ones are shown.
+    columns: the most classes that are shown.
   """
   columns = min(columns, num_classes)
   names = list(next(iter(images.values())))
@@ -42,7 +43,7 @@ def draw(
     for axes, name in zip(row, names, strict=True):
       stack = np.asarray(sets[name])[..., 0]
       stack = stack.reshape(number, num_classes, *stack.shape[1:])[:, :columns]
-      # Separated by a line of background.
+      # A line of background separates the images.
       stack = np.pad(stack, ((0, 0), (0, 0), (0, 1), (0, 1)))
       axes.imshow(
         1 - np.concatenate(np.concatenate(stack, axis=1), axis=1),

@@ -1,7 +1,8 @@
 """Published protocols of few-shot Omniglot, as flags of `few_shot`."""
 
-# The original code's inner loss is a sum over the classes of a mean over shots,
-# so its step sizes 0.4 (5-way) and 0.1 (20-way) are 2.0 on the mean loss here.
+# The inner loss of the original code is a sum over the classes of the mean over
+# shots. Its step sizes 0.4 (5-way) and 0.1 (20-way) are therefore 2.0 on the
+# mean loss here.
 PAPER = {
   "inner_lr": 2.0,
   "outer_lr": 1e-3,
@@ -15,7 +16,8 @@ PAPER_20_WAY = PAPER | {
   "inner_steps": 5,
   "eval_inner_steps": 5,
 }
-# Nichol et al. 2018, appendix A: 10 shots in training, 1 and 1 query at test.
+# Nichol et al. 2018, appendix A: 10 shots in training. At test 1 shot and 1
+# query.
 REPTILE = {
   "learner": "reptile",
   "query_shots": 9,
@@ -31,8 +33,9 @@ REPTILE = {
   "meta_batch": 5,
   "steps": 100_000,
 }
-# Antoniou et al. 2019 with all their parts, but on the network and the split of
-# the other presets, and from a larger step size than their 0.1.
+# Antoniou et al. 2019 with all parts of MAML++. The network and the split are
+# those of the other presets. The initial inner step size is larger than their
+# 0.1.
 PLUS_PLUS = {
   "learner": "maml_plus_plus",
   "inner_lr": 0.5,

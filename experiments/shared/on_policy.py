@@ -1,4 +1,4 @@
-"""RL^2 without replay: a recurrent player trained by PPO, by flags."""
+"""RL^2 without replay: a recurrent player trained by PPO, from the flags."""
 
 import optax
 from absl import flags
@@ -29,7 +29,7 @@ flags.DEFINE_float(
 
 
 def trainee(tasks: Trials) -> Trainee:
-  """Builds a recurrent player and its trainer by the flags."""
+  """Builds a recurrent player and its trainer from the flags."""
   devices = task_mesh(FLAGS.meta_batch).size
   if FLAGS.meta_batch % (devices * FLAGS.ppo_minibatches):
     raise ValueError(
@@ -68,7 +68,7 @@ def trainee(tasks: Trials) -> Trainee:
 
 
 def protocol() -> dict[str, object]:
-  """What the flags above say, for `results.json`."""
+  """Returns the values of the flags above, for `results.json`."""
   names = "ppo ppo_lr ppo_epochs ppo_minibatches ppo_discount ppo_gae "
   names += "ppo_entropy"
   return flag_values(*names.split())

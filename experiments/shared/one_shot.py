@@ -1,6 +1,6 @@
-"""Omniglot with one image per class, by conv4, for scripts that combine runs.
+"""Omniglot with one image per class and conv4, for scripts that combine runs.
 
-Their flags are those of `metajax.runs.finished.define_runs`.
+These scripts define their flags by `metajax.runs.finished.define_runs`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ from metajax.tasks import omniglot
 from metajax.training.logging import waiting
 from metajax.types import MetaLearner, Model, Params, Splits, TaskFamily
 
-SHOTS = 1  # Of the support and of the query.
+SHOTS = 1  # Images per class in the support and in the query.
 METRICS = {"accuracy": accuracy}
 
 
 @waiting("loading data")
 def tasks() -> Splits:
-  """The tasks of each split."""
+  """Returns the tasks of each split."""
   return omniglot(
     FLAGS.data_dir, ways=FLAGS.ways, shots=SHOTS, query_shots=SHOTS
   )
@@ -37,7 +37,7 @@ def network() -> Model:
 
 
 def learner(eval_steps: int) -> MetaLearner:
-  """The learner that the flags describe, with `eval_steps` steps at test."""
+  """Returns the learner of the flags, with `eval_steps` inner steps at test."""
   return REGISTRY[FLAGS.learner](
     network(),
     cross_entropy,
@@ -50,12 +50,16 @@ def learner(eval_steps: int) -> MetaLearner:
 
 
 def image(family: TaskFamily) -> jax.ShapeDtypeStruct:
-  """The support images of a task, by shape and dtype."""
+  """Returns the shape and dtype of the support images of a task."""
   return jax.eval_shape(family, jax.random.key(0)).support.inputs
 
 
 def check_initialisation(learner: MetaLearner, family: TaskFamily) -> None:
-  """Raises a `ValueError` unless the network alone is what is meta-learned."""
+  """Checks that the meta-parameters are an initialisation of the network.
+
+  Raises:
+    ValueError: if they are not.
+  """
   trees = [
     jax.tree.structure(jax.eval_shape(x.init, jax.random.key(0), image(family)))
     for x in (learner, network())
@@ -84,7 +88,7 @@ def scorer(
 
 
 def protocol() -> dict[str, Any]:
-  """What `results.json` says of the tasks, the network and the inner loop."""
+  """Returns the entries of tasks, network and inner loop in `results.json`."""
   return {
     "shots": SHOTS,
     "query_shots": SHOTS,

@@ -11,12 +11,13 @@ from metajax.runs.flags import FLAGS
 from metajax.tasks.trials import Player, Trials, play
 
 NO_CHOICE = {"": ()}
-# Tasks that a reference plays at once, so that its samples stay in the cache.
+# Tasks that a reference plays at once. More would not fit into the cache.
 TASKS_AT_ONCE = 50
 # Numbers of samples of optimistic players; Duan et al. tried all of 1 to 20.
 SAMPLES = (1, 2, 5, 10, 20)
 AS_PUBLISHED = "_as_published"
-# Of a published player whose parameter is chosen as those of all others are.
+# A published player whose parameter is chosen on validation tasks, like those
+# of all other players.
 ON_OTHERS = "_chosen_on_validation"
 
 
@@ -24,10 +25,10 @@ class Reference(NamedTuple):
   """A player that needs no training.
 
   Attributes:
-    make: the player of its parameter.
-    grid: values to choose the parameter from, by name. Integers are known
-      when the player is built, numbers of samples, say.
-    on_test: choose by the test tasks, too, as a paper did.
+    make: `(parameter) -> player`.
+    grid: candidates for the parameter, by name. Integers, such as numbers of
+      samples, are static in the compiled program.
+    on_test: whether to choose on the test tasks, too, as a paper did.
   """
 
   make: Callable[[Any], Player]
@@ -40,10 +41,10 @@ class Found(NamedTuple):
 
   Attributes:
     best: the name of the value that is best on validation tasks.
-    level: its mean total there.
-    rewards: its own `[tasks, steps]` on test tasks.
+    level: the mean total reward of `best` on validation tasks.
+    rewards: the rewards `[tasks, steps]` of `best` on test tasks.
     best_of_test: the name of the value that is best on test tasks.
-    rewards_of_test: its rewards there.
+    rewards_of_test: the rewards of `best_of_test` on test tasks.
   """
 
   best: str
@@ -54,7 +55,7 @@ class Found(NamedTuple):
 
 
 def search(reference: Reference, tasks: Trials) -> Found:
-  """Chooses a reference's value on validation tasks, and on test tasks."""
+  """Chooses a reference's value on validation tasks, and scores test tasks."""
 
   def rewards(split: str, value: Any) -> np.ndarray:
     keys = jax.random.split(rng_keys.evaluation_key(split), FLAGS.eval_tasks)

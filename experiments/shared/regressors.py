@@ -1,4 +1,4 @@
-"""Networks that each regress one sine wave, to be combined."""
+"""Trains networks that each regress one sine wave."""
 
 import functools
 
@@ -47,7 +47,7 @@ flags.DEFINE_float(
 
 MODEL = MLP(num_outputs=1, hidden=(40, 40))
 LAYERS = [["Dense_0"], ["Dense_1"], ["Dense_2"]]
-CURVE = sinusoid(1000, 200)  # What a regressor learns and is judged on.
+CURVE = sinusoid(1000, 200)  # Training and test points of a regressor.
 BATCH = 40
 
 
@@ -64,7 +64,7 @@ def error(params: Params, batch: Batch) -> Array:
 
 
 def own_error(rng: PRNGKey, params: Params) -> Array:
-  """The error on new points of the curve of a key."""
+  """Returns the error on new points of the curve of a key."""
   return error(params, CURVE(rng).query)
 
 
@@ -78,16 +78,17 @@ def train(
   penalty: float = 0.0,
   to_mean: bool = False,
 ) -> tuple[Params, Metrics]:
-  """Fits the curve of a key by Adam, as `cohort_trainer` wants it.
+  """Fits the curve of a key by Adam, for `cohort_trainer`.
 
   Args:
     rng: the key of the curve and of the batches.
-    params: where to start.
-    mean: of the regressors before.
-    count: how many those are.
+    params: the initial parameters.
+    mean: the mean of the regressors trained before.
+    count: the number of regressors trained before.
     num_steps: steps of Adam, with a cosine schedule from 0.02.
     penalty: weight of the squared distance to zero, or to `mean`.
-    to_mean: to `mean`, once there is one.
+    to_mean: if True, the distance is that to `mean`. There is then no penalty
+      while `count` is 0.
   """
   support = CURVE(rng).support
   centre = mean if to_mean else optax.tree.zeros_like(mean)
@@ -111,13 +112,14 @@ def train(
 def train_all(
   stages: Stages, name: str, rng: PRNGKey, pull: str = ""
 ) -> Params:
-  """Trains --regressors networks by the flags, and returns their stack.
+  """Trains --regressors networks from the flags, and returns their stack.
 
   Args:
     stages: the trainings of the experiment.
-    name: of this one.
-    rng: the keys of the curves are folded from it.
-    pull: "l2" to zero, "to_mean" to those before, or "" to nothing.
+    name: the name of this training.
+    rng: the key from which the keys of the curves are derived.
+    pull: the penalty: "l2" to zero, "to_mean" to the mean of the regressors
+      before, or "" for none.
   """
   shared = jax.random.fold_in(rng, FLAGS.regressors)
   weight = {"": 0.0, "l2": FLAGS.l2, "to_mean": FLAGS.to_mean}[pull]
@@ -138,7 +140,7 @@ def train_all(
 
 
 def fisher(rng: PRNGKey, params: Params) -> Params:
-  """The Fisher information of a regressor with unit noise, on its curve."""
+  """Returns the Fisher information of a regressor, with unit noise."""
   inputs = CURVE(rng).query.inputs
   predictions = MODEL.apply(params, inputs)
   targets = predictions + jax.random.normal(rng, predictions.shape)
@@ -154,11 +156,11 @@ def fisher(rng: PRNGKey, params: Params) -> Params:
 def lines_between_pairs(
   rng: PRNGKey, num_pairs: int, num_steps: int
 ) -> dict[str, Array]:
-  """Errors along the lines between pairs of regressors of the same curve.
+  """Measures errors on the lines between pairs of regressors of one curve.
 
   Returns:
-    Errors `[pairs, points]`, of the second regressor "as trained" and "aligned"
-    to the first.
+    Errors `[pairs, points]`, by "as trained" and "aligned". In the second, the
+    units of the second regressor are matched to those of the first.
   """
 
   @jax.jit

@@ -1,4 +1,4 @@
-"""Recurrent experience replay, as the flags describe it."""
+"""Recurrent experience replay from the flags."""
 
 from collections.abc import Callable
 from typing import NamedTuple, get_args
@@ -94,17 +94,17 @@ DEFAULTS = {
 }
 
 NEEDS = ("flashbax", "gymnax")  # Packages of the extra `rl`.
-# What the training scripts of metajax have, and recurrent players do not.
+# Flags of every training script that have no effect on recurrent players.
 UNUSED = ("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
-MAX_NORM = 10.0  # Of a gradient.
+MAX_NORM = 10.0  # Gradients are clipped to this norm.
 
 
 class Trainee(NamedTuple):
   """A player that is trained.
 
   Attributes:
-    trainer: trains its parameters.
-    player: `(params) -> player` that does not explore.
+    trainer: the trainer of the player's parameters.
+    player: `(params) -> player`, without exploration.
     rates: the step sizes of the trainer, see `training.loop.fit`.
   """
 
@@ -114,14 +114,14 @@ class Trainee(NamedTuple):
 
 
 def trainee(tasks: Trials) -> Trainee:
-  """Builds a recurrent player and its trainer by the flags."""
+  """Builds a recurrent player and its trainer from the flags."""
   return build(tasks, network(tasks), objective(tasks), replay(tasks))
 
 
 def build(
   tasks: Trials, network: Recurrent, objective: Objective, replay: Replay
 ) -> Trainee:
-  """Builds a recurrent player and its trainer, the rest by the flags."""
+  """Builds a recurrent player and its trainer from the given parts."""
   updates = updates_per_step(replay, tasks.num_steps)
   optimizer = optax.chain(
     optax.clip_by_global_norm(MAX_NORM),
@@ -181,7 +181,7 @@ def replay(tasks: Trials) -> Replay:
 
 
 def protocol() -> dict[str, object]:
-  """What the flags above say, for `results.json`."""
+  """Returns the values of the flags above, for `results.json`."""
   names = (
     "units cell length period burn_in zero_state n_step discount rescale "
     "capacity batch replay_ratio epsilon priority_exponent "

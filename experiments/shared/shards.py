@@ -1,4 +1,4 @@
-"""The flag of what is kept in as many buffers on any number of devices."""
+"""The flag --shards, the number of replay buffers on any number of devices."""
 
 import jax
 from absl import flags
@@ -15,13 +15,14 @@ flags.DEFINE_integer(
 
 
 def num_shards(**numbers: int) -> int | None:
-  """Returns --shards, or None where it is not given.
+  """Returns --shards, or None if it is not given.
 
   Args:
-    **numbers: what it must divide, by name in messages.
+    **numbers: numbers that --shards must divide, by their name in messages.
 
   Raises:
-    ValueError: if it does not, or is not a multiple of the processes.
+    ValueError: if --shards does not divide one of them, or is not a multiple of
+      the number of processes.
   """
   for name, value in numbers.items():
     if FLAGS.shards and value % FLAGS.shards:

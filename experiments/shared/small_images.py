@@ -1,4 +1,4 @@
-"""Small images of a few classes, to be distilled."""
+"""Small images of a few classes, for distillation."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ flags.DEFINE_integer(
 
 
 class Data(NamedTuple):
-  """Real images: `[classes, n, ...]` to learn from, and a test set."""
+  """Real images: a training set `[classes, n, ...]` and a test set."""
 
   train: jax.Array
   test: Batch
@@ -32,7 +32,7 @@ class Data(NamedTuple):
 
 @waiting("loading data")
 def load() -> Data:
-  """Splits the drawings of every class; the split is fixed by --eval_seed."""
+  """Splits the images of every class into training and test, by --eval_seed."""
   rng = np.random.default_rng(FLAGS.eval_seed)
   if FLAGS.data == "digits":
     from sklearn.datasets import load_digits
@@ -56,5 +56,5 @@ def load() -> Data:
 
 
 def flat(images: jax.Array) -> jax.Array:
-  """`[classes, n, ...]` -> `[n classes, ...]`, the class changing fastest."""
+  """Maps `[classes, n, ...]` to `[n classes, ...]`. Classes vary fastest."""
   return images.swapaxes(0, 1).reshape(-1, *images.shape[2:])

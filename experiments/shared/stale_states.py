@@ -1,4 +1,4 @@
-"""How wrong stored states have become when they are learned from."""
+"""Measures the error of stored recurrent states when they are replayed."""
 
 from collections.abc import Callable
 
@@ -13,17 +13,18 @@ from metajax.tasks.trials import Trials, play
 from metajax.training import TrainState
 from metajax.types import Params
 
-NUM_TRIALS = 64  # Of an estimate.
+NUM_TRIALS = 64  # Trials of an estimate.
 
 
 def discrepancies(
   tasks: Trials, network: Recurrent, objective: Objective
 ) -> Callable[[TrainState], dict[str, float]]:
-  """Returns `state -> Q-discrepancies`, with the states of the call before.
+  """Returns `state -> Q-discrepancies` between successive calls.
 
-  The first call only remembers its parameters, and returns nothing. The later
-  ones let the parameters of the call before play validation tasks, and return
-  "discrepancy_first" and "discrepancy_last", see `metajax.replay.Discrepancy`.
+  The first call only stores its parameters and returns an empty dictionary. A
+  later call plays validation tasks with the parameters of the call before. It
+  returns "discrepancy_first" and "discrepancy_last" for the states of these
+  trials, see `metajax.replay.Discrepancy`.
   """
   keys = jax.random.split(rng_keys.evaluation_key("validation"), NUM_TRIALS)
   before: list[Params] = []
@@ -41,7 +42,7 @@ def discrepancies(
     return jax.tree.map(lambda x: x.mean(), jax.vmap(one)(keys))
 
   def validate(state: TrainState) -> dict[str, float]:
-    # A copy, since the loop gives the state's memory to the next.
+    # A copy, because the training loop donates the memory of the state.
     before.append(jax.tree.map(jnp.copy, state.meta_params))
     if len(before) < 2:
       return {}

@@ -1,4 +1,4 @@
-"""How right taught networks are, on known characters and on new ones."""
+"""Scores of distilled networks on known characters and on new characters."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -30,15 +30,16 @@ Stacks = Mapping[str, tuple[int, Params]]
 def of_images(
   students: Classifiers, stacks: Stacks, teacher: str
 ) -> dict[str, np.ndarray]:
-  """Scores drawings that were not trained on, `[images]`, means over seeds.
+  """Scores networks on test drawings of known characters.
 
   Args:
-    students: has the data, and asks the networks.
-    stacks: what is scored.
-    teacher: the name of the one that "agreement" is with.
+    students: has the data, and computes the networks' outputs.
+    stacks: the networks.
+    teacher: the name of the network that "agreement" compares with.
 
   Returns:
-    Scores by "accuracy/NAME" and "agreement/NAME".
+    Scores `[images]`, means over seeds, by "accuracy/NAME" and
+    "agreement/NAME".
   """
   test = students.data.test
 
@@ -55,17 +56,17 @@ def of_images(
 
 
 def of_tasks(students: Classifiers, stacks: Stacks) -> dict[str, np.ndarray]:
-  """Scores 1-shot tasks of new characters by the networks' features.
+  """Scores the networks' features on 1-shot tasks of new characters.
 
   Returns:
-    Accuracies `[tasks]`, means over seeds, by "5w1s_ridge/NAME", say.
+    Accuracies `[tasks]`, means over seeds, by names such as "5w1s_ridge/NAME".
   """
 
   @functools.cache
   def compiled(head: str, ways: int, filters: int):
     tasks = few_shot_episodes(students.data.novel, ways, 1, QUERIES, 1)
     learner = embedding(
-      # The episodes have their pixels between 0 and 1 already.
+      # Pixels of episodes are in [0, 1], so `Pixels` must not scale them.
       students.features(filters).model,
       HEADS[head](ways),
       cross_entropy,
@@ -90,7 +91,7 @@ def of_tasks(students: Classifiers, stacks: Stacks) -> dict[str, np.ndarray]:
 
 
 def few_shot_tasks() -> dict[str, tuple[str, int]]:
-  """The head and the number of classes of each few-shot task, by its name."""
+  """Returns the head and the number of classes of each few-shot task."""
   return {
     f"{ways}w1s_{head}": (head, ways) for ways in FLAGS.ways for head in HEADS
   }
@@ -99,7 +100,7 @@ def few_shot_tasks() -> dict[str, tuple[str, int]]:
 def differences(
   values: Mapping[str, np.ndarray], stacks: Stacks
 ) -> dict[str, Estimate]:
-  """Paired differences to the network of the same size that learned alone."""
+  """Returns paired differences to networks of the same size trained alone."""
   found = {}
   for name, (filters, _) in stacks.items():
     alone = "teacher" if name.startswith("teacher") else f"alone_{filters}"
@@ -114,7 +115,10 @@ def differences(
 def recovered(
   values: Mapping[str, np.ndarray], kinds: Sequence[str]
 ) -> dict[str, float]:
-  """Shares of the gap in accuracy from a student alone to the teacher."""
+  """Returns the share of the accuracy gap to the teacher that students close.
+
+  The gap is that between the student trained alone and the teacher.
+  """
 
   def gain(name: str, alone: str) -> float:
     return (values[f"accuracy/{name}"] - values[f"accuracy/{alone}"]).mean()

@@ -1,4 +1,4 @@
-"""The picture and the table of networks that were taught."""
+"""The picture and the table of distilled networks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ def show(
   recovered: Mapping[str, float],
   sizes: Sizes,
 ) -> None:
-  """Prints a line for each network, for each share, and for each size."""
+  """Prints a line for each network, each recovered share, and each size."""
   tasks = few_shot_tasks()
   print(f"\n{'':20} accuracy  agreement  " + "  ".join(tasks))
   for name in names:

@@ -1,4 +1,4 @@
-"""Training of players, and their rewards on validation and test tasks."""
+"""Trains players and computes their rewards on validation and test tasks."""
 
 from collections.abc import Callable
 
@@ -23,9 +23,10 @@ def train(
   tasks: Trials,
   validate: Callable[[TrainState], dict[str, float]] = lambda _: {},
 ) -> tuple[Trained, np.ndarray]:
-  """Trains a player; returns its rewards `[tasks, steps]` of test tasks, too.
+  """Trains a player. Returns the training and rewards on test tasks.
 
-  Logs its reward on validation tasks, and what `validate` says.
+  The rewards are `[tasks, steps]`. Validations log the reward on validation
+  tasks and the metrics of `validate`.
   """
 
   def rewards(params: Params, split: str) -> jax.Array:
@@ -55,7 +56,7 @@ def progress(stages: Stages, name: str, tasks: Trials) -> dict[int, float]:
 
 
 def scorer(tasks: Trials, split: str) -> Callable[[Player], jax.Array]:
-  """Returns `player -> rewards [tasks, steps]`, always of the same tasks."""
+  """Returns `player -> rewards [tasks, steps]` on fixed tasks of a split."""
   rng = rng_keys.evaluation_key(split)
   keys = jax.random.split(rng, FLAGS.eval_tasks)
   return lambda player: jax.vmap(lambda key: play(player, tasks, key).rewards)(

@@ -1,4 +1,4 @@
-"""The picture of how players learn."""
+"""Draws the learning curves of players."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +13,14 @@ def learning(
   xlabel: str,
   ylabel: str,
 ) -> None:
-  """Draws scores of what learns, and of what does not as horizontal lines.
+  """Draws scores of trained players, and constant scores as horizontal lines.
 
   Args:
     path: the PNG file.
     lines: by the name in the legend, scores by their place on the axis.
-    levels: scores by the name beside their line.
-    xlabel: what passes.
-    ylabel: the score.
+    levels: constant scores by the name beside their line.
+    xlabel: the name of the horizontal axis.
+    ylabel: the name of the vertical axis, the score.
   """
   figure, axes = plots.pyplot().subplots(figsize=(6, 3.6), layout="constrained")
   for name, line in lines.items():

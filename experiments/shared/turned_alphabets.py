@@ -1,4 +1,4 @@
-"""Omniglot's alphabets as clients, their drawings turned by quarters."""
+"""Omniglot's alphabets as clients, with drawings turned by quarters."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +9,18 @@ from metajax.training import Clients
 from metajax.training.logging import waiting
 from metajax.types import Batch
 
-DRAWINGS = 8  # Of each character, of its 20.
+DRAWINGS = 8  # Drawings that are used of each character's 20.
 
 
 @waiting("loading data")
 def load() -> tuple[Clients, Batch, Batch]:
-  """The background alphabets as clients; others for validation and test."""
+  """Returns the background alphabets as clients, others as validation and test.
+
+  The validation and test images are those of the evaluation alphabets.
+  """
   data = load_omniglot(FLAGS.data_dir)
   rng = np.random.default_rng(FLAGS.eval_seed)
-  # Every alphabet's drawings, turned.
+  # The turned drawings of each alphabet, and their turns.
   turned = {}
   for name in np.unique(data.alphabets):
     images = data.images[data.alphabets == name, :DRAWINGS]
