@@ -1,4 +1,4 @@
-"""Speed and memory of metajax on this machine.
+"""Measures speed and memory of metajax on this machine.
 
   python scripts/benchmark.py --ways=5 --shots=1 --query_shots=15 --tasks=32 \
       --inner_steps=1 --json
@@ -9,43 +9,45 @@
   python scripts/benchmark.py --suite=scaling --json
   python scripts/benchmark.py --suite=all --json --out=DIR
 
-The suite maml is one meta-step, whole: sampling, gradient, Adam. Images are
-random numbers of Omniglot's shape. The seconds are the median over `--repeats`
-calls of the compiled training loop after one call to warm up. The floating
-point operations and the bytes are those that XLA counts in the compiled
-meta-gradient of one task; the peaks, of a float32 matrix product (2048 cubed on
-CPUs, else 8192, and in JAX's default precision, which is less on accelerators)
-and of a copy (256 MB, else 2 GB), are measured in the same run. The roofline is
-the least time of both, operations by the one rate and bytes by the other; a
-program whose data stay in a cache, or that fuses more with many tasks, can be
-faster.
+The suite maml measures one whole meta-step: sampling, gradient, Adam. Images
+are random numbers of Omniglot's shape. The seconds are the median over
+`--repeats` calls of the compiled training loop after one call to warm up. XLA
+counts the floating point operations and the bytes in the compiled meta-gradient
+of one task. The same run measures two peak rates: that of a float32 matrix
+product (2048 cubed on CPUs, else 8192, in JAX's default precision, which is
+lower on accelerators) and that of a copy (256 MB, else 2 GB). The roofline is
+the least time that both rates allow, for the operations and for the bytes. A
+program can be faster, if its data stay in a cache or if it fuses more
+operations with many tasks.
 
-The suite aggregation is the average of many models, whose bytes per second are
-compared with those of a plain copy of the same array, reads and writes counted.
+The suite aggregation measures the average of many models. It compares the bytes
+per second, read and written, with those of a plain copy of the same array.
 
-The suite inner_loop is the meta-gradient of one task, by what the inner loop
-keeps for its backward pass: an MLP, conv4, and a causal transformer with an
-inner Adam; errors are relative to the first way in the list. (After many steps
-of a ReLU network in float32, rounding decides on which side of a kink one is;
-in float64 all ways agree.) iMAML, which keeps nothing, stands beside them.
+The suite inner_loop measures the meta-gradient of one task for each way to
+store the inner loop for the backward pass. The models are an MLP, conv4, and a
+causal transformer with an inner Adam. Errors are relative to the first way in
+the list. (After many steps of a ReLU network in float32, rounding decides on
+which side of a kink an activation is. In float64 all ways agree.) For
+comparison the suite measures iMAML, which stores nothing.
 scripts/plot_inner_loop.py draws the lines of JSON.
 
-The suite growth is the meta-step of the flags again and again, with one size
-after the other (ways, shots, query_shots, image_size, inner_steps, filters) as
-given, doubled, and four times as large; and the exponents with which time,
-temporaries and the operations of products grow.
+The suite growth measures the meta-step of the flags with larger sizes. It takes
+one size at a time (ways, shots, query_shots, image_size, inner_steps, filters)
+as given, doubled, and four times as large. It reports the exponents with which
+time, temporaries and the operations of products grow.
 
-The suite replay is one step of recurrent experience replay on bandits, acting
-and learning; its share of time in the buffer is that of a program that does
-nothing but the same insertions, draws and new priorities.
+The suite replay measures one step of recurrent experience replay on bandits,
+acting and learning. The buffer's share of the time is measured by a program
+that does only the same insertions, draws and new priorities.
 
-The suite scaling is the meta-step on 1, 2, 4, ... devices: of the same tasks in
-all (strong), and of as many on each (weak). Devices made of a CPU share its
-cores; beyond those they show what being divided costs, no more. Estimates
-for accelerators, of the bytes that devices exchange, come last.
+The suite scaling measures the meta-step on 1, 2, 4, ... devices, with the same
+number of tasks in total (strong) and with the same number on each device
+(weak). Devices made of a CPU share its cores. More devices than cores show only
+the cost of dividing the work. At the end the suite estimates the time that
+accelerators need to exchange their bytes.
 
-The suite all is all of them, and the first for many settings, each in a process
-of its own.
+The suite all runs all suites, and the suite maml with many settings. Each
+setting has its own process.
 """
 
 import json
@@ -88,9 +90,9 @@ flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
   del argv
-  # JAX tells at INFO which backends it has not found.
+  # JAX logs missing backends at level INFO.
   logging.set_verbosity(logging.WARNING)
-  # Others choose their devices.
+  # The other suites choose their devices themselves.
   if FLAGS.suite in ("maml", "growth", "replay"):
     use_cpu_cores()
   try:

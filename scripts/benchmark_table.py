@@ -50,7 +50,7 @@ def _row(line: dict) -> list[str]:
 
 
 def _short(number: float) -> str:
-  """Three digits, or all before the point."""
+  """Writes a number with three digits, or all digits before the point."""
   return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""The meta-step of `benchmark.py` beside the same in PyTorch.
+"""Compares the meta-step of `benchmark.py` with the same step in PyTorch.
 
   python scripts/compare_peers.py --query_shots=15 --tasks=32 --json
   python scripts/compare_peers.py --pooled --image_size=32 --channels=3 \
@@ -7,14 +7,15 @@
 Learners are maml, fomaml, anil, prototypical, ridge, and supervised (training
 on all classes at once, in batches of --batch_size). Eager PyTorch is a Python
 loop over tasks and inner steps, as in learn2learn and higher, which no longer
-install; `torch.func` treats all tasks at once, and with --torch_compile that is
-compiled, or the network where there is no inner loop. All are given their
-tasks, where metajax draws a new batch in each step. The programs
-take turns, `--repeats` times, in one process, on all cores or on the first GPU;
-a ratio is that of two calls of one turn. Before that the gradients of the same
-tasks at the same parameters are compared, in float64: in float32 rounding
-decides on which side of a kink an activation is, and the gradient of one task
-can jump by a tenth. Needs torch.
+install. `torch.func` computes all tasks at once. --torch_compile compiles this
+program, or the network if there is no inner loop. PyTorch's programs use the
+same tasks in every step, while metajax draws a new batch in each step.
+
+The programs take turns, `--repeats` times, in one process, on all cores or on
+the first GPU. A ratio compares two calls of one turn. Before the measurement,
+the script compares the gradients of the same tasks at the same parameters in
+float64. In float32, rounding decides on which side of a kink an activation is,
+and the gradient of one task can jump by a tenth. The script needs torch.
 """
 
 import json
@@ -23,7 +24,7 @@ import statistics
 import sys
 from pathlib import Path
 
-# PyTorch is to have memory of the GPU, too.
+# Leaves memory of the GPU for PyTorch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -144,7 +145,7 @@ def main(argv: list[str]) -> None:
 
 
 def gradient(built):
-  """Draws tasks; returns them, metajax's gradient and the parameters."""
+  """Draws tasks. Returns tasks, metajax's gradient and the parameters."""
   learner, keys = built.learner_of(FLAGS.inner_steps), jax.random.key(3)
   episodes = jax.vmap(built.tasks)(jax.random.split(keys, FLAGS.tasks))
   params = learner.init(jax.random.key(4), episodes.support.inputs[0])
@@ -165,7 +166,7 @@ def gradient(built):
 
 
 def tensors(data, device):
-  """Converts a batch, or episodes, to what `pytorch` takes."""
+  """Converts a batch, or episodes, to tensors for `pytorch`."""
   import torch
 
   def convert(batch):
@@ -182,12 +183,16 @@ def tensors(data, device):
 
 
 def mirrored(x, axes):
-  """Both networks' windows agree in a mirror, but where they pool."""
+  """Mirrors an array if the networks have strides.
+
+  The windows of the two networks are then mirror images. With pooling they are
+  the same.
+  """
   return x if FLAGS.pooled else np.flip(x, axes)
 
 
 def converted(params):
-  """Returns PyTorch's names and tensors for those of metajax's conv4."""
+  """Converts parameters of metajax's conv4 to PyTorch's names and tensors."""
   import torch
 
   params = jax.device_get(params)
@@ -212,7 +217,7 @@ def converted(params):
 
 
 def gradient_error(model, expected) -> float:
-  """Returns `||g - h|| / ||h||` of PyTorch's gradient and metajax's."""
+  """Returns `||g - h|| / ||h||` for PyTorch's gradient g and metajax's h."""
   expected = {k: v.numpy() for k, v in converted(expected).items()}
   differences, sizes = 0.0, 0.0
   for name, param in model.named_parameters():
@@ -223,7 +228,7 @@ def gradient_error(model, expected) -> float:
 
 
 def ratios(seconds: dict[str, list[float]], name: str) -> list[float]:
-  """Returns a program's time over metajax's, for each turn."""
+  """Returns a program's time divided by metajax's, for each turn."""
   turns = zip(seconds[name], seconds["metajax"], strict=True)
   return [its / ours for its, ours in turns]
 

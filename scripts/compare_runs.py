@@ -3,14 +3,15 @@
   python scripts/compare_runs.py --runs=runs/maml,runs/bmg \
       --metric=validation/accuracy --out=comparison.png
 
-reads the `config.json` and `metrics.jsonl` of each workdir. Runs that differ in
-their seed alone are one line, their mean, in a band, which is the 95% interval
-of Student's t for another seed. A folder of --sweep stands for all its runs.
+The script reads the `config.json` and `metrics.jsonl` of each workdir. Runs
+that differ only in their seed are one line: their mean, with a band for the 95%
+interval of Student's t for another seed. A folder of --sweep stands for all its
+runs.
 
-Time is that of the whole run. Where one of the runs is from before that was
-recorded, it is that of the meta-steps, without compilation, validation and
-checkpoints. Prints where each line stands at the end, and how far each is when
-the fastest has used all its time.
+Time is that of the whole run. Old runs have no record of this time. If one of
+the runs is old, time is that of the meta-steps, without compilation, validation
+and checkpoints. The script prints the last value of each line, and its value at
+the time when the fastest run ended.
 """
 
 import json
@@ -39,7 +40,7 @@ flags.mark_flag_as_required("runs")
 
 
 class Run(NamedTuple):
-  """What is on record of a run: its name, its flags, its lines."""
+  """The records of a run: its name, its flags, its lines of metrics."""
 
   name: str
   config: dict[str, Any]
@@ -50,11 +51,11 @@ class Line(NamedTuple):
   """A line of the picture.
 
   Attributes:
-    name: in the legend.
+    name: the name in the legend.
     steps: meta-steps, `[n]`.
-    seconds: the same in time.
-    mean: of the metric.
-    ci95: half of the band; None for a single run.
+    seconds: the time of these steps, `[n]`.
+    mean: the mean of the metric, `[n]`.
+    ci95: half the width of the band, `[n]`; None for a single run.
   """
 
   name: str
@@ -69,7 +70,7 @@ class Line(NamedTuple):
 
 
 def find(names: Sequence[str], metric: str) -> list[Run]:
-  """Reads runs, and those of sweeps that have the metric recorded."""
+  """Reads runs, and the runs of sweeps that recorded the metric."""
   if len({Path(name).name for name in names}) < len(names):
     raise ValueError(
       "--runs: two of the folders have the same name, by which runs are told "
@@ -109,12 +110,18 @@ def _recorded(run: Run, metric: str) -> bool:
 
 
 def seconds(run: Run, steps: np.ndarray, wall: bool) -> np.ndarray:
-  """Returns the time of meta-steps, by what is recorded of others."""
+  """Returns the time of meta-steps, interpolated between recorded times.
+
+  Args:
+    run: the run.
+    steps: meta-steps, `[n]`.
+    wall: whether to use the time of the whole run, not that of the meta-steps.
+  """
   if wall:
     known = [r for r in run.records if "wall_seconds" in r]
     times = [float(r["wall_seconds"]) for r in known]
     return np.interp(steps, [r["step"] for r in known], times)
-  # Only lines that are due by --log_every have a rate: that since the last one.
+  # Only lines by --log_every have a rate, that since the last such line.
   rated = [r for r in run.records if "tasks_per_second" in r]
   places = np.array([0] + [r["step"] for r in rated])
   rates = np.array([r["tasks_per_second"] for r in rated])
@@ -123,7 +130,7 @@ def seconds(run: Run, steps: np.ndarray, wall: bool) -> np.ndarray:
 
 
 def lines(runs: Sequence[Run], metric: str) -> list[Line]:
-  """Returns a line for each run, or for all that differ in the seed alone."""
+  """Returns a line for each group of runs that differ in their seed only."""
   wall = all(any("wall_seconds" in r for r in run.records) for run in runs)
   groups: dict[str, list[Run]] = {}
   for run in runs:
@@ -132,7 +139,7 @@ def lines(runs: Sequence[Run], metric: str) -> list[Line]:
   found = []
   for group in groups.values():
     seeds = {run.config.get("seed") for run in group}
-    # Runs of the same seed are the same run, made twice.
+    # If a seed occurs twice, these are not runs of different seeds.
     parts = [group] if len(seeds) == len(group) else [[run] for run in group]
     found += [_line(part, metric, wall) for part in parts]
   names = [line.name for line in found]
@@ -162,7 +169,7 @@ def _line(runs: Sequence[Run], metric: str, wall: bool) -> Line:
   t = scipy.special.stdtrit(len(runs) - 1, 0.975)
   ci95 = t * table.std(0, ddof=1) / np.sqrt(len(runs))
   name = os.path.commonprefix([run.name for run in runs])
-  # What is left of "inner_lr=0.1,seed=0" and "inner_lr=0.1,seed=1".
+  # "inner_lr=0.1,seed=0" and "inner_lr=0.1,seed=1" become "inner_lr=0.1".
   name = name.removesuffix("=").removesuffix("seed").rstrip(",-_ /")
   name = f"{name or runs[0].name} ({len(runs)} seeds)"
   return Line(name, steps, times, table.mean(0), ci95)

@@ -1,12 +1,13 @@
-"""What the site does with docstrings, flags and formulas.
+"""Converts docstrings, flags and formulas for the documentation site.
 
-mkdocs.yml names this file twice. As an extension of griffe, which reads the
-docstrings without importing the package, it makes Markdown of them. Three forms
-are translated: a block after `::`, which holds an equation or code, a link
-`` `text <https://...>`_ ``, and each entry of References, which becomes a
-paragraph. As a hook of mkdocs it keeps a flag such as `--steps` from being
-broken after its dashes, and makes MathML of the formulas of notebooks, which
-browsers show without a script.
+mkdocs.yml names this file twice. The first use is as an extension of griffe,
+which reads the docstrings without importing the package. The extension converts
+docstrings to Markdown. It translates three forms: a block after `::` with an
+equation or code, a link `` `text <https://...>`_ ``, and each entry of
+References, which becomes a paragraph. The second use is as a hook of mkdocs.
+The hook prevents line breaks after the dashes of a flag such as `--steps`. It
+also converts the formulas of notebooks to MathML, which browsers show without a
+script.
 """
 
 import html
@@ -28,8 +29,8 @@ LINK = re.compile(r"`([^`<>]+?)\s*<(https?://[^\s>]+)>`_")
 def markdown(text: str) -> str:
   """Translates a docstring.
 
-  A block's margin is that of its first line; the block ends at the first line
-  that is not blank and begins further left.
+  The lines of a block have at least two more spaces than the line with `::`.
+  The block ends at the first line with fewer spaces that is not blank.
   """
   text = LINK.sub(
     lambda found: f"[{' '.join(found[1].split())}]({found[2]})", text
@@ -60,17 +61,17 @@ def markdown(text: str) -> str:
 
 
 class Markdown(griffe.Extension):
-  """Translates the docstring of every object as it is read."""
+  """Translates the docstring of every object when griffe reads it."""
 
   def on_instance(self, *, obj: griffe.Object, **kwargs: object) -> None:
-    """Called by griffe for each module, class, function and attribute."""
+    """Translates a docstring. griffe calls this method for each object."""
     del kwargs
     if obj.docstring is not None:
       obj.docstring.value = markdown(obj.docstring.value)
 
 
 def mathml(page: str) -> str:
-  """Translates `$...$` and `$$...$$` within the text of a page of HTML."""
+  """Converts `$...$` and `$$...$$` in the text of an HTML page to MathML."""
 
   def translate(found: re.Match[str]) -> str:
     whole, inline = found.groups()
@@ -82,14 +83,14 @@ def mathml(page: str) -> str:
     return translated
 
   parts = NO_TEXT.split(page)
-  # Text, what is none, and the name of its element, in turns.
+  # The parts alternate: text, an element without text, the element's name.
   parts[::3] = [FORMULA.sub(translate, text) for text in parts[::3]]
   del parts[2::3]
   return "".join(parts)
 
 
 def whole_flags(page: str) -> str:
-  """Marks the flags in the lines of a page of HTML."""
+  """Marks the flags in inline code of an HTML page."""
 
   def mark(found: re.Match[str]) -> str:
     if found[0].startswith("<pre"):
@@ -100,7 +101,7 @@ def whole_flags(page: str) -> str:
 
 
 def on_page_content(content: str, *, page: Any, **kwargs: Any) -> str:
-  """Called by mkdocs with the HTML of each page."""
+  """Converts the HTML of a page. mkdocs calls this function for each page."""
   del kwargs
   if page.file.src_uri.endswith(".ipynb"):
     content = mathml(content)

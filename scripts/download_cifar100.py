@@ -2,9 +2,9 @@
 
   python scripts/download_cifar100.py --data_dir=DIR
 
-CIFAR-FS and FC100 are made of it. The archive is read as it is; it need not be
-unpacked. A broken download goes on where it stopped when the command is run
-again.
+CIFAR-FS and FC100 are made of CIFAR-100. metajax reads the archive without
+unpacking. If a download breaks, run the command again: it continues where it
+stopped.
 """
 
 import sys
@@ -27,7 +27,7 @@ FLAGS = flags.FLAGS
 
 
 def chosen() -> dict[str, str]:
-  """The digest of the archive that is asked for, by its name."""
+  """Returns the digest of the archive that --layout names, by its name."""
   name = f"cifar-100-{FLAGS.layout}.tar.gz"
   return {name: MD5[name]}
 

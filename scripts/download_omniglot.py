@@ -2,7 +2,7 @@
 
   python scripts/download_omniglot.py --data_dir=DIR
 
-A broken download goes on where it stopped when the command is run again.
+If a download breaks, run the command again: it continues where it stopped.
 """
 
 import sys
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts import downloads  # noqa: E402
 
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/"
-# The digests that the authors' archives have had since 2015.
+# The digests of the authors' archives, unchanged since 2015.
 MD5 = {
   "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
   "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",

@@ -1,7 +1,7 @@
-"""Downloads of archives: whole or absent, gone on with, and genuine.
+"""Downloads archives, continues broken downloads, and checks the result.
 
-A file is `NAME.part` until all of it has come and its MD5 is right. A broken
-download goes on where it stopped when the command is run again.
+A file is called `NAME.part` until it is complete and its MD5 is right. If a
+download breaks, run the command again: it continues where it stopped.
 """
 
 import hashlib
@@ -17,23 +17,23 @@ from absl import app, flags
 from tqdm import tqdm
 
 CHUNK = 1 << 16
-LINE_EVERY = 1 << 20  # Bytes, where progress is lines.
+LINE_EVERY = 1 << 20  # Bytes between lines of progress, without a terminal.
 TIMEOUT = 30  # Seconds without a byte.
 
 FLAGS = flags.FLAGS
 
 
 def download(url: str, folder: Path, md5s: Mapping[str, str]) -> None:
-  """Fetches what is missing in a folder.
+  """Downloads the files that a folder lacks.
 
   Args:
     url: the address in front of the names.
-    folder: is made if need be.
+    folder: the folder, which is made if necessary.
     md5s: digests by name.
 
   Raises:
-    OSError: if a file cannot be fetched or written, or is another.
-    ValueError: for an address that is none.
+    OSError: if a file cannot be fetched or written, or has another digest.
+    ValueError: if the address is not valid.
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,14 +64,14 @@ def download(url: str, folder: Path, md5s: Mapping[str, str]) -> None:
 
 
 def fetch(address: str, part: Path) -> None:
-  """Downloads to a file, of which there may be a beginning already."""
+  """Downloads to a file, and continues it if it has a beginning."""
   start = part.stat().st_size if part.exists() else 0
   request = urllib.request.Request(address)
   if start:
     request.add_header("Range", f"bytes={start}-")
   try:
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-      # Any other answer than 206 is the whole file.
+      # Status 206 is the rest of the file. Any other answer is the whole file.
       start = start if response.status == 206 else 0
       length = response.headers["Content-Length"]
       total = None if length is None else start + int(length)
@@ -80,14 +80,15 @@ def fetch(address: str, part: Path) -> None:
   except (OSError, http.client.HTTPException) as error:
     if isinstance(error, urllib.error.HTTPError):
       error.close()
-      # Nothing lies behind what is there; its MD5 will say what that is.
+      # The file has no more bytes than are here already. The caller checks its
+      # MD5.
       if error.code == 416 and start:
         return
     raise OSError(f"{address} to {part}: {error}") from error
 
 
 def _copy(response, file, name: str, start: int, total: int | None) -> None:
-  """Copies what comes, each piece at once, and tells how far it is."""
+  """Copies each piece of a response at once, and reports the progress."""
   terminal = sys.stderr.isatty()
   done = start
   with tqdm(
@@ -98,7 +99,7 @@ def _copy(response, file, name: str, start: int, total: int | None) -> None:
     unit_scale=True,
     disable=not terminal,
   ) as bar:
-    # Not `read`, which loses a piece that is interrupted.
+    # `read` would lose a piece if the connection breaks within it.
     while piece := response.read1(CHUNK):
       file.write(piece)
       file.flush()
@@ -106,7 +107,7 @@ def _copy(response, file, name: str, start: int, total: int | None) -> None:
       before, done = done, done + len(piece)
       if not terminal and before // LINE_EVERY < done // LINE_EVERY:
         print(f"{name}: {done:,} of {total or '?':,} bytes", flush=True)
-  # The standard library takes an early end for the end.
+  # The standard library does not report a connection that ends too early.
   if total is not None and done < total:
     raise ConnectionError(
       f"the connection broke at {done:,} of {total:,} bytes; run again to go on"
@@ -122,13 +123,13 @@ def file_md5(path: Path) -> str:
 
 
 def fail(message: str, code: int = 2) -> None:
-  """Leaves with one line on standard error."""
+  """Ends the process with one line on standard error."""
   print("error: " + " ".join(message.split()), file=sys.stderr)
   sys.exit(code)
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Reads the flags; what is wrong with them is one line too."""
+  """Reads the flags, and reports an error in one line."""
   try:
     rest = FLAGS(argv)[1:]
   except flags.Error as error:
@@ -142,10 +143,10 @@ def run(url: str, archives: Callable[[], Mapping[str, str]]) -> None:
   """Runs the command that fetches archives.
 
   Args:
-    url: the address in front of their names, the default of --url.
-    archives: returns their digests by name, once the flags are read.
+    url: the address in front of the names, the default of --url.
+    archives: `() -> digests` by name, called after the flags are read.
   """
-  # Not on import: an experiment has a --data_dir of its own.
+  # Not at import, because an experiment has its own --data_dir.
   flags.DEFINE_string(
     "data_dir", None, "Where the archives go. Default: $METAJAX_DATA_DIR."
   )

@@ -1,12 +1,13 @@
-"""Draws what scripts/benchmark.py --suite=inner_loop --json has measured.
+"""Draws the results of scripts/benchmark.py --suite=inner_loop --json.
 
   python scripts/benchmark.py --suite=inner_loop --blocks=8 --blocks=24 --json \
       > inner_loop.jsonl
   python scripts/plot_inner_loop.py inner_loop.jsonl inner_loop.png
 
-Memory of the compiled program against the inner steps of the MLP and of the
-transformer, and against the transformer's blocks and width: what is not on the
-axis is as in the model's first line. Lines of other suites are passed over.
+The picture shows the memory of the compiled program against the inner steps of
+the MLP and of the transformer, and against the blocks and the width of the
+transformer. All other sizes are those of the model's first line. The script
+ignores lines of other suites.
 """
 
 import json

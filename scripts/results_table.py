@@ -2,9 +2,10 @@
 
   python scripts/results_table.py runs/*/results.json
 
-Runs of experiments.few_shot alone, or of its like, are one table beside the
-published numbers. Otherwise each experiment has a table of all its metrics, in
-which those of many metrics have a column for a run in place of a row.
+If all runs are of experiments.few_shot, or have the same metrics, the script
+prints one table with the published numbers. Otherwise each experiment has a
+table of all its metrics, with a row for each run. If there are many metrics,
+the table has a column for each run.
 """
 
 import json
@@ -15,9 +16,9 @@ from pathlib import Path
 COLUMNS = (
   "row | transductive | alone | published | meta-steps × tasks | wall time"
 )
-# 1-shot accuracies of Omniglot by learner and ways, of whole trainings; the
-# paper last. Those of networks that normalise by the batch, as MAML's does, are
-# transductive.
+# Published 1-shot accuracies on Omniglot of full trainings, by learner and
+# ways, with the paper's arXiv number at the end. They are transductive if the
+# network normalises by the batch, as that of MAML does.
 PUBLISHED = {
   ("maml", 5): "98.7 ± 0.4 1703.03400",
   ("maml", 20): "95.8 ± 0.3 1703.03400",
@@ -31,7 +32,7 @@ PUBLISHED = {
 }
 
 
-# More metrics than these are rows.
+# With more metrics than this number, the metrics are rows.
 WIDEST = 8
 OF_FEW_SHOT = {"accuracy_transductive", "accuracy_inductive"}
 
@@ -89,7 +90,7 @@ def any_experiment(found: dict[str, dict]) -> None:
 def _interval(metric: dict | None) -> str:
   if metric is None:
     return ""
-  # Where a number is not finite, it is text.
+  # A number that is not finite is stored as text.
   return f"{float(metric['mean']):.4g} ± {float(metric['ci95']):.2g}"
 
 
@@ -123,7 +124,7 @@ def few_shot(found: list[dict]) -> None:
 
 
 def _linked(published: str) -> str:
-  """Makes a link of an arXiv number."""
+  """Makes links of the arXiv numbers in a text."""
   return re.sub(
     r"\d{4}\.\d{5}", r"[\g<0>](https://arxiv.org/abs/\g<0>)", published
   )

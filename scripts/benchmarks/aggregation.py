@@ -1,4 +1,4 @@
-"""The average of many models, against a plain copy of the same array."""
+"""Compares the average of many models with a plain copy of the same array."""
 
 from collections.abc import Iterator
 
@@ -29,7 +29,8 @@ def measure() -> Iterator[dict]:
   stack = jnp.ones(shape)
   weights = jnp.arange(1.0, FLAGS.members + 1)
   average = jax.jit(weighted_average)
-  # Into memory that is there already, as the average's small result is.
+  # The copy writes into memory that exists already. The average needs almost no
+  # new memory, because its result is small.
   copy = jax.jit(lambda x, _: x + 1, donate_argnums=1, keep_unused=True)
   target = jnp.zeros(shape)
 
@@ -41,7 +42,7 @@ def measure() -> Iterator[dict]:
   calls = {"average": lambda: average(stack, weights), "copy": copied}
   for call in calls.values():
     timed(call)
-  # In turns, for both to see the same machine.
+  # The two take turns, so that both see the same state of the machine.
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for _ in range(FLAGS.repeats):
     for name, call in calls.items():

@@ -1,4 +1,4 @@
-"""All suites, a process and a line of JSON for each setting."""
+"""Runs all suites, with a process for each setting."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ OTHER_NUM_TASKS = (4, 256, 1024, 4096)
 
 
 def settings() -> Iterator[dict[str, object]]:
-  """Yields flags of the benchmark: what has few tasks and steps first."""
+  """Yields settings of the benchmark's flags. Small settings come first."""
   usual = {"suite": "maml", "tasks": 32, "inner_steps": 1}
   for (ways, shots), model, learner, query in itertools.product(
     PROTOCOLS, MODELS, LEARNERS, QUERIES
@@ -63,10 +63,10 @@ def settings() -> Iterator[dict[str, object]]:
 
 
 def measure() -> Iterator[dict]:
-  """Runs every setting in a process of its own, for memory to be its own."""
+  """Runs every setting in its own process, so that its memory is its own."""
   if not FLAGS.out:
     raise ValueError("--out: needed with --suite=all, a folder for results.")
-  from tqdm import tqdm  # The other suites do without.
+  from tqdm import tqdm  # Only this suite needs it.
 
   try:
     wanted = re.compile(FLAGS.match)
@@ -92,7 +92,7 @@ def measure() -> Iterator[dict]:
       continue
     lines = list(_run(setting))
     failed = any("error" in line for line in lines)
-    # What failed is kept under another name, and tried again the next time.
+    # A failed setting is written under another name. The next run repeats it.
     kept = path.with_suffix(".failed") if failed else path
     kept.write_text("".join(json.dumps(x) + "\n" for x in lines))
     yield from lines

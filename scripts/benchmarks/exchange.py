@@ -1,13 +1,14 @@
-"""What devices exchange in a step, and how long that would take elsewhere."""
+"""Estimates the bytes that devices exchange in a step, and the time for it."""
 
 import re
 
 import jax
 import numpy as np
 
-# Name, devices, bytes/s that leave one of them on a ring, seconds a hop. The
-# rates are of data sheets (NVLink 4: 900 GB/s both ways; TPU v5e: 4 ports of
-# 400 Gbit/s, one of them taken); what a hop takes is assumed.
+# Name, number of devices, bytes/s that leave a device on a ring, seconds of a
+# hop. The rates are from data sheets (NVLink 4: 900 GB/s in both directions
+# together; TPU v5e: 4 ports of 400 Gbit/s, of which the ring uses one). The
+# seconds of a hop are assumed.
 TARGETS = (
   ("8 x H100, NVLink", 8, 450e9, 5e-6),
   ("TPU v5e slice 2x4", 8, 50e9, 2e-6),
@@ -15,23 +16,24 @@ TARGETS = (
 
 
 def all_reduce_seconds(size: int, n: int, rate: float, hop: float) -> float:
-  """Returns what an all-reduce would take, from bytes and data sheets.
+  """Returns the estimated seconds of an all-reduce.
 
-  On a ring of n devices that is `2 (n - 1) (size / n / rate + hop)`. A step of
-  T seconds on one device then takes that much longer on n with as many tasks
-  each; it stays 90% efficient for T of nine times as much and more.
+  On a ring of n devices they are `2 (n - 1) (size / n / rate + hop)`. A step of
+  T seconds on one device takes this much longer on n devices with the same
+  number of tasks on each. The efficiency is at least 90% if T is at least nine
+  times the seconds of the all-reduce.
 
   Args:
     size: bytes that are summed.
-    n: devices.
+    n: number of devices.
     rate: bytes a second that leave a device.
-    hop: seconds from a device to the next.
+    hop: seconds from one device to the next.
   """
   return 2 * (n - 1) * (size / n / rate + hop)
 
 
 def all_reduce_bytes(executable: jax.stages.Compiled) -> int:
-  """Sums what a program's all-reduces return, a meta-step's in a loop."""
+  """Sums the bytes that a program's all-reduces return in a meta-step."""
   total = 0
   for line in executable.as_text().splitlines():
     found = re.match(r".* = (.*) all-reduce(-start)?\(", line)

@@ -1,4 +1,4 @@
-"""How the time and memory of a meta-step grow with each of its sizes."""
+"""Measures how time and memory of a meta-step grow with each of its sizes."""
 
 import math
 from collections.abc import Iterator
@@ -26,10 +26,10 @@ flags.DEFINE_list(
 
 
 def measure() -> Iterator[dict]:
-  """Measures the meta-step of the flags, with each size once, twice, 4 times.
+  """Measures the meta-step of the flags with each size times 1, 2 and 4.
 
-  Yields, for each size, seconds, temporaries and the operations of products at
-  all values, and of each the exponent: of y = c x^e by least squares of the
+  Yields, for each size, seconds, temporaries and operations of products at all
+  values, and the exponent e of each: y = c x^e, by least squares of the
   logarithms.
   """
   known = SIZES if FLAGS.model == "conv4" else SIZES[:-1]
@@ -66,7 +66,8 @@ def measure() -> Iterator[dict]:
 def _one() -> dict[str, float]:
   built = maml.build()
   memory = built.executable.memory_analysis()
-  # Whose convolutions are products, as many as the direct convolution has.
+  # "patches" computes convolutions as products, with the same number of
+  # operations as the direct convolution.
   learner = built.learner_of(FLAGS.inner_steps, "patches")
   traced = trace_one_task(learner, built.tasks)
   return {
@@ -78,13 +79,13 @@ def _one() -> dict[str, float]:
 
 
 def operations_of_products(jaxpr: Jaxpr) -> int:
-  """Counts the operations of products of arrays, loops as often as they run.
+  """Counts the operations of products of arrays.
 
-  A product of `[m, k]` and `[k, n]` has 2 m k n.
+  A product of `[m, k]` and `[k, n]` has 2 m k n operations. The body of a loop
+  counts as often as it runs.
 
   Raises:
-    ValueError: for a loop of which nobody knows how often it runs, with a
-      product in it.
+    ValueError: if a loop with a product has an unknown number of iterations.
   """
   total = 0
   for eqn in jaxpr.eqns:

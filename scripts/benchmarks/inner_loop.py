@@ -1,4 +1,4 @@
-"""Memory and time of a meta-gradient by the inner loop's ways to keep less."""
+"""Memory and time of a meta-gradient for each memory option of inner loops."""
 
 import itertools
 from collections.abc import Iterator
@@ -39,7 +39,8 @@ flags.DEFINE_integer("sequence", 256, "Tokens the transformer reads.", 2)
 flags.DEFINE_multi_integer("width", [64], "Of the transformer.", 4)
 
 VOCABULARY = 256
-# What the inner loop keeps, and whether each block of the model is rematted.
+# The memory option of the inner loop, and whether the model's blocks are
+# rematted.
 TRANSFORMER_WAYS = {
   "remat": ("remat", False),
   "remat, blocks": ("remat", True),
@@ -50,7 +51,7 @@ WAYS = {m: (m, False) for m in ("plain", "remat", "mixed", "nested")}
 
 
 class Problem(NamedTuple):
-  """A model by whether its blocks are rematted, and a task."""
+  """A task, and a model with and without rematted blocks."""
 
   name: str
   blocks: int
@@ -76,7 +77,7 @@ def measure() -> Iterator[dict]:
 
 
 def _compare(problem: Problem, steps: int, ways: dict) -> Iterator[dict]:
-  """The first of the ways is what the others' gradients are compared with."""
+  """Measures each way, and the error of its gradient against the first way."""
   plain = None
   for way, (memory, remat) in ways.items():
     compiled, arguments = _compile(problem, steps, memory, remat)
@@ -111,9 +112,10 @@ def _result(
 
 
 def _implicit(problem: Problem, steps: int) -> tuple[Any, tuple]:
-  """Compiles iMAML's meta-gradient, of which the inner loop keeps nothing.
+  """Compiles iMAML's meta-gradient. Its inner loop stores nothing.
 
-  It is that of another, proximal, inner loss: there is no error to tell.
+  iMAML has another inner loss, with a proximal term. Its gradient therefore has
+  no error against the other ways.
   """
   learner = imaml(problem.model[False], cross_entropy, problem.optimizer, steps)
   episodes = jax.tree.map(lambda x: x[None], problem.task)
@@ -121,14 +123,14 @@ def _implicit(problem: Problem, steps: int) -> tuple[Any, tuple]:
   inputs = problem.task.support.inputs
   arguments = jax.jit(learner.init)(rng, inputs), episodes, rng
   compiled = jax.jit(learner.meta_grad).lower(*arguments).compile()
-  timed(lambda: compiled(*arguments))  # The others' gradients are read, too.
+  timed(lambda: compiled(*arguments))  # To warm up, as in `_compare`.
   return compiled, arguments
 
 
 def _compile(
   problem: Problem, steps: int, memory: inner_loop.Memory, remat: bool
 ) -> tuple[Any, tuple]:
-  """Compiles the gradient of the query's loss, in where the loop began."""
+  """Compiles the gradient of the query loss by the initial parameters."""
   model = problem.model[remat]
 
   def loss(params, batch):

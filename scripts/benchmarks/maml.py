@@ -1,4 +1,4 @@
-"""One meta-step, whole: sampling, gradient, Adam."""
+"""Measures one whole meta-step: sampling, gradient, Adam."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -68,21 +68,21 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("channels", 1, "Channels of an image.", lower_bound=1)
 
 INNER_RATE = 0.4
-CLASSES, PER_CLASS = 64, 20  # Of the random images; or more, as needed.
+CLASSES, PER_CLASS = 64, 20  # Random images. A class has more if necessary.
 
 
 class Built(NamedTuple):
-  """A compiled training loop, and what it was made of.
+  """A compiled training loop and its parts.
 
   Attributes:
-    learner_of: `(inner_steps, conv_lowering) -> MetaLearner`; the latter is
-      that of the flags, if left out.
+    learner_of: `(inner_steps, conv_lowering) -> MetaLearner`. The default of
+      `conv_lowering` is that of the flags.
     tasks: the task family.
     mesh: the devices.
-    task_chunk: tasks treated at once on a device.
+    task_chunk: tasks that a device computes at once.
     take: `steps -> metrics`, takes meta-steps.
     executable: the compiled program.
-    compile_seconds: what that took.
+    compile_seconds: the seconds of the compilation.
   """
 
   learner_of: Callable[..., MetaLearner]
@@ -100,8 +100,8 @@ def build(
   """Compiles the meta-step that the flags describe.
 
   Args:
-    num_tasks: if given, in place of that of the flags.
-    devices: if given, in place of all.
+    num_tasks: the number of tasks; None: --tasks.
+    devices: the devices; None: all devices.
   """
   if FLAGS.learner == "supervised":
     raise ValueError("--learner=supervised: compare_peers.py measures it.")
@@ -159,7 +159,7 @@ def images() -> np.ndarray:
 
 
 def network(num_outputs: int | None, conv_lowering: str) -> Model:
-  """Returns the network that the flags describe, but for the convolutions."""
+  """Returns the network of the flags, with the given `conv_lowering`."""
   if FLAGS.model == "mlp":
     return MLP(num_outputs, (256, 128, 64, 64), normalization="batch")
   return conv4(
@@ -175,12 +175,12 @@ def measure() -> Iterator[dict]:
   built = build()
   seconds = seconds_per_step(built.take)
   median = float(np.median(seconds))
-  peak_memory = peak_bytes()  # Before that of the products and the copies.
+  peak_memory = peak_bytes()  # Read before the products and copies need more.
   peak = matmul_peak()
   cost = cost_of_task(built.learner_of, built.tasks, FLAGS.inner_steps)
   flops, traffic = (FLAGS.tasks * cost).tolist()
   copies = copy_rate()
-  # Several devices share the work; a CPU's devices share its cores.
+  # Several devices share the work. The devices of a CPU share its cores.
   num_devices = built.mesh.size
   share = 1 if jax.default_backend() == "cpu" else num_devices
   memory = built.executable.memory_analysis()
@@ -207,7 +207,7 @@ def measure() -> Iterator[dict]:
 
 
 def setting() -> dict[str, object]:
-  """What was measured, for the JSON line."""
+  """Returns the measured setting, for the JSON line."""
   names = ("learner", "model", "ways", "shots", "query_shots", "tasks")
   names += ("inner_steps", "memory", "image_size", "channels")
   if FLAGS.model == "conv4":
@@ -218,14 +218,14 @@ def setting() -> dict[str, object]:
 def cost_of_task(learner_of, tasks, inner_steps: int) -> np.ndarray:
   """Returns operations and bytes of one task's meta-gradient, by XLA.
 
-  They are counted in a program whose convolutions are products of all patches,
-  even where the one that is timed needs fewer operations ("blocks"): a fraction
-  of the machine's rate is to tell how fast the same work is done.
+  The counted program computes convolutions as products of all patches. The
+  timed program may need fewer operations ("blocks"). The count is the same for
+  both, so that a fraction of the machine's rate compares the same work.
 
-  XLA counts the body of a loop once, however often it runs. The first inner
-  step of tasks that are treated at once stands outside the loop, so that one
-  and two steps are counted in full, and their difference is what every further
-  step adds.
+  XLA counts the body of a loop once, for any number of iterations. The first
+  inner step of tasks that are computed at once is outside the loop. One and two
+  steps are therefore counted in full, and each further step adds their
+  difference.
   """
   if inner_steps > 2:
     one, two = (cost_of_task(learner_of, tasks, n) for n in (1, 2))

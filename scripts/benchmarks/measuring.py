@@ -1,4 +1,4 @@
-"""Seconds, and what a machine can do."""
+"""Measures seconds, and the peak rates of a machine."""
 
 import time
 
@@ -17,7 +17,7 @@ flags.DEFINE_float(
 
 
 def timed(fn) -> float:
-  """Returns the seconds of a call, until what it returns is there."""
+  """Returns the seconds of a call, until its result is ready."""
   start = time.perf_counter()
   jax.block_until_ready(fn())
   return time.perf_counter() - start
@@ -32,7 +32,8 @@ def _least_seconds(fn) -> float:
 def matmul_peak() -> float:
   """Returns the best measured rate of a float32 matrix product, in FLOP/s.
 
-  In JAX's default precision, which on GPUs and TPUs is less than float32's.
+  The product has JAX's default precision. On GPUs and TPUs it is lower than
+  that of float32.
   """
   size = 2048 if jax.default_backend() == "cpu" else 8192
   a, b = jax.random.normal(jax.random.key(0), (2, size, size))
@@ -43,8 +44,8 @@ def matmul_peak() -> float:
 def copy_rate() -> float:
   """Returns the best measured rate of a copy, read and written bytes/s.
 
-  Into memory that is there: new pages of an operating system take five times as
-  long to come as to be written.
+  The copy writes into memory that exists already. Getting new pages from the
+  operating system takes five times as long as writing them.
   """
   size = 2**26 if jax.default_backend() == "cpu" else 2**29
   copy = jax.jit(lambda x, _: x + 1, donate_argnums=1, keep_unused=True)
@@ -59,13 +60,13 @@ def copy_rate() -> float:
 
 
 def peak_bytes() -> int | None:
-  """Returns the most memory that was in use, where the device tells."""
+  """Returns the most memory that was in use, or None if it is not known."""
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get("peak_bytes_in_use")
 
 
 def seconds_per_step(call) -> np.ndarray:
-  """Times `call(steps)`, after one call to warm up; `[repeats]`."""
+  """Returns seconds per step of `call(steps)`, `[repeats]`, after a warm-up."""
   call(1)
   steps = max(1, round(FLAGS.seconds / timed(lambda: call(1))))
   return np.array(
@@ -74,7 +75,7 @@ def seconds_per_step(call) -> np.ndarray:
 
 
 def machine(devices: int) -> dict:
-  """Says what was measured, for the JSON line."""
+  """Describes the measured machine, for the JSON line."""
   return {
     "device": f"{jax.devices()[0].device_kind} x{devices}",
     "host": environment()["host"],

@@ -1,4 +1,4 @@
-"""One step of supervised training, whole: drawing, gradient, Adam."""
+"""Measures one whole step of supervised training: drawing, gradient, Adam."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ flags.DEFINE_integer(
 
 
 def build(devices: list | None = None) -> Callable[[int], Metrics]:
-  """Compiles a step of training on all classes; returns `steps -> metrics`."""
+  """Compiles training on all classes. Returns `steps -> metrics`."""
   model = maml.network(maml.CLASSES, FLAGS.conv_lowering)
   images = maml.images()
   labels = np.repeat(np.arange(len(images)), images.shape[1])
@@ -48,7 +48,7 @@ def build(devices: list | None = None) -> Callable[[int], Metrics]:
 
 
 def gradient() -> tuple[Batch, Params, Params]:
-  """Draws a batch; returns it, the gradient and the parameters, in float64."""
+  """Returns a batch, its gradient and the parameters, in float64."""
   model = maml.network(maml.CLASSES, FLAGS.conv_lowering)
   size = FLAGS.image_size
   rng = np.random.default_rng(1)

@@ -1,7 +1,8 @@
-"""Few-shot learners in PyTorch, as its users write them; needs torch alone.
+"""Few-shot learners in PyTorch, in the usual style of its users.
 
-A task is four tensors: support images `[n, channels, height, width]` and labels
-`[n]`, query images and labels. Tasks have one more axis in front.
+The module needs only torch. A task is four tensors: support images `[n,
+channels, height, width]` and labels `[n]`, query images and labels. Several
+tasks have one more axis in front.
 """
 
 import functools
@@ -21,11 +22,11 @@ cross_entropy = nn.functional.cross_entropy
 
 
 class BatchNorm(nn.Module):
-  """`nn.BatchNorm2d` without running statistics, of plain operations.
+  """`nn.BatchNorm2d` without running statistics, in plain operations.
 
-  For `torch.func`, under which second derivatives of PyTorch's own are wrong
-  (2.13, CPU): meta-gradients were off by 0.2% to 3%, in float64 too, where
-  eager PyTorch and this layer agree with finite differences.
+  `torch.func` needs this layer. With PyTorch's own layer, its second
+  derivatives are wrong (2.13, CPU): meta-gradients were off by 0.2% to 3%, in
+  float64, too. Eager PyTorch and this layer agree with finite differences.
   """
 
   def __init__(self, num_features: int):
@@ -41,17 +42,18 @@ class BatchNorm(nn.Module):
 
 
 class Setting(NamedTuple):
-  """What is compared.
+  """The setting of a comparison.
 
   Attributes:
     learner: a key of `LEARNERS`.
-    ways: classes.
+    ways: number of classes.
     inner_steps: steps of the inner loop.
-    inner_rate: their size.
+    inner_rate: step size of the inner loop.
     image_size: height and width.
-    channels: of an image.
-    filters: of each block.
-    pooled: stride 1 and max-pooling; else stride 2 and the mean over positions.
+    channels: channels of an image.
+    filters: channels of each block.
+    pooled: if True, stride 1 and max-pooling; if False, stride 2 and the mean
+      over positions.
   """
 
   learner: str
@@ -67,9 +69,9 @@ class Setting(NamedTuple):
 class Conv4(nn.Module):
   """The network of `metajax.models.conv.conv4`.
 
-  With strides its windows are those of the other seen in a mirror: where a side
-  is even, strides of 2 start a pixel before the image here, and end one behind
-  it there.
+  With strides, the windows of the two networks are mirror images. For an even
+  side, the windows with stride 2 start one pixel before the image in PyTorch,
+  and end one pixel behind it in metajax.
   """
 
   def __init__(self, setting: Setting, *, plain: bool = False):
@@ -111,7 +113,7 @@ class Conv4(nn.Module):
 
 
 def adaptation(model, setting: Setting, params, task, inner_grad):
-  """MAML's loss of the query after gradient steps on the support."""
+  """Returns MAML's query loss after gradient steps on the support."""
   x, y, query_x, query_y = task
   chosen = "head" if setting.learner == "anil" else ""
   inner = {k: v for k, v in params.items() if k.startswith(chosen)}
@@ -130,7 +132,7 @@ def adaptation(model, setting: Setting, params, task, inner_grad):
 
 
 def prototypes(model, setting: Setting, params, task, inner_grad):
-  """Prototypical networks' loss of the query."""
+  """Returns the query loss of prototypical networks."""
   x, y, query_x, query_y = task
   support, query = (functional_call(model, params, (i,)) for i in (x, query_x))
   members = nn.functional.one_hot(y, setting.ways).to(support.dtype)
@@ -139,7 +141,7 @@ def prototypes(model, setting: Setting, params, task, inner_grad):
 
 
 def ridge(model, setting: Setting, params, task, inner_grad):
-  """The loss of the query after ridge regression on the support's features."""
+  """Returns the query loss after ridge regression on the support's features."""
   x, y, query_x, query_y = task
   support, query = (functional_call(model, params, (i,)) for i in (x, query_x))
   targets = nn.functional.one_hot(y, setting.ways).to(support.dtype)
@@ -153,7 +155,7 @@ def ridge(model, setting: Setting, params, task, inner_grad):
 
 
 def supervised(model, setting: Setting, params, task, inner_grad):
-  """The loss of a batch of images and labels."""
+  """Returns the loss of a batch of images and labels."""
   x, y = task
   return cross_entropy(functional_call(model, params, (x,)), y)
 
@@ -184,7 +186,7 @@ def by_func(loss, params: Params, differentiable: bool) -> Params:
 
 
 def eager(model, setting: Setting, tasks: Tensors) -> None:
-  """What learn2learn and higher do: a loop over tasks, a backward pass each."""
+  """Loops over tasks with a backward pass each, like learn2learn and higher."""
   loss_fn, params = LEARNERS[setting.learner], dict(model.named_parameters())
   model.zero_grad()
   for task in zip(*tasks, strict=True):
@@ -193,7 +195,7 @@ def eager(model, setting: Setting, tasks: Tensors) -> None:
 
 
 def functional(model, setting: Setting, tasks: Tensors, compiled=None) -> None:
-  """By the transformations of `torch.func`: all tasks at once."""
+  """Computes all tasks at once, by the transformations of `torch.func`."""
   params = {k: v.detach() for k, v in model.named_parameters()}
   grads = (compiled or mean_gradient(model, setting))(params, tasks)
   for name, param in model.named_parameters():
@@ -217,9 +219,9 @@ class Peer(NamedTuple):
   """A way to compute a gradient in PyTorch.
 
   Attributes:
-    build: `(model, setting) -> gradient`, where `gradient(tasks)` leaves it in
-      `param.grad`.
-    plain: whether the network is to be of plain operations.
+    build: `(model, setting) -> gradient`. `gradient(tasks)` writes the gradient
+      to `param.grad`.
+    plain: whether the network needs layers of plain operations.
   """
 
   build: Callable[[nn.Module, Setting], Callable[[Tensors], None]]
@@ -227,13 +229,14 @@ class Peer(NamedTuple):
 
 
 def peers(setting: Setting, compiled: bool = False) -> dict[str, Peer]:
-  """Returns the ways that there are for a learner, by name.
+  """Returns the ways to compute a learner's gradient, by name.
 
   Args:
-    setting: what is compared.
-    compiled: `torch.compile` too. It cannot differentiate twice what it has
-      compiled: where an inner loop is differentiated, it is given the whole
-      gradient by `torch.func`; elsewhere the network.
+    setting: the setting of the comparison.
+    compiled: whether to add `torch.compile`. A compiled function cannot be
+      differentiated twice. With an inner loop, `torch.compile` therefore
+      compiles the whole gradient of `torch.func`. Otherwise it compiles the
+      network.
   """
   has_loop = LEARNERS[setting.learner] is adaptation
   found = {"PyTorch, eager": Peer(_build(eager))}
@@ -261,7 +264,7 @@ def _compiled_gradient(model, setting):
 def meta_steps(
   gradient: Callable[[Tensors], None], model: nn.Module, tasks: Tensors
 ) -> Callable[[int], None]:
-  """Returns a function that takes so many steps of Adam and waits."""
+  """Returns `(steps)`, which takes steps of Adam and waits for the result."""
   optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 
   def take(steps: int) -> None:

@@ -1,4 +1,4 @@
-"""A step of recurrent experience replay, and what the buffer takes of it."""
+"""Measures a step of recurrent experience replay, and the buffer's share."""
 
 import functools
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ flags.DEFINE_float("replay_ratio", 2.0, "Of the suite replay.", 1e-3)
 
 
 def measure() -> Iterator[dict]:
-  """Times acting and learning, whole, and then the buffer's part alone."""
-  # Needs the extra rl, as other suites do not, and computes at once, which
-  # must not be before the devices are chosen.
+  """Times a whole step of acting and learning, then the buffer alone."""
+  # These modules need the extra rl, unlike other suites. They compute at
+  # import, which must come after the devices are chosen.
   from metajax.replay import (
     Objective,
     Replay,
@@ -75,7 +75,7 @@ def measure() -> Iterator[dict]:
     def update(i, carry):
       stored, read = carry
       sample = buffer.sample(stored, jax.random.fold_in(jax.random.key(3), i))
-      # All that is read counts, so that the compiler leaves none of it out.
+      # The sum uses all values, so that the compiler removes none of the reads.
       read += sum(x.sum() for x in jax.tree.leaves(sample.experience))
       priorities = 1 + sample.probabilities
       stored = set_priorities(buffer, stored, sample.indices, priorities)

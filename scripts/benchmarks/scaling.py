@@ -1,4 +1,4 @@
-"""Tasks per second against devices, and what eight accelerators would lose."""
+"""Measures tasks per second against devices, and estimates accelerators."""
 
 import multiprocessing
 import os
@@ -33,10 +33,10 @@ FORCED = "xla_force_host_platform_device_count"
 
 
 class Program(NamedTuple):
-  """The meta-step of so many tasks on so many devices.
+  """The meta-step for a number of tasks and a number of devices.
 
   Attributes:
-    about: what the JSON line says of it.
+    about: the entries of the program in the JSON line.
     seconds: `steps -> seconds`, takes meta-steps.
   """
 
@@ -45,7 +45,7 @@ class Program(NamedTuple):
 
 
 def measure() -> Iterator[dict]:
-  """Times the same tasks on more devices, and as many on each of more."""
+  """Times the same tasks on more devices, and equally many on each device."""
   on_cpu = jax.default_backend() == "cpu"
   if on_cpu and FORCED in os.environ.get("XLA_FLAGS", ""):
     raise ValueError(f"XLA_FLAGS: leave {FORCED} out, --max_devices says it.")
@@ -60,7 +60,7 @@ def measure() -> Iterator[dict]:
     )
   build = _in_a_process if on_cpu else _programs
   programs = {n: build(n) for n in counts}
-  # In turns, since a machine's speed changes.
+  # The programs take turns, because the speed of a machine changes.
   seconds = {(k, n): [] for n in counts for k in programs[n]}
   for k, n in seconds:
     programs[n][k].seconds(1)  # To warm up.
@@ -93,7 +93,10 @@ def measure() -> Iterator[dict]:
 
 
 def _programs(n: int) -> dict[int, Program]:
-  """Compiles for `n` devices, by the number of tasks: in all and on each."""
+  """Compiles programs for `n` devices, by the number of tasks.
+
+  One number is --tasks in total, the other is --tasks on each device.
+  """
   result = {}
   for num_tasks in (FLAGS.tasks, FLAGS.tasks * n):
     if num_tasks not in result:
@@ -110,10 +113,11 @@ def _programs(n: int) -> dict[int, Program]:
 
 
 def _in_a_process(n: int) -> dict[int, Program]:
-  """Has a process of its own divide the CPU by `n`, and no further.
+  """Starts a process that divides the CPU into `n` devices.
 
-  In a process that divides it by 8, threads for 8 get in each other's way: the
-  step took 1.5 times as long on one of them as on one that is not divided.
+  The process has no other devices, because the threads of unused devices slow
+  it down. On one of 8 devices a step took 1.5 times as long as on an undivided
+  CPU.
   """
   here, there = multiprocessing.Pipe()
   multiprocessing.get_context("spawn").Process(
@@ -135,7 +139,7 @@ def _in_a_process(n: int) -> dict[int, Program]:
 
 
 def _serve(connection: Connection, argv: list[str], n: int) -> None:
-  """Takes the steps that it is asked for, until nobody asks any more."""
+  """Takes the requested steps until the connection closes."""
   FLAGS(argv)
   jax.config.update("jax_num_cpu_devices", n)
   try:
@@ -153,7 +157,7 @@ def _serve(connection: Connection, argv: list[str], n: int) -> None:
 
 
 def estimates(size: int) -> Iterator[dict]:
-  """Estimates what an all-reduce would cost; see `exchange`."""
+  """Estimates the cost of an all-reduce; see `exchange`."""
   for name, n, rate, hop in TARGETS:
     seconds = all_reduce_seconds(size, n, rate, hop)
     yield {
