@@ -149,7 +149,7 @@ def _entry(flag: flags.Flag) -> str:
     head = f"--{flag.name}=<{kind}>"
     # absl puts this prefix before the help of an enum flag.
     text = text.removeprefix(f"<{kind}>: ")
-    # absl appends this text to the help of a list flag.
+    # absl appends this text to the help of a flag that may be repeated.
     text = text.replace(
       ";\n    repeat this option to specify a list of values",
       " May be repeated.",

@@ -155,8 +155,9 @@ def num_context(name: str) -> int:
 def possible_steps(name: str, wanted: Iterable[int]) -> list[int]:
   """Sorts numbers of inner steps, without the numbers a learner cannot take.
 
-  MAML++ has parameters for each inner step of its training. It cannot take more
-  steps. A learner without an inner loop takes none: the list is empty.
+  With learned rates or step normalisation, MAML++ has parameters for each inner
+  step of its training, and cannot take more steps. For a learner without an
+  inner loop, the list is empty.
   """
   if name in ENCODED:
     return []
