@@ -230,7 +230,8 @@ def _inner_product(a, b):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "case",
-  _cases(DISTINCT, ["regression"]) + _cases(CLASSIFIERS, ["classification"]),
+  _cases(DISTINCT, ["regression"])
+  + _cases(sorted(CLASSIFIERS), ["classification"]),
   ids="-".join,
   indirect=True,
   scope="module",
