@@ -15,6 +15,7 @@ from experiments.shared.image_sets import (
 from metajax.runs.flags import FLAGS, refuse
 from metajax.tasks import omniglot
 from metajax.tasks.augmentation import (
+  Augmentation,
   augmented,
   compose,
   random_crop,
@@ -138,7 +139,7 @@ def load(ways: int, train_ways: int) -> ImageData:
       images, where(name, "data_dir"), channels=channels, **tasks
     )
   if FLAGS.augment:
-    change = compose(random_crop(4 if size <= 32 else 8), random_flip())
+    change = augmentation(size)
     splits = splits._replace(train=augmented(splits.train, change, change))
   protocol = {
     "ways": ways,
@@ -190,6 +191,11 @@ def _tested_elsewhere(found: ImageData) -> ImageData:
     eval_fingerprint=told,
     protocol={**found.protocol, "eval_data": shown},
   )
+
+
+def augmentation(size: int) -> Augmentation:
+  """Random crops and mirror images, of images of this height and width."""
+  return compose(random_crop(4 if size <= 32 else 8), random_flip())
 
 
 def _rotations(name: str) -> int:
