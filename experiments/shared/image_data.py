@@ -34,7 +34,7 @@ flags.DEFINE_integer(
   "train_ways",
   0,
   "Classes per task in training, for learners that take any number "
-  "(prototypical and ridge); 0: as many as at test.",
+  "(prototypical, cosine, svm and ridge); 0: as many as at test.",
   lower_bound=0,
 )
 flags.register_validator(
