@@ -1,1 +1,1 @@
-"""Networks: pure `init(rng, inputs)` and `apply(params, inputs)`."""
+"""Networks: pure functions `init(rng, inputs)` and `apply(params, inputs)`."""

@@ -1,4 +1,4 @@
-"""Examples in blocks whose temporaries fit a core's cache."""
+"""Computes examples in blocks whose temporaries fit into a core's cache."""
 
 import math
 from collections.abc import Callable
@@ -14,17 +14,18 @@ BLOCK_BYTES = 2 * 2**20
 
 
 def in_blocks(fn: Callable[[Array], Any], x: Array, bytes_each: int) -> Any:
-  """Returns `fn(x)`, a few examples at a time if they need much memory.
+  """Returns `fn(x)`, computed in blocks of examples if they need much memory.
 
-  The temporaries of a block are freed after it and made again for the backward
-  pass. A core is faster with temporaries that stay in its second cache (0.5 to
-  2 MB on today's CPUs) than with those of all examples in memory, by a third
-  for convolutions of conv4-64 (75 images of 16 x 16).
+  The temporaries of a block are freed after the block. The backward pass
+  computes them again. A core is faster if the temporaries stay in its second
+  cache (0.5 to 2 MB on today's CPUs) than if those of all examples are in
+  memory. Convolutions of conv4-64 (75 images of 16 x 16) are faster by a third.
 
   Args:
-    fn: `[m, ...] -> [m, ...]`, or a tree of such, for any m; by examples.
+    fn: `[m, ...] -> [m, ...]`, or a tree of such arrays, for any m. It must
+      compute each example independently.
     x: `[n, ...]`.
-    bytes_each: temporaries of an example.
+    bytes_each: bytes of the temporaries of an example.
   """
   n = x.shape[0]
   num_blocks = _count(n, n * bytes_each / BLOCK_BYTES)
@@ -41,9 +42,10 @@ def in_blocks(fn: Callable[[Array], Any], x: Array, bytes_each: int) -> Any:
 
 
 def _count(n: int, wanted: float) -> int:
-  """Returns how many blocks n examples make, about as many as wanted.
+  """Returns a number of blocks for n examples, close to the wanted number.
 
-  If possible of one size: a rest is padded, which costs a pass over all.
+  If possible, the blocks have equal sizes. Otherwise the examples are padded,
+  which costs a pass over all of them.
   """
   if wanted <= 1:
     return 1

@@ -1,4 +1,4 @@
-"""A recurrent cell whose state is a matrix that associates what it reads."""
+"""A recurrent cell whose state is a matrix of associations between inputs."""
 
 import flax.linen as nn
 import jax
@@ -6,29 +6,30 @@ import jax.numpy as jnp
 
 from metajax.types import Array
 
-WIDTH = 32  # Of a head, about.
+WIDTH = 32  # The approximate width of a head.
 
-FastWeights = tuple[Array, Array]  # The matrices, and the inputs before.
+FastWeights = tuple[Array, Array]  # The matrices, and the last inputs.
 
 
 class DeltaCell(nn.Module):
   """Fast weights that learn by the delta rule, one step for each input.
 
-  What is read now becomes the value of what was read before::
+  The last input is the key, and the present input is its value::
 
     W_t = W_{t-1} + b_t (v_t - W_{t-1} k_t) k_t^T
     h_t = relu(A [W_t q_t, x_t] + a)
     k_t = unit(silu(K x_{t-1})),  q_t = unit(silu(Q x_t)),  v_t = V x_t
     b_t = sigmoid(B x_t + c)
 
-  in several heads, each with its own W and b. A step is one of gradient descent
-  on |W k - v|^2 / 2 with step size b, so that a label is bound to the example
-  before it, or a reward to what brought it, after one presentation. Schlag et
-  al. take keys and values from the same input; here they are a step apart,
-  because outcomes come a step after what they are of.
+  in several heads, each with its own W and b. An update is a step of gradient
+  descent on |W k - v|^2 / 2 with step size b. One presentation therefore
+  associates a label with the example before it, or a reward with the action
+  before it. Schlag et al. take key and value from the same input. Here the key
+  is one step earlier, because a label or a reward comes one step after its
+  cause.
 
   Attributes:
-    units: size of h and, about, of all heads together.
+    units: the size of h, and approximately of all heads together.
 
   References:
     Schlag et al., `Linear Transformers Are Secretly Fast Weight Programmers
@@ -66,17 +67,17 @@ class DeltaCell(nn.Module):
 
   @staticmethod
   def start(units: int) -> FastWeights:
-    """Returns the state of one that has read nothing."""
+    """Returns the state before the first input."""
     heads = max(1, units // WIDTH)
     width = units // heads
     return jnp.zeros((heads, width, width)), jnp.zeros(units)
 
 
 def _apply(weights: Array, vectors: Array) -> Array:
-  """Matrices `[..., rows, columns]` times vectors `[..., columns]`."""
+  """Multiplies matrices `[..., rows, columns]` by vectors `[..., columns]`."""
   return (weights @ vectors[..., None])[..., 0]
 
 
 def _unit(x: Array) -> Array:
-  """Scales to length 1; zeros, which are read at first, stay zeros."""
+  """Scales vectors to length 1. Zeros, as in the first step, stay zeros."""
   return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)

@@ -11,11 +11,11 @@ from metajax.types import Array
 class MLP(nn.Module):
   """Dense layers, each with a normalisation and a ReLU, and a linear head.
 
-  The MAML paper's are `MLP(1, (40, 40))` for sinusoids and
+  The networks of the MAML paper are `MLP(1, (40, 40))` for sinusoids and
   `MLP(ways, (256, 128, 64, 64), normalization="batch")` for Omniglot.
 
   Attributes:
-    num_outputs: width of the head; None leaves it out (an embedding).
+    num_outputs: width of the head; None for no head (an embedding).
     hidden: widths of the hidden layers.
     normalization: see `models.normalization.normalize`.
   """

@@ -13,34 +13,35 @@ from metajax.models.pooling import first_largest, max_pool
 from metajax.types import Array
 
 Window = tuple[int, int]
-GROUPS = 8  # Of channels, in "group".
-# Those that subtract whatever a bias before them adds.
+GROUPS = 8  # The number of groups of channels in "group".
+# These subtract the mean over the batch, so a bias before them has no effect.
 BY_BATCH = ("batch", "running")
 
 
 class BatchNorm(nn.Module):
-  """Normalises by the statistics of the very inputs given (transductive).
+  """Normalises by the statistics of its present inputs (transductive).
 
-  Over all axes but the last::
+  The statistics are over all axes but the last::
 
     y = scale (x - mean(x)) / sqrt(var(x) + epsilon) + bias
 
-  There are no running averages, so `apply` is pure, in training and at test
-  alike: the examples of a batch see each other. With a mask `[n]` the
-  statistics are of the real examples.
+  There are no running averages, so `apply` is pure. In training and at test,
+  the prediction of an example depends on the other examples of its batch. With
+  a mask `[n]`, the statistics are those of the real examples.
 
-  With a `window`, it returns `max_pool(y, window)`. As y rises with x, or falls
-  with it in channels of negative `scale`, that is what the largest x, or the
-  smallest, become: x is pooled, and the rest is work on the few numbers that
-  are left. Output and gradient of 75 arrays of 84 x 84 x 32 took 90 ms instead
-  of 158 on one core, with 97 MB of temporaries instead of 271.
+  With a `window`, the layer returns `max_pool(y, window)`. It pools x first and
+  normalises the few numbers that are left. The result is the same, because y is
+  monotonic in x: it increases with x, or decreases in channels of negative
+  `scale`, where the smallest x is taken. Output and gradient of 75 arrays of
+  84 x 84 x 32 took 90 ms instead of 158 on one core, with 97 MB of temporaries
+  instead of 271.
 
-  With `taps`, a function of examples, what is normalised and pooled is
-  `taps(x)`: as many arrays `[n, rows, columns, channels]` as a window has
-  pixels, one of each. They are made for a few examples at a time, and again for
-  the backward pass, and what is kept of an example is its mean, its variance
-  and the pooled array. A MAML task of conv4-32 with 84 x 84 images took as long
-  (0.52 to 0.55 s) with 136 MB of temporaries instead of 254.
+  With `taps`, a function of examples, the layer normalises and pools `taps(x)`:
+  one array `[n, rows, columns, channels]` for each pixel of a window. It
+  computes them for a few examples at a time, and again for the backward pass.
+  It stores only the mean, the variance and the pooled array of each example. A
+  MAML task of conv4-32 with 84 x 84 images took the same time (0.52 to 0.55 s)
+  with 136 MB of temporaries instead of 254.
   """
 
   epsilon: float = 1e-5
@@ -81,9 +82,9 @@ class BatchNorm(nn.Module):
 def _moments(
   parts: list[Array], axes: tuple[int, ...], mask: Array | None = None
 ) -> tuple[Array, Array]:
-  """Returns mean and variance over `axes` of parts of one size together.
+  """Returns mean and variance over `axes` and over all parts.
 
-  With the mask `[n]`, of the real examples.
+  The parts have equal shapes. With a mask `[n]`, only real examples count.
   """
   real = None if mask is None else _column(mask, parts[0])
 
@@ -92,8 +93,9 @@ def _moments(
     return _apart(functools.reduce(jnp.add, means) / len(means))
 
   mean = averaged(parts)
-  # About a constant, whose derivatives need no sums over all of x: what comes
-  # by the mean is in the second term, which is zero, unlike its derivatives.
+  # The squares are about a constant centre, so their derivatives need no sums
+  # over all of x. The second term is zero, but its derivatives are not: they
+  # are those through the mean.
   centre = lax.stop_gradient(mean)
   around = jnp.expand_dims(centre, axes)
   variance = averaged([jnp.square(part - around) for part in parts])
@@ -101,13 +103,14 @@ def _moments(
 
 
 def _apart(channels: Array) -> Array:
-  """Returns `[channels]`, and its derivatives, as arrays of their own on CPUs.
+  """Returns `[channels]`, computed apart from the loops over x on CPUs.
 
-  XLA would compute them within the loops over all of x, again for each number:
-  dozens of operations in second derivatives, where a MAML task of conv4-32
-  spent a fifth of its time. It has no way to forbid that, but a product of
-  matrices stands alone. This one, with the identity of two rows, is exact and
-  leaves each channel to itself.
+  The same holds for its derivatives. Otherwise XLA would compute them within
+  the loops over all of x, again for each number. In second derivatives these
+  are dozens of operations. A MAML task of conv4-32 spent a fifth of its time in
+  them. XLA has no option against it, but it does not merge a product of
+  matrices into a loop. The product with the identity of two rows is exact and
+  does not mix channels.
   """
   if jax.default_backend() != "cpu" or channels.ndim > 1:
     return channels
@@ -117,7 +120,7 @@ def _apart(channels: Array) -> Array:
 
 
 def _column(mask: Array, x: Array) -> Array:
-  """The mask `[n]` as `[n, 1, ...]`, of the rank of x."""
+  """Returns the mask `[n]` as `[n, 1, ...]`, with the rank of x."""
   return mask.reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -128,7 +131,7 @@ def _running(x: Array, mask: Array | None, train: bool) -> Array:
 
 def _layer(x: Array, mask: Array | None, train: bool) -> Array:
   del mask, train
-  # Over everything but the examples; scale and bias by channel.
+  # Statistics of each example. Scale and bias of each channel.
   return nn.LayerNorm(reduction_axes=tuple(range(1, x.ndim)))(x)
 
 
@@ -143,7 +146,7 @@ def _none(x: Array, mask: Array | None, train: bool) -> Array:
 
 
 def _then_pooled(norm: Callable[..., Array]) -> Callable[[], Callable]:
-  """Returns what makes a layer that pools the result of a normalisation."""
+  """Returns a constructor of a layer that normalises, then pools."""
 
   def layer(
     x: Array,
@@ -169,13 +172,14 @@ NORMALIZATIONS: dict[str, Callable[[], Callable[..., Array]]] = {
 def normalize(name: str) -> Callable[..., Array]:
   """Returns a fresh normalisation layer.
 
-  It is `(x, mask=None, train=False, window=None) -> x`. With a window the
-  result is max-pooled, which may be cheaper here than after, see `BatchNorm`.
+  The layer is `(x, mask=None, train=False, window=None) -> x`. With a window,
+  it also max-pools the result. This may be cheaper than pooling afterwards, see
+  `BatchNorm`.
 
   Args:
-    name: "batch" (statistics of the very inputs given: transductive), "running"
-      (the same in training, and flax's running averages of them in evaluation,
-      which are state), "layer" (over all but the example axis), "group" (8
+    name: "batch" (statistics of the present inputs: transductive), "running"
+      (the same in training; in evaluation flax's running averages, which are
+      state), "layer" (over all axes but that of the examples), "group" (8
       groups of channels) or "none".
 
   Raises:
@@ -191,7 +195,7 @@ def normalize(name: str) -> Callable[..., Array]:
 def statistics(name: str) -> str | None:
   """Returns which statistics of batches a layer uses in evaluation.
 
-  "batch", those of the very inputs; "running", the averages of training's; or
-  None, if none.
+  "batch" are those of the present inputs. "running" are averages over training.
+  None means that the layer uses no statistics of batches.
   """
   return name if name in BY_BATCH else None

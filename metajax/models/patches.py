@@ -14,7 +14,7 @@ from metajax.types import Array
 
 MATRICES = ((1,), (0,)), ((), ())
 NHWC = ("NHWC", "HWIO", "NHWC")
-FEW_CHANNELS = 8  # Fewer are convolved image by image; see `patch_conv`.
+FEW_CHANNELS = 8  # With fewer channels, each image has a product of its own.
 
 
 def patch_conv(
@@ -36,16 +36,16 @@ def patch_conv(
 ) -> Array:
   """`lax.conv_general_dilated` as a matrix product over explicit patches.
 
-  With the input x padded by zeros::
+  The input x is padded by zeros::
 
     y[n, i, j, o] = sum_{a, b, c} x[n, s_0 i + a, s_1 j + b, c] w[a, b, c, o]
 
-  Under `vmap` over kernels `lax.conv_general_dilated` becomes a grouped
-  convolution, which is very slow on CPU; this becomes a batched matrix
-  product. Under `vmap` over inputs alone it stays one matrix product. It can
-  be differentiated to any order, forwards and backwards. `flax.linen.Conv`
-  takes it as `conv_general_dilated_cls=lambda: patch_conv`, and keeps its
-  parameters.
+  Under `vmap` over kernels, `lax.conv_general_dilated` becomes a grouped
+  convolution, which is very slow on CPU. `patch_conv` becomes a batched matrix
+  product. Under `vmap` over inputs only, it stays one matrix product. It can be
+  differentiated to any order, forwards and backwards. Pass it to
+  `flax.linen.Conv` as `conv_general_dilated_cls=lambda: patch_conv`. The
+  parameters of the layer stay the same.
 
   Args:
     lhs: inputs `[n, height, width, channels]`.
@@ -54,23 +54,24 @@ def patch_conv(
     padding: "SAME", "VALID" or `(low, high)` for height and width.
     lhs_dilation: must be 1 (or None).
     rhs_dilation: must be 1 (or None).
-    dimension_numbers: must mean NHWC, HWIO, NHWC.
+    dimension_numbers: must be equivalent to NHWC, HWIO, NHWC.
     feature_group_count: must be 1.
     batch_group_count: must be 1.
-    precision: of the matrix product.
-    preferred_element_type: of the result.
-    blocks: the way that is fastest on CPUs, whose cores wait for memory:
-      images in blocks, see `blocks.in_blocks`, and kernels of three columns by
-      `winograd.filtered`, where they have stride 1 and 8 channels or more, of
-      32 bits or more. A MAML task of conv4-64 with max-pooling (32 x 32 colour
-      images, 75 queries, 5 inner steps) took 230 ms instead of 334 on one core,
-      one of 84 x 84 images and 32 filters 0.80 s instead of 1.1 to 1.3.
+    precision: the precision of the matrix product.
+    preferred_element_type: the dtype of the result.
+    blocks: if True, use the fastest way on CPUs, whose cores wait for memory.
+      Images are computed in blocks, see `blocks.in_blocks`. Kernels of three
+      columns use `winograd.filtered`, if they have stride 1, 8 channels or more
+      and 32 bits or more. A MAML task of conv4-64 with max-pooling (32 x 32
+      colour images, 75 queries, 5 inner steps) took 230 ms instead of 334 on
+      one core. A task of 84 x 84 images and 32 filters took 0.80 s instead of
+      1.1 to 1.3.
 
   Returns:
     `[n, out_height, out_width, filters]`.
 
   Raises:
-    ValueError: for a convolution that is none of the above.
+    ValueError: if the arguments are not as above.
   """
   _check(lhs, rhs, dimension_numbers)
   for name, value in (
@@ -103,7 +104,7 @@ def patch_conv(
     padding=padding,
     product=product,
   )
-  # Blocks of images that a mesh holds apart would have to be gathered.
+  # If a mesh spreads the images over devices, blocks would have to gather them.
   if is_spread(lhs) or not blocks:
     return by_patches(lhs)
   image_bytes = math.prod(lhs.shape[1:3]) * channels * lhs.dtype.itemsize
@@ -120,7 +121,7 @@ def patch_conv(
 
 
 def is_spread(x: Array) -> bool:
-  """Whether a mesh holds parts of an array apart."""
+  """Returns whether a mesh spreads an array over devices."""
   return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
@@ -137,12 +138,12 @@ def _patches_times(
   matrix = kernel.reshape(-1, kernel.shape[-1])
   if inputs.shape[3] >= FEW_CHANNELS:
     return product(patches, matrix, (((3,), (0,)), ((), ())))
-  # The kernel's gradient contracts the positions of all images, for which XLA
-  # transposes the whole cotangent, in strides that miss the cache. One product
-  # per image transposes it in tiles that fit. It pays where the products are
-  # small beside that, in a first layer: a MAML step of conv4-64 (32 tasks,
-  # 75 queries, 2 cores) took 0.33 s instead of 0.42 s. With 64 channels a
-  # product per image made the kernel's gradient six times slower.
+  # The kernel's gradient contracts the positions of all images. XLA transposes
+  # the whole cotangent for it, in strides that miss the cache. With one product
+  # per image, it transposes tiles that fit into the cache. This helps in a
+  # first layer, where the products are small: a MAML step of conv4-64 (32
+  # tasks, 75 queries, 2 cores) took 0.33 s instead of 0.42 s. With 64 channels,
+  # a product per image made the kernel's gradient six times slower.
   n, height, width, size = patches.shape
   out = product(
     patches.reshape(n, height * width, size),
@@ -163,7 +164,7 @@ def extract_patches(
   Args:
     inputs: `[n, height, width, channels]`.
     kernel_shape: height and width of a window, in pixels.
-    strides: pixels from a window to the next, down and to the right.
+    strides: pixels from one window to the next, down and to the right.
     padding: zeros before and after, for height and for width.
 
   Returns:
@@ -176,7 +177,7 @@ def extract_patches(
   zero = jnp.zeros((), inputs.dtype)
   edges = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
   x = lax.pad(inputs, zero, edges)
-  # Where the last window starts.
+  # The start of the last window.
   ends = [
     (size - k) // stride * stride
     for size, k, stride in zip(x.shape[1:3], kernel_shape, strides, strict=True)
@@ -186,9 +187,10 @@ def extract_patches(
       f"inputs {inputs.shape} with padding={padding}: smaller than the kernel "
       f"{kernel_shape}; use more padding or fewer layers."
     )
-  # One strided slice per tap, and one concatenation. Measured slower in a MAML
-  # step: columns before rows (by 20%), slices of a space-to-depth view (8%), a
-  # product per tap instead of the concatenation (30%), a gather.
+  # One strided slice per tap, and one concatenation. These alternatives were
+  # slower in a MAML step: columns before rows (by 20%), slices of a
+  # space-to-depth view (8%), a product per tap instead of the concatenation
+  # (30%), a gather.
   taps = [
     x[:, a : a + ends[0] + 1 : strides[0], b : b + ends[1] + 1 : strides[1]]
     for a in range(kernel_shape[0])

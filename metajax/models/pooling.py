@@ -1,4 +1,4 @@
-"""Max-pooling whose derivatives are choices, of every order."""
+"""Max-pooling whose derivatives of every order are selections."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -17,18 +17,19 @@ def max_pool(
 
     y[n, i, j, c] = max_{a, b} x[n, h i + a, w j + b, c]
 
-  Rows and columns that fill no window are left out. Of equal elements the first
-  by row and column gets the gradient, as with PyTorch and `flax.linen.max_pool`
-  (`jnp.max` divides it among them); a window with a NaN has the maximum NaN.
+  Rows and columns that do not fill a window are left out. If the largest
+  elements are equal, the first one by row and column gets the gradient, as with
+  PyTorch and `flax.linen.max_pool`. (`jnp.max` divides it among them.) The
+  maximum of a window with a NaN is NaN.
 
-  The gradient of `lax.reduce_window` is XLA's select-and-scatter, which on a
-  CPU takes longer than the forward pass of the network around it. Here it is
-  a choice between halves of an array, and so are all further derivatives.
+  The gradient of `lax.reduce_window` is XLA's select-and-scatter. On a CPU it
+  takes longer than the forward pass of the network around it. Here the gradient
+  and all further derivatives are selections between halves of an array.
 
   Args:
     inputs: `[n, height, width, channels]`.
     window: height and width of a window, in pixels.
-    lowest: `[channels]`, where true the minimum is taken instead.
+    lowest: bool `[channels]`. Where True, the minimum is taken instead.
 
   Returns:
     `[n, height // h, width // w, channels]`.
@@ -46,22 +47,24 @@ def max_pool(
       "images or fewer layers."
     )
   x = inputs[:, : rows * window[0], : columns * window[1]]
-  # The transpose of a split is one concatenation, that of slices a padded sum.
+  # The transpose of a split is one concatenation. That of slices would be a sum
+  # of padded arrays.
   x = x.reshape(n, rows, window[0], columns, window[1], channels)
   taps = [p for row in _parts(x, 2) for p in _parts(row, 3)]
   return first_largest(taps, lowest)
 
 
 def _parts(x: Array, axis: int) -> list[Array]:
-  """Takes an axis apart."""
+  """Splits an array along an axis and drops this axis."""
   ones = lax.split(x, (1,) * x.shape[axis], axis=axis)
   return [lax.squeeze(one, (axis,)) for one in ones]
 
 
 def first_largest(taps: list[Array], lowest: Array | None = None) -> Array:
-  """Returns the largest of arrays, or the smallest where `lowest`.
+  """Returns the largest of several arrays, or the smallest where `lowest`.
 
-  Element by element; of equal ones the first. A NaN is both.
+  The choice is element by element. Of equal elements the first is chosen. A NaN
+  counts as the largest and as the smallest.
   """
   if len(taps) == 1:
     return taps[0]

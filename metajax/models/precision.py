@@ -1,4 +1,4 @@
-"""Networks that compute in another precision than their parameters have."""
+"""Networks that compute in another precision than that of their parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,16 +21,17 @@ class Network(NamedTuple):
 
 
 def compute_in(model: Model, dtype: DTypeLike) -> Model:
-  """Lets a model compute in `dtype`, with float32 at both ends.
+  """Makes a model compute in `dtype`, with parameters and outputs in float32.
 
-  Parameters stay as `init` makes them, so gradients and optimizers are of their
-  precision, and so does state; weights and inputs are cast on the way in, and
-  the predictions to float32 on the way out, where losses need its range and
+  Parameters and state keep the precision that `init` gives them. Gradients and
+  optimizers therefore have this precision, too. Weights and inputs are cast to
+  `dtype`. Predictions are cast to float32, because losses need its range and
   digits.
 
   Args:
     model: any model.
-    dtype: of what it computes, bfloat16, say. Integers stay integers.
+    dtype: the dtype of the computation, such as bfloat16. Integers stay
+      integers.
   """
 
   def cast(x: Any) -> Any:

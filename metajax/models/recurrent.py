@@ -1,4 +1,4 @@
-"""Recurrent networks, whose state is what they have learned of a task."""
+"""Recurrent networks. Their state contains what they have learned of a task."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
@@ -15,12 +15,13 @@ Head = Literal["dueling", "linear", "actor_critic"]
 
 
 class Recurrent(NamedTuple):
-  """A network that reads a sequence; pure functions, for any leading axes.
+  """A network that reads a sequence, as pure functions for any leading axes.
 
   Attributes:
-    init: `(rng, inputs) -> params`, the inputs `[..., features]`.
-    start: `() -> state`, without leading axes, of one who has read nothing.
-    read: `(params, state, inputs) -> (hidden, state)`, one input.
+    init: `(rng, inputs) -> params`, with inputs `[..., features]`.
+    start: `() -> state`, the state before the first input, without leading
+      axes.
+    read: `(params, state, inputs) -> (hidden, state)`. Reads one input.
     head: `(params, hidden) -> outputs`.
   """
 
@@ -79,16 +80,16 @@ def recurrent(
   """Builds a recurrent network: a dense layer, a cell, a head.
 
   Args:
-    num_outputs: classes or actions.
-    units: of every layer.
-    cell: "gru" (Cho et al. 2014), "lstm", or "delta", whose state is a matrix
+    num_outputs: number of classes or actions.
+    units: size of every layer.
+    cell: "gru" (Cho et al. 2014), "lstm", or "delta", whose state has a matrix
       for each 32 units (see `models.fast_weights`).
-    head: "linear"; "dueling", values of actions as the value of the state plus
-      advantages, whose mean is zero (Wang et al. 2016); or "actor_critic",
-      a pair of logits and the value.
+    head: "linear"; "dueling", the values of actions as the value of the state
+      plus advantages of mean zero (Wang et al. 2016); or "actor_critic", a pair
+      of logits and the value.
 
   Raises:
-    ValueError: if cell or head is none of these.
+    ValueError: for any other cell or head.
   """
   for name, given, allowed in (("cell", cell, Cell), ("head", head, Head)):
     if given not in get_args(allowed):
@@ -120,11 +121,11 @@ def unroll(
 
   Args:
     network: from `recurrent`.
-    params: its parameters.
-    state: before the first inputs, `[batch, ...]`.
+    params: the parameters of the network.
+    state: `[batch, ...]`, the state before the first inputs.
     inputs: `[time, batch, features]`.
-    first: `[time, batch]`, whether these inputs are the first of a task; they
-      are read from the state of one who knows nothing, whatever came before.
+    first: `[time, batch]`, whether these inputs are the first of a task. The
+      state is then reset to `network.start` before they are read.
 
   Returns:
     The hidden vectors `[time, batch, units]`, for `network.head`, and the last
@@ -142,7 +143,7 @@ def unroll(
 
 
 def choose(which: Array, one: Any, other: Any) -> Any:
-  """Takes states `[batch, ...]` of one where `which`, `[batch]`, else other."""
+  """Selects states `[batch, ...]`: `one` where `which`, else `other`."""
   return jax.tree.map(
     lambda x, y: jnp.where(which.reshape(-1, *[1] * (x.ndim - 1)), x, y),
     one,

@@ -1,4 +1,4 @@
-"""A causal transformer, small and plain, for deep inner loops."""
+"""A small, plain causal transformer for deep inner loops."""
 
 import flax.linen as nn
 import jax
@@ -26,16 +26,19 @@ class _Block(nn.Module):
 
 
 class Transformer(nn.Module):
-  """Predicts the next of each token; pre-normalised blocks, learned positions.
+  """Predicts the token after each token.
+
+  Blocks are pre-normalised. Positions are learned.
 
   Attributes:
     vocabulary: number of tokens.
-    width: of the residual stream.
-    blocks: attention and a dense layer of four times the width, each.
-    heads: of the attention; must divide the width.
-    remat: keep only what passes from block to block for a backward pass, and
-      compute a block again when its turn comes. An inner loop's memory grows
-      by the block, otherwise by everything in it.
+    width: width of the residual stream.
+    blocks: number of blocks. A block has attention and a hidden dense layer of
+      four times the width.
+    heads: number of attention heads; must divide the width.
+    remat: if True, the backward pass stores only the inputs of the blocks and
+      computes the inside of each block again. If False, it stores everything in
+      each block.
   """
 
   vocabulary: int
@@ -55,8 +58,9 @@ class Transformer(nn.Module):
     positions = nn.initializers.normal(0.02)
     x = x + self.param("positions", positions, (tokens.shape[1], self.width))
     block = nn.remat(_Block, prevent_cse=False) if self.remat else _Block
-    # A loop, since of blocks in a row the compiler may compute all again at
-    # once, and keep them all; its parameters are `[blocks, ...]`.
+    # A loop over blocks. In an unrolled sequence, the compiler could compute
+    # all blocks again at once and keep them all in memory. The parameters of
+    # the loop are `[blocks, ...]`.
     stack = nn.scan(
       block,
       variable_axes={"params": 0},

@@ -1,4 +1,4 @@
-"""Convolution with kernels of three columns in half of the multiplications."""
+"""Convolution with kernels of three columns in half the multiplications."""
 
 import functools
 import operator
@@ -12,9 +12,9 @@ from metajax.types import Array
 
 TILE, COLUMNS = 4, 3  # Outputs of a tile, and columns of a kernel.
 
-# By interpolation at 0, +-sqrt(1/2), +-sqrt(2) and infinity, with which the
-# rounding error is that of a direct convolution; with 0, +-1, +-2 it is twice
-# as large (75 normal images of 16 x 16 with 64 channels).
+# The interpolation points are 0, +-sqrt(1/2), +-sqrt(2) and infinity. With
+# them, the rounding error is that of a direct convolution. With 0, +-1, +-2 it
+# is twice as large (75 normal images of 16 x 16 with 64 channels).
 _R = 0.5**0.5
 _OF_INPUT = np.array(
   [
@@ -52,7 +52,7 @@ def takes(
   strides: tuple[int, int],
   padding: Sequence[tuple[int, int]],
 ) -> bool:
-  """Whether `filtered` computes this convolution, without loss of accuracy."""
+  """Returns whether `filtered` can compute a convolution accurately."""
   room = [n + sum(p) for n, p in zip(inputs.shape[1:3], padding, strict=True)]
   return (
     inputs.dtype in (jnp.float32, jnp.float64)
@@ -71,19 +71,20 @@ def filtered(
 ) -> Array:
   """Convolves with stride 1 and a kernel of three columns.
 
-  Four neighbouring outputs y of a row are linear in six inputs d and in the
-  three columns g of the kernel. Six products give them instead of twelve::
+  This is Winograd's F(4, 3). Four neighbouring outputs y of a row are linear in
+  six inputs d and in the three columns g of the kernel. They need six products
+  instead of twelve::
 
     y = A' [(G g) * (B' d)]
 
-  with constant A, B and G; each element of the elementwise * is a product of
-  matrices, over channels and the kernel's rows. It is Winograd's F(4, 3).
+  A, B and G are constant. Each element of the elementwise * is a product of
+  matrices, over channels and the kernel's rows.
 
   Args:
     inputs: `[n, height, width, channels]`.
-    kernels: G g, by `filters`.
+    kernels: G g, from `filters`.
     padding: zeros before and after, for height and for width.
-    product: of matrices.
+    product: the product of two matrices.
 
   Returns:
     `[n, out_height, out_width, filters]`.
@@ -102,7 +103,7 @@ def filtered(
   x = lax.pad(inputs, jnp.zeros((), inputs.dtype), edges)
   x = x.reshape(n, x.shape[1], tiles + 1, TILE, channels)
   columns = [x.squeeze(3) for x in lax.split(x, (1,) * TILE, axis=3)]
-  # Column i of a tile's six; the last two are the first of the next tile.
+  # The six columns of each tile. The last two are the first of the next tile.
   columns = [
     lax.slice_in_dim(columns[i % TILE], i // TILE, i // TILE + tiles, axis=2)
     for i in range(TILE + COLUMNS - 1)
@@ -128,7 +129,7 @@ def filters(kernel: Array) -> list[Array]:
 
 
 def _combined(matrix: np.ndarray, arrays: Sequence[Array]) -> list[Array]:
-  """The matrix times a vector of arrays."""
+  """Multiplies a matrix by a vector of arrays."""
   return [
     functools.reduce(
       operator.add,

@@ -1,4 +1,4 @@
-"""The end of a run for TensorBoard: results, hyper-parameters, pictures."""
+"""Writes results, hyper-parameters and pictures of a run for TensorBoard."""
 
 import struct
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ import tensorboardX
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams
 
-SUFFIX = ".results"  # A later end of the same run replaces this file.
+SUFFIX = ".results"  # A later evaluation of the run replaces this file.
 
 
 def finish(
@@ -45,7 +45,7 @@ def finish(
 
 def _image(path: Path) -> Summary:
   png = path.read_bytes()
-  # A PNG file begins with a signature, a chunk's head, and its size.
+  # A PNG file begins with a signature, the head of a chunk, and the image size.
   width, height = struct.unpack(">II", png[16:24])
   image = Summary.Image(
     height=height, width=width, colorspace=4, encoded_image_string=png

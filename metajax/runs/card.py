@@ -1,4 +1,4 @@
-"""The model card of a run, `card.md`: what was trained, how, and how well."""
+"""The model card of a run, `card.md`: learner, training and results."""
 
 import json
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from metajax.evaluation import Estimate
 from metajax.results import read_results
 
 NAME = "card.md"
-# Facts of a protocol that say where and how fast, not what.
+# Entries of a protocol that do not define the result. The card omits them.
 NOT_SHOWN = ("devices", "skipped_steps", "conv_lowering", "memory")
 
 
 def write(workdir: Path, command: str) -> None:
-  """Writes the card of a run with a saved learner; others get none.
+  """Writes the card of a run, if the run has a saved learner.
 
   Args:
     workdir: the run's folder, with its `config.json` and `results.json`.

@@ -1,4 +1,4 @@
-"""Line charts as SVG elements of a page, whose style sheet has the colours."""
+"""Line charts as SVG elements. The style sheet of the page has the colours."""
 
 import html
 import math
@@ -9,16 +9,17 @@ from metajax.training.logging import read_jsonl
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 54, 24, 8, 26
-COLORS = 8  # Classes c0 to c7, which the page defines.
-MARKED = 40  # A line of fewer points has them marked.
-MOST_POINTS = 500  # Of a line; of more, every second, or third.
-LOGARITHMIC = ("loss", "mse", "error", "norm")  # Parts of metrics' names.
+COLORS = 8  # The page defines the classes c0 to c7.
+MARKED = 40  # A line with fewer points has a mark at each point.
+MOST_POINTS = 500  # A longer line shows every second or third point only.
+# A metric with one of these parts in its name gets a logarithmic axis.
+LOGARITHMIC = ("loss", "mse", "error", "norm")
 Line = Sequence[tuple[float, float]]
 
 
 def of_run(workdir: Path) -> str:
-  """Draws each metric of a run, with its validation, of all its trainings."""
-  # By metric, by training and split.
+  """Draws each metric of all trainings of a run, with its validation."""
+  # Lines by metric, then by training and split.
   metrics: dict[str, dict[tuple[str, str], Line]] = {}
   for path in sorted(workdir.rglob("metrics.jsonl")):
     part = path.parent.relative_to(workdir).as_posix()
@@ -52,8 +53,8 @@ def chart(lines: Mapping[str, Line], *, log: bool = False) -> str:
 
   Args:
     lines: points `(step, value)` by the name in the legend.
-    log: whether the vertical axis is logarithmic where the values are positive
-      and span a power of ten.
+    log: if True, the vertical axis is logarithmic, provided that the values are
+      positive and span a power of ten.
 
   Returns:
     The SVG element, and a legend if there are several lines. Empty if there
@@ -117,7 +118,7 @@ def _widened(low: float, high: float) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-  """Three to seven round numbers."""
+  """Returns three to seven round numbers."""
   rough = (high - low) / 6
   power = 10 ** math.floor(math.log10(rough))
   step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
@@ -126,7 +127,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-  """Powers of ten, and multiples of them where there are few."""
+  """Returns powers of ten, and multiples of them if there are few powers."""
   powers = range(math.floor(low), math.ceil(high) + 1)
   every = math.ceil((high - low) / 6)
   digits = (1, 2, 5) if high - low < 2 else (1,)

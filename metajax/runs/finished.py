@@ -1,4 +1,4 @@
-"""Meta-parameters of runs of `experiments.few_shot`, for other scripts."""
+"""Reads meta-parameters of runs of `experiments.few_shot`."""
 
 import json
 from collections.abc import Mapping
@@ -25,11 +25,12 @@ class Run(NamedTuple):
 
 
 def define_runs(name: str, instead_of: str) -> None:
-  """Adds the flags of scripts that build on runs of conv4.
+  """Adds the flags of scripts that use runs of conv4.
 
   Args:
-    name: the flag of their workdirs.
-    instead_of: the flag that says how many to train where none is given.
+    name: the flag for the workdirs of the runs.
+    instead_of: the flag for the number of runs that the script trains if no
+      workdir is given.
   """
   flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
   flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
@@ -49,10 +50,10 @@ def define_runs(name: str, instead_of: str) -> None:
 
 
 def find_runs(name: str) -> list[Run]:
-  """Finds the runs that a flag of `define_runs` names.
+  """Finds the runs that the flag `name` of `define_runs` lists.
 
   Raises:
-    ValueError: if one is no such run, or is that of this very workdir.
+    ValueError: if a folder holds no such run, or is --workdir itself.
   """
   return [_find_run(f"--{name}", Path(f)) for f in FLAGS[name].value or ()]
 
@@ -68,9 +69,9 @@ def _find_run(flag: str, folder: Path) -> Run:
       f"python -m experiments.{EXPERIMENT} --inner_lr={FLAGS.inner_lr} "
       f"--workdir={folder}"
     )
-  # Runs adapt here as they were trained to.
+  # Each run must adapt here in the same way as in its training.
   same = ("ways", "filters", "inner_lr")
-  for name in same:  # What is not given is that of the first run.
+  for name in same:  # A flag that is not given takes the first run's value.
     if name in own and FLAGS[name].using_default_value:
       setattr(FLAGS, name, own[name])
   wanted = {name: FLAGS[name].value for name in same}
@@ -81,7 +82,7 @@ def _find_run(flag: str, folder: Path) -> Run:
     "num_seeds": 1,
     "dtype": "float32",
     "downsampling": "auto",
-    "data_dir": None,  # What is not Omniglot has a fingerprint here.
+    "data_dir": None,  # Data other than Omniglot have a fingerprint here.
   }
   own, wanted = usual | own, wanted | usual
   for name, value in wanted.items():
@@ -101,12 +102,12 @@ def read_run(run: Run, model: Model, inputs: Array) -> Params:
   """Reads the newest checkpoint of a run.
 
   Args:
-    run: from `find_runs`.
+    run: a run from `find_runs`.
     model: the network that was trained.
-    inputs: its inputs, or their shape and dtype.
+    inputs: inputs of the network, or their shape and dtype.
 
   Raises:
-    ValueError: if there is no whole checkpoint.
+    ValueError: if there is no complete checkpoint.
   """
   optimizer = outer_optimizer(run.flags["outer_schedule"])
 

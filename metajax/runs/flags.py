@@ -144,7 +144,7 @@ flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
 
 def define_data_dir(more: str = "") -> None:
-  """Adds the flag of scripts that need Omniglot, or what `more` says."""
+  """Adds --data_dir for scripts that need Omniglot. `more` extends its help."""
   flags.DEFINE_string(
     "data_dir",
     None,
@@ -159,7 +159,7 @@ def flag_values(*names: str) -> dict[str, Any]:
 
 
 def refuse(*names: str) -> None:
-  """Raises a `ValueError` if a flag is given that a script has no use for."""
+  """Raises a `ValueError` if one of the flags is given."""
   for name in names:
     if FLAGS[name].present:
       raise ValueError(f"--{name} has no effect here: leave it out.")

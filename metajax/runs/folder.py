@@ -1,4 +1,4 @@
-"""The folder of a run, which is new, goes on, or is refused."""
+"""The folder of a run: makes it, reopens it, or refuses it."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from metajax.runs.flags import FLAGS
 from metajax.training.logging import tell
 from metajax.training.processes import main_alone
 
-# Flags that say where a run is, not what it is.
+# Flags that do not define a run. The configuration omits them.
 NOT_CONFIG = (
   "workdir",
   "data_dir",
@@ -37,7 +37,7 @@ NOT_CONFIG = (
 )
 
 
-# What may be another in a run that has ended: it is evaluated again.
+# Flags that may change after a run has ended. The run is then evaluated again.
 EVALUATION = (
   "eval_tasks",
   "eval_seed",
@@ -59,19 +59,25 @@ def start(
   """Makes or reopens the folder of the run that the flags describe.
 
   Args:
-    experiment: its name.
-    data: what tells the data apart from others in the place of --data_dir.
-    eval_data: the same of --eval_data_dir.
-    goes_on: one that has ended may be trained further, where its schedule
-      allows that, or evaluated otherwise.
+    experiment: the name of the experiment.
+    data: identifies the data in the configuration, instead of --data_dir.
+    eval_data: identifies the evaluation data, instead of --eval_data_dir.
+    goes_on: if True, a run that has ended may be trained further, if its
+      schedule allows that, or evaluated with other `EVALUATION` flags.
+
+  Returns:
+    The folder.
+
+  Raises:
+    ValueError: if the folder holds another run.
   """
   key_flags = [flag for flag in _key_flags() if flag.name not in NOT_CONFIG]
   config = {flag.name: flag.value for flag in key_flags}
   told = {"data_dir": data, "eval_data_dir": eval_data}
   told = {name: value for name, value in told.items() if value is not None}
   config |= told
-  # By what is not the default, so that a flag that is added later, and not
-  # given, leaves a run where it was.
+  # The hash is of the values that are not defaults. A flag that is added later
+  # then does not change the folder of a run that does not use it.
   given = {
     flag.name: flag.value for flag in key_flags if flag.value != flag.default
   }
@@ -80,7 +86,7 @@ def start(
   default = Path("runs") / f"{experiment}-{digest.hexdigest()[:8]}"
   workdir = Path(FLAGS.workdir or default)
   config["experiment"] = experiment
-  # What a run from before a flag existed does not say is the flag's default.
+  # An old run may lack a newer flag. It then has the default of that flag.
   defaults = {flag.name: flag.default for flag in key_flags}
 
   def may_change(name: str, old: Any, new: Any) -> bool:
@@ -96,7 +102,7 @@ def start(
 
 
 def command() -> str:
-  """Returns the command of this run, a line each flag that is no default."""
+  """Returns the command of this run, with each non-default flag on a line."""
   main = sys.modules["__main__"].__spec__
   lines = ["python " + (f"-m {main.name}" if main else sys.argv[0])]
   for flag in _key_flags():
@@ -110,8 +116,8 @@ def _key_flags() -> list[flags.Flag]:
 
 
 def _goes_on(workdir: Path, steps: int) -> bool:
-  """Raises a `ValueError` where a training cannot be longer than it was."""
-  # Scripts whose runs go on have its flags; others must not get them.
+  """Returns True, or raises a `ValueError` if a training cannot be extended."""
+  # The import defines flags. Only scripts whose runs go on may have them.
   from metajax.runs import learner_options
 
   reason = ""

@@ -1,4 +1,4 @@
-"""The points of a sweep: what `--sweep` says, in words and in numbers."""
+"""The points of a sweep: parses and checks `--sweep`."""
 
 import itertools
 import re
@@ -12,7 +12,7 @@ from metajax.runs.folder import NOT_CONFIG
 
 EXAMPLE = "--sweep='inner_lr=0.1,0.4 seed=0..4'"
 MOST = 10_000
-# A preset stands for values, which define a run.
+# A preset may be swept, because its values define a run.
 NOT_SWEPT = {*NOT_CONFIG} - {"preset"}
 
 
@@ -20,8 +20,8 @@ class Point(NamedTuple):
   """One run of a sweep.
 
   Attributes:
-    values: of the swept flags, by name, in the order of `--sweep`.
-    arguments: the same as words of a command.
+    values: the values of the swept flags by name, in the order of `--sweep`.
+    arguments: the same values as words of a command.
   """
 
   values: dict[str, Any]
@@ -29,25 +29,26 @@ class Point(NamedTuple):
 
   @property
   def name(self) -> str:
-    """The name of its folder, such as `inner_lr=0.1,seed=0`."""
+    """The name of the run's folder, such as `inner_lr=0.1,seed=0`."""
     return ",".join(f"{k}={shown(v)}" for k, v in self.values.items())
 
 
 def shown(value: Any) -> str:
-  """Writes a flag's value without what a folder's name cannot have."""
+  """Writes a flag's value with characters that a folder's name can have."""
   text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
   return re.sub(r"[^\w.+-]", "_", text)
 
 
 def points(text: str, known: Sequence[str]) -> list[Point]:
-  """Returns every combination of the values, the last flag's varying fastest.
+  """Returns every combination of the values. The last flag varies fastest.
 
   Args:
-    text: `NAME=VALUE,VALUE NAME=FIRST..LAST`, flags and their values.
+    text: flags and their values, `NAME=VALUE,VALUE NAME=FIRST..LAST`.
     known: the script's own flags.
 
   Raises:
-    ValueError: for what is no such text, or no value of its flag.
+    ValueError: if the text has another form, if a flag cannot be swept, or if a
+      flag does not accept a value.
   """
   axes: dict[str, list[tuple[str, Any]]] = {}
   for word in text.split():
@@ -100,7 +101,7 @@ def _check_name(name: str, known: Sequence[str]) -> None:
 
 
 def _values(name: str, given: str) -> list[tuple[str, Any]]:
-  """Returns words and what they mean, ranges spelled out."""
+  """Returns pairs of a word and its value, with ranges expanded."""
   words: list[str] = []
   integers = isinstance(FLAGS[name].parser, flags.IntegerParser)
   for word in given.split(","):
@@ -126,7 +127,7 @@ def _values(name: str, given: str) -> list[tuple[str, Any]]:
 
 
 def _parsed(name: str, word: str) -> Any:
-  """Returns the value of a word, which the flag's validators have seen."""
+  """Returns the value of a word, checked by the flag's validators."""
   flag = FLAGS[name]
   before = flag.value, flag.using_default_value
   try:

@@ -1,4 +1,4 @@
-"""What `--help` shows: the flags of most use first, then all, by their use."""
+"""The text of `--help`: the most used flags, then all others in groups."""
 
 import textwrap
 from collections.abc import Iterable
@@ -7,9 +7,9 @@ from absl import flags
 
 WIDTH = 80
 FIRST = 10
-# What processes tell each other.
+# Flags that only processes of a sweep use. The help omits them.
 HIDDEN = ("together",)
-# In the order of use; the first of them that a script has are shown first.
+# The help begins with the first `FIRST` of these flags that the script has.
 MOST_USED = (
   "preset",
   "learner",
@@ -114,9 +114,9 @@ def page(
   """Returns the text of `--help`.
 
   Args:
-    about: what the script says of itself.
-    known: its flags by name.
-    learners: the names of the flags that one learner alone has.
+    about: the docstring of the script.
+    known: the script's flags by name.
+    learners: by learner, the names of the flags of this learner alone.
   """
   known = {k: flag for k, flag in known.items() if k not in HIDDEN}
   first = [name for name in MOST_USED if name in known][:FIRST]
@@ -147,8 +147,9 @@ def _entry(flag: flags.Flag) -> str:
     values = getattr(flag.parser, "enum_values", None)
     kind = "|".join(values) if values else flag.flag_type().split(" ")[-1]
     head = f"--{flag.name}=<{kind}>"
-    text = text.removeprefix(f"<{kind}>: ")  # As absl begins those of choices.
-    # As absl ends those of lists.
+    # absl puts this prefix before the help of an enum flag.
+    text = text.removeprefix(f"<{kind}>: ")
+    # absl appends this text to the help of a list flag.
     text = text.replace(
       ";\n    repeat this option to specify a list of values",
       " May be repeated.",

@@ -1,4 +1,4 @@
-"""A step looked at alone, where one went wrong."""
+"""Replays one training step, to find the task that made it fail."""
 
 import sys
 from pathlib import Path
@@ -30,10 +30,14 @@ flags.DEFINE_integer(
 def replay(
   workdir: Path, trainer: Trainer, learner: MetaLearner, tasks: TaskFamily
 ) -> None:
-  """Shows the tasks of step --replay_step, and writes them to a file.
+  """Shows the metrics of each task of step --replay_step and writes a file.
 
-  The state is that of the newest checkpoint from before, and trained from there
-  to the step.
+  The script restores the newest checkpoint at or before the step and trains
+  from there to the step.
+
+  Raises:
+    ValueError: if the step is not in the run, if an earlier step is not finite,
+      or if there are several seeds.
   """
   step = FLAGS.replay_step
   if step >= FLAGS.steps:

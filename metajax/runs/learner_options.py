@@ -1,4 +1,4 @@
-"""The meta-learner that the flags describe, with the options of each."""
+"""The meta-learner that the flags describe, and the options of each learner."""
 
 import math
 import sys
@@ -39,7 +39,7 @@ def define_option(learner: str, option: Option) -> None:
   """Adds the flag of a learner's own option.
 
   Raises:
-    ValueError: if there is a flag of that name already.
+    ValueError: if a flag of that name exists already.
   """
   if option.name in FLAGS:
     raise ValueError(
@@ -69,7 +69,7 @@ try:
       define_option(_learner, _option)
 except ValueError as error:
   sys.exit(f"error: {error}")
-# The flags of the inner loop, for learners that have one.
+# The flags of the inner loop. Learners without an inner loop refuse them.
 INNER = ("inner_optimizer", "inner_steps", "inner_lr", "memory")
 
 
@@ -80,17 +80,18 @@ def recipe(
   num_outputs: int,
   eval_steps: int,
 ) -> Recipe:
-  """Says what a learner of the flags is built of, see `metajax.saved.build`.
+  """Describes a learner by the flags, for `metajax.saved.build`.
 
   Args:
-    name: of the learner.
-    network: the model, see `Recipe.model`; None: one's own.
+    name: the name of the learner.
+    network: the model, see `Recipe.model`; None for a model that metajax does
+      not know.
     loss: the name of a function of `metajax.losses`.
-    num_outputs: classes, or numbers to be predicted.
+    num_outputs: the number of classes, or of numbers to predict.
     eval_steps: inner steps at test.
 
   Raises:
-    ValueError: for a flag that does not go with the learner.
+    ValueError: if a flag does not fit the learner.
   """
   if not _has_step(name, eval_steps):
     raise ValueError(
@@ -116,7 +117,11 @@ def recipe(
 
 
 def own(name: str, steps: int | None = None) -> dict[str, Any]:
-  """Returns a learner's own options, of a training of `steps`, or --steps.
+  """Returns a learner's own options.
+
+  Args:
+    name: the name of the learner.
+    steps: the number of meta-steps of the training; None: --steps.
 
   Raises:
     ValueError: if a flag of another learner is given.
@@ -140,15 +145,18 @@ def own(name: str, steps: int | None = None) -> dict[str, Any]:
 
 
 def num_context(name: str) -> int:
-  """Returns how many numbers a network takes beside its inputs."""
+  """Returns the size of the context, which a network takes beside its inputs.
+
+  It is 0 for all learners but CAVIA.
+  """
   return FLAGS.num_context if name == "cavia" else 0
 
 
 def possible_steps(name: str, wanted: Iterable[int]) -> list[int]:
-  """Sorts numbers of inner steps, and leaves out those that a learner has not.
+  """Sorts numbers of inner steps, without the numbers a learner cannot take.
 
-  MAML++ has parameters for each step that it was trained with, and no more;
-  where there is no inner loop, there are no steps.
+  MAML++ has parameters for each inner step of its training. It cannot take more
+  steps. A learner without an inner loop takes none: the list is empty.
   """
   if name in ENCODED:
     return []
@@ -163,7 +171,7 @@ def _has_step(name: str, steps: int) -> bool:
 
 
 def protocol(name: str) -> dict[str, Any]:
-  """What `results.json` says of the learner."""
+  """Returns the entries of the learner in `results.json`."""
   inner = () if name in ENCODED else INNER
   return {
     "learner": name,

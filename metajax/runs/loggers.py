@@ -1,4 +1,4 @@
-"""Services that also receive the records of a run, by --logger."""
+"""Services that also receive the records of a run, chosen by --logger."""
 
 import importlib.util
 import json
@@ -19,7 +19,8 @@ class Service(NamedTuple):
   """A service that receives records.
 
   Attributes:
-    log: `(workdir, part) -> logger` of the training in the sub-folder `part`.
+    log: `(workdir, part) -> logger`, the logger of the training in the
+      sub-folder `part`.
     finish: `(workdir, step, scores, pictures)`, called when the run has ended.
   """
 
@@ -28,7 +29,7 @@ class Service(NamedTuple):
 
 
 def by_flag(workdir: Path, part: str = "") -> list[Logger]:
-  """Returns the loggers that --logger names; none but in the first process."""
+  """Returns the loggers that --logger names. Only the first process has any."""
   if FLAGS.logger is None or not is_main():
     return []
   return [SERVICES[FLAGS.logger].log(workdir, part)]
@@ -44,7 +45,8 @@ def finish(
 
 def _is_installed(package: str) -> bool:
   spec = importlib.util.find_spec(package)
-  # wandb makes a folder `wandb`, which Python finds, too. It has no origin.
+  # wandb makes a folder `wandb`. Python finds this folder, too, but without an
+  # origin.
   return spec is not None and spec.origin is not None
 
 

@@ -24,11 +24,11 @@ from metajax.types import (
   TaskFamily,
 )
 
-FEW = 20  # Points of a line that are marked large.
+FEW = 20  # A line with fewer points has large marks.
 
 
 def pyplot() -> Any:
-  """Imports pyplot for what draws, since a start would wait half a second."""
+  """Imports pyplot late, because the import takes half a second."""
   import matplotlib
 
   matplotlib.use("Agg")
@@ -45,8 +45,9 @@ def learning_curve(
   Args:
     workdir: the folder of the run; the picture is `learning_curve.png` in it.
     metrics: legend by name of the metric.
-    label: what they measure, with the unit.
-    log: whether the axis is logarithmic, where values span a power of ten.
+    label: the quantity on the vertical axis, with its unit.
+    log: if True, the vertical axis is logarithmic, provided that the values are
+      positive and span a power of ten.
   """
   lines = read_jsonl(workdir / "metrics.jsonl")
   figure, axes = pyplot().subplots(figsize=(6, 3.6), layout="constrained")
@@ -56,7 +57,8 @@ def learning_curve(
       (line["step"], float(line[name])) for line in lines if name in line
     ]
     if points:
-      # A point alone is no line, and few of them are seen by their marks.
+      # A single point has no line, so it needs a mark. Few points need large
+      # marks to be seen.
       marker = "o" if len(points) < FEW else "."
       axes.plot(*zip(*points, strict=True), marker=marker, label=legend)
       values += [value for _, value in points if math.isfinite(value)]
@@ -65,7 +67,7 @@ def learning_curve(
   axes.grid(alpha=0.3)
   if values:
     axes.legend()
-    # In less than a power of ten, a logarithmic axis has no round numbers.
+    # Below a span of a power of ten, a logarithmic axis has no round numbers.
     if log and 0 < 10 * min(values) <= max(values):
       axes.set_yscale("log")
   save(figure, workdir / "learning_curve.png")
@@ -84,9 +86,9 @@ def curves(
   Args:
     path: the PNG file.
     lines: by the name in the legend, estimates by their place on the axis.
-    xlabel: what is varied.
-    ylabel: what is estimated.
-    log: "x", "y" or "xy": the axes that are logarithmic.
+    xlabel: the name of the horizontal axis.
+    ylabel: the name of the vertical axis.
+    log: the logarithmic axes, "x", "y" or "xy".
   """
   figure, axes = pyplot().subplots(figsize=(5, 3.6), layout="constrained")
   for name, line in lines.items():
@@ -107,7 +109,7 @@ def curves(
 
 
 def line(places: Iterable[float], values: ArrayLike) -> dict[float, Estimate]:
-  """Estimates the columns of `[tasks, places]`: a line for `curves`."""
+  """Estimates each column of `[tasks, places]`, as a line for `curves`."""
   return dict(zip(places, map(estimate, np.asarray(values).T), strict=True))
 
 
@@ -127,13 +129,14 @@ def image_episodes(
 
   Args:
     path: the PNG file.
-    learner: predicts logits.
-    params: its meta-parameters.
+    learner: a learner that predicts logits.
+    params: the meta-parameters of the learner.
     tasks: few-shot classification of images `[height, width, channels]`.
     rng: fixes the tasks.
-    ways: number of classes; 10 of them are shown at most.
-    columns: images in a row at most, over as many tasks as they suffice for.
-    channels: by which the images are standardised, if they are.
+    ways: number of classes. At most 10 classes are shown.
+    columns: the most images in a row. The row shows as many tasks as fit in.
+    channels: the mean and deviation that standardise the images; None: the
+      images are not standardised.
   """
   show = _show if channels is None else functools.partial(_restored, channels)
   episode = jax.eval_shape(tasks, rng)
@@ -183,7 +186,7 @@ def _restored(channels: Channels, axes: Any, image: Array, *how: str) -> None:
 
 
 def _show(axes: Any, image: np.ndarray, title: str, color: str) -> None:
-  if image.shape[-1] == 1:  # Drawings are of ink, 1, on paper, 0.
+  if image.shape[-1] == 1:  # In drawings, ink is 1 and paper is 0.
     axes.imshow(1 - image[..., 0], cmap="gray", vmin=0, vmax=1)
   else:
     axes.imshow(np.clip(image, 0, 1))
@@ -203,15 +206,15 @@ def sinusoid_fits(
   *,
   columns: int = 4,
 ) -> None:
-  """Draws true curves, support points and predictions by number of steps.
+  """Draws true curves, support points and predictions of several learners.
 
   Args:
     path: the PNG file.
-    learners: by what the legend says, those of "before" with dashed lines.
-    params: their meta-parameters.
-    tasks: curves.
+    learners: learners by their legend. The line of "before" is dashed.
+    params: the meta-parameters of all learners.
+    tasks: a family of curves.
     rng: fixes the curves shown.
-    columns: how many curves.
+    columns: the number of curves.
   """
   figure, all_axes = pyplot().subplots(
     1, columns, figsize=(3.2 * columns, 3.4), sharey=True, layout="constrained"
@@ -249,7 +252,7 @@ def sinusoid_fits(
 
 
 def save(figure: Any, path: Path) -> None:
-  """Writes a figure and frees it."""
+  """Writes a figure, in the first process only, and frees it."""
   if is_main():
     figure.savefig(path, dpi=110)
   pyplot().close(figure)

@@ -1,4 +1,4 @@
-"""How a script becomes one of several processes that are one run."""
+"""Joins several processes to one run."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from absl import flags
 
-# Seconds after which a process that says nothing is taken for dead, and those
+# Seconds without a heartbeat after which a process counts as dead, and seconds
 # that processes wait for each other at the start.
 HEARTBEAT, START = 30, 120
 
@@ -39,8 +39,9 @@ def join() -> None:
   """Joins the other processes, if the flags name any.
 
   Raises:
-    ValueError: for flags that do not fit, or if the first process is not there
-      within START seconds. (Where others do not come, JAX ends the process.)
+    ValueError: if the flags do not fit together, or if the first process is not
+      there within START seconds. (If another process does not come, JAX ends
+      this one.)
   """
   address: str = flags.FLAGS.coordinator or ""
   number, place = flags.FLAGS.num_processes, flags.FLAGS.process_id
@@ -90,12 +91,16 @@ def join() -> None:
       "and --process_id."
     ) from error
   if jax.process_index():
-    # What all have in common is said once.
+    # All processes print the same lines, so only the first one prints them.
     sys.stdout = open(os.devnull, "w")
 
 
 def _wait_for(host: str, port: int) -> None:
-  """Returns once the first process listens; JAX would end this one in C++."""
+  """Waits until the first process listens. JAX would end this one in C++.
+
+  Raises:
+    ValueError: if the first process does not listen within START seconds.
+  """
   end, told = time.monotonic() + START, False
   while True:
     try:

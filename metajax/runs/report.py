@@ -1,4 +1,4 @@
-"""What comes of a run: its files, and the table that it ends with."""
+"""The results of a run: its files, and the table that it prints at the end."""
 
 import json
 import math
@@ -34,9 +34,22 @@ def finish(
 ) -> None:
   """Writes `results.json` and prints the table and the files of the run.
 
-  With a recipe, the shape and dtype of one example, and how images are given
-  (with ink as 1, standardised by their channels), `metajax.load` loads what was
-  trained.
+  With `recipe` and `inputs` it also saves the learner for `metajax.load`.
+
+  Args:
+    workdir: the folder of the run.
+    experiment: the name of the experiment.
+    protocol: entries of `results.json` beside those of the common flags.
+    metrics: the test results by name.
+    trained: the result of the training.
+    steps: the number of meta-steps; None: --steps.
+    recipe: the description of the learner.
+    inputs: the shape and dtype of one example.
+    inverted: whether the images have ink as 1.
+    channels: the mean and deviation that standardise the images, if any.
+
+  Raises:
+    ValueError: if a test result is not finite. All files are written before.
   """
   steps = FLAGS.steps if steps is None else steps
   write_results(
@@ -80,9 +93,9 @@ def finish(
 
 
 def publish(workdir: Path, steps: int, metrics: Mapping[str, Estimate]) -> None:
-  """Writes the card, the page, and the end of the run for the loggers.
+  """Writes the card and the page, and sends the results to the loggers.
 
-  It is of what the folder holds by now; `results.json` is there already.
+  They show the present content of the folder, which must have a `results.json`.
   """
   if not is_main():
     return
@@ -96,7 +109,7 @@ def publish(workdir: Path, steps: int, metrics: Mapping[str, Estimate]) -> None:
 
 
 def show_finished(workdir: Path) -> bool:
-  """Prints what came of a run that has ended; False if it has not."""
+  """Prints the results of a run that has ended. Returns False if it has not."""
   found = read_results(workdir)
   if found is None or not (workdir / saved.LEARNER).exists():
     return False
@@ -114,9 +127,13 @@ def show(
   *,
   note: str = "",
 ) -> None:
-  """Prints the table and the files of the run."""
+  """Prints the table and the files of the run.
+
+  Raises:
+    ValueError: if a mean is not finite.
+  """
   width = max(map(len, metrics))
-  # The interval is over trainings where there are several.
+  # With several trainings, the interval is over trainings, not over tasks.
   seeds = any(value.of_seeds for value in metrics.values())
   of = "seeds" if seeds else of
   print(f"\n{'metric':{width}}      mean +- 95% interval {of:>7}")
@@ -140,7 +157,7 @@ def show(
 
 
 def _of_seed(value: Estimate) -> str:
-  """Says which trainings are not finite."""
+  """Names the seeds of the trainings that are not finite."""
   bad = [
     str(FLAGS.seed + i)
     for i, mean in enumerate(value.of_seeds)

@@ -57,7 +57,7 @@ def write(workdir: Path, command: str) -> None:
 
 def _metrics(metrics: Mapping[str, Any], seed: int) -> str:
   seeds = max(len(value.of_seeds) for value in metrics.values())
-  # The interval is over trainings where there are several.
+  # With several trainings, the interval is over trainings, not over tasks.
   heads = ["metric", "mean", "95% interval", "seeds" if seeds else "tasks"]
   heads += [f"seed {seed + i}" for i in range(seeds)]
   rows = [
@@ -100,7 +100,7 @@ def _files(workdir: Path) -> str:
 
 
 def _code(workdir: Path) -> str:
-  """Three lines of Python that load what the run has made."""
+  """Returns lines of Python that load the learner or the results of the run."""
   folder = str(workdir.resolve())
   if (workdir / saved.LEARNER).exists():
     return (

@@ -1,4 +1,4 @@
-"""Scores on the fixed tasks of a split, by the flags."""
+"""Scores on the fixed tasks of a split, which --eval_seed defines."""
 
 import concurrent.futures
 from collections.abc import Callable, Iterable, Mapping
@@ -36,7 +36,7 @@ def task_scorer(
   num_tasks: int,
   **options: Any,
 ) -> Callable[[Params], dict[str, np.ndarray]]:
-  """Returns `meta_params -> {metric: values}`, a value for each fixed task."""
+  """Returns `meta_params -> {metric: values}`, with a value for each task."""
   score = _values(learner, tasks, metrics, split, num_tasks, **options)
   return waiting(f"evaluating on {num_tasks} {split} tasks")(score)
 
@@ -50,7 +50,7 @@ def _values(
   **options: Any,
 ) -> Callable[[Params], dict[str, np.ndarray]]:
   rng = evaluation_key(split)
-  # What does not divide is padded.
+  # The evaluator pads the tasks to a multiple of the number of processes.
   count = jax.process_count()
   mesh = task_mesh(-(-num_tasks // count) * count)
   return evaluator(
@@ -65,10 +65,10 @@ def differences(
 
   Args:
     values: scores `[num_tasks]` by name.
-    pairs: the names of which to subtract the second from the first.
+    pairs: pairs of names. The second score is subtracted from the first.
 
   Returns:
-    The estimates, `a_minus_b` being that of the pair (a, b).
+    The estimates by name; the name for the pair (a, b) is `a_minus_b`.
   """
   return {
     f"{one}_minus_{other}": estimate(values[one] - values[other])
@@ -77,10 +77,10 @@ def differences(
 
 
 def together(calls: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
-  """Makes calls side by side, each of which compiles a program of its own.
+  """Makes calls in parallel, because each one compiles its own program.
 
-  One after the other where there are other processes, which must compute the
-  same in the same order.
+  In a run of several processes the calls come one after the other. All
+  processes must compute the same programs in the same order.
   """
   if len(calls) == 1:
     with waiting("evaluating on test tasks"):

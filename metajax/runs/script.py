@@ -1,4 +1,4 @@
-"""How a training script runs: presets, compiled programs, errors in a line."""
+"""Runs a training script: presets, the compilation cache, errors in a line."""
 
 import contextlib
 import faulthandler
@@ -34,21 +34,21 @@ def run(
 ) -> None:
   """Runs a script: parses flags, applies the preset, reports errors in a line.
 
-  Before `main` a CPU becomes a device for each core, and several processes find
-  each other, so nothing may be computed when modules are imported.
+  Before `main`, each core of the CPU becomes a device, and the processes of a
+  run find each other. Modules must therefore compute nothing at import.
 
   Args:
     main: the script, which reads `FLAGS`.
-    presets: flag values by preset name; explicit flags win over them.
-    defaults: values of flags in this script that are not given; presets win.
-    needs: packages of the extra `rl` that the script cannot do without.
-    unused: flags of every script that mean nothing in this one. Its help does
-      not show them, and they are refused where they are given.
+    presets: flag values by preset name. Explicit flags override them.
+    defaults: this script's default values of flags. Presets override them.
+    needs: packages of the extra `rl` that the script needs.
+    unused: flags of every script that have no effect in this one. Its help does
+      not show them, and the script refuses them.
   """
   for name, value in (defaults or {}).items():
     FLAGS.set_default(name, value)
-  script = sys.argv[0]  # By which absl knows the main module.
-  # What experiments share is the script's own, too.
+  script = sys.argv[0]  # absl's name for the main module.
+  # Flags of modules that experiments share are also the script's own flags.
   for module, shared in FLAGS.flags_by_module_dict().items():
     if module.startswith(("experiments.", "metajax.runs.")):
       for flag in shared:
@@ -81,13 +81,13 @@ def run(
 
   def guarded(argv: list[str]) -> None:
     del argv
-    # orbax tells at INFO of every file it writes.
+    # orbax logs every file that it writes at level INFO.
     logging.set_verbosity(logging.WARNING)
     try:
       refuse(*unused)
       _find(needs)
       if FLAGS.sweep is not None:
-        # Accelerators are for the runs, of which each is a process.
+        # Each run is a process of its own. The accelerators are for the runs.
         jax.config.update("jax_platforms", "cpu")
         own = FLAGS.get_key_flags_for_module(script)
         sweep.run([flag.name for flag in own])
@@ -96,7 +96,7 @@ def run(
       processes.join()
       _find_devices()
       if jax.distributed.is_initialized():
-        # Where another process dies, JAX ends this one; its message is enough.
+        # If another process dies, JAX ends this one. JAX's message is enough.
         faulthandler.disable()
       _use_compile_cache()
       with _profile():
@@ -124,12 +124,13 @@ def run(
       fail(f"{error}. Make room, and run the same command to go on.")
     except KeyboardInterrupt:
       fail("interrupted; run the same command to go on.", 130)
-    # What the library says of bad values and bad data is meant for the user.
+    # The library raises these for bad values and bad data. The user can act on
+    # the message, so the traceback is not needed.
     except (ValueError, OSError) as error:
       if FLAGS.debug:
         raise
       fail(str(error))
-    # What no machine has room for, JAX says in many ways.
+    # JAX raises one of these for sizes that no machine has room for.
     except (OverflowError, MemoryError, NotImplementedError) as error:
       fault = isinstance(error, NotImplementedError) and (
         "size exceeding" not in str(error)
@@ -159,10 +160,10 @@ def run(
 
 
 def fail(message: str, code: int = 2) -> None:
-  """Leaves with one line on standard error."""
+  """Ends the process with one line on standard error."""
   print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
   if jax.distributed.is_initialized():
-    # The usual end would wait for the other processes, which wait for this one.
+    # `sys.exit` would wait for the other processes, which wait for this one.
     os._exit(code)
   sys.exit(code)
 
@@ -190,7 +191,7 @@ def _find(packages: Sequence[str]) -> None:
 def _find_devices() -> None:
   try:
     jax.devices()
-  # JAX asserts that what JAX_PLATFORMS names is there.
+  # JAX asserts that the platform named in JAX_PLATFORMS is there.
   except (RuntimeError, AssertionError) as error:
     raise ValueError(
       f"JAX_PLATFORMS={jax.config.values['jax_platforms']}: JAX finds no such "
@@ -202,7 +203,7 @@ def _find_devices() -> None:
 def _profile() -> contextlib.AbstractContextManager:
   if not FLAGS.profile:
     return contextlib.nullcontext()
-  try:  # At once, and not after the run.
+  try:  # The profiler would fail only after the run.
     Path(FLAGS.profile).mkdir(parents=True, exist_ok=True)
     writable = os.access(FLAGS.profile, os.W_OK)
   except OSError:

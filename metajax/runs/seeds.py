@@ -1,4 +1,4 @@
-"""Several seeds trained in one program, for scripts that can."""
+"""Trains several seeds in one program, by --num_seeds."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,11 @@ flags.DEFINE_integer(
 
 
 def keys(key_of: Callable[[int], PRNGKey]) -> PRNGKey:
-  """Stacks the keys of the seeds; of one seed, its key."""
+  """Stacks the keys of the seeds. For one seed, returns its key alone.
+
+  Raises:
+    ValueError: if the last seed is too large.
+  """
   if FLAGS.num_seeds == 1:
     return key_of(0)
   last = FLAGS.seed + FLAGS.num_seeds - 1
@@ -30,7 +34,7 @@ def keys(key_of: Callable[[int], PRNGKey]) -> PRNGKey:
 
 
 def first(params: Params) -> Params:
-  """The meta-parameters of the first seed, for pictures."""
+  """Returns the meta-parameters of the first seed, for pictures."""
   if FLAGS.num_seeds == 1:
     return params
   return jax.tree.map(lambda x: x[0], params)
@@ -41,8 +45,9 @@ def over_seeds(
 ) -> Callable[[Params], dict[str, Estimate]]:
   """Scores every seed's meta-parameters and returns means over the seeds.
 
-  The interval is that of Student's t for the seeds' means, `t S^-1/2 std`; what
-  the tasks add to it is in the means already. The tasks of all seeds count.
+  The interval is that of Student's t for the means of the S seeds, `t S^-1/2
+  std`. The means already contain the noise of the tasks. The number of tasks is
+  the sum over the seeds.
   """
   if FLAGS.num_seeds == 1:
     return score

@@ -1,4 +1,4 @@
-"""Experiments of several trainings, each in a folder of the workdir."""
+"""Experiments of several trainings, each in a sub-folder of the workdir."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -12,12 +12,12 @@ from metajax.types import MetaLearner, Params, TaskFamily
 
 
 def reached(history: Mapping[int, float], level: float) -> int | None:
-  """Returns the first place of a history with at least this value."""
+  """Returns the first step whose value is at least `level`, or None."""
   return next((at for at, value in history.items() if value >= level), None)
 
 
 class Stages:
-  """Trains, one after the other; what is done already is read, not repeated.
+  """Runs trainings one after the other. Reads trainings that are done already.
 
   Attributes:
     workdir: the folder of the experiment.
@@ -69,7 +69,7 @@ class Stages:
     seed: int = 0,
     rule: str = "adam",
   ) -> Params:
-    """Meta-trains as the flags say, `seed` beyond their seed."""
+    """Meta-trains as the flags say, with --seed plus `seed`."""
     schedule = training.schedule()
     trainer = training.trainer(learner, tasks, seed=seed, rule=rule)
     trained = self.train(
@@ -83,12 +83,12 @@ class Stages:
     return trained.state.meta_params
 
   def history(self, name: str, metric: str) -> dict[int, float]:
-    """Returns what a stage has logged of a metric, by meta-step."""
+    """Returns the logged values of a stage's metric, by meta-step."""
     lines = read_jsonl(self.workdir / name / "metrics.jsonl")
     return {x["step"]: float(x[metric]) for x in lines if metric in x}
 
   def total(self) -> Trained:
-    """The last state, and the seconds of all stages together."""
+    """Returns the last state, and the sum of the seconds of all stages."""
     return Trained(
       self._done[-1].state,
       sum(t.wall_seconds for t in self._done),

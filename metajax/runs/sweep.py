@@ -1,10 +1,9 @@
-"""A sweep: a script's runs at every point of a grid of flags, and one table.
+"""A sweep: runs a script at every point of a grid of flags, and makes a table.
 
-Each point is the script itself in a process of its own, and an ordinary run in
-a folder of its own: a point that fails, for want of memory even, is that point
-alone, and a run's flags, locks and signals are what they always are. The
-process costs the seconds of its imports; what was compiled once is in the
-cache.
+Each point is an ordinary run of the script, in its own process and folder. A
+point that fails, for example for lack of memory, therefore does not affect the
+others. Flags, locks and signals work as in any other run. A process costs the
+seconds of its imports. Programs that were compiled before are in the cache.
 """
 
 import json
@@ -36,10 +35,10 @@ flags.DEFINE_bool(
   "other numbers of the learner, in one program, where the script can: the "
   "same to rounding. Otherwise one after the other.",
 )
-# Points of one program at most, whose states and temporaries it holds.
+# The most points of one program, which holds the states and temporaries of all.
 MOST_TOGETHER = 32
 OWN = ("sweep", "sweep_together", "workdir")
-# Flags that are of one run alone.
+# Flags that are for one run only. A sweep refuses them.
 REFUSED = (
   "coordinator",
   "num_processes",
@@ -50,7 +49,7 @@ REFUSED = (
 
 
 class Ended(Exception):
-  """A sweep that ends in an error: with failed points, or by a signal."""
+  """Ends a sweep with an error, after failed points or a signal."""
 
   def __init__(self, message: str, code: int):
     super().__init__(message)
@@ -64,7 +63,7 @@ def run(known: Sequence[str]) -> None:
     known: the script's own flags.
 
   Raises:
-    ValueError: for a sweep or a folder that cannot be.
+    ValueError: if the sweep or the folder is not valid.
     Ended: if a point failed, or a signal came.
   """
   for name in REFUSED:
@@ -92,10 +91,10 @@ def run(known: Sequence[str]) -> None:
       stderr=subprocess.STDOUT,
       text=True,
       errors="replace",
-      # Else ^C on the terminal would be a signal twice.
+      # Without it, ^C on the terminal would send the signal twice.
       process_group=0,
     )
-    if stopped:  # It came as the process began.
+    if stopped:  # The signal came while the process began.
       child.terminate()
     last = _follow(child, name)
     code, child = child.wait(), None
@@ -141,7 +140,7 @@ def run(known: Sequence[str]) -> None:
 
 
 def _can_be_together() -> bool:
-  """Whether this is a script that trains several runs in one program."""
+  """Returns whether the script can train several points in one program."""
   return (
     FLAGS.sweep_together
     and "num_seeds" in FLAGS
@@ -152,7 +151,7 @@ def _can_be_together() -> bool:
 
 
 def _groups(points: Sequence[grid.Point]) -> list[list[grid.Point]]:
-  """Returns the points that one program can train, two or more of them."""
+  """Returns groups of two or more points that one program can train."""
   alike: dict[str, list[grid.Point]] = {}
   for point in points:
     others = {
@@ -169,7 +168,7 @@ def _groups(points: Sequence[grid.Point]) -> list[list[grid.Point]]:
 
 
 def _words_together(group: Sequence[grid.Point], workdir: Path) -> list[str]:
-  """The flags of a process that trains points in one program."""
+  """Returns the flags of a process that trains a group in one program."""
   own: list[dict[str, str]] = []
   shared: list[str] = []
   for point in group:
@@ -186,13 +185,13 @@ def _words_together(group: Sequence[grid.Point], workdir: Path) -> list[str]:
 
 
 def _command() -> list[str]:
-  """The words that start this script again, without its flags."""
+  """Returns the words that start this script again, without its flags."""
   spec = getattr(sys.modules["__main__"], "__spec__", None)
   return [sys.executable, *(["-m", spec.name] if spec else [sys.argv[0]])]
 
 
 def _given() -> list[str]:
-  """The flags that were given, but for those of the sweep itself."""
+  """Returns the flags that were given, without those of the sweep itself."""
   words: list[str] = []
   for name in sorted(FLAGS):
     flag = FLAGS[name]
@@ -202,7 +201,7 @@ def _given() -> list[str]:
 
 
 def _follow(child: subprocess.Popen, name: str) -> str:
-  """Passes on what a run says, with its name, and returns the last line."""
+  """Prints a run's output, each line with its name. Returns the last line."""
   assert child.stdout is not None
   last = ""
   for line in child.stdout:

@@ -1,4 +1,4 @@
-"""What is on record of a sweep, in its folder: the command, its points."""
+"""The record of a sweep in its folder: the command, and each point's status."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ DONE, FAILED, NOT_RUN = "done", "failed", sweep_table.NOT_RUN
 
 
 class Record(NamedTuple):
-  """A sweep's folder and what is written there.
+  """A sweep's folder and the content of its `sweep.json`.
 
   Attributes:
     workdir: the folder.
     command: the words that start the script, without its flags.
-    given: the flags of all points.
-    points: by name, the arguments, the status and the error of a point.
+    given: the flags that all points have in common.
+    points: the arguments, the status and the error of each point, by its name.
   """
 
   workdir: Path
@@ -32,11 +32,11 @@ class Record(NamedTuple):
   points: dict[str, dict[str, Any]]
 
   def arguments(self, point: Point) -> list[str]:
-    """The flags of a point's run, but for its folder."""
+    """Returns the flags of a point's run, without --workdir."""
     return [*self.given, *point.arguments]
 
   def status(self, point: Point) -> tuple[str, str]:
-    """What became of a point's run with these flags: its status, its error."""
+    """Returns the status and the error of a point's run with these flags."""
     found = self.points.get(point.name)
     if found is None or (
       sorted(found["arguments"]) != sorted(self.arguments(point))
@@ -48,7 +48,7 @@ class Record(NamedTuple):
     return found["status"], found["error"]
 
   def ended(self, point: Point, code: int, last: str) -> None:
-    """Writes how a point's run ended: its exit code, its last line."""
+    """Records the end of a point's run, by its exit code and its last line."""
     results = self.workdir / point.name / "results.json"
     failed = code != 0 or not results.exists()
     self.points[point.name] = {
@@ -69,7 +69,7 @@ class Record(NamedTuple):
     write_json(self.workdir / SWEEP, about)
 
   def row(self, point: Point) -> sweep_table.Row:
-    """The point's row of the table."""
+    """Returns the point's row of the table."""
     status, error = self.status(point)
     folder = self.workdir / point.name
     return sweep_table.read(folder, point.values, status, error)
@@ -79,7 +79,8 @@ def open_record(command: list[str], given: list[str]) -> Record:
   """Makes or reopens the folder of the sweep.
 
   Raises:
-    ValueError: if the folder holds something else, or is another process's.
+    ValueError: if the folder holds anything but this script's sweep, or if
+      another process uses it.
   """
   words = json.dumps([FLAGS.sweep.split(), given])
   digest = hashlib.sha256(words.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""What came of a sweep: a table of its runs, and a picture."""
+"""The results of a sweep: a table of its runs, and a picture."""
 
 import csv
 import io
@@ -19,15 +19,17 @@ PANELS, COLUMNS = 12, 3
 
 
 class Row(NamedTuple):
-  """A run of a sweep, or several that differ in their seed alone.
+  """A run of a sweep, or several runs that differ in their seed only.
 
   Attributes:
-    values: of the swept flags, as they are shown.
-    metrics: by name, what `results.json` has; of several, over the seeds.
-    status: "done", "failed" or "not run"; of several, how many are done.
-    wall_seconds: of the run, or of all.
-    folder: its name.
-    error: the line that the run ended with.
+    values: the values of the swept flags, as text.
+    metrics: the estimates of `results.json` by name; for several runs, the
+      estimates over the seeds.
+    status: "done", "failed" or "not run"; for several runs, the number that are
+      done.
+    wall_seconds: the seconds of the run, or of all runs together.
+    folder: the name of the run's folder; empty for several runs.
+    error: the last line of a run that failed.
   """
 
   values: dict[str, str]
@@ -41,10 +43,10 @@ class Row(NamedTuple):
 def read(
   folder: Path, values: Mapping[str, Any], status: str, error: str
 ) -> Row:
-  """Reads a run of a sweep, finished or not."""
+  """Reads the row of a run, whether it has ended or not."""
   found: dict[str, Any] = {}
   try:
-    # Those of a run that has not been are another's.
+    # If the status is "not run", the results belong to another run.
     found = (status != NOT_RUN and read_results(folder)) or {}
   except ValueError as damage:
     status, error = "failed", str(damage)
@@ -59,7 +61,10 @@ def read(
 
 
 def over_seeds(rows: Sequence[Row]) -> list[Row]:
-  """Returns a row for all that differ in the seed alone, of those done."""
+  """Returns a row of means for each group of rows that differ in the seed only.
+
+  The means are over the runs that are done.
+  """
   groups: dict[tuple[str, ...], list[Row]] = {}
   for row in rows:
     others = tuple(v for k, v in row.values.items() if k != SEED)
@@ -86,7 +91,7 @@ def write(workdir: Path, rows: Sequence[Row]) -> str:
   """Writes `sweep.csv`, `sweep.md` and `sweep.png`.
 
   Returns:
-    The table in Markdown, and the files.
+    The table in Markdown, and the paths of the files.
   """
   swept = list(rows[0].values)
   seeds = {row.values.get(SEED) for row in rows}
@@ -135,7 +140,7 @@ def _csv(rows: Sequence[Row], swept: Sequence[str]) -> str:
 
 
 def _markdown(rows: Sequence[Row], swept: Sequence[str]) -> str:
-  """A table whose columns are as wide as they must be."""
+  """Returns a table in Markdown, with aligned columns."""
   names = _names(rows)
   of_seeds = any(not row.folder for row in rows)
   shown_flags = [name for name in swept if not (of_seeds and name == SEED)]
@@ -167,11 +172,13 @@ def _interval(value: Estimate | None) -> str:
 
 
 def draw(path: Path, rows: Sequence[Row]) -> None:
-  """Draws each metric against the first flag, a line for each of the others.
+  """Draws each metric against the first flag.
+
+  Each combination of the other flags is a line. Intervals are bands.
 
   Args:
     path: the PNG file.
-    rows: runs, or means over seeds, whose intervals are drawn as bands.
+    rows: runs, or means over seeds.
   """
   flags = [k for k, v in rows[0].values.items() if (k, v) != (SEED, ALL)]
   first = next((name for name in flags if name != SEED), SEED)
@@ -223,7 +230,7 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _places(values: Sequence[str]) -> tuple[dict[str, float], list[str], bool]:
-  """Returns places by value, their names, and whether they are logarithms."""
+  """Returns places by value, their names, and if the axis is logarithmic."""
   distinct = list(dict.fromkeys(values))
   try:
     numbers = [float(value) for value in distinct]

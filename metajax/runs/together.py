@@ -1,9 +1,10 @@
-"""Points of a sweep that differ in numbers alone, trained in one program.
+"""Trains points of a sweep that differ only in numbers, in one program.
 
-The script's main function runs once for each point, up to its training, and so
-checks the flags and makes the folder of each. Then all are trained together.
-What they leave are checkpoints, from which each point's own process goes on,
-with nothing to train, to its evaluation and its pictures.
+First the script's main function runs once for each point, up to its training.
+It checks the flags and makes the folder of the point. Then one program trains
+all points and writes their checkpoints. Later each point's own process starts
+from its last checkpoint. It has nothing left to train and goes on to the
+evaluation and the pictures.
 """
 
 import json
@@ -43,7 +44,7 @@ flags.DEFINE_string(
 
 
 class Planned(NamedTuple):
-  """A trainer that is not built yet: what `training.trainer` was given."""
+  """The arguments of `training.trainer`, for a trainer that is built later."""
 
   learner: MetaLearner
   tasks: TaskFamily
@@ -57,7 +58,7 @@ class Planned(NamedTuple):
 
 
 class Ready(Exception):
-  """Ends a script's main function where its training would begin."""
+  """Ends a script's main function at the place where its training begins."""
 
   def __init__(
     self,
@@ -74,7 +75,7 @@ class Ready(Exception):
 
 
 def numbers() -> set[str]:
-  """The flags that may be other in each run of one program."""
+  """Returns the flags that may differ between the runs of one program."""
   return {"seed", "inner_lr", "outer_lr"} | {
     option.name
     for options in OPTIONS.values()
@@ -84,10 +85,12 @@ def numbers() -> set[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-  """Trains the points of --together; what is amiss with one, it says itself.
+  """Trains the points of --together.
+
+  A point with an error is left out. Its own process reports the error later.
 
   Raises:
-    ValueError: if the points are no runs of one program.
+    ValueError: if one program cannot train the points.
   """
   ready: list[Ready] = []
   for point in json.loads(FLAGS.together):
@@ -100,7 +103,7 @@ def run(main: Callable[[], None]) -> None:
       ready.append(one)
     except ValueError:
       continue
-  # Those that are at one step are trained on together.
+  # Only points at the same step can be trained together.
   groups: dict[int, list[Ready]] = {}
   for found in ready:
     steps = (found.workdir / "checkpoints").glob("[0-9]*")
@@ -155,7 +158,14 @@ def _built(
   recipes: Sequence[saved.Recipe | None],
   metrics: Mapping[str, LossFn] | None,
 ) -> tuple[list[jax.Array], Callable[[Any], MetaLearner]]:
-  """Returns the numbers in which recipes differ, and what builds of them."""
+  """Returns the numbers in which recipes differ, and a function of them.
+
+  The function builds the learner of one point from its numbers.
+
+  Raises:
+    ValueError: if a recipe is missing, or if recipes differ in more than
+      numbers.
+  """
   if any(recipe is None for recipe in recipes):
     raise ValueError("the script gives its trainer no recipe.")
   leaves, trees = zip(*map(jax.tree.flatten, recipes), strict=True)
@@ -176,7 +186,7 @@ def _built(
 
 
 def _traced(tasks: TaskFamily) -> tuple[str, list[bytes]]:
-  """What tells task families apart: their program, and the data in it."""
+  """Returns the program of a task family and its data, for comparison."""
   partial = as_partial(tasks)
   program = jax.make_jaxpr(partial)(jax.random.key(0))
   arrays = [*program.consts, *jax.tree.leaves(partial)]

@@ -1,4 +1,4 @@
-"""The trainer, its schedule and its optimizer, by the flags."""
+"""The trainer, its schedule and its optimizer, from the flags."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from metajax.training.logging import tell
 from metajax.training.loop import Schedule, Trained, fit
 from metajax.types import LossFn, MetaLearner, Params, PRNGKey, TaskFamily
 
-# What is recorded of a state beside its metrics.
+# A function of the state whose values are recorded beside the metrics.
 Rates = Callable[[TrainState], dict[str, float]]
 
 
@@ -35,7 +35,14 @@ def outer_optimizer(
   *,
   rule: str = "adam",
 ) -> optax.GradientTransformation:
-  """Adam or SGD, with the given step size, or --outer_lr, at its beginning."""
+  """Returns Adam or SGD with a schedule of its step size.
+
+  Args:
+    schedule: the schedule, see --outer_schedule.
+    updates_per_step: optimizer updates per training step.
+    step_size: the step size at the beginning; None: --outer_lr.
+    rule: "adam" or "sgd".
+  """
   rate = _step_sizes(schedule, updates_per_step, step_size)
   return {"adam": optax.adam, "sgd": optax.sgd}[rule](rate)
 
@@ -43,7 +50,7 @@ def outer_optimizer(
 def outer_rates(
   updates_per_step: int = 1, step_size: float | None = None
 ) -> Rates:
-  """Records the step size of an `outer_optimizer` of --outer_schedule."""
+  """Returns a function that records the step size of --outer_schedule."""
   rate = _step_sizes(FLAGS.outer_schedule, updates_per_step, step_size)
   return lambda state: {"outer_lr": last_step_size(rate, state.opt_state)}
 
@@ -61,7 +68,7 @@ def _step_sizes(
 
 
 def schedule() -> Schedule:
-  """How long to train, and what to do how often, by the flags."""
+  """Returns the steps of training, logging, evaluation and checkpoints."""
   return Schedule(
     FLAGS.steps, FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
   )
@@ -80,23 +87,23 @@ def trainer(
   recipe: Recipe | None = None,
   metrics: Mapping[str, LossFn] | None = None,
 ) -> Any:
-  """Builds the trainer that the flags describe, `seed` beyond their seed.
+  """Builds the trainer that the flags describe.
 
   Args:
     learner: the learner.
     tasks: the task family to train on.
-    seed: added to the seed of the flags.
+    seed: added to --seed.
     rule: the outer optimizer, "adam" or "sgd".
     skip_non_finite: see `meta_trainer`.
-    rng: the key of the tasks; None: that of the seed.
-    optimizer: the outer optimizer; None: that of the flags.
+    rng: the key of the tasks; None: the key of the seed.
+    optimizer: the outer optimizer; None: the optimizer of the flags.
     task_chunk: see `meta_trainer`; None: --task_chunk.
-    recipe: the description of the learner for `saved.build`. With it the points
-      of a sweep can be trained in one program.
+    recipe: the description of the learner for `saved.build`. With a recipe, one
+      program can train several points of a sweep.
     metrics: the metrics of the learner that the recipe describes.
 
   Returns:
-    A `Trainer`. With --together it is what `train` takes in its place.
+    A `Trainer`; with --together, a `together.Planned`. `train` takes both.
   """
   rng = task_key(seed) if rng is None else rng
   by_flags = functools.partial(outer_optimizer, FLAGS.outer_schedule, rule=rule)
@@ -132,7 +139,12 @@ def train(
 ) -> Trained:
   """Meta-trains by the flags, from the newest checkpoint in the workdir.
 
-  `rng`, if given, is the key of the initial parameters, or those of seeds.
+  Args:
+    trainer: from `trainer`.
+    workdir: the folder of the run.
+    validate: `(meta_params) -> scores`.
+    rng: the key of the initial parameters, or keys `[S]` of S seeds; None: the
+      key of --seed.
   """
   rng = init_key() if rng is None else rng
   if isinstance(trainer, together.Planned):

@@ -1,4 +1,4 @@
-"""Few-shot tasks in which all characters are of one alphabet."""
+"""Few-shot tasks whose characters all come from one alphabet."""
 
 import functools
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ def alphabet_episodes(
 ) -> TaskFamily:
   """N-way K-shot tasks whose classes are drawn within one alphabet.
 
-  They are harder than tasks of any characters (`few_shot_episodes`), since an
-  alphabet has a style. All characters of a task are turned alike: a turned
-  alphabet is another alphabet. Each alphabet of at least `ways` characters (the
-  highest, if `ways` varies) is as likely as the others; those of fewer are left
-  out.
+  These tasks are harder than those of `few_shot_episodes`, because the
+  characters of an alphabet have a common style. All characters of a task turn
+  by the same angle. A turned alphabet counts as another alphabet. Alphabets
+  with fewer than `ways` characters (its largest value, if `ways` varies) are
+  left out. All others are equally likely.
 
   Args:
     images: see `few_shot_episodes`.
     alphabets: the alphabet of each class.
-    ways: see `few_shot_episodes`, also for what follows.
+    ways: see `few_shot_episodes`, also for the next arguments.
     shots: support examples per class.
     query_shots: query examples per class.
     num_rotations: 1, 2 or 4.
@@ -62,7 +62,7 @@ def alphabet_episodes(
       f"ways={ways}: must be at most {max(map(len, members))}, the number of "
       "characters of the largest alphabet."
     )
-  # In rows of one length; what is beyond an alphabet's size is never drawn.
+  # All rows have one length. Entries beyond an alphabet's size are never drawn.
   table = np.zeros((len(large), max(map(len, large))), np.int32)
   for row, classes in zip(table, large, strict=True):
     row[: len(classes)] = classes
@@ -77,11 +77,11 @@ def _sample_episode(
   alphabet_key, turn_key, class_key, *keys = jax.random.split(rng, 6)
   alphabet = jax.random.randint(alphabet_key, (), 0, len(table))
   turn = jax.random.randint(turn_key, (), 0, form.num_rotations)
-  # The first in a random order of the alphabet's characters.
+  # The classes are the first ones in a random order of the alphabet.
   order = jax.random.uniform(class_key, table.shape[1:])
   order = jnp.where(jnp.arange(len(order)) < sizes[alphabet], order, jnp.inf)
   ways = form.ways[1]
   classes = table[alphabet, jnp.argsort(order)[:ways]]
-  # The six keys are those of 0 to 5.
+  # `split` above used the numbers 0 to 5.
   size_key = jax.random.fold_in(rng, 6)
   return episode_of(data, form, classes, jnp.full(ways, turn), keys, size_key)

@@ -1,4 +1,4 @@
-"""Changes of images that keep their class, on the device, within jit."""
+"""Random changes of images that keep their class, computed on the device."""
 
 import functools
 from collections.abc import Callable
@@ -19,17 +19,17 @@ from metajax.types import (
 )
 
 # `(rng, images [n, height, width, channels]) -> images`, of the same shape and
-# dtype: uint8, or floats in [0, 1]. Each image is drawn for by itself.
+# dtype: uint8, or floats in [0, 1]. Each image gets its own random change.
 Augmentation = Callable[[PRNGKey, Array], Array]
 
-# Of red, green and blue in the brightness of a pixel, ITU-R BT.601.
+# Weights of red, green and blue in the grey of a pixel, ITU-R BT.601.
 LUMA = (0.299, 0.587, 0.114)
-# Folded into the key of an episode, whose own keys are those of 0 to 4.
+# Folded into the key of an episode. The episode itself uses the numbers 0 to 6.
 SUPPORT, QUERY = 0x5A0, 0x5A1
 
 
 def compose(*augmentations: Augmentation) -> Augmentation:
-  """Does one after the other; none of them changes nothing."""
+  """Applies augmentations in order. Without any, images do not change."""
 
   def augment(rng: PRNGKey, images: Array) -> Array:
     for i, each in enumerate(augmentations):
@@ -40,9 +40,9 @@ def compose(*augmentations: Augmentation) -> Augmentation:
 
 
 def random_crop(padding: int) -> Augmentation:
-  """Moves images by up to `padding` pixels, each way; what comes in is zero.
+  """Moves images by up to `padding` pixels in each direction. Gaps are zero.
 
-  Published settings are 4 for 32 x 32 and 8 for 84 x 84.
+  Published settings are 4 for images of 32 x 32 and 8 for 84 x 84.
   """
   check_number("padding", padding, at_least=0)
 
@@ -83,14 +83,14 @@ def color_jitter(
     x <- clip(f x + (1 - f) mean of the image's grey)
     x <- clip(f x + (1 - f) grey of the pixel)
 
-  with an f for each image and line, uniform from 1 - strength to 1 + strength.
-  They are the operations of Pillow's `ImageEnhance` and of torchvision. Images
-  of another number of channels than 3 have the channels' mean as grey.
+  Each image draws its own f for each line, uniform from 1 - strength to
+  1 + strength. The operations are those of Pillow's `ImageEnhance` and of
+  torchvision. If the number of channels is not 3, grey is the channels' mean.
 
   Args:
     brightness: strength of the first line, 0 to 1.
-    contrast: of the second.
-    saturation: of the third.
+    contrast: strength of the second line, 0 to 1.
+    saturation: strength of the third line, 0 to 1.
   """
   strengths = {
     "brightness": brightness,
@@ -114,7 +114,7 @@ def color_jitter(
 
 
 def _ground(name: str, x: Array) -> Array:
-  """Returns what images become without brightness, contrast or saturation."""
+  """Returns the images that a factor of 0 gives, for one of the operations."""
   if name == "brightness":
     return jnp.zeros((), x.dtype)
   rgb = x.shape[-1] == len(LUMA)
@@ -124,10 +124,12 @@ def _ground(name: str, x: Array) -> Array:
 
 
 def cutout(size: int) -> Augmentation:
-  """Sets a square to zero, whose centre is any pixel; edges cut it.
+  """Sets a random square of each image to zero.
+
+  The centre is any pixel. The edges of the image may cut the square.
 
   Args:
-    size: of its sides, in pixels.
+    size: the side of the square in pixels.
 
   References:
     DeVries and Taylor, `Improved Regularization of Convolutional Neural
@@ -153,19 +155,19 @@ def augmented(
   support: Augmentation | None = None,
   query: Augmentation | None = None,
 ) -> TaskFamily:
-  """Changes the images of tasks, which are those of `tasks` by the same key.
+  """Augments the images of tasks.
 
-  It is for training: validation and test keep the family that they have. An
-  episode whose query is also its support, as `class_batches` draws them, is
-  changed twice, by itself.
+  The key of a task draws the same task as with `tasks`. Use the result for
+  training only, not for validation and test. Support and query are augmented
+  independently, even if they are the same batch, as with `class_batches`.
 
   Args:
     tasks: a family of images `[n, height, width, channels]`.
-    support: of the support; None: it stays as it is.
-    query: of the query, likewise.
+    support: the augmentation of the support; None for no change.
+    query: the augmentation of the query; None for no change.
 
   Returns:
-    A task family, which carries the arrays of `tasks`.
+    A task family that carries the arrays of `tasks`.
   """
   change = functools.partial(_changed, support=support, query=query)
   return jax.tree_util.Partial(change, as_partial(tasks))
@@ -196,16 +198,16 @@ def _changed(
 def augmented_copies(
   rng: PRNGKey, batch: Batch, augment: Augmentation, copies: int
 ) -> Batch:
-  """Returns a batch of so many changed copies of each example.
+  """Returns a batch of several augmented copies of each example.
 
-  A head fitted to them generalises better than one fitted to the support alone;
-  Tian et al. take 5.
+  A head that is fitted to the copies generalises better than one that is fitted
+  to the support alone. Tian et al. use 5 copies.
 
   Args:
     rng: a key.
     batch: `[n, ...]`.
-    augment: changes images.
-    copies: how many.
+    augment: the augmentation.
+    copies: the number of copies of each example.
 
   Returns:
     A batch `[copies * n, ...]`.

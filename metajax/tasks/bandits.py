@@ -1,6 +1,6 @@
 """Bernoulli bandits (Duan et al. 2016, section 3.1), a gymnax environment."""
 
-# The methods are those of gymnax, described there.
+# gymnax documents the methods.
 # ruff: noqa: D102, ANN201
 
 import jax
@@ -17,8 +17,8 @@ class BanditParams(environment.EnvParams):
   """One bandit.
 
   Attributes:
-    probabilities: `[arms]`, of a reward of 1.
-    max_steps_in_episode: pulls until it is over.
+    probabilities: `[arms]`, the probability of a reward of 1.
+    max_steps_in_episode: pulls of an episode.
   """
 
   probabilities: Array = struct.field(default_factory=lambda: jnp.full(2, 0.5))
@@ -26,7 +26,7 @@ class BanditParams(environment.EnvParams):
 
 
 class BernoulliArms(environment.Environment):
-  """Arms that pay 1 with probabilities of their own; nothing to observe."""
+  """Arms that pay 1 with their own probabilities. The observation is zero."""
 
   def __init__(self, num_arms: int):
     self.num_arms = num_arms
@@ -55,7 +55,7 @@ class BernoulliArms(environment.Environment):
 
 
 def bandits(num_arms: int, num_pulls: int) -> Trials:
-  """Returns bandits whose arms' probabilities are uniform in `[0, 1]`.
+  """Returns trials of bandits. Probabilities are uniform in `[0, 1]`.
 
   Raises:
     ValueError: if there are fewer than 2 arms, or no pulls.

@@ -26,18 +26,19 @@ def cifar_fs(
 ) -> Splits:
   """N-way K-shot tasks of CIFAR-FS: 64, 16 and 20 classes of CIFAR-100.
 
-  A class has all its 600 images, those of CIFAR-100's training and test files.
+  A class has 600 images, from the training and test files of CIFAR-100.
 
   Args:
-    data_dir: folder of the official archive, binary or python version, or of
-      what is in it; `$METAJAX_DATA_DIR` if None.
+    data_dir: folder of the official archive, in the binary or python version,
+      or of its unpacked files; `$METAJAX_DATA_DIR` if None.
     ways: N, classes per task, or `(low, high)`, see `few_shot_episodes`.
     shots: K, support images per class, or `(low, high)`.
     query_shots: query images per class, or `(low, high)`.
     eval_ways: N for validation and test; `ways` if None.
-    eval_query_shots: query images there; `query_shots` if None.
-    standardize: whether channels get mean 0 and deviation 1, by the numbers of
-      the training classes; else pixels are in [0, 1].
+    eval_query_shots: query images for validation and test; `query_shots` if
+      None.
+    standardize: if True, channels have mean 0 and deviation 1 over the training
+      classes; if False, pixels are in [0, 1].
 
   Returns:
     Task families for training, validation and test. The images lie on the
@@ -45,7 +46,8 @@ def cifar_fs(
 
   Raises:
     ValueError: for arguments out of range, or damaged data.
-    FileNotFoundError: if the data are not there; it says how to get them.
+    FileNotFoundError: if the data are missing. The message says how to get
+      them.
 
   References:
     Bertinetto et al., `Meta-learning with differentiable closed-form solvers
@@ -75,23 +77,24 @@ def fc100(
 ) -> Splits:
   """N-way K-shot tasks of FC100: 12, 4 and 4 superclasses of CIFAR-100.
 
-  They are 60, 20 and 20 classes; no superclass is in two splits.
+  The splits have 60, 20 and 20 classes. No superclass is in two splits.
 
   Args:
-    data_dir: see `cifar_fs`, also for what follows.
+    data_dir: see `cifar_fs`, also for the next arguments.
     ways: N, classes per task.
     shots: K, support images per class.
     query_shots: query images per class.
     eval_ways: N for validation and test.
-    eval_query_shots: query images there.
-    standardize: whether channels get mean 0 and deviation 1.
+    eval_query_shots: query images for validation and test.
+    standardize: whether channels have mean 0 and deviation 1.
 
   Returns:
     Task families for training, validation and test.
 
   Raises:
     ValueError: for arguments out of range, or damaged data.
-    FileNotFoundError: if the data are not there; it says how to get them.
+    FileNotFoundError: if the data are missing. The message says how to get
+      them.
 
   References:
     Oreshkin et al., `TADAM: Task dependent adaptive metric for improved
@@ -127,7 +130,8 @@ def cifar100_splits(
 
   Raises:
     ValueError: for damaged data.
-    FileNotFoundError: if the data are not there; it says how to get them.
+    FileNotFoundError: if the data are missing. The message says how to get
+      them.
   """
   data = load_cifar100(data_dir)
   by_class = np.argsort(data.fine, kind="stable").reshape(100, -1)

@@ -1,6 +1,7 @@
-"""The classes of CIFAR-100, and which of them CIFAR-FS and FC100 train on.
+"""The classes of CIFAR-100, and their splits in CIFAR-FS and FC100.
 
-The published lists, as pytorch-meta (torchmeta) has them in assets/cifar100.
+The lists are the published ones, as in pytorch-meta (torchmeta),
+assets/cifar100.
 
 References:
   Krizhevsky, `Learning Multiple Layers of Features from Tiny Images

@@ -1,4 +1,4 @@
-"""CIFAR-100 as it is published: two archives, of two layouts."""
+"""Reads CIFAR-100 from its official archives (binary or python layout)."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from metajax.tasks.plain_pickle import read_plain_pickle
 SIZE = 32
 PIXELS = 3 * SIZE * SIZE
 RECORD = 2 + PIXELS  # Superclass, class, pixels.
-# The two files, and how many images of each of the 100 classes they have.
+# Images of each of the 100 classes, by file.
 PER_CLASS = {"train": 500, "test": 100}
 # Layout -> its files. The archive of a layout is LAYOUT.tar.gz.
 FILES = {
@@ -34,7 +34,7 @@ FILES = {
   "cifar-100-python": ("train", "test", "meta"),
 }
 SCRIPT = "download_cifar100.py"
-# What reading a damaged archive raises.
+# Errors from reading a damaged archive.
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, OSError)
 
 
@@ -53,12 +53,12 @@ class Cifar100(NamedTuple):
 
 
 class _Source(NamedTuple):
-  """An archive, or a folder of what is in it.
+  """An archive, or a folder of its unpacked files.
 
   Attributes:
-    read: returns the content of a file by its name.
-    where: says where a file is, for messages.
-    fix: what to do if it is damaged.
+    read: `(name) -> content` of a file.
+    where: `(name) -> place` of a file, for messages.
+    fix: the remedy for damaged data, for messages.
   """
 
   read: Callable[[str], bytes]
@@ -69,10 +69,10 @@ class _Source(NamedTuple):
 def load_cifar100(data_dir: str | os.PathLike | None = None) -> Cifar100:
   """Reads CIFAR-100, in its binary or its python layout.
 
-  `data_dir` is a folder of `cifar-100-binary/` or `cifar-100-python/`, or one
-  of these, or one of an archive, `cifar-100-binary.tar.gz` say, which is not
-  unpacked. No checksum is asked for: the contents are looked at. Nothing is
-  executed of the pickles of the python layout.
+  `data_dir` contains `cifar-100-binary/` or `cifar-100-python/`, or their
+  files, or an archive such as `cifar-100-binary.tar.gz`. The archive is read
+  without unpacking. The reader checks the contents, not a checksum. It runs no
+  code from the pickles of the python layout.
 
   Args:
     data_dir: the folder; `$METAJAX_DATA_DIR` if None.
@@ -90,7 +90,7 @@ def load_cifar100(data_dir: str | os.PathLike | None = None) -> Cifar100:
 
 
 def _find(folder: Path) -> tuple[str, Path]:
-  """Returns the layout, and the archive or the folder of its files."""
+  """Returns the layout, and the path of the archive or of the files."""
   for layout, names in FILES.items():
     for unpacked in (folder / layout, folder):
       if any((unpacked / name).is_file() for name in names):
@@ -193,7 +193,7 @@ def _content(source: _Source, name: str) -> bytes:
 
 
 def _fields(source: _Source, name: str, *keys: str) -> list[Any]:
-  """Reads values of a dictionary that is pickled."""
+  """Reads values of a pickled dictionary."""
   content = _content(source, name)
   try:
     found = read_plain_pickle(content)
@@ -228,7 +228,7 @@ def _checked(
   where: str,
   fix: str,
 ) -> Cifar100:
-  """Returns the images of one file, if they are what they must be."""
+  """Returns the images of one file. Raises a `ValueError` if one is wrong."""
   total = 100 * count
   if (
     rows.dtype != np.uint8

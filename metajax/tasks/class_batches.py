@@ -1,4 +1,4 @@
-"""Batches of a data set with equally many examples of every class."""
+"""Batches of a data set with the same number of examples of every class."""
 
 import jax
 import jax.numpy as jnp
@@ -7,18 +7,19 @@ from metajax.types import Array, Batch, Episode, PRNGKey, TaskFamily
 
 
 def class_batches(examples: Array, per_class: int) -> TaskFamily:
-  """Batches of ordinary classification, as the queries of tasks.
+  """Builds a task family whose queries are batches of ordinary classification.
 
   Args:
     examples: `[classes, examples, ...]`.
-    per_class: examples of each class, drawn anew without replacement.
+    per_class: examples of each class in a batch. Each batch draws them anew,
+      without replacement.
 
   Returns:
-    A task family. Both support and query are one batch `[per_class * classes,
-    ...]`, the class changing fastest: example i is of class `i % classes`.
+    A task family. Support and query are the same batch `[per_class * classes,
+    ...]`. Example i is of class `i % classes`.
 
   Raises:
-    ValueError: if there are not so many examples.
+    ValueError: if a class has fewer examples.
   """
   if not 1 <= per_class <= examples.shape[1]:
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Folders of images, one sub-folder for each class."""
+"""Finds images in folders, with a sub-folder for each class."""
 
 import os
 from pathlib import Path
@@ -8,22 +8,24 @@ import numpy as np
 from metajax.tasks.image_files import folders_in, images_in
 from metajax.tasks.image_lists import SPLIT_NAMES, ClassFiles
 
-# The shares of training and validation where no classes are set apart.
+# Shares of training and validation if the folder has no splits.
 TRAIN, VALIDATION = 0.64, 0.16
 
 
 def has_class_folders(root: Path) -> bool:
-  """Tells whether there are images in folders of classes."""
+  """Tells whether a folder has images in folders of classes."""
   return any(_split_folders(root)) or bool(_classes(root))
 
 
 def in_class_folders(root: Path, seed: int) -> list[list[ClassFiles]]:
   """Returns the classes for training, validation and test, with their images.
 
-  They are those of three folders, or drawn where there are no such folders.
+  If the folder has sub-folders of the splits, these give the classes.
+  Otherwise the splits are drawn, by `seed`.
 
   Raises:
-    ValueError: for a split without classes, or folders within those of classes.
+    ValueError: for a split without classes, or for images in a folder within
+      the folder of a class.
   """
   folders = _split_folders(root)
   if any(folders):
@@ -58,7 +60,7 @@ def _split_folders(root: Path) -> list[Path | None]:
 
 
 def _refuse_nested(*parents: Path) -> None:
-  """Raises a `ValueError` for images deeper than the folders of classes."""
+  """Raises a `ValueError` for images in a folder within a class's folder."""
   for parent in parents:
     for folder in folders_in(parent):
       for path, names, _ in os.walk(folder):

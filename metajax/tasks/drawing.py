@@ -1,4 +1,4 @@
-"""Episodes drawn from examples that lie on the device, class by class."""
+"""Draws episodes from examples that lie on the device, class by class."""
 
 import functools
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ class Classes(NamedTuple):
   """Examples by class.
 
   Attributes:
-    examples: a tree of arrays `[classes, examples, ...]`; or, with `starts`, of
-      arrays `[n, ...]` in which the examples of a class follow each other.
-    counts: int32 `[classes]`, how many examples each class has; None: all have
-      as many as there is room for.
+    examples: a tree of arrays `[classes, examples, ...]`. With `starts`, a tree
+      of arrays `[n, ...]` in which the examples of a class are consecutive.
+    counts: int32 `[classes]`, the number of examples of each class; None: the
+      size of the axis of examples.
     starts: int32 `[classes]`, the first row of each class, or None.
   """
 
@@ -36,15 +36,16 @@ def episode_of(
   keys: Sequence[PRNGKey],
   size_key: PRNGKey,
 ) -> Episode:
-  """Draws the examples of an episode whose classes are drawn.
+  """Draws the examples of an episode from its classes.
 
   Args:
     data: the examples.
-    form: of the episode; its arrays are of the largest size.
-    classes: int32 `[ways]`, all different unless the turns are.
-    turns: int32 `[ways]`, by how many times 90 degrees each is turned.
-    keys: three, of the examples, of the support's order and of the query's.
-    size_key: of the numbers of classes and of examples, where they vary.
+    form: the form of the episode. Its arrays have the largest size.
+    classes: int32 `[ways]`. The pairs of class and turn are all different.
+    turns: int32 `[ways]`, the rotation of each class in units of 90 degrees.
+    keys: three keys: for the examples, for the order of the support and for the
+      order of the query.
+    size_key: the key for the numbers of classes and examples, if they vary.
   """
   example_key, support_key, query_key = keys
   ways, shots = len(classes), form.shots[1]
@@ -59,7 +60,7 @@ def episode_of(
     index: Any = (classes[:, None], places)
   else:
     index = data.starts[classes][:, None] + places
-  # Rows of `ways` classes, their support first.
+  # `[ways, examples, ...]`: a row for each class, with its support first.
   rows = jax.tree.map(lambda x: pixels(x[index]), data.examples)
   if form.num_rotations > 1:
     turn = jax.vmap(functools.partial(_rotate, form.num_rotations))
@@ -88,7 +89,8 @@ def episode_of(
 def sample_distinct(rng: PRNGKey, limit: int, count: int) -> Array:
   """Draws `count` different integers below `limit`, in random order.
 
-  Floyd's algorithm: it costs `count` draws and no sort of `limit` numbers.
+  This is Floyd's algorithm. It needs `count` draws and no sort of `limit`
+  numbers.
   """
   chex.assert_scalar_in(count, 1, limit)
   draw_key, order_key = jax.random.split(rng)
@@ -96,7 +98,8 @@ def sample_distinct(rng: PRNGKey, limit: int, count: int) -> Array:
   draws = jax.random.randint(draw_key, (count,), 0, tops + 1)
 
   def take(index: int, chosen: Array) -> Array:
-    # Where a draw was drawn before, its top cannot have been.
+    # If the draw was chosen before, take its upper end instead. No earlier draw
+    # could reach this number.
     seen = jnp.any(chosen == draws[index])
     return chosen.at[index].set(jnp.where(seen, tops[index], draws[index]))
 
@@ -105,9 +108,9 @@ def sample_distinct(rng: PRNGKey, limit: int, count: int) -> Array:
 
 
 def _places(data: Classes, form: Form, classes: Array, rng: PRNGKey) -> Array:
-  """The examples of each class in a random order, int32 `[ways, most]`.
+  """Returns a random order of each class's examples, int32 `[ways, most]`.
 
-  Those that a class does not have come last.
+  Numbers beyond the size of a class come last.
   """
   keys = jax.random.split(rng, len(classes))
   if data.counts is None:
@@ -121,15 +124,15 @@ def _places(data: Classes, form: Form, classes: Array, rng: PRNGKey) -> Array:
 def _sizes(
   form: Form, counts: Array | int, rng: PRNGKey
 ) -> tuple[Array, Array]:
-  """Draws how many classes and examples a task has.
+  """Draws the numbers of classes and examples of a task.
 
-  A class without enough examples gives the support what it asks for, but keeps
-  one for the query.
+  A class with too few examples fills the support first, but keeps at least one
+  example for the query.
 
   Returns:
-    For each class, which of its examples in their order are the support's and
-    then the query's, int32 `[ways, shots + query_shots]`, and which of these
-    are real, bool of the same shape.
+    The places of the support and then of the query in the order of each class,
+    int32 `[ways, shots + query_shots]`, and which of these examples are real,
+    bool of the same shape.
   """
   ways, shots, query_shots = (
     jax.random.randint(key, (), low, high + 1)
@@ -155,12 +158,12 @@ def _sizes(
 
 
 def pixels(x: Array) -> Array:
-  """Bytes are numbers in [0, 1]; all else stays as it is."""
+  """Converts uint8 to float32 in [0, 1]. Other dtypes stay as they are."""
   return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
 def zero_padding(mask: Array, x: Array) -> Array:
-  """Sets the rows of `[n, ...]` that are not real to zero."""
+  """Sets the rows of `[n, ...]` to zero where the mask is False."""
   where = mask.reshape(len(mask), *[1] * (x.ndim - 1))
   return jnp.where(where, x, jnp.zeros((), x.dtype))
 

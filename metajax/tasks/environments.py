@@ -1,4 +1,4 @@
-"""What environments with gymnax's interface do with actions and show."""
+"""Actions and observations of environments with gymnax's interface."""
 
 import inspect
 import operator
@@ -15,20 +15,21 @@ METHODS = ("reset_env", "step_env", "is_truncated")
 
 
 def action_table(environment: Any, actions: Any) -> tuple[int, Any]:
-  """Returns how many actions there are, and the table of what they are.
+  """Returns the number of actions, and a table of the actions.
 
   Args:
-    environment: with gymnax's interface. Its number of actions is what
-      `action_space` says, or `num_actions`, each a method or not.
+    environment: an environment with gymnax's interface. `action_space` or
+      `num_actions` gives its number of actions. Both may be methods or
+      attributes.
     actions: `[num_actions, ...]`, a tree of such arrays, or None.
 
   Returns:
     The number, and the table as JAX arrays, or None.
 
   Raises:
-    ValueError: if the environment lacks a method that is needed, if its actions
-      are not numbers from 0 on and there is no table, or if the table is not
-      one of its actions.
+    ValueError: if the environment lacks a method, if its actions are not
+      numbers from 0 on and there is no table, or if the table does not fit the
+      environment.
   """
   name = getattr(environment, "name", None) or type(environment).__name__
   for method in METHODS:
@@ -66,9 +67,9 @@ def action_table(environment: Any, actions: Any) -> tuple[int, Any]:
 
 
 def observer(environment: Any) -> Callable[[Any], Array]:
-  """Returns what makes one array of an observation.
+  """Returns a function that makes one array of an observation.
 
-  A number of a discrete space is a name, and becomes one-hot. A tree of arrays
+  A number of a discrete space becomes a one-hot vector. A tree of arrays
   becomes one vector. Any other array stays as it is.
   """
   space = _told(environment, "observation_space")
@@ -86,7 +87,7 @@ def observer(environment: Any) -> Callable[[Any], Array]:
 
 
 def is_discrete(space: Any) -> bool:
-  """Whether a space is that of the numbers 0, 1, ..., `space.n - 1`."""
+  """Returns whether a space has the numbers 0, 1, ..., `space.n - 1`."""
   return (
     np.ndim(getattr(space, "n", ())) == 0
     and tuple(getattr(space, "shape", None) or ()) == ()
@@ -95,7 +96,10 @@ def is_discrete(space: Any) -> bool:
 
 
 def _told(environment: Any, name: str) -> Any:
-  """What an attribute or a method says of the default parameters, or None."""
+  """Returns the value of an attribute or a method, or None.
+
+  A method gets the default parameters of the environment.
+  """
   try:
     value = getattr(environment, name)
     if not callable(value):
@@ -108,7 +112,7 @@ def _told(environment: Any, name: str) -> Any:
 
 
 def _checked_table(name: str, space: Any, actions: Any) -> tuple[int, Any]:
-  """Checks a table of actions against the space of them."""
+  """Checks a table of actions against the action space."""
   if isinstance(actions, list):
     actions = np.asarray(actions)
   actions = jax.tree.map(jnp.asarray, actions)

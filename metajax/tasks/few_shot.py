@@ -25,14 +25,15 @@ def few_shot_episodes(
 ) -> TaskFamily:
   """N-way K-shot tasks drawn from a set of classes.
 
-  A task is `ways` different classes in random order, that order being their
-  labels, and of each class `shots` support and `query_shots` query examples,
-  all different. Support and query are shuffled, each by itself. With rotations,
-  a class turned by r * 90 degrees is a class of its own.
+  A task has `ways` different classes in random order. The label of a class is
+  its place in this order. Each class has `shots` support examples and
+  `query_shots` query examples, all different. Support and query are shuffled,
+  each by itself. With rotations, a class turned by r * 90 degrees is a class of
+  its own.
 
-  A number given as `(low, high)` is drawn anew for each task, all from low to
-  high being as likely. The arrays are of the largest size then, and a mask
-  tells which examples are real (see `Batch`); the others are zeros of label 0.
+  A number `(low, high)` is drawn anew for each task, uniformly from low to
+  high. The arrays then have the largest size, and a mask tells which examples
+  are real (see `Batch`). The other examples are zeros with label 0.
 
   Args:
     images: numpy or jax array `[classes, examples, ...]` of images, feature
@@ -40,21 +41,21 @@ def few_shot_episodes(
     ways: N, classes per task, or `(low, high)`.
     shots: K, support examples per class, or `(low, high)`.
     query_shots: query examples per class, or `(low, high)`.
-    num_rotations: 1 (none), 2 (0 and 90 degrees) or 4; the last two for images
-      `[classes, examples, size, size, channels]` alone.
-    counts: int `[classes]`, the first examples of each class that are any; None
-      if all are.
-    small_classes: whether a class may have fewer examples than a task asks for,
-      two at least. It gives the support what is asked for, but keeps one for
-      the query; those that are missing are masked.
+    num_rotations: 1 (none), 2 (0 and 90 degrees) or 4. More than 1 needs images
+      `[classes, examples, size, size, channels]`.
+    counts: int `[classes]`, the number of examples of each class, which come
+      first in its row; None: all rows are full.
+    small_classes: whether a class may have fewer examples than a task needs,
+      but at least two. Such a class fills the support first, but keeps at least
+      one example for the query. Missing examples are masked.
 
   Returns:
     A task family that carries the arrays as arguments. Inputs are `[n, ...]`:
-    uint8 become float32 in [0, 1], all else stays what it is. Targets are int32
-    `[n]`.
+    uint8 become float32 in [0, 1], other dtypes do not change. Targets are
+    int32 `[n]`.
 
   Raises:
-    ValueError: if the arrays do not suffice, naming the argument.
+    ValueError: if the arrays do not suffice. The message names the argument.
 
   References:
     Vinyals et al., `Matching Networks for One Shot Learning
@@ -81,13 +82,13 @@ def labelled_episodes(
 ) -> TaskFamily:
   """N-way K-shot tasks drawn from labelled examples, `X, y`.
 
-  The tasks are those of `few_shot_episodes`. Classes may differ in size; each
+  The tasks are those of `few_shot_episodes`. Classes may differ in size. Each
   example is stored once.
 
   Args:
     inputs: numpy or jax array `[n, ...]`, or a tree of such arrays.
     labels: `[n]`, the class of each example: any integers or strings.
-    ways: see `few_shot_episodes`, also for what follows.
+    ways: see `few_shot_episodes`, also for the next arguments.
     shots: support examples per class.
     query_shots: query examples per class.
     num_rotations: 1, 2 or 4.
@@ -97,11 +98,11 @@ def labelled_episodes(
     A task family like that of `few_shot_episodes`.
 
   Raises:
-    ValueError: if the examples do not suffice, naming the argument.
+    ValueError: if the examples do not suffice. The message names the argument.
   """
   arrays = checked_arrays(inputs, "inputs", "[n, ...]", 1)
   names = np.asarray(labels)
-  if names.dtype == object:  # Strings, as tables have them.
+  if names.dtype == object:  # For example strings from a table.
     names = np.asarray(names.tolist())
   num_examples = len(jax.tree.leaves(arrays)[0])
   if names.shape != (num_examples,) or names.dtype.kind not in "biuUS":
@@ -138,7 +139,7 @@ def of_classes(
   counts: ArrayLike | None = None,
   small_classes: bool = False,
 ) -> tuple[Classes, Form]:
-  """Checks the arguments of `few_shot_episodes` and puts them in order."""
+  """Checks the arguments of `few_shot_episodes` and returns data and form."""
   arrays = checked_arrays(images, "images", "[classes, examples, ...]", 2)
   num_classes, room = jax.tree.leaves(arrays)[0].shape[:2]
   sizes = np.full(num_classes, room) if counts is None else np.asarray(counts)
@@ -173,6 +174,6 @@ def _sample_episode(data: Classes, rng: PRNGKey, *, form: Form) -> Episode:
     class_key, form.num_classes * form.num_rotations, form.ways[1]
   )
   classes, turns = drawn // form.num_rotations, drawn % form.num_rotations
-  # The four keys are those of 0 to 3.
+  # `split` above used the numbers 0 to 3.
   size_key = jax.random.fold_in(rng, 4)
   return episode_of(data, form, classes, turns, keys, size_key)

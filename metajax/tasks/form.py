@@ -1,4 +1,4 @@
-"""The form of few-shot tasks: how many classes, how many examples of each."""
+"""The form of few-shot tasks: numbers of classes and examples."""
 
 from typing import Any, NamedTuple
 
@@ -11,16 +11,16 @@ Number = int | Bounds
 
 
 class Form(NamedTuple):
-  """What all episodes of a family have in common.
+  """The numbers that all episodes of a family have in common.
 
   Attributes:
     ways: least and most classes of a task.
     shots: least and most support examples of a class.
     query_shots: least and most query examples of a class.
     num_rotations: 1 (none), 2 (0 and 90 degrees) or 4.
-    num_classes: how many there are, rotations not included.
+    num_classes: number of classes, rotations not included.
     most: examples of the largest class.
-    small_classes: whether a class may have fewer examples than a task asks for.
+    small_classes: whether a class may have fewer examples than a task needs.
   """
 
   ways: Bounds
@@ -39,7 +39,11 @@ class Form(NamedTuple):
 
 
 def checked_arrays(tree: Any, name: str, axes: str, num_axes: int) -> Any:
-  """Returns a tree of numpy and jax arrays that agree in their first axes."""
+  """Checks that arrays agree in their first axes, and returns them as a tree.
+
+  Raises:
+    ValueError: if they do not, or if they are not numbers.
+  """
   arrays = jax.tree.map(
     lambda x: x if isinstance(x, jax.Array) else np.asarray(x), tree
   )
@@ -71,7 +75,11 @@ def form_of(
   small_classes: bool,
   axes: str,
 ) -> Form:
-  """Raises a `ValueError` if no episode can be drawn from the arrays."""
+  """Returns the form of the episodes.
+
+  Raises:
+    ValueError: if no episode can be drawn from the arrays.
+  """
   if num_rotations not in (1, 2, 4):
     raise ValueError(f"num_rotations={num_rotations}: must be 1, 2 or 4.")
   leaves = jax.tree.leaves(arrays)

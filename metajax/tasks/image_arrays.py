@@ -1,4 +1,4 @@
-"""Images of three splits in files of numpy arrays."""
+"""Reads the images of three splits from files of numpy arrays."""
 
 import hashlib
 import zipfile
@@ -11,7 +11,7 @@ import numpy as np
 from metajax.tasks.image_files import Images, resized
 from metajax.tasks.image_lists import SPLIT_NAMES
 
-# What reading a damaged file raises.
+# Errors from reading a damaged file.
 DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -35,11 +35,11 @@ def has_arrays(root: Path) -> bool:
 def array_files(root: Path) -> list[Arrays] | None:
   """Returns the files of the three splits, None if there are no such files.
 
-  They are `train.npz`, `val.npz` and `test.npz`, of arrays called images and
+  The files are `train.npz`, `val.npz` and `test.npz` with the arrays images and
   labels, or `train_images.npy`, `train_labels.npy` and so on.
 
   Raises:
-    ValueError: if some of them are missing.
+    ValueError: if some of the files are missing.
   """
   if not has_arrays(root):
     return None
@@ -71,9 +71,9 @@ def read_arrays(pair: Arrays, size: int | None) -> Images:
   """Reads the images of one split.
 
   Args:
-    pair: images `[n, height, width]` or `[n, height, width, channels]`, grey or
-      red, green and blue, in uint8; labels `[n]`, integers or strings.
-    size: height and width to which they are resized; None: they stay.
+    pair: files of images, uint8 `[n, height, width]` or `[n, height, width,
+      channels]` of 1 or 3 channels, and of labels `[n]`, integers or strings.
+    size: the height and width of the resized images; None: do not resize.
 
   Raises:
     ValueError: for other arrays, or damaged files.

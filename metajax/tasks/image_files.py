@@ -1,4 +1,4 @@
-"""Images of class folders: which files they are, and their pixels."""
+"""Finds and reads the image files of class folders."""
 
 import os
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-BACKGROUND = 255  # White, behind what is transparent.
-# The modes of pillow that can be transparent; a palette can.
+BACKGROUND = 255  # White, behind transparent pixels.
+# The modes of pillow that can be transparent. P is a palette.
 TRANSPARENT = ("P", "PA", "LA", "RGBA", "RGBa")
 
 
@@ -19,7 +19,7 @@ class Images(NamedTuple):
   Attributes:
     images: uint8 `[n, size, size, channels]`, class by class.
     labels: int `[n]`, the number of each image's class.
-    names: of the classes.
+    names: the names of the classes.
   """
 
   images: np.ndarray
@@ -31,7 +31,7 @@ def read_images(classes: Sequence[Path], size: int) -> Images:
   """Reads the images of each class's folder.
 
   Raises:
-    ValueError: for a file that is no image.
+    ValueError: for a file that is not an image.
   """
   return read_classes([(str(x), images_in(x)) for x in classes], size)
 
@@ -39,10 +39,10 @@ def read_images(classes: Sequence[Path], size: int) -> Images:
 def read_classes(
   classes: Sequence[tuple[str, Sequence[Path]]], size: int
 ) -> Images:
-  """Reads the files of each class, which has a name.
+  """Reads the files of each class, a pair of a name and paths.
 
   Raises:
-    ValueError: for a file that is no image.
+    ValueError: for a file that is not an image.
   """
   images = read_files([path for _, files in classes for path in files], size)
   labels = np.repeat(np.arange(len(classes)), [len(x) for _, x in classes])
@@ -52,10 +52,10 @@ def read_classes(
 def read_files(paths: Sequence[Path], size: int) -> np.ndarray:
   """Returns images as uint8 `[n, size, size, channels]`.
 
-  Of one channel if all are grey, else of three.
+  They have one channel if all of them are grey, else three.
 
   Raises:
-    ValueError: for a file that is no image.
+    ValueError: for a file that is not an image.
   """
   from tqdm import tqdm  # Only reading needs it.
 
@@ -71,7 +71,7 @@ def read_files(paths: Sequence[Path], size: int) -> np.ndarray:
 
 
 def resized(images: np.ndarray, size: int) -> np.ndarray:
-  """Resizes uint8 `[n, height, width, channels]`, as `read_files` does."""
+  """Resizes uint8 `[n, height, width, channels]` like `read_files`."""
   from PIL import Image  # Only resizing needs it.
 
   if images.shape[1:3] == (size, size):
@@ -86,7 +86,7 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def _decode(path: Path, size: int) -> np.ndarray:
-  """Returns uint8 `[size, size, channels]`, of one channel if it is grey."""
+  """Returns uint8 `[size, size, channels]`. A grey image has one channel."""
   from PIL import Image  # Only decoding needs it.
 
   try:
@@ -107,12 +107,12 @@ def _decode(path: Path, size: int) -> np.ndarray:
 
 
 def _upright_and_opaque(image: Any) -> Any:
-  """Returns a pillow image of mode L or RGB."""
+  """Returns a pillow image of mode L or RGB, turned as its EXIF tag says."""
   from PIL import Image, ImageOps
 
   image = ImageOps.exif_transpose(image)
   clear = image.info.get("transparency")
-  if image.mode.startswith("I;16"):  # Which `convert` would cut at 255.
+  if image.mode.startswith("I;16"):  # `convert` would cut the values at 255.
     values = np.asarray(image)
     grey = (values >> 8).astype(np.uint8)
     if clear is not None:
@@ -126,7 +126,7 @@ def _upright_and_opaque(image: Any) -> Any:
 
 
 def folders_in(parent: Path) -> list[Path]:
-  """The folders in a folder, but for hidden ones."""
+  """Returns the folders in a folder, without hidden ones."""
   if not parent.is_dir():
     return []
   with os.scandir(parent) as entries:
@@ -138,7 +138,7 @@ def folders_in(parent: Path) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-  """The images directly in a folder, by their suffix, but for hidden ones."""
+  """Returns the images directly in a folder, by suffix, without hidden ones."""
   with os.scandir(folder) as entries:
     return sorted(
       Path(entry.path)

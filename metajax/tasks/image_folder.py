@@ -1,4 +1,4 @@
-"""Few-shot tasks from images on disk, in the layouts that people have."""
+"""Few-shot tasks from images on disk, in several common layouts."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ from metajax.tasks.image_splits import ImageSplits, episodes, of_one_depth
 from metajax.tasks.standardized import channels_of
 from metajax.types import Splits
 
-SIZE = 84  # Of images in files, in pixels, if no other is asked for.
+SIZE = 84  # Default size in pixels of images in files.
 
 
 def image_folder(
@@ -39,7 +39,7 @@ def image_folder(
 ) -> Splits:
   """N-way K-shot tasks of the images in a folder, in three disjoint splits.
 
-  Either the classes are set apart already, in one of four ways::
+  The folder may define the splits, in one of four layouts::
 
     data_dir/train/CLASS/*.jpg        and val/ and test/ likewise
     data_dir/train.csv, images/*.jpg  columns filename and label, and val.csv
@@ -48,11 +48,12 @@ def image_folder(
     data_dir/train.npz                images and labels, and val.npz and
                                       test.npz, or train_images.npy and so on
 
-  or they are not, `data_dir/CLASS/*.jpg`, and 64 / 16 / 20 percent of them are
-  drawn for training, validation and test. Classes may differ in size. All
-  images are held in memory, each once: turned upright as their EXIF tags say,
-  what is transparent in front of white. They are read again when files have
-  changed. Hidden folders and files, whose names begin with a dot, are left out.
+  Otherwise the layout is `data_dir/CLASS/*.jpg`, and the function draws
+  64 / 16 / 20 percent of the classes for training, validation and test. Classes
+  may differ in size. Memory holds each image once. Images are turned as their
+  EXIF tags say, and transparent pixels get a white background. The function
+  reads the images again if files have changed. It ignores hidden folders and
+  files, whose names begin with a dot.
 
   Args:
     data_dir: the folder.
@@ -60,23 +61,24 @@ def image_folder(
     shots: K, support images per class, or `(low, high)`.
     query_shots: query images per class, or `(low, high)`.
     eval_ways: N for validation and test; `ways` if None.
-    eval_query_shots: query images there; `query_shots` if None.
-    split_seed: the seed of the split that is drawn.
+    eval_query_shots: query images for validation and test; `query_shots` if
+      None.
+    split_seed: the seed for drawing the splits.
     num_rotations: see `few_shot_episodes`.
-    image_size: height and width in pixels to which all images are resized;
-      None: 84, but arrays stay as they are.
+    image_size: height and width in pixels of the resized images; None: 84, but
+      arrays keep their size.
     small_classes: see `few_shot_episodes`.
-    standardize: whether channels get mean 0 and deviation 1, by the numbers of
-      the training classes; else pixels are in [0, 1].
+    standardize: if True, channels have mean 0 and deviation 1 over the training
+      classes; if False, pixels are in [0, 1].
 
   Returns:
     Task families for training, validation and test. Images have one channel if
     all of them are grey, else three.
 
   Raises:
-    ValueError: for files that are no images, for folders within those of
-      classes, for lists or arrays that are damaged, and for classes too few or
-      too small for such tasks, by their names.
+    ValueError: for files that are not images, for images in a folder within the
+      folder of a class, for damaged lists or arrays, and for too few or too
+      small classes. The message names the file or the class.
   """
   images = read_image_folder(data_dir, image_size, split_seed)
   return episodes(
@@ -120,10 +122,10 @@ def read_image_folder(
 
 
 def fingerprint(data_dir: str | os.PathLike, split_seed: int = 0) -> str:
-  """Tells a folder from others: its name, and a digest of its files.
+  """Returns a text that identifies a folder: its name, and a digest.
 
-  The digest is of their names and sizes, so that a copy has the same; of arrays
-  it is of their contents.
+  The digest is of the names and sizes of the files, so a copy of the folder has
+  the same digest. For arrays, the digest is of their contents.
   """
   root = Path(data_dir)
   found = hashlib.sha256()
@@ -139,7 +141,7 @@ def fingerprint(data_dir: str | os.PathLike, split_seed: int = 0) -> str:
 
 
 def is_image_folder(data_dir: str | os.PathLike | None) -> bool:
-  """Tells whether a folder is one that `image_folder` can read."""
+  """Tells whether `image_folder` can read a folder."""
   if not data_dir or not Path(data_dir).is_dir():
     return False
   root = Path(data_dir)
@@ -152,7 +154,7 @@ def _classes(root: Path, seed: int) -> list[list[ClassFiles]]:
 
 
 class _Stamped(NamedTuple):
-  """A class, and what tells whether its files have changed."""
+  """A class, and the sizes and times of its files."""
 
   name: str
   files: tuple[tuple[Path, int, int, int], ...]
@@ -163,16 +165,16 @@ def _stamped(images: ClassFiles) -> _Stamped:
   for path in images.files:
     try:
       stat = path.stat()
-    except OSError as error:  # A link to nowhere.
+    except OSError as error:  # A broken link.
       raise ValueError(f"{path} is no image: remove it. ({error})") from error
-    # A copy may keep the first time, but not the second.
+    # A copy may keep the time of modification, but not the time of change.
     times = stat.st_mtime_ns, stat.st_ctime_ns
     files.append((path.absolute(), stat.st_size, *times))
   return _Stamped(images.name, tuple(files))
 
 
-# Training and test may differ in their tasks, but not in their images. Two, for
-# a training on one folder and a test on another.
+# Training and test may use different tasks of the same images. The cache holds
+# two folders, one for training and another one for test.
 @functools.lru_cache(maxsize=2)
 def _read_splits(
   splits: tuple[tuple[_Stamped, ...], ...], size: int

@@ -1,4 +1,4 @@
-"""Which files are of which class and split, as a table or a list says."""
+"""Reads the class and split of each image from a table or a list."""
 
 import csv
 import json
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from metajax.tasks.image_files import images_in
 
-# The names in use of training, validation and test.
+# Common names of training, validation and test.
 SPLIT_NAMES = (("train",), ("val", "valid", "validation"), ("test",))
 COLUMNS = ("filename", "label")
 JSON_NAMES = ("splits.json", "split.json")
-# Where images may lie, by their names and classes.
+# Places where images may lie, by their names and classes.
 PLACES: tuple[Callable[[Path, str, str], Path], ...] = (
   lambda root, label, name: root / "images" / name,
   lambda root, label, name: root / name,
@@ -26,8 +26,8 @@ class ClassFiles(NamedTuple):
   """The images of one class.
 
   Attributes:
-    name: of the class, or its folder.
-    files: its images.
+    name: the name of the class, or of its folder.
+    files: the images of the class.
   """
 
   name: str
@@ -45,15 +45,15 @@ def has_list(root: Path) -> bool:
 def listed(root: Path) -> list[list[ClassFiles]] | None:
   """Returns the classes of the three splits, if a file in a folder lists them.
 
-  Such files are `train.csv`, `val.csv` and `test.csv` with the columns filename
-  and label, as Ravi and Larochelle's of miniImageNet are; the images lie in
-  `images/`, beside the tables, or in folders of classes in one of these. Or
-  `splits.json` with the names of the classes, which are folders::
+  `train.csv`, `val.csv` and `test.csv` have the columns filename and label, as
+  in Ravi and Larochelle's files of miniImageNet. The images lie in `images/`,
+  beside the tables, or in folders of classes in one of these places.
+  Alternatively, `splits.json` has the names of the classes, which are folders::
 
     {"train": ["cat", ...], "val": ["dog", ...], "test": ["cow", ...]}
 
   Raises:
-    ValueError: for a list that is damaged, names what is not there, or has a
+    ValueError: if a list is damaged, names a missing file or class, or has a
       class in two splits.
   """
   if not has_list(root):
@@ -79,7 +79,7 @@ def _first_file(root: Path, names: Iterable[str], suffix: str) -> Path | None:
 
 
 def _is_table(path: Path) -> bool:
-  """Tells whether a file is a table of images, not one of something else."""
+  """Tells whether a file is a table of images, by its columns."""
   try:
     with path.open(newline="", encoding="utf-8-sig") as file:
       header = next(csv.reader(file), [])
@@ -153,7 +153,7 @@ def _of_json(root: Path, path: Path) -> list[list[ClassFiles]]:
 
 def _class_folder(root: Path, path: Path, name: str) -> ClassFiles:
   for folder in (root / name, root / "images" / name):
-    # A name is one of a folder here, not a way out of it.
+    # A name must not be a path out of this folder.
     if folder.is_dir() and os.path.basename(name) == name:
       if files := images_in(folder):
         return ClassFiles(name, files)
@@ -166,7 +166,7 @@ def _class_folder(root: Path, path: Path, name: str) -> ClassFiles:
 def _disjoint(
   splits: list[list[ClassFiles]], where: Sequence[str]
 ) -> list[list[ClassFiles]]:
-  """Raises a `ValueError` for a class in two places."""
+  """Returns the splits, or raises a `ValueError` for a class in two of them."""
   first: dict[str, str] = {}
   for classes, place in zip(splits, where, strict=True):
     for name, _ in classes:

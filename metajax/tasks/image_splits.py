@@ -1,4 +1,4 @@
-"""From the images of three sets of classes to three families of tasks."""
+"""Builds three families of tasks from the images of three sets of classes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -39,22 +39,24 @@ def episodes(
   """N-way K-shot tasks of images in three disjoint splits.
 
   Args:
-    images: uint8, which they stay on the device.
-    where: where they are from, for messages.
+    images: uint8 images. They stay uint8 on the device.
+    where: the source of the images, for messages.
     ways: N, classes per task, or `(low, high)`, see `few_shot_episodes`.
     shots: K, support images per class, or `(low, high)`.
     query_shots: query images per class, or `(low, high)`.
     eval_ways: N for validation and test; `ways` if None.
-    eval_query_shots: query images there; `query_shots` if None.
+    eval_query_shots: query images for validation and test; `query_shots` if
+      None.
     num_rotations: see `few_shot_episodes`.
     small_classes: see `few_shot_episodes`.
-    channels: standardises the images; None: they are in [0, 1].
+    channels: the mean and deviation that standardise the images; None: pixels
+      are in [0, 1].
 
   Returns:
     Task families for training, validation and test.
 
   Raises:
-    ValueError: if the images do not suffice, naming the split.
+    ValueError: if the images do not suffice. The message names the split.
   """
   eval_ways = ways if eval_ways is None else eval_ways
   if eval_query_shots is None:
@@ -89,7 +91,7 @@ def split_episodes(
   """N-way K-shot tasks of one split; see `episodes`.
 
   Raises:
-    ValueError: if the images do not suffice, naming the split.
+    ValueError: if the images do not suffice. The message names the split.
   """
   try:
     family = labelled_episodes(
@@ -111,7 +113,7 @@ def split_episodes(
 
 
 def digest(splits: ImageSplits) -> str:
-  """Returns eight digits that tell the images apart from others."""
+  """Returns eight hexadecimal digits that identify the images."""
   found = hashlib.sha256()
   for data in splits:
     found.update(np.ascontiguousarray(data.images).data)
@@ -120,7 +122,7 @@ def digest(splits: ImageSplits) -> str:
 
 
 def of_one_depth(splits: Sequence[Images]) -> ImageSplits:
-  """Makes all images coloured if those of one split are."""
+  """Makes all images coloured if one split has coloured images."""
   channels = max(data.images.shape[-1] for data in splits)
   return ImageSplits(*(with_channels(data, channels) for data in splits))
 
@@ -133,13 +135,13 @@ def resized_splits(splits: ImageSplits, size: int) -> ImageSplits:
 
 
 def with_channels(data: Images, channels: int) -> Images:
-  """Makes grey images coloured, or coloured ones grey, by their luminance."""
+  """Makes grey images coloured, or coloured images grey by their luminance."""
   images = data.images
   if images.shape[-1] == channels:
     return data
   if channels == 1:
     grey = np.empty((*images.shape[:-1], 1), np.uint8)
-    for row, image in zip(grey, images, strict=True):  # Little memory at once.
+    for row, image in zip(grey, images, strict=True):  # One by one for memory.
       row[..., 0] = np.rint(image @ LUMINANCE)
     images = grey
   else:

@@ -1,4 +1,4 @@
-"""Tasks of varying ways and of unequal shots, as Meta-Dataset draws them."""
+"""Tasks of varying ways and unequal shots, drawn as in Meta-Dataset."""
 
 import functools
 from typing import Any, NamedTuple
@@ -19,15 +19,15 @@ from metajax.types import Array, Batch, Episode, PRNGKey, TaskFamily
 
 
 class Limits(NamedTuple):
-  """The numbers of Meta-Dataset's sampling.
+  """The limits of Meta-Dataset's sampling.
 
   Attributes:
-    least_ways: classes per task, at least.
-    most_ways: at most; all classes, if there are fewer.
-    most_query_shots: query examples of each class, at most.
-    most_of_class: examples of a class that count towards the size of a support
-      set, at most.
-    most_support: examples of a support set, at most.
+    least_ways: fewest classes of a task.
+    most_ways: most classes of a task; the number of all classes, if smaller.
+    most_query_shots: most query examples of each class.
+    most_of_class: most examples of a class that count towards the size of the
+      support set.
+    most_support: most examples of a support set.
   """
 
   least_ways: int = 5
@@ -43,11 +43,10 @@ PAPER = Limits()
 def meta_dataset_episodes(
   inputs: Any, labels: ArrayLike, limits: Limits = PAPER
 ) -> TaskFamily:
-  """Tasks whose ways, shots and balance are drawn, each task's anew.
+  """Tasks of random ways, shots and balance.
 
-  With the classes' sizes n_c, a task has w ~ U{least_ways, ..., most_ways}
-  classes, of each the same number of queries, and a support set of unequal
-  shots k_c::
+  A task has w ~ U{least_ways, ..., most_ways} classes of sizes n_c. Each class
+  has the same number of queries, q. The shots k_c differ between classes::
 
     q   = min(most_query_shots, floor(min_c n_c / 2))
     s   = min(most_support, sum_c ceil(b min(most_of_class, n_c - q))),
@@ -55,8 +54,8 @@ def meta_dataset_episodes(
     r_c = exp(a_c) n_c / sum_i exp(a_i) n_i,   a_c ~ U[log 0.5, log 2]
     k_c = min(floor(r_c (s - w)) + 1, n_c - q)
 
-  Episodes have the arrays of the largest task, with masks; what is masked is
-  zero.
+  The arrays of all episodes have the size of the largest task, and masks.
+  Masked examples are zero.
 
   Args:
     inputs: numpy or jax array `[n, ...]`, or a tree of such arrays.
@@ -65,8 +64,9 @@ def meta_dataset_episodes(
 
   Returns:
     A task family like that of `labelled_episodes`. The support has room for
-    `most_support` examples, or as many as any task can have, the query for
-    `most_ways * most_query_shots`. Real examples come first, in random order.
+    `most_support` examples, or for the largest support of any task, if that is
+    smaller. The query has room for `most_ways * most_query_shots` examples.
+    Real examples come first, in random order.
 
   Raises:
     ValueError: if there are too few classes or examples, or for other limits.
@@ -77,7 +77,7 @@ def meta_dataset_episodes(
     3.2 and appendix.
   """
   _check(limits)
-  # Which checks the arrays, and puts the classes in order.
+  # This call checks the arrays and sorts the examples by class.
   plain: Any = labelled_episodes(inputs, labels, 2, 1, 1)
   data = plain.args[0]
   sizes = np.asarray(data.counts)
@@ -87,7 +87,7 @@ def meta_dataset_episodes(
       f"limits: least_ways={limits.least_ways} is more than the {ways} classes "
       "that there are, or than most_ways."
     )
-  # No class gives more than this, and only so many are in a task.
+  # The most examples that a class can give, for the largest classes of a task.
   given = np.sort(np.minimum(limits.most_of_class, sizes - 1))[-ways:]
   room = min(limits.most_support, int(given.sum()))
   sample = functools.partial(
@@ -108,18 +108,19 @@ def shots_of(
 
   Args:
     sizes: int `[ways]`, examples of each class.
-    real: bool `[ways]`, which classes are of the task.
+    real: bool `[ways]`, which classes belong to the task.
     limits: see `meta_dataset_episodes`.
     rng: the key.
 
   Returns:
-    int `[ways]` and an int scalar; zero shots for classes that are not real.
+    The shots, int `[ways]`, and the queries, an int scalar. Classes that are
+    not real have zero shots.
   """
   size_key, balance_key = jax.random.split(rng)
   fewest = jnp.min(jnp.where(real, sizes, jnp.iinfo(sizes.dtype).max))
   queries = jnp.minimum(limits.most_query_shots, fewest // 2)
   left = sizes - queries
-  # Of (0, 1], not [0, 1).
+  # Uniform in (0, 1], while `uniform` draws from [0, 1).
   part = 1 - jax.random.uniform(size_key)
   counted = jnp.ceil(part * jnp.minimum(limits.most_of_class, left))
   support = jnp.sum(jnp.where(real, counted, 0)).astype(sizes.dtype)
@@ -162,7 +163,7 @@ def _sample(
   count = jax.random.randint(keys[1], (), limits.least_ways, ways + 1)
   real = jnp.arange(ways) < count
   shots, queries = shots_of(sizes, real, limits, keys[2])
-  # The examples of each class in random order; those it has not come last.
+  # A random order of each class's examples. Numbers beyond its size come last.
   order = jnp.argsort(
     jax.random.uniform(keys[3], (ways, largest))
     + (jnp.arange(largest) >= sizes[:, None]),
@@ -170,7 +171,7 @@ def _sample(
   )
 
   def batch(counts: Array, before: Array, size: int, key: PRNGKey) -> Batch:
-    """Takes `counts` examples of each class, after the `before` first ones."""
+    """Takes `counts` examples of each class, after its first `before` ones."""
     ends = jnp.cumsum(counts)
     mask = jnp.arange(size) < ends[-1]
     row = jnp.argsort(jax.random.uniform(key, (size,)) + ~mask)

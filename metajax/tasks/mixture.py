@@ -1,4 +1,4 @@
-"""Tasks of several families in one."""
+"""Mixes several task families."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,22 +13,23 @@ from metajax.types import Batch, Episode, PRNGKey, TaskFamily, as_partial
 def mixture(
   families: Sequence[TaskFamily], weights: Sequence[float] | None = None
 ) -> TaskFamily:
-  """Draws a family for each task, and the task of it.
+  """Builds a family whose tasks come from several families.
 
-  Family i has probability `weights[i] / sum(weights)`. Where many tasks are
-  drawn at once, by `jax.vmap`, every family draws all of them and one is taken;
-  drawing costs as much as from all families together.
+  Each task first draws its family. Family i has probability
+  `weights[i] / sum(weights)`. Under `jax.vmap`, every family draws each task,
+  and one of these tasks is used. The cost is then the sum over all families.
 
   Args:
-    families: whose episodes have equal shapes and dtypes. Where some are
-      masked, the others get a mask of ones.
-    weights: positive numbers; None: all families are as likely.
+    families: families whose episodes have equal shapes and dtypes. If some
+      families have masks, the others get a mask of ones.
+    weights: positive numbers; None: all families are equally likely.
 
   Returns:
-    A task family that carries the arrays of all.
+    A task family that carries the arrays of all families.
 
   Raises:
-    ValueError: if episodes differ in their shapes, or for other weights.
+    ValueError: if episodes differ in their shapes or dtypes, or if a weight is
+      not positive.
   """
   weights = [1.0] * len(families) if weights is None else list(weights)
   if (
@@ -61,7 +62,7 @@ def mixture(
 def _sample(logits: jax.Array, families: list, rng: PRNGKey) -> Episode:
   family_key, task_key = jax.random.split(rng)
   chosen = jax.random.categorical(family_key, logits)
-  # The arrays are arguments of the branches, so that none becomes a constant.
+  # As arguments of the branches, the arrays do not become constants.
   branches = [
     lambda all_of, key, i=i: all_of[i](key) for i in range(len(families))
   ]
@@ -79,7 +80,7 @@ def _masked(family: TaskFamily, rng: PRNGKey) -> Episode:
 
 
 def _described(episode: Any) -> str:
-  """The tree, shapes and dtypes of an episode."""
+  """Describes the tree, shapes and dtypes of an episode."""
   return ", ".join(
     f"{jax.tree_util.keystr(path, simple=True)} {x.dtype} {x.shape}"
     for path, x in jax.tree_util.tree_flatten_with_path(episode)[0]

@@ -20,12 +20,12 @@ from metajax.types import Splits
 # Archive -> number of its characters.
 ARCHIVES = {"images_background.zip": 964, "images_evaluation.zip": 659}
 DRAWINGS = 20
-# The characters of the random split: training, validation, test.
+# Characters of the random split. All others are for test.
 TRAIN, VALIDATION = 1100, 100
 VALIDATION_ALPHABETS = 5
 CACHE_FORMAT = 1
 SPLITS = ("random", "official")
-# What reading a damaged archive raises.
+# Errors from reading a damaged archive.
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
@@ -33,10 +33,10 @@ class OmniglotImages(NamedTuple):
   """The whole data set in memory.
 
   Attributes:
-    images: uint8 `[1623, 20, size, size, 1]`, ink 255 on ground 0.
+    images: uint8 `[1623, 20, size, size, 1]`. Ink is 255 and paper is 0.
     alphabets: `[1623]` strings, the alphabet of each character.
-    is_background: bool `[1623]`, whether it is one of the 30 alphabets that
-      the authors set apart for training.
+    is_background: bool `[1623]`, whether the alphabet is one of the 30 that the
+      authors chose for training.
   """
 
   images: np.ndarray
@@ -59,8 +59,8 @@ def omniglot(
 ) -> Splits:
   """N-way K-shot tasks of Omniglot characters, in three disjoint splits.
 
-  Rotated characters are classes of their own in every split. The split is of
-  characters and comes first, so no character crosses it in any rotation.
+  Rotated characters are classes of their own in every split. The characters are
+  split before rotation, so no character is in two splits in any rotation.
 
   Args:
     data_dir: folder of the two official archives; `$METAJAX_DATA_DIR` if None.
@@ -68,12 +68,13 @@ def omniglot(
     shots: K, support images per class.
     query_shots: query images per class.
     eval_ways: N for validation and test; `ways` if None.
-    eval_query_shots: the same for validation and test; `query_shots` if None.
+    eval_query_shots: query images for validation and test; `query_shots` if
+      None.
     split: "random" takes 1100 / 100 / 423 characters of all alphabets (Finn et
       al. 2017); "official" takes 25 / 5 of the 30 background alphabets for
       training and validation and the 20 evaluation alphabets for test (Lake et
       al. 2015).
-    split_seed: the seed of what the split draws.
+    split_seed: the seed for drawing the split.
     num_rotations: 4 for multiples of 90 degrees, 2 for 0 and 90, 1 for none.
     image_size: height and width in pixels; the originals have 105.
 
@@ -82,7 +83,8 @@ def omniglot(
 
   Raises:
     ValueError: for arguments out of range, or damaged data.
-    FileNotFoundError: if the archives are not there; it says how to get them.
+    FileNotFoundError: if the archives are missing. The message says how to get
+      them.
 
   References:
     Lake et al., `Human-level concept learning through probabilistic program
@@ -135,16 +137,17 @@ def load_omniglot(
 ) -> OmniglotImages:
   """Reads the data set, the first time from its archives, then from a cache.
 
-  The cache is one file in `$XDG_CACHE_HOME/metajax` (`~/.cache/metajax`); where
-  it cannot be written, the archives are decoded every time.
+  The cache is one file in `$XDG_CACHE_HOME/metajax` (`~/.cache/metajax`). If it
+  cannot be written, the function decodes the archives every time.
 
   Args:
     data_dir: folder of the two official archives; `$METAJAX_DATA_DIR` if None.
-    image_size: height and width in pixels to which the drawings are resized.
+    image_size: height and width in pixels of the resized drawings.
 
   Raises:
     ValueError: for an image size out of range, or damaged data.
-    FileNotFoundError: if the archives are not there; it says how to get them.
+    FileNotFoundError: if the archives are missing. The message says how to get
+      them.
   """
   if not 1 <= image_size <= 105:
     raise ValueError(f"image_size={image_size}: must be 1 to 105 pixels.")
@@ -173,8 +176,8 @@ def data_folder(
   """Returns the folder of the data, `$METAJAX_DATA_DIR` if None is given.
 
   Raises:
-    FileNotFoundError: if there is neither; it names the script that fetches
-      the data.
+    FileNotFoundError: if there is neither. The message names the script that
+      fetches the data.
   """
   given = data_dir or os.environ.get("METAJAX_DATA_DIR")
   if not given:
@@ -237,15 +240,15 @@ def read_drawing(
   """Decodes one drawing of an archive: uint8 `[size, size]`, ink 255.
 
   Raises:
-    ValueError: if it is no image; the message ends with the `fix`.
+    ValueError: if the file is not an image. The message ends with the `fix`.
   """
-  # Only decoding needs pillow; sampling and the benchmark do without.
+  # Only decoding needs pillow. Sampling and the benchmark do not import it.
   from PIL import Image
 
   content = archive.read(member)
   try:
     with Image.open(io.BytesIO(content)) as image:
-      # The filter of the original MAML code; ink is black in the files.
+      # The original MAML code uses this filter. Ink is black in the files.
       small = image.convert("L").resize((size, size), Image.Resampling.LANCZOS)
   # Pillow and its decoders raise errors of many kinds.
   except Exception as error:
@@ -269,7 +272,7 @@ def _read_cache(path: Path) -> OmniglotImages | None:
 
 
 def _write_cache(path: Path, data: OmniglotImages) -> None:
-  """Writes under another name and renames: a cache is whole or not there."""
+  """Writes the cache under another name and renames it, so it is complete."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.NamedTemporaryFile(
     dir=path.parent, suffix=".tmp", delete=False

@@ -1,4 +1,4 @@
-"""The Omniglot challenge: 20 runs of one-shot classification, as published."""
+"""The Omniglot challenge: the 20 published runs of one-shot classification."""
 
 import os
 import zipfile
@@ -33,21 +33,22 @@ def load_one_shot_runs(
 ) -> Episode:
   """Reads the 20 runs, each with 20 characters of one evaluation alphabet.
 
-  In a run, one drawing of each character is given and one of each is to be
-  found, all by two different drawers: 400 trials in all.
+  The support of a run is one drawing of each character by one drawer. The query
+  is one drawing of each character by another drawer. There are 400 trials.
 
   Args:
     data_dir: folder of `all_runs.zip`; `$METAJAX_DATA_DIR` if None.
     image_size: height and width in pixels.
 
   Returns:
-    Episodes with a leading axis of 20 runs: inputs float32 `[20, 20, size,
-    size, 1]` in [0, 1], targets int32 `[20, 20]`, the number of the drawing
-    that is of the same character.
+    Episodes with a leading axis of 20 runs. Inputs are float32 `[20, 20, size,
+    size, 1]` in [0, 1]. Targets are int32 `[20, 20]`, the number of the support
+    drawing of the same character.
 
   Raises:
-    ValueError: if the archive is damaged or another.
-    FileNotFoundError: if it is not there; it says where to get it.
+    ValueError: if the archive is damaged, or has other contents.
+    FileNotFoundError: if the archive is missing. The message says where to get
+      it.
 
   References:
     Lake et al., `Human-level concept learning through probabilistic program

@@ -1,8 +1,9 @@
-"""Pickles of numbers, strings and numpy arrays, read without running any code.
+"""Reads pickles of numbers, strings and numpy arrays without running code.
 
-A pickle can name any function and have it called. Here each name that it gives
-is looked up in one table, of stand-ins which keep what they are given. Arrays
-are made of those bytes afterwards; numpy's own functions are not called.
+A pickle can name any function, and an ordinary reader calls it. This reader
+looks each name up in one table of stand-ins, which only store their arguments.
+It makes the arrays from the stored bytes. It never calls a function that the
+pickle names.
 """
 
 import io
@@ -16,7 +17,7 @@ KINDS = "biufSU"  # Booleans, numbers and strings.
 
 
 class _Dtype:
-  """Stands for `numpy.dtype`: its name, and the order of its bytes."""
+  """Stands for `numpy.dtype`: stores its name and its byte order."""
 
   def __init__(self, name: str, align: Any = False, copy: Any = False):
     del align, copy
@@ -36,7 +37,7 @@ class _Dtype:
 
 
 class _Array:
-  """Stands for an array, until its bytes have come."""
+  """Stands for an array until the pickle gives its bytes."""
 
   value: np.ndarray | None = None
 
@@ -55,19 +56,19 @@ def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> _Array:
 
 
 def _reconstruct(*arguments: Any) -> _Array:
-  del arguments  # Of an empty array; its content is its state.
+  del arguments  # They make an empty array. Its state has the content.
   return _Array()
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-  """How Python 3 writes bytes so that Python 2 can read them."""
+  """Stands for `codecs.encode`. Python 3 writes bytes for Python 2 with it."""
   if encoding != "latin1":
     raise pickle.UnpicklingError(f"text encoded as {encoding}")
   return _bytes(text)
 
 
 class _Name(NamedTuple):
-  """Stands for what is named, but never to be called."""
+  """Stands for a name that is never called."""
 
   name: str
 
@@ -100,8 +101,8 @@ def read_plain_pickle(content: bytes) -> Any:
     content: the whole of the file.
 
   Raises:
-    ValueError: for a pickle that names anything else, which is not called, or
-      a damaged one.
+    ValueError: if the pickle is damaged or names anything else. The named
+      function is not called.
   """
   try:
     found = _Reader(io.BytesIO(content), encoding="latin1").load()
@@ -113,8 +114,8 @@ def read_plain_pickle(content: bytes) -> Any:
 
 
 def _plain(x: Any, seen: dict[int, Any]) -> Any:
-  """Puts arrays in the place of what stood for them."""
-  if id(x) in seen:  # What is shared is looked at once, however often it is.
+  """Replaces stand-ins by their arrays."""
+  if id(x) in seen:  # A shared object is converted only once.
     return seen[id(x)]
   if isinstance(x, _Array) and x.value is not None:
     return x.value

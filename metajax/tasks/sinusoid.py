@@ -14,9 +14,10 @@ def sinusoid(
   phase_range: tuple[float, float] = (0.0, jnp.pi),
   input_range: tuple[float, float] = (-5.0, 5.0),
 ) -> TaskFamily:
-  """Sine waves to be regressed from a few points.
+  """Builds tasks of regressing a sine wave from a few points.
 
-  A task is a curve; support and query are points of it, drawn independently::
+  A task is a curve. Support and query are points of the curve, drawn
+  independently::
 
     y = A sin(x - phase),  A ~ U[0.1, 5],  phase ~ U[0, pi],  x ~ U[-5, 5]
 
@@ -28,7 +29,8 @@ def sinusoid(
     input_range: bounds of x, in radians.
 
   Returns:
-    A task family; inputs and targets are float arrays `[shots, 1]`.
+    A task family. Inputs and targets are float arrays `[shots, 1]` in the
+    support and `[query_shots, 1]` in the query.
 
   Raises:
     ValueError: for fewer than one point or an empty range.

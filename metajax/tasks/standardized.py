@@ -10,11 +10,11 @@ from metajax.types import Array, Episode, PRNGKey, TaskFamily, as_partial
 
 
 class Channels(NamedTuple):
-  """Mean and deviation of each channel, of pixels in [0, 1].
+  """Mean and deviation of each channel, for pixels in [0, 1].
 
   Attributes:
-    mean: one number a channel.
-    deviation: one number a channel, none of them zero.
+    mean: a number for each channel.
+    deviation: a number for each channel, not zero.
   """
 
   mean: tuple[float, ...]
@@ -25,7 +25,7 @@ class Channels(NamedTuple):
     return (images - jnp.asarray(self.mean)) / jnp.asarray(self.deviation)
 
   def restore(self, images: Array) -> Array:
-    """Returns pixels in [0, 1] again."""
+    """Returns the pixels in [0, 1] of standardised images."""
     return images * jnp.asarray(self.deviation) + jnp.asarray(self.mean)
 
 
@@ -33,10 +33,10 @@ def channels_of(images: np.ndarray) -> Channels:
   """Measures the channels of uint8 images `[n, height, width, channels]`.
 
   All sums are of integers, so the order of the images does not matter. A
-  channel of one value everywhere gets deviation 1.
+  constant channel gets deviation 1.
   """
   totals = np.zeros((2, images.shape[-1]), np.int64)
-  for start in range(0, len(images), 1024):  # A little memory at a time.
+  for start in range(0, len(images), 1024):  # Parts, to save memory.
     x = images[start : start + 1024].astype(np.int32)
     totals += np.stack([y.sum((0, 1, 2), dtype=np.int64) for y in (x, x * x)])
   count = images.size // images.shape[-1]
@@ -47,18 +47,18 @@ def channels_of(images: np.ndarray) -> Channels:
 
 
 def standardized(tasks: TaskFamily, channels: Channels) -> TaskFamily:
-  """Standardises the images of tasks, as they are drawn.
+  """Standardises the images of tasks when they are drawn.
 
   Args:
-    tasks: a family of images `[n, height, width, channels]` in [0, 1]. What is
-      to change pixels, such as an augmentation, goes inside.
-    channels: their mean and deviation, of the training classes as a rule.
+    tasks: a family of images `[n, height, width, channels]` in [0, 1]. An
+      augmentation must already be part of this family.
+    channels: the mean and deviation, usually those of the training classes.
 
   Returns:
-    A task family of the same tasks; padding stays zero.
+    A task family of the same tasks. Padding stays zero.
 
   Raises:
-    ValueError: if the images have other channels.
+    ValueError: if the images have another number of channels.
   """
   shape = jax.eval_shape(tasks, jax.random.key(0)).support.inputs.shape
   if shape[-1] != len(channels.mean):

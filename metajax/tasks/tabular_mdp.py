@@ -1,6 +1,6 @@
 """Random tabular MDPs (Duan et al. 2016, section 3.2), a gymnax environment."""
 
-# The methods are those of gymnax, described there.
+# gymnax documents the methods.
 # ruff: noqa: D102, ANN201
 
 import jax
@@ -18,7 +18,8 @@ class MDPParams(environment.EnvParams):
 
   Attributes:
     transitions: `[states, actions, states]`, probabilities of the next state.
-    means: `[states, actions]` of the rewards, which are normal with variance 1.
+    means: `[states, actions]`, mean rewards. Rewards are normal with variance
+      1.
     max_steps_in_episode: the horizon.
   """
 
@@ -31,13 +32,13 @@ class MDPParams(environment.EnvParams):
 
 @struct.dataclass
 class MDPState(environment.EnvState):
-  """Where one is: `place`, a number."""
+  """The state of an episode. `place` is the number of the MDP's state."""
 
   place: Array
 
 
 class TabularMDP(environment.Environment):
-  """Episodes of an MDP, each of which begins in state 0."""
+  """An MDP whose episodes all begin in state 0."""
 
   def __init__(self, num_states: int, num_actions: int):
     self.num_states = num_states
@@ -85,12 +86,14 @@ def tabular_mdps(
   num_actions: int = 5,
   horizon: int = 10,
 ) -> Trials:
-  """Returns MDPs with flat Dirichlet transitions and mean rewards N(1, 1).
+  """Returns trials of MDPs with flat Dirichlet transitions.
+
+  The mean rewards are drawn from N(1, 1).
 
   Args:
     num_episodes: episodes of a trial.
-    num_states: including the first, 0.
-    num_actions: in every state.
+    num_states: number of states, including the first, 0.
+    num_actions: number of actions in every state.
     horizon: steps of an episode.
 
   Raises:

@@ -1,8 +1,8 @@
-"""Reinforcement learning tasks: trials in which a player learns a new one.
+"""Reinforcement learning tasks: trials in which a player learns a new task.
 
-Any environment with gymnax's interface is a distribution of tasks. A trial is
-what RL^2 (Duan et al. 2016, section 2.2) calls one: a task is drawn, and a
-player lives in it for a fixed number of steps, over all its episodes.
+Any environment with gymnax's interface is a distribution of tasks. The term
+trial is that of RL^2 (Duan et al. 2016, section 2.2). A trial draws a task, and
+the player acts in it for a fixed number of steps, over several episodes.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,16 @@ from metajax.types import Array, PRNGKey
 
 
 class Step(NamedTuple):
-  """What a player sees before it acts.
+  """The input of a player before it acts.
 
   Attributes:
-    observation: of the environment.
-    action: int32, the action that led here.
-    reward: what it brought.
-    ended: whether it ended an episode; the observation begins the next.
+    observation: the observation of the environment.
+    action: int32, the action before.
+    reward: the reward of that action.
+    ended: whether that action ended an episode. The observation is then the
+      first of the next episode.
     first: whether this is the first step of a task. Then action, reward and
-      ended are of no task and zero.
+      ended are zero.
   """
 
   observation: Array
@@ -35,10 +36,10 @@ class Step(NamedTuple):
 
 
 class Player(NamedTuple):
-  """A fast learner: whatever it learns of a task is in its memory.
+  """A fast learner. Its memory contains all that it has learned of a task.
 
   Attributes:
-    start: `() -> memory` of one that knows nothing of its task.
+    start: `() -> memory`, the memory at the beginning of a task.
     act: `(memory, step, rng) -> (action, memory)`.
   """
 
@@ -47,10 +48,10 @@ class Player(NamedTuple):
 
 
 class Trials(NamedTuple):
-  """A distribution of tasks, all of the same number of steps.
+  """A distribution of tasks with the same number of steps.
 
   Attributes:
-    reset: `(rng) -> (task, observation)` draws a task and begins it.
+    reset: `(rng) -> (task, observation)`. Draws a task and begins it.
     step: `(task, action, rng) -> (task, observation, reward, ended)`.
     num_actions: actions are 0, 1, ..., `num_actions - 1`.
     num_steps: the length of a trial.
@@ -66,10 +67,11 @@ class Task(NamedTuple):
   """A task of `trials` in progress.
 
   Attributes:
-    params: of the environment.
-    start: what every episode begins with, a pair of observation and state; with
-      `new_starts` the key of all later ones, and how many of them there were.
-    state: of the environment.
+    params: the parameters of the environment.
+    start: the observation and state with which every episode begins. With
+      `new_starts`, the key of all later starts and the number of those already
+      drawn.
+    state: the state of the environment.
   """
 
   params: Any
@@ -87,32 +89,33 @@ def trials(
 ) -> Trials:
   """Makes trials of an environment with gymnax's interface.
 
-  A task is a draw of the environment's parameters, and of what every episode of
-  the task begins with: what `reset_env` draws (the goal of a maze, the arms of
-  a bandit) is drawn anew for a task, not for an episode. With `new_starts` it
-  is drawn for each episode, and the parameters alone make the task. The starts
-  depend on the key of the task, not on what the player does.
+  A task draws the environment's parameters and the start of its episodes. All
+  episodes of a task have the same start. `reset_env` therefore draws, for
+  example, the goal of a maze or the arms of a bandit once for a task. With
+  `new_starts`, each episode draws a new start, and only the parameters define
+  the task. The starts depend on the key of the task, not on the player.
 
   `reset_env` runs once for a task. With `new_starts` it also runs in each step
-  that ends an episode; under `vmap`, in each step that ends one in any of the
-  tasks.
+  that ends an episode. Under `vmap` it runs in each step that ends an episode
+  of any task.
 
   Args:
-    environment: with `reset_env`, `step_env` and `is_truncated`, as gymnax has
-      them; its own automatic reset is not used. Its observations are arrays,
-      or trees of arrays, which become one vector; those of a discrete space
-      become one-hot.
+    environment: an environment with gymnax's `reset_env`, `step_env` and
+      `is_truncated`. Its automatic reset is not used. Observations of a
+      discrete space become one-hot. Trees of arrays become one vector. Other
+      arrays do not change.
     num_steps: the length of a trial, at least 1.
-    sample_params: `(rng) -> params`; None: the default ones, in every task.
-    actions: `[num_actions, ...]`, what the environment is given for each
-      action, for those whose actions are not numbers from 0 on; a tree of such
-      arrays for actions that are trees.
-    new_starts: whether each episode of a task begins with a new draw.
+    sample_params: `(rng) -> params`; None: every task has the default
+      parameters.
+    actions: `[num_actions, ...]`, a table of the environment's actions, for
+      environments whose actions are not numbers from 0 on. If actions are
+      trees, a tree of such arrays.
+    new_starts: whether each episode of a task draws a new start.
 
   Raises:
     ValueError: if `num_steps` is not positive, if the environment lacks one of
       these methods, or if its actions are not 0, 1, ..., `num_actions - 1` and
-      there is no table of them that fits.
+      no fitting table is given.
   """
   if num_steps < 1:
     raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
@@ -167,13 +170,14 @@ def trials(
 def _where_ended(reset: Callable[[PRNGKey, Any], Any]) -> Callable[..., Any]:
   """Returns `(ended, key, params, old)` -> a fresh start where ended, else old.
 
-  Under `vmap` a `lax.cond` would run both branches in every step. This runs the
-  reset, for all tasks at once, only in a step that ends an episode in any.
+  Under `vmap`, a plain `lax.cond` would run both branches in every step. This
+  function runs the reset for all tasks at once, and only in a step that ends an
+  episode of some task.
   """
 
   @jax.custom_batching.custom_vmap
   def begin(ended: Array, key: PRNGKey, params: Any, old: Any) -> Any:
-    # All have the leading axes of `ended`.
+    # All arguments have the leading axes of `ended`.
     fresh = reset
     for _ in range(ended.ndim):
       fresh = jax.vmap(fresh)
@@ -202,11 +206,12 @@ def _where_ended(reset: Callable[[PRNGKey, Any], Any]) -> Callable[..., Any]:
 
 
 def with_last_observation(tasks: Trials) -> Trials:
-  """Shows a player the observation before, too: the whole of a transition.
+  """Adds the last observation to each observation, to show whole transitions.
 
-  Observations become `[2 observation]`, flat, the second half being zero at the
-  first step of a task. A player with a memory learns nothing new by it, but is
-  spared to remember where it was when it did what it is now paid for.
+  Observations become flat and twice as long. The second half is the last
+  observation, and zero at the first step of a task. This is no new information
+  for a player with a memory. But the player need not remember the observation
+  that it acted on to interpret the reward.
   """
 
   def reset(rng: PRNGKey) -> tuple[Any, Array]:
@@ -226,10 +231,10 @@ def with_last_observation(tasks: Trials) -> Trials:
 
 
 class Trial(NamedTuple):
-  """A task as it was played, `T = num_steps`.
+  """The record of one played task, `T = num_steps`.
 
   Attributes:
-    steps: `[T + 1, ...]`; the last is what the last action led to.
+    steps: `[T + 1, ...]`. The last step is the result of the last action.
     memories: `[T + 1, ...]`, the player's memory before each step.
   """
 
@@ -238,12 +243,12 @@ class Trial(NamedTuple):
 
   @property
   def rewards(self) -> Array:
-    """`[T]`, of the actions in turn."""
+    """The rewards of the actions in order, `[T]`."""
     return self.steps.reward[1:]
 
 
 def first_step(observation: Array) -> Step:
-  """Returns what a player sees first in a task."""
+  """Returns the first input of a player in a task."""
   return Step(
     jnp.asarray(observation, jnp.float32),
     jnp.int32(0),
@@ -254,7 +259,7 @@ def first_step(observation: Array) -> Step:
 
 
 def play(player: Player, tasks: Trials, rng: PRNGKey) -> Trial:
-  """Plays one task to its end; vmap it over keys for many."""
+  """Plays one task to its end. Use `jax.vmap` over keys for many tasks."""
   task_key, rng = jax.random.split(rng)
   task, observation = tasks.reset(task_key)
 
