@@ -26,7 +26,11 @@ from metajax.tasks.image_splits import (
   split_episodes,
   with_channels,
 )
-from metajax.tasks.standardized import Channels, channels_of
+from metajax.tasks.standardized import (
+  Channels,
+  channels_of,
+  standardized,
+)
 from metajax.types import Splits
 
 flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
@@ -135,12 +139,12 @@ def load(ways: int, train_ways: int) -> ImageData:
       name != "folder" if FLAGS.standardize is None else FLAGS.standardize
     )
     channels = channels_of(images.train.images) if wanted else None
-    splits = episodes(
-      images, where(name, "data_dir"), channels=channels, **tasks
-    )
+    splits = episodes(images, where(name, "data_dir"), **tasks)
   if FLAGS.augment:
     change = augmentation(size)
     splits = splits._replace(train=augmented(splits.train, change, change))
+  if channels:
+    splits = Splits(*(standardized(family, channels) for family in splits))
   protocol = {
     "ways": ways,
     "train_ways": train_ways,
