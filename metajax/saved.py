@@ -116,9 +116,7 @@ def build(
   """
   encoded = recipe.learner in ENCODED
   if recipe.model is not None:
-    arguments = dict(recipe.model)
-    make = _known("model", arguments.pop("name"), MODELS)
-    model = make(None if encoded else recipe.num_outputs, **arguments)
+    model = build_model(recipe.model, None if encoded else recipe.num_outputs)
   if model is None:
     raise ValueError("the model is one of your own: give it as `model`.")
   if recipe.dtype != "float32":
@@ -140,6 +138,24 @@ def build(
     memory=recipe.memory,
     **options,
   )
+
+
+def build_model(
+  description: Mapping[str, Any], num_outputs: int | None
+) -> Model:
+  """Builds the model that `Recipe.model` describes.
+
+  Args:
+    description: its "name" in `MODELS`, and its arguments.
+    num_outputs: the outputs of its head; None leaves out the head, so that the
+      model is an embedding.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  arguments = dict(description)
+  make = _known("model", arguments.pop("name"), MODELS)
+  return make(num_outputs, **arguments)
 
 
 def save(

@@ -54,7 +54,7 @@ import json
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -65,11 +65,11 @@ from scripts.benchmarks import (  # noqa: E402
   growth,
   inner_loop,
   maml,
+  own_flags,
   replay,
   scaling,
 )
-
-FLAGS = flags.FLAGS
+from scripts.benchmarks.own_flags import FLAGS
 
 SUITES = {
   "maml": maml.measure,
@@ -80,8 +80,8 @@ SUITES = {
   "scaling": scaling.measure,
   "all": everything.measure,
 }
-flags.DEFINE_enum("suite", "maml", list(SUITES), "What to measure.")
-flags.DEFINE_bool(
+own_flags.DEFINE_enum("suite", "maml", list(SUITES), "What to measure.")
+own_flags.DEFINE_bool(
   "json",
   False,
   "Only JSON on standard output, a line each result; the tables go to stderr.",
@@ -112,4 +112,4 @@ def show(result: dict) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main(own_flags.parse(sys.argv))

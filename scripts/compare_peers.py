@@ -30,19 +30,18 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from metajax.training import use_cpu_cores  # noqa: E402
 from metajax.training.mesh import usable_cores  # noqa: E402
-from scripts.benchmarks import maml, pretraining  # noqa: E402
+from scripts.benchmarks import maml, own_flags, pretraining  # noqa: E402
 from scripts.benchmarks.measuring import machine, timed  # noqa: E402
+from scripts.benchmarks.own_flags import FLAGS
 
-FLAGS = flags.FLAGS
-
-flags.DEFINE_bool("json", False, "A line of JSON after the table.")
-flags.DEFINE_bool(
+own_flags.DEFINE_bool("json", False, "A line of JSON after the table.")
+own_flags.DEFINE_bool(
   "torch_compile",
   False,
   "Compare torch.compile too, which takes minutes to compile an inner loop.",
@@ -247,4 +246,4 @@ def show(seconds: dict[str, list[float]], errors: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  main(own_flags.parse(sys.argv))

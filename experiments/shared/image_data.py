@@ -15,6 +15,7 @@ from experiments.shared.image_sets import (
 from metajax.runs.flags import FLAGS, refuse
 from metajax.tasks import omniglot
 from metajax.tasks.augmentation import (
+  Augmentation,
   augmented,
   compose,
   random_crop,
@@ -25,7 +26,11 @@ from metajax.tasks.image_splits import (
   split_episodes,
   with_channels,
 )
-from metajax.tasks.standardized import Channels, channels_of
+from metajax.tasks.standardized import (
+  Channels,
+  channels_of,
+  standardized,
+)
 from metajax.types import Splits
 
 flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
@@ -33,7 +38,7 @@ flags.DEFINE_integer(
   "train_ways",
   0,
   "Classes per task in training, for learners that take any number "
-  "(prototypical and ridge); 0: as many as at test.",
+  "(prototypical, cosine, svm and ridge); 0: as many as at test.",
   lower_bound=0,
 )
 flags.register_validator(
@@ -135,12 +140,12 @@ def load(ways: int, train_ways: int) -> ImageData:
       name != "folder" if FLAGS.standardize is None else FLAGS.standardize
     )
     channels = channels_of(images.train.images) if wanted else None
-    splits = episodes(
-      images, where(name, "data_dir"), channels=channels, **tasks
-    )
+    splits = episodes(images, where(name, "data_dir"), **tasks)
   if FLAGS.augment:
-    change = compose(random_crop(4 if size <= 32 else 8), random_flip())
+    change = augmentation(size)
     splits = splits._replace(train=augmented(splits.train, change, change))
+  if channels:
+    splits = Splits(*(standardized(family, channels) for family in splits))
   protocol = {
     "ways": ways,
     "train_ways": train_ways,
@@ -191,6 +196,11 @@ def _tested_elsewhere(found: ImageData) -> ImageData:
     eval_fingerprint=told,
     protocol={**found.protocol, "eval_data": shown},
   )
+
+
+def augmentation(size: int) -> Augmentation:
+  """Random crops and mirror images, of images of this height and width."""
+  return compose(random_crop(4 if size <= 32 else 8), random_flip())
 
 
 def _rotations(name: str) -> int:

@@ -21,6 +21,7 @@ from metajax.learners.heads import (
 from metajax.learners.implicit import imaml
 from metajax.learners.maml import maml
 from metajax.learners.maml_plus_plus import maml_plus_plus
+from metajax.learners.meta_curvature import meta_curvature
 from metajax.learners.meta_gradients import gradient_of_mean, mean_of_gradients
 from metajax.learners.meta_sgd import meta_sgd
 from metajax.learners.options import Option, Setting
@@ -63,6 +64,7 @@ __all__ = [
   "maml",
   "maml_plus_plus",
   "mean_of_gradients",
+  "meta_curvature",
   "meta_sgd",
   "nearest_mean",
   "prototypical",

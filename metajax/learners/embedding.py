@@ -28,6 +28,7 @@ def embedding(
   loss_fn: LossFn,
   *,
   normalize: bool = False,
+  prepare: Callable[[PRNGKey, Batch], Batch] | None = None,
   metrics: Mapping[str, LossFn] | None = None,
 ) -> MetaLearner:
   """Learns an embedding for heads that are fitted to the support of a task.
@@ -52,6 +53,9 @@ def embedding(
       differentiated, so `meta_grad` fails with it; `adapt` and `predict` work.
     loss_fn: `(predictions, targets) -> scalar`, for the query.
     normalize: scale each feature vector to length 1, as Tian et al. do.
+    prepare: `(rng, support) -> support`, a random change of the support before
+      the head is fitted. Tian et al. fit to several augmented copies of it.
+      None: no change.
     metrics: more such functions to be reported by `meta_grad` beside "loss".
 
   Returns:
@@ -63,7 +67,8 @@ def embedding(
     return unit_length(features) if normalize else features
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    del rng
+    if prepare is not None:
+      support = prepare(rng, support)
     features = model.apply(meta_params, support.inputs, mask=support.mask)
     head_params = fit_head(head, scaled(features), support)
     return {"embedding": meta_params, "head": head_params}
@@ -80,7 +85,17 @@ def embedding(
     head_params = fit_head(head, scaled(support), episode.support)
     return head.predict(head_params, scaled(query))
 
-  meta_loss = encoded_loss(model.train, solve, loss_fn, metrics)
+  encoded = encoded_loss(model.train, solve, loss_fn, metrics)
+
+  def meta_loss(
+    meta_params: Params, episode: Episode, rng: PRNGKey
+  ) -> tuple[Array, Metrics, Params]:
+    if prepare is not None:
+      prepare_key, rng = jax.random.split(rng)
+      support = prepare(prepare_key, episode.support)
+      episode = episode._replace(support=support)
+    return encoded(meta_params, episode, rng)
+
   return MetaLearner(model.init, adapt, predict, gradient_of_mean(meta_loss))
 
 

@@ -19,6 +19,7 @@ from metajax.learners.implicit import imaml
 from metajax.learners.maml import maml
 from metajax.learners.maml_plus_plus import OPTIONS as OF_MAML_PLUS_PLUS
 from metajax.learners.maml_plus_plus import maml_plus_plus
+from metajax.learners.meta_curvature import meta_curvature
 from metajax.learners.meta_sgd import meta_sgd
 from metajax.learners.options import Option
 from metajax.learners.partition import all_but_last_layer, last_layer
@@ -118,6 +119,7 @@ register("anil", functools.partial(maml, mask=last_layer))
 register("boil", functools.partial(maml, mask=all_but_last_layer))
 register("maml_plus_plus", maml_plus_plus, OF_MAML_PLUS_PLUS)
 register("meta_sgd", meta_sgd)
+register("meta_curvature", meta_curvature)
 register("cavia", cavia, OF_CAVIA)
 register("imaml", imaml, OF_IMAML)
 register("reptile", reptile, OF_REPTILE)

@@ -11,7 +11,11 @@ from metajax.training.federated import federated_trainer
 from metajax.training.mesh import task_mesh, use_cpu_cores
 from metajax.training.state import Trainer, TrainState, evaluation_params
 from metajax.training.step import meta_trainer
-from metajax.training.supervised import loss_of, supervised_trainer
+from metajax.training.supervised import (
+  loss_of,
+  on_changed,
+  supervised_trainer,
+)
 
 __all__ = [
   "Clients",
@@ -23,6 +27,7 @@ __all__ = [
   "federated_trainer",
   "loss_of",
   "meta_trainer",
+  "on_changed",
   "supervised_trainer",
   "task_mesh",
   "use_cpu_cores",

@@ -149,6 +149,35 @@ def supervised_trainer(
   )
 
 
+def on_changed(
+  loss_fn: SupervisedLoss, change: Callable[[PRNGKey, Array], Array]
+) -> SupervisedLoss:
+  """Changes the inputs at random before the loss, to augment a data set.
+
+  A teacher inside `loss_fn` reads the changed inputs, too.
+
+  Args:
+    loss_fn: of examples in a `Batch`, or in a dictionary with "inputs".
+    change: `(rng, inputs) -> inputs`, such as those of
+      `metajax.tasks.augmentation`.
+
+  Returns:
+    A loss for `supervised_trainer`.
+  """
+
+  def changed(loss_fn, params, examples, rng):
+    change_key, loss_key = jax.random.split(rng)
+    if isinstance(examples, Batch):
+      inputs = change(change_key, examples.inputs)
+      examples = examples._replace(inputs=inputs)
+    else:
+      inputs = change(change_key, examples["inputs"])
+      examples = {**examples, "inputs": inputs}
+    return loss_fn(params, examples, loss_key)
+
+  return jax.tree_util.Partial(changed, as_partial(loss_fn))
+
+
 def loss_of(
   model: Model,
   loss_fn: LossFn,

@@ -5,17 +5,16 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from metajax.aggregation import weighted_average
+from scripts.benchmarks import own_flags
 from scripts.benchmarks.measuring import machine, timed
+from scripts.benchmarks.own_flags import FLAGS
 
-FLAGS = flags.FLAGS
-
-flags.DEFINE_integer(
+own_flags.DEFINE_integer(
   "members", 64, "Models to average (suite aggregation).", lower_bound=1
 )
-flags.DEFINE_integer(
+own_flags.DEFINE_integer(
   "parameters",
   10_000_000,
   "Parameters of a model (suite aggregation).",

@@ -9,22 +9,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import flags
+from scripts.benchmarks import own_flags
+from scripts.benchmarks.own_flags import FLAGS
 
-FLAGS = flags.FLAGS
-
-flags.DEFINE_string(
+own_flags.DEFINE_string(
   "out",
   None,
   "Folder of the suite all; what it has already is not measured again.",
 )
-flags.DEFINE_string(
+own_flags.DEFINE_string(
   "match",
   "",
   "Of the suite all: only settings that have this regular expression in their "
   "names, which are those of the files in --out.",
 )
-flags.DEFINE_float(
+own_flags.DEFINE_float(
   "limit", 300.0, "Seconds for one setting of the suite all.", lower_bound=1.0
 )
 

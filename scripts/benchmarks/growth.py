@@ -5,19 +5,17 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from absl import flags
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from metajax.training.chunking import trace_one_task
-from scripts.benchmarks import maml
+from scripts.benchmarks import maml, own_flags
 from scripts.benchmarks.measuring import machine, seconds_per_step
-
-FLAGS = flags.FLAGS
+from scripts.benchmarks.own_flags import FLAGS
 
 SIZES = ("ways", "shots", "query_shots", "image_size", "inner_steps", "filters")
 FACTORS = (1, 2, 4)
 
-flags.DEFINE_list(
+own_flags.DEFINE_list(
   "grow",
   [],
   "Of the suite growth: the sizes that grow, one by one, of "

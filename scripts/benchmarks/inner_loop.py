@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from jax.flatten_util import ravel_pytree
 
 from metajax import inner_loop
@@ -18,25 +17,25 @@ from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.transformer import Transformer
 from metajax.types import Array, Batch, Episode, Model
+from scripts.benchmarks import own_flags
 from scripts.benchmarks.measuring import machine, timed
+from scripts.benchmarks.own_flags import FLAGS
 
-FLAGS = flags.FLAGS
-
-flags.DEFINE_multi_enum(
+own_flags.DEFINE_multi_enum(
   "inner_loop_of",
   ["mlp", "conv4", "transformer"],
   ["mlp", "conv4", "transformer"],
   "Models (suite inner_loop).",
 )
-flags.DEFINE_multi_integer("blocks", [8], "Of the transformer.", 1)
-flags.DEFINE_multi_integer(
+own_flags.DEFINE_multi_integer("blocks", [8], "Of the transformer.", 1)
+own_flags.DEFINE_multi_integer(
   "transformer_steps", [4], "Its inner steps (suite inner_loop).", 1
 )
-flags.DEFINE_multi_integer(
+own_flags.DEFINE_multi_integer(
   "mlp_steps", [10, 100, 1000], "The MLP's inner steps.", 1
 )
-flags.DEFINE_integer("sequence", 256, "Tokens the transformer reads.", 2)
-flags.DEFINE_multi_integer("width", [64], "Of the transformer.", 4)
+own_flags.DEFINE_integer("sequence", 256, "Tokens the transformer reads.", 2)
+own_flags.DEFINE_multi_integer("width", [64], "Of the transformer.", 4)
 
 VOCABULARY = 256
 # The memory option of the inner loop, and whether the model's blocks are

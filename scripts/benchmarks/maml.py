@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 
 from metajax.inner_loop import TASK_AXIS, Memory
 from metajax.learners import ENCODED, REGISTRY
@@ -19,6 +18,7 @@ from metajax.tasks.few_shot import few_shot_episodes
 from metajax.training import choose_task_chunk, meta_trainer, task_mesh
 from metajax.training.chunking import trace_one_task
 from metajax.types import MetaLearner, Metrics, Model, TaskFamily
+from scripts.benchmarks import own_flags
 from scripts.benchmarks.measuring import (
   copy_rate,
   machine,
@@ -26,46 +26,45 @@ from scripts.benchmarks.measuring import (
   peak_bytes,
   seconds_per_step,
 )
+from scripts.benchmarks.own_flags import FLAGS
 
-FLAGS = flags.FLAGS
-
-flags.DEFINE_enum(
+own_flags.DEFINE_enum(
   "learner", "maml", [*sorted(REGISTRY), "supervised"], "Algorithm."
 )
-flags.DEFINE_enum("model", "conv4", ["conv4", "mlp"], "Network.")
-flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
-flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
-flags.DEFINE_integer(
+own_flags.DEFINE_enum("model", "conv4", ["conv4", "mlp"], "Network.")
+own_flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
+own_flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
+own_flags.DEFINE_integer(
   "query_shots", 15, "Query images per class.", lower_bound=1
 )
-flags.DEFINE_integer("tasks", 32, "Tasks per meta-step.", lower_bound=1)
-flags.DEFINE_integer("inner_steps", 1, "Inner steps.", lower_bound=0)
-flags.DEFINE_integer(
+own_flags.DEFINE_integer("tasks", 32, "Tasks per meta-step.", lower_bound=1)
+own_flags.DEFINE_integer("inner_steps", 1, "Inner steps.", lower_bound=0)
+own_flags.DEFINE_integer(
   "task_chunk", 0, "Tasks treated at once; 0: chosen.", lower_bound=0
 )
-flags.DEFINE_enum(
+own_flags.DEFINE_enum(
   "memory",
   "mixed",
   get_args(Memory),
   "What the inner loop keeps: see metajax.inner_loop.minimize.",
 )
-flags.DEFINE_enum(
+own_flags.DEFINE_enum(
   "conv_lowering",
   "auto",
   get_args(ConvLowering),
   "How conv4 convolves: see metajax.models.conv.convolution.",
 )
 
-flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
-flags.DEFINE_bool(
+own_flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
+own_flags.DEFINE_bool(
   "pooled",
   False,
   "Let conv4 have stride 1 and max-pooling, in place of stride 2.",
 )
-flags.DEFINE_integer(
+own_flags.DEFINE_integer(
   "image_size", 28, "Height and width of the images.", lower_bound=1
 )
-flags.DEFINE_integer("channels", 1, "Channels of an image.", lower_bound=1)
+own_flags.DEFINE_integer("channels", 1, "Channels of an image.", lower_bound=1)
 
 INNER_RATE = 0.4
 CLASSES, PER_CLASS = 64, 20  # Random images. A class has more if necessary.

@@ -4,14 +4,13 @@ import time
 
 import jax
 import numpy as np
-from absl import flags
 
 from metajax.results import environment
+from scripts.benchmarks import own_flags
+from scripts.benchmarks.own_flags import FLAGS
 
-FLAGS = flags.FLAGS
-
-flags.DEFINE_integer("repeats", 7, "Timed calls.", lower_bound=1)
-flags.DEFINE_float(
+own_flags.DEFINE_integer("repeats", 7, "Timed calls.", lower_bound=1)
+own_flags.DEFINE_float(
   "seconds", 2.0, "About how long a timed call lasts.", lower_bound=0.0
 )
 

@@ -6,16 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 
 from metajax.losses import cross_entropy
 from metajax.training import loss_of, supervised_trainer, task_mesh
 from metajax.types import Array, Batch, Metrics, Params
-from scripts.benchmarks import maml
+from scripts.benchmarks import maml, own_flags
+from scripts.benchmarks.own_flags import FLAGS
 
-FLAGS = flags.FLAGS
-
-flags.DEFINE_integer(
+own_flags.DEFINE_integer(
   "batch_size", 64, "Images of a step of --learner=supervised.", lower_bound=1
 )
 

@@ -7,20 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from jax.sharding import PartitionSpec as P
 
 from metajax.models.recurrent import recurrent
 from metajax.training.mesh import TASKS, task_mesh
+from scripts.benchmarks import own_flags
 from scripts.benchmarks.measuring import machine, seconds_per_step
+from scripts.benchmarks.own_flags import FLAGS
 
-FLAGS = flags.FLAGS
-
-flags.DEFINE_integer("pulls", 100, "Pulls of a bandit (suite replay).", 1)
-flags.DEFINE_integer("arms", 10, "Arms of a bandit (suite replay).", 2)
-flags.DEFINE_integer("units", 64, "Of the GRU (suite replay).", 1)
-flags.DEFINE_integer("actors", 64, "Tasks played at once (suite replay).", 1)
-flags.DEFINE_float("replay_ratio", 2.0, "Of the suite replay.", 1e-3)
+own_flags.DEFINE_integer("pulls", 100, "Pulls of a bandit (suite replay).", 1)
+own_flags.DEFINE_integer("arms", 10, "Arms of a bandit (suite replay).", 2)
+own_flags.DEFINE_integer("units", 64, "Of the GRU (suite replay).", 1)
+own_flags.DEFINE_integer(
+  "actors", 64, "Tasks played at once (suite replay).", 1
+)
+own_flags.DEFINE_float("replay_ratio", 2.0, "Of the suite replay.", 1e-3)
 
 
 def measure() -> Iterator[dict]:

@@ -9,19 +9,17 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 
-from scripts.benchmarks import maml
+from scripts.benchmarks import maml, own_flags
 from scripts.benchmarks.exchange import (
   TARGETS,
   all_reduce_bytes,
   all_reduce_seconds,
 )
 from scripts.benchmarks.measuring import machine, timed
+from scripts.benchmarks.own_flags import FLAGS
 
-FLAGS = flags.FLAGS
-
-flags.DEFINE_integer(
+own_flags.DEFINE_integer(
   "max_devices",
   8,
   "Of the suite scaling: 1, 2, 4, ... devices up to this many, into which a "

@@ -429,6 +429,7 @@ def test_config_holds_flags_versions_device_and_commit(straight):
     "proximal_strength": 2.0,
     "cg_steps": 5,
     "damping": 0.0,
+    "svm_cost": 0.1,
     "num_context": 5,
     "num_seeds": 1,
     "dtype": "float32",

@@ -292,3 +292,27 @@ def test_meta_parameters_are_the_embeddings():
   chex.assert_trees_all_equal(found, expected)
   grads, _ = meta_grad(PARAMS, EPISODES, RNG)
   chex.assert_trees_all_equal_shapes_and_dtypes(grads, PARAMS)
+
+
+def test_the_head_is_fitted_to_the_prepared_support():
+  """In adaptation and in the meta-gradient."""
+
+  def copies(rng, support):
+    noise = jax.random.normal(rng, (3, *support.inputs.shape))
+    inputs = (support.inputs + 0.1 * noise).reshape(-1, INPUTS)
+    return Batch(inputs, jnp.tile(support.targets, 3))
+
+  plain = embedding(MODEL, HEADS["ridge"], cross_entropy)
+  learner = embedding(MODEL, HEADS["ridge"], cross_entropy, prepare=copies)
+  support, query = _task(0)
+  found = learner.adapt(PARAMS, support, RNG)
+  expected = plain.adapt(PARAMS, copies(RNG, support), RNG)
+  chex.assert_trees_all_close(found, expected, rtol=1e-12)
+  one = jax.tree.map(lambda x: x[None], Episode(support, query))
+  key, _ = jax.random.split(jax.random.split(RNG, 1)[0])
+  prepared = one._replace(
+    support=jax.tree.map(lambda x: x[None], copies(key, support))
+  )
+  grads, _ = learner.meta_grad(PARAMS, one, RNG)
+  others, _ = plain.meta_grad(PARAMS, prepared, RNG)
+  chex.assert_trees_all_close(grads, others, rtol=1e-9)

@@ -193,7 +193,7 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", slow_but(["ridge"], HEADS))
 def test_heads_do_not_see_padding(name):
   head = HEADS[name]
   plain = _episodes("classes").support
@@ -208,7 +208,9 @@ def test_heads_do_not_see_padding(name):
   )
 
 
-@pytest.mark.parametrize("name", ["nearest_mean", "cosine", "svm", "ridge"])
+@pytest.mark.parametrize(
+  "name", slow_but(["ridge"], ["nearest_mean", "cosine", "svm", "ridge"])
+)
 def test_a_class_without_examples_is_predicted_of_nothing(name):
   """Variable ways: its logit is finite, and a softmax gives it nothing."""
   heads = {

@@ -175,6 +175,7 @@ def test_drop_block_is_for_training_alone():
   assert np.isfinite(everything).all()
 
 
+@pytest.mark.slow
 def test_a_pass_in_training_moves_the_statistics_and_draws_by_its_key():
   model = forward(resnet12(2, filters=TINY, drop_rate=0.5, block_size=2))
   x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 6, 1)))
@@ -193,6 +194,7 @@ def test_a_pass_in_training_moves_the_statistics_and_draws_by_its_key():
   assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["anil", "prototypical"])
 def test_learners_of_a_recipe_train_it(name):
   model = {"name": "resnet12", "filters": list(TINY), "block_size": 2}
@@ -261,6 +263,7 @@ def test_conv4_of_several_widths_is_that_of_r2d2():
   assert sum(x.size for x in jax.tree.leaves(params)) == expected
 
 
+@pytest.mark.slow
 def test_joined_blocks_slope_and_dropout():
   """One block at a time makes the whole network."""
   draw = np.random.default_rng(0).normal

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from metajax.training import supervised_trainer
+from metajax.training import on_changed, supervised_trainer
+from metajax.types import Batch
 from tests.processes import run_python
 
 RNG, INIT_KEY = jax.random.key(0), jax.random.key(1)
@@ -155,3 +156,31 @@ def test_bad_input_is_named():
       batch_size=1,
       rng=RNG,
     )
+
+
+@pytest.mark.parametrize("kind", [Batch, dict])
+def test_examples_are_changed_before_the_loss(kind):
+  """The teacher within a loss, too, reads what the student reads."""
+
+  def change(rng, inputs):
+    return inputs + jax.random.normal(rng, inputs.shape)
+
+  def loss(teacher, params, examples, rng):
+    x = examples.inputs if kind is Batch else examples["inputs"]
+    return jnp.sum((x @ params - x @ teacher) ** 2), {"x": x, "key": rng}
+
+  x, y = jnp.arange(6.0).reshape(2, 3), jnp.zeros(2)
+  examples = Batch(x, y) if kind is Batch else {"inputs": x, "labels": y}
+  teacher, params = jnp.array([1.0, 2.0, 3.0]), jnp.ones(3)
+  changed = on_changed(jax.tree_util.Partial(loss, teacher), change)
+  value, seen = changed(params, examples, RNG)
+  change_key, loss_key = jax.random.split(RNG)
+  expected = change(change_key, x)
+  np.testing.assert_array_equal(seen["x"], expected)
+  assert (seen["key"] == loss_key).all()
+  np.testing.assert_allclose(
+    value, np.sum((np.float64(expected) @ [0, -1, -2]) ** 2), rtol=1e-5
+  )
+  # Its arrays are arguments of the program.
+  (carried,) = jax.tree.leaves(changed)
+  np.testing.assert_array_equal(carried, teacher)

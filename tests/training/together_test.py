@@ -126,6 +126,7 @@ def test_each_run_is_what_it_is_alone(apart, tmp_path):
   assert not np.allclose(weights[0], weights[len(weights) // 2])
 
 
+@pytest.mark.slow
 def test_interrupted_runs_go_on_together_and_alone(apart, tmp_path):
   """As they would have been, whatever was before."""
   _, states = apart
@@ -140,6 +141,7 @@ def test_interrupted_runs_go_on_together_and_alone(apart, tmp_path):
   assert [line["step"] for line in _records(tmp_path / "0")] == [3, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_left_behind(apart, tmp_path):
   _, states = apart
   assert _fit(tmp_path, [0, 2]) == [1]

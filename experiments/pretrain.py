@@ -1,0 +1,126 @@
+"""Few-shot images by supervised pre-training and a head for each task.
+
+  python -m experiments.pretrain --data=cifar_fs --data_dir=DIR
+
+trains a network to classify all training classes, then classifies the test
+tasks by heads on its features: logistic regression, ridge regression, nearest
+mean and nearest direction. This is RFS-simple of Tian et al. (2020): SGD for
+100 epochs (60,000 steps of 64 images on CIFAR-FS), the step size divided by ten
+after 60% and 80% of them, augmented training images, and heads that are fitted
+to five augmented copies of the support. `--generations=1` is RFS-distill: a
+second network learns from the labels and from the first (born again).
+"""
+
+from typing import Any
+
+from absl import flags
+
+from experiments.shared import image_networks, pretraining
+from metajax.evaluation import estimate
+from metajax.losses import accuracy
+from metajax.runs import plots, report, scoring, training
+from metajax.runs.flags import FLAGS, define_data_dir, flag_values
+from metajax.runs.script import run
+from metajax.runs.stages import Stages
+from metajax.training.logging import waiting
+from metajax.types import Params
+
+define_data_dir(", or of the images of another --data")
+flags.DEFINE_integer(
+  "generations",
+  0,
+  "Networks after the first, each taught by the one before.",
+  lower_bound=0,
+)
+flags.DEFINE_integer(
+  "validation_tasks", 200, "Tasks of a validation.", lower_bound=2
+)
+DEFAULTS = {
+  "steps": 60_000,
+  "meta_batch": 64,
+  "outer_lr": 0.05,
+  "normalization": "running",
+  "query_shots": 15,
+  "augment": True,
+  "log_every": 600,
+  "eval_every": 3000,
+  "checkpoint_every": 3000,
+}
+UNUSED = (
+  "learner inner_steps inner_lr memory task_chunk outer_schedule train_ways "
+  "eval_query_shots rotations standardize eval_data eval_data_dir"
+).split()
+SHOWN = "logistic"  # The head of the paper.
+
+
+def main() -> None:
+  with waiting("loading data"):
+    data = pretraining.load()
+  learners = pretraining.learners(data)
+  runs = Stages("pretrain")
+
+  def scores(name: str, params: Params, split: str, number: int) -> Any:
+    score = scoring.task_scorer(
+      learners[name],
+      getattr(data.tasks, split),
+      {"accuracy": accuracy},
+      split,
+      number,
+    )
+    return score(params)["accuracy"]
+
+  def validate(state):
+    params = state.meta_params
+    found = scores("cosine", params, "validation", FLAGS.validation_tasks)
+    return {"accuracy": float(found.mean())}
+
+  values, teacher = {}, None
+  for generation in range(FLAGS.generations + 1):
+    trained = runs.train(
+      f"generation_{generation}",
+      pretraining.trainer(data, generation, teacher),
+      training.schedule(),
+      FLAGS.meta_batch,
+      seed=generation,
+      validate=validate,
+      rates=pretraining.rates,
+    )
+    teacher = trained.state.meta_params
+    for name in learners:
+      row = f"{name}_generation_{generation}"
+      values[row] = scores(name, teacher, "test", FLAGS.eval_tasks)
+  last_folder = runs.workdir / f"generation_{FLAGS.generations}"
+  plots.learning_curve(
+    last_folder,
+    {"accuracy": "training", "validation/accuracy": "validation, 5-way"},
+    "accuracy",
+  )
+  picture = last_folder / "learning_curve.png"
+  picture.rename(runs.workdir / picture.name)
+  last = f"{SHOWN}_generation_{FLAGS.generations}"
+  pairs = [(last, f"{SHOWN}_generation_0")] if FLAGS.generations else []
+  report.finish(
+    runs.workdir,
+    "pretrain",
+    {
+      **flag_values("ways", "shots", "query_shots", "augment", "generations"),
+      **data.protocol,
+      **image_networks.protocol(),
+      "outer_optimizer": "sgd, momentum 0.9, weight decay 5e-4",
+      "outer_schedule": "divided by 10 after 60% and 80%",
+      "batch_size": FLAGS.meta_batch,
+    },
+    {
+      **{name: estimate(value) for name, value in values.items()},
+      **scoring.differences(values, pairs),
+    },
+    runs.total(),
+    # The nearest mean on the same features, which takes any number of classes.
+    recipe=pretraining.recipe(),
+    inputs=pretraining.example(data),
+    channels=data.channels,
+  )
+
+
+if __name__ == "__main__":
+  run(main, pretraining.PRESETS, DEFAULTS, unused=UNUSED)

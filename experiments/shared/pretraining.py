@@ -1,0 +1,185 @@
+"""The training and the heads of `pretrain`, by its flags."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from experiments.shared import image_data, image_networks, image_sets
+from metajax import saved
+from metajax.distillation import alone, taught
+from metajax.learners import embedding, heads
+from metajax.losses import cross_entropy
+from metajax.models.inputs import on_inputs
+from metajax.optimizers import last_step_size
+from metajax.runs import rng_keys
+from metajax.runs.flags import FLAGS
+from metajax.tasks.augmentation import augmented_copies
+from metajax.tasks.image_splits import split_episodes
+from metajax.tasks.standardized import Channels, channels_of
+from metajax.training import (
+  Trainer,
+  TrainState,
+  on_changed,
+  supervised_trainer,
+)
+from metajax.types import Array, Batch, MetaLearner, Model, Params, Splits
+
+# Tian et al. 2020, section 4.1.
+WEIGHT_DECAY, MOMENTUM, COPIES = 5e-4, 0.9, 5
+# The teacher counts half, at temperature 4, as in the authors' code.
+TEACHING = {"alpha": 0.5, "temperature": 4.0}
+PRESETS = {
+  f"{data}_rfs_{shots}s": {"data": data, "shots": shots}
+  for data in ("cifar_fs", "fc100")
+  for shots in (1, 5)
+}
+
+
+class Data(NamedTuple):
+  """Images to train on, and tasks of other classes.
+
+  Attributes:
+    train: "inputs" in uint8 and "labels".
+    num_classes: the training classes.
+    tasks: validation and test tasks, of pixels from 0 to 1.
+    channels: the mean and deviation of the training images.
+    protocol: what `results.json` says of the data.
+  """
+
+  train: dict[str, Array]
+  num_classes: int
+  tasks: Splits
+  channels: Channels
+  protocol: dict[str, Any]
+
+
+def load() -> Data:
+  """Reads the data that the flags name.
+
+  Raises:
+    ValueError: for data that are damaged, or do not suffice for the tasks.
+  """
+  name = image_sets.name_of_data()
+  size = FLAGS.image_size or image_sets.SIZES.get(name)
+  images, told = image_sets.read(name, "data_dir", size)
+  query_shots = FLAGS.query_shots or FLAGS.shots
+
+  def tasks(split: str):
+    return split_episodes(
+      getattr(images, split),
+      image_sets.where(name, "data_dir"),
+      split,
+      FLAGS.ways,
+      query_shots,
+      shots=FLAGS.shots,
+    )
+
+  test = tasks("test")
+  train = {
+    "inputs": jnp.asarray(images.train.images),
+    "labels": jnp.asarray(images.train.labels, jnp.int32),
+  }
+  protocol = {
+    "data": told if name == "folder" else name,
+    "image_size": images.train.images.shape[1],
+    "classes": len(images.train.names),
+  }
+  return Data(
+    train,
+    len(images.train.names),
+    Splits(test, tasks("validation"), test),
+    channels_of(images.train.images),
+    protocol,
+  )
+
+
+def _model(data: Data, num_outputs: int | None) -> Model:
+  """The network with or without its head; both read the same parameters."""
+
+  def pixels(images: Array) -> Array:
+    if jnp.issubdtype(images.dtype, jnp.integer):
+      images = images.astype(jnp.float32) / 255
+    return data.channels.standardize(images)
+
+  network = image_networks.network("prototypical")
+  return on_inputs(saved.build_model(network, num_outputs), pixels)
+
+
+def learners(data: Data) -> dict[str, MetaLearner]:
+  """The heads on the features by name, fitted to copies of the support."""
+  features = _model(data, None)
+  copies = None
+  if FLAGS.augment:
+    change = image_data.augmentation(data.protocol["image_size"])
+    copies = functools.partial(_copies, change)
+  made = {
+    "logistic": heads.logistic(FLAGS.ways),
+    "ridge": heads.ridge(FLAGS.ways),
+    "nearest_mean": heads.nearest_mean(FLAGS.ways),
+    "cosine": heads.cosine(FLAGS.ways),
+  }
+  return {
+    name: embedding(
+      features, head, cross_entropy, normalize=True, prepare=copies
+    )
+    for name, head in made.items()
+  }
+
+
+def _copies(change: Any, rng: Array, support: Batch) -> Batch:
+  return augmented_copies(rng, support, change, COPIES)
+
+
+def trainer(data: Data, generation: int, teacher: Params | None) -> Trainer:
+  """The trainer of a network, with the one before as its teacher."""
+  model = _model(data, data.num_classes)
+  loss = alone(model)
+  if teacher is not None:
+    loss = taught(model, Partial(model.apply, teacher), **TEACHING)
+  if FLAGS.augment:
+    change = image_data.augmentation(data.protocol["image_size"])
+    loss = on_changed(loss, change)
+  optimizer = optax.chain(
+    optax.add_decayed_weights(WEIGHT_DECAY),
+    optax.sgd(_step_size(), momentum=MOMENTUM),
+  )
+  return supervised_trainer(
+    lambda rng: model.init(rng, data.train["inputs"][:1]),
+    loss,
+    optimizer,
+    data.train,
+    batch_size=FLAGS.meta_batch,
+    rng=rng_keys.task_key(generation),
+  )
+
+
+def _step_size() -> optax.Schedule:
+  drops = {int(part * FLAGS.steps): 0.1 for part in (0.6, 0.8)}
+  return optax.piecewise_constant_schedule(FLAGS.outer_lr, drops)
+
+
+def rates(state: TrainState) -> dict[str, float]:
+  """What is recorded beside the metrics."""
+  return {"outer_lr": last_step_size(_step_size(), state.opt_state)}
+
+
+def recipe() -> saved.Recipe:
+  """Describes the prototypical network on the trained features."""
+  return saved.Recipe(
+    "prototypical",
+    image_networks.network("prototypical"),
+    FLAGS.ways,
+    "cross_entropy",
+    {"name": "sgd", "learning_rate": 0.0},
+    0,
+    0,
+  )
+
+
+def example(data: Data) -> jax.ShapeDtypeStruct:
+  """The shape and dtype of one image of a task."""
+  return jax.ShapeDtypeStruct(data.train["inputs"].shape[1:], jnp.float32)
