@@ -2,13 +2,14 @@
 
   python -m experiments.pretrain --data=cifar_fs --data_dir=DIR
 
-trains a network to classify all training classes, then classifies the test
-tasks by heads on its features: logistic regression, ridge regression, nearest
-mean and nearest direction. This is RFS-simple of Tian et al. (2020): SGD for
-100 epochs (60,000 steps of 64 images on CIFAR-FS), the step size divided by ten
-after 60% and 80% of them, augmented training images, and heads that are fitted
-to five augmented copies of the support. `--generations=1` is RFS-distill: a
-second network learns from the labels and from the first (born again).
+The script trains a network to classify all training classes. It then classifies
+the test tasks by heads on the network's features: logistic regression, ridge
+regression, nearest mean and nearest direction. This is RFS-simple of Tian et
+al. (2020): SGD for 100 epochs (60,000 steps of 64 images on CIFAR-FS), a step
+size that is divided by ten after 60% and 80% of the steps, augmented training
+images, and heads fitted to five augmented copies of the support.
+`--generations=1` is RFS-distill: a second network learns from the labels and
+from the first network (born again).
 """
 
 from typing import Any
@@ -115,7 +116,7 @@ def main() -> None:
       **scoring.differences(values, pairs),
     },
     runs.total(),
-    # The nearest mean on the same features, which takes any number of classes.
+    # The nearest mean on the same features. It takes any number of classes.
     recipe=pretraining.recipe(),
     inputs=pretraining.example(data),
     channels=data.channels,

@@ -1,4 +1,4 @@
-"""The training and the heads of `pretrain`, by its flags."""
+"""The training and the heads of `pretrain`, from its flags."""
 
 import functools
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from metajax.types import Array, Batch, MetaLearner, Model, Params, Splits
 
 # Tian et al. 2020, section 4.1.
 WEIGHT_DECAY, MOMENTUM, COPIES = 5e-4, 0.9, 5
-# The teacher counts half, at temperature 4, as in the authors' code.
+# The weight of the teacher and its temperature are those of the authors' code.
 TEACHING = {"alpha": 0.5, "temperature": 4.0}
 PRESETS = {
   f"{data}_rfs_{shots}s": {"data": data, "shots": shots}
@@ -40,14 +40,14 @@ PRESETS = {
 
 
 class Data(NamedTuple):
-  """Images to train on, and tasks of other classes.
+  """Training images, and tasks of other classes.
 
   Attributes:
     train: "inputs" in uint8 and "labels".
-    num_classes: the training classes.
-    tasks: validation and test tasks, of pixels from 0 to 1.
+    num_classes: the number of training classes.
+    tasks: validation and test tasks, with pixels in [0, 1].
     channels: the mean and deviation of the training images.
-    protocol: what `results.json` says of the data.
+    protocol: the entries of the data in `results.json`.
   """
 
   train: dict[str, Array]
@@ -61,7 +61,7 @@ def load() -> Data:
   """Reads the data that the flags name.
 
   Raises:
-    ValueError: for data that are damaged, or do not suffice for the tasks.
+    ValueError: if the data are damaged, or do not suffice for the tasks.
   """
   name = image_sets.name_of_data()
   size = FLAGS.image_size or image_sets.SIZES.get(name)
@@ -98,7 +98,7 @@ def load() -> Data:
 
 
 def _model(data: Data, num_outputs: int | None) -> Model:
-  """The network with or without its head; both read the same parameters."""
+  """Returns the network with or without its head, for the same parameters."""
 
   def pixels(images: Array) -> Array:
     if jnp.issubdtype(images.dtype, jnp.integer):
@@ -110,7 +110,10 @@ def _model(data: Data, num_outputs: int | None) -> Model:
 
 
 def learners(data: Data) -> dict[str, MetaLearner]:
-  """The heads on the features by name, fitted to copies of the support."""
+  """Returns learners with a head on the features, by the name of the head.
+
+  With --augment, the heads are fitted to augmented copies of the support.
+  """
   features = _model(data, None)
   copies = None
   if FLAGS.augment:
@@ -135,7 +138,7 @@ def _copies(change: Any, rng: Array, support: Batch) -> Batch:
 
 
 def trainer(data: Data, generation: int, teacher: Params | None) -> Trainer:
-  """The trainer of a network, with the one before as its teacher."""
+  """Returns the trainer of a network. Its teacher is the network before."""
   model = _model(data, data.num_classes)
   loss = alone(model)
   if teacher is not None:
@@ -163,7 +166,7 @@ def _step_size() -> optax.Schedule:
 
 
 def rates(state: TrainState) -> dict[str, float]:
-  """What is recorded beside the metrics."""
+  """Returns the values that are recorded beside the metrics."""
   return {"outer_lr": last_step_size(_step_size(), state.opt_state)}
 
 
@@ -181,5 +184,5 @@ def recipe() -> saved.Recipe:
 
 
 def example(data: Data) -> jax.ShapeDtypeStruct:
-  """The shape and dtype of one image of a task."""
+  """Returns the shape and dtype of one image of a task."""
   return jax.ShapeDtypeStruct(data.train["inputs"].shape[1:], jnp.float32)

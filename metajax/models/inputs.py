@@ -1,4 +1,4 @@
-"""Models that change their inputs before they read them."""
+"""Models that apply a function to their inputs first."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,10 @@ from metajax.types import Array, Model, Params, PRNGKey
 
 
 def on_inputs(model: Model, change: Callable[[Any], Any]) -> Forward:
-  """Returns the model that reads `change(inputs)` in place of the inputs.
+  """Returns a model that applies the given model to `change(inputs)`.
 
-  The parameters are those of the given model. For example, `change` converts
-  pixels in uint8 to standardised numbers, so that a data set stays small in
+  The parameters are those of the given model. For example, `change` can convert
+  pixels in uint8 to standardised numbers. A data set in uint8 needs less
   memory.
 
   Args:
