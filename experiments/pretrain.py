@@ -63,7 +63,7 @@ def main() -> None:
   def scores(name: str, params: Params, split: str, number: int) -> Any:
     score = scoring.task_scorer(
       learners[name],
-      getattr(data.tasks, split),
+      data.tasks[split],
       {"accuracy": accuracy},
       split,
       number,

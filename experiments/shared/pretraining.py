@@ -26,7 +26,7 @@ from metajax.training import (
   on_changed,
   supervised_trainer,
 )
-from metajax.types import Array, Batch, MetaLearner, Model, Params, Splits
+from metajax.types import Array, Batch, MetaLearner, Model, Params, TaskFamily
 
 # Tian et al. 2020, section 4.1.
 WEIGHT_DECAY, MOMENTUM, COPIES = 5e-4, 0.9, 5
@@ -52,7 +52,7 @@ class Data(NamedTuple):
 
   train: dict[str, Array]
   num_classes: int
-  tasks: Splits
+  tasks: dict[str, TaskFamily]
   channels: Channels
   protocol: dict[str, Any]
 
@@ -78,7 +78,6 @@ def load() -> Data:
       shots=FLAGS.shots,
     )
 
-  test = tasks("test")
   train = {
     "inputs": jnp.asarray(images.train.images),
     "labels": jnp.asarray(images.train.labels, jnp.int32),
@@ -91,7 +90,7 @@ def load() -> Data:
   return Data(
     train,
     len(images.train.names),
-    Splits(test, tasks("validation"), test),
+    {split: tasks(split) for split in ("validation", "test")},
     channels_of(images.train.images),
     protocol,
   )
