@@ -89,8 +89,15 @@ def classify(loaded: saved.Loaded, folder: Path) -> Labelled:
   known = read_images(classes, size)
   unknown = read_files(files, size)
   support = Batch(_as_trained(loaded, known.images), jnp.asarray(known.labels))
+  if len(classes) != ways:
+    loaded = saved.with_outputs(loaded, len(classes))
   task_params = loaded.adapt(support)
   logits = loaded.predict(task_params, _as_trained(loaded, unknown))
+  if not np.isfinite(logits).all():
+    raise ValueError(
+      f"{folder}: the learner's predictions are not finite: train it again, "
+      "with a smaller step size."
+    )
   chances = np.asarray(jax.nn.softmax(logits.astype(jnp.float32), axis=-1))
   chosen = chances.argmax(-1)
   return Labelled(

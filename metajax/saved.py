@@ -18,7 +18,7 @@ import optax
 
 from metajax import losses
 from metajax.inner_loop import Memory
-from metajax.learners import ENCODED, REGISTRY
+from metajax.learners import ANY_WAYS, ENCODED, REGISTRY
 from metajax.learners.registry import register_installed
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
@@ -87,6 +87,7 @@ class Loaded(NamedTuple):
     inverted: whether it was trained on images with dark ink as 1.
     channels: the mean and deviation of each colour channel, by which the images
       were standardised after that; None: they were not.
+    rng: the key that `adapt` uses.
   """
 
   learner: MetaLearner
@@ -97,6 +98,16 @@ class Loaded(NamedTuple):
   inputs: jax.ShapeDtypeStruct
   inverted: bool = False
   channels: Channels | None = None
+  rng: PRNGKey | None = None
+
+  def __repr__(self) -> str:
+    """Says what it is, without its arrays."""
+    count = sum(np.size(x) for x in jax.tree.leaves(self.meta_params))
+    return (
+      f"Loaded({self.recipe.learner}, {count} parameters, inputs "
+      f"{self.inputs.shape} {self.inputs.dtype}, "
+      f"num_outputs={self.recipe.num_outputs})"
+    )
 
 
 def build(
@@ -230,24 +241,9 @@ def load(
   Raises:
     ValueError: if the folder has no learner, or its files do not match.
   """
-  from safetensors.numpy import load_file
-
   register_installed()
   folder = Path(workdir)
-  try:
-    about = json.loads((folder / LEARNER).read_text())
-    arrays = load_file(folder / META_PARAMS)
-  except FileNotFoundError as error:
-    raise ValueError(
-      f"{folder}: has no {LEARNER} and {META_PARAMS}, which a run of one "
-      "meta-learner writes at its end: give the folder of such a run, or run "
-      "its command again."
-    ) from error
-  except Exception as error:  # Readers of damaged files raise many kinds.
-    raise ValueError(
-      f"{folder}: {LEARNER} or {META_PARAMS} is damaged ({error}): run the "
-      "command of the run again, which writes them anew."
-    ) from error
+  about, arrays = _read(folder)
   example, seeds = about.pop("inputs"), about.pop("seeds")
   inverted = about.pop("inverted")
   # Learners that were saved before images were standardised do not say it.
@@ -273,21 +269,99 @@ def load(
     arrays = {name: array[seed] for name, array in arrays.items()}
   meta_params = _filled(like, arrays, folder)
   key = jax.random.key(0) if rng is None else rng
-
-  @jax.jit
-  def adapt(params: Params, support: Batch, key: PRNGKey) -> Params:
-    return learner.adapt(params, support, key)
-
+  adapt = _adapt(learner, recipe, meta_params, key)
   return Loaded(
     learner,
     meta_params,
-    lambda support: adapt(meta_params, support, key),
+    adapt,
     jax.jit(learner.predict),
     recipe,
     inputs,
     inverted,
     channels,
+    key,
   )
+
+
+def is_whole(folder: Path) -> bool:
+  """Tells whether a folder has a saved learner that can be read."""
+  try:
+    _read(folder)
+  except ValueError:
+    return False
+  return True
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  from safetensors.numpy import load_file
+
+  try:
+    about = json.loads((folder / LEARNER).read_text())
+    arrays = load_file(folder / META_PARAMS)
+  except FileNotFoundError as error:
+    raise ValueError(
+      f"{folder}: has no {LEARNER} and {META_PARAMS}, which a run of one "
+      "meta-learner writes at its end: give the folder of such a run, or run "
+      "its command again."
+    ) from error
+  except Exception as error:  # Readers of damaged files raise many kinds.
+    raise ValueError(
+      f"{folder}: {LEARNER} or {META_PARAMS} is damaged ({error}): run the "
+      "command of the run again, which writes them anew."
+    ) from error
+  return about, arrays
+
+
+def with_outputs(loaded: Loaded, num_outputs: int) -> Loaded:
+  """Returns the learner for another number of classes.
+
+  Args:
+    loaded: a learner of `ANY_WAYS`, whose parameters fit any number of classes.
+    num_outputs: the number of classes.
+
+  Raises:
+    ValueError: for another learner.
+  """
+  recipe = loaded.recipe._replace(num_outputs=num_outputs)
+  if recipe.learner not in ANY_WAYS or recipe.model is None:
+    raise ValueError(
+      f"num_outputs={num_outputs}: {recipe.learner} was trained for "
+      f"{loaded.recipe.num_outputs} classes; only {sorted(ANY_WAYS)} take any."
+    )
+  learner = build(recipe)
+  key = jax.random.key(0) if loaded.rng is None else loaded.rng
+  return loaded._replace(
+    learner=learner,
+    adapt=_adapt(learner, recipe, loaded.meta_params, key),
+    predict=jax.jit(learner.predict),
+    recipe=recipe,
+  )
+
+
+def _adapt(
+  learner: MetaLearner, recipe: Recipe, meta_params: Params, key: PRNGKey
+) -> Callable[[Batch], Params]:
+  """Returns the compiled `adapt`, which checks the classes of the support."""
+  compiled = jax.jit(learner.adapt)
+
+  def adapt(support: Batch) -> Params:
+    targets = support.targets
+    classes = recipe.loss == "cross_entropy" and not isinstance(
+      targets, jax.core.Tracer
+    )
+    # Inside the compiled function the values are not known.
+    if classes and support.mask is None and np.size(targets):
+      least, largest = np.min(targets), np.max(targets)
+      if least < 0 or largest >= recipe.num_outputs:
+        raise ValueError(
+          f"support.targets: class {largest if least >= 0 else least} given, "
+          f"must be 0 to {recipe.num_outputs - 1}. "
+          "metajax.saved.with_outputs takes more classes, for learners that "
+          f"can: {', '.join(sorted(ANY_WAYS))}."
+        )
+    return compiled(meta_params, support, key)
+
+  return adapt
 
 
 def _known(kind: str, name: str, known: Mapping[str, Any]) -> Any:

@@ -87,6 +87,13 @@ def find(names: Sequence[str], metric: str) -> list[Run]:
     prefix = f"{folder.name}/" if len(names) > 1 else ""
     points = [path.parent for path in sorted(folder.glob("*/metrics.jsonl"))]
     found = [read(point, prefix + point.name) for point in points]
+    there = {path.parent for path in folder.glob("*/config.json")}
+    without = [run.name for run in found if not _recorded(run, metric)]
+    without += sorted(prefix + path.name for path in there - {*points})
+    if without:
+      print(
+        f"left out, nothing recorded: {', '.join(without)}", file=sys.stderr
+      )
     found = [run for run in found if _recorded(run, metric)]
     if not found:
       raise ValueError(

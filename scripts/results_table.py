@@ -1,6 +1,7 @@
 """Prints the results of runs as Markdown tables.
 
   python scripts/results_table.py runs/*/results.json
+  python scripts/results_table.py SWEEP
 
 If all runs are of experiments.few_shot, or have the same metrics, the script
 prints one table with the published numbers. Otherwise each experiment has a
@@ -38,6 +39,7 @@ OF_FEW_SHOT = {"accuracy_transductive", "accuracy_inductive"}
 
 
 def main(paths: list[str]) -> None:
+  paths = [file for path in paths for file in _files(path)]
   found = {path: _read(path) for path in paths}
   if all(OF_FEW_SHOT <= {*results["metrics"]} for results in found.values()):
     few_shot(list(found.values()))
@@ -46,6 +48,18 @@ def main(paths: list[str]) -> None:
     of_it = {p: r for p, r in found.items() if r["experiment"] == experiment}
     print(f"{experiment}:\n")
     any_experiment(of_it)
+
+
+def _files(path: str) -> list[str]:
+  """Returns the results in the folder of a run or of a sweep."""
+  folder = Path(path)
+  if not folder.is_dir():
+    return [path]
+  own = folder / "results.json"
+  found = [own] if own.exists() else sorted(folder.glob("*/results.json"))
+  if not found:
+    sys.exit(f"error: {path}: no results.json in it, or in its sub-folders.")
+  return [str(file) for file in found]
 
 
 def _read(path: str) -> dict:

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from metajax import classify, saved
+from metajax.learners import ANY_WAYS
 from metajax.tasks.standardized import Channels
+from metajax.types import Batch
 
 SHADES = {"dark": 20, "middle": 120, "light": 240}
 MODEL = {"name": "conv4", "filters": 8, "num_blocks": 1} | {
@@ -131,3 +133,44 @@ def test_what_does_not_fit_is_named(
   assert error.startswith("error: ")
   assert message in error
   assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("learner", sorted(ANY_WAYS))
+def test_learners_of_any_number_of_classes_take_more(learner, folder, tmp_path):
+  """Three shades, by a learner that was trained on two classes."""
+  loaded = saved.load(_run(tmp_path, learner, ways=2))
+  found = classify.classify(loaded, folder)
+  names = [path.name for path in found.files]
+  labels = dict(zip(names, found.labels, strict=True))
+  assert (1 / 3 <= found.probabilities).all() and set(labels) == set(names)
+  assert (found.probabilities <= 1).all()
+  # Shades lie on a line, which only the nearest mean divides in three.
+  if learner == "prototypical":
+    assert {labels[f"like_{name}.png"] == name for name in SHADES} == {True}
+
+
+def test_a_class_that_was_not_trained_is_refused(tmp_path):
+  loaded = saved.load(_run(tmp_path, ways=2))
+  support = Batch(jnp.zeros((3, 8, 8, 1)), jnp.arange(3))
+  with pytest.raises(ValueError, match="class 2 given, must be 0 to 1"):
+    loaded.adapt(support)
+  more = saved.with_outputs(loaded, 3)
+  assert np.isfinite(more.predict(more.adapt(support), support.inputs)).all()
+  maml = saved.load(_run(tmp_path, "maml", ways=2))
+  with pytest.raises(ValueError, match="maml was trained for 2 classes; only"):
+    saved.with_outputs(maml, 3)
+
+
+def test_damaged_weights_are_no_saved_learner(tmp_path):
+  _run(tmp_path)
+  assert saved.is_whole(tmp_path)
+  path = tmp_path / saved.META_PARAMS
+  path.write_bytes(path.read_bytes()[:-8])
+  assert not saved.is_whole(tmp_path)
+  path.unlink()
+  assert not saved.is_whole(tmp_path)
+
+
+def test_a_learner_is_shown_without_its_arrays(tmp_path):
+  shown = repr(saved.load(_run(tmp_path)))
+  assert shown.startswith("Loaded(prototypical, ") and len(shown) < 100

@@ -1,5 +1,7 @@
 """The image data sets of `few_shot` by name, as images of three splits."""
 
+from pathlib import Path
+
 import numpy as np
 from absl import flags
 
@@ -48,18 +50,44 @@ flags.DEFINE_enum(
 
 def name_of_data() -> str:
   """Returns the data set of the training."""
-  return FLAGS.data or _guess(FLAGS.data_dir)
+  return FLAGS.data or _guess(FLAGS.data_dir, "data_dir")
 
 
 def name_of_eval_data() -> str | None:
   """Returns the data set of the test, or None if it is that of the training."""
   if FLAGS.eval_data is None and FLAGS.eval_data_dir is None:
     return None
-  return FLAGS.eval_data or _guess(FLAGS.eval_data_dir)
+  return FLAGS.eval_data or _guess(FLAGS.eval_data_dir, "eval_data_dir")
 
 
-def _guess(directory: str | None) -> str:
-  return "folder" if is_image_folder(directory) else "omniglot"
+def _guess(directory: str | None, flag: str) -> str:
+  """Returns the data set in a folder whose data set is not named.
+
+  Raises:
+    ValueError: for a folder that is not there, or has none of the data sets.
+  """
+  if is_image_folder(directory):
+    return "folder"
+  if directory is None:
+    return "omniglot"
+  folder = Path(directory)
+  if not folder.is_dir():
+    raise ValueError(
+      f"--{flag}={directory}: no such folder. For Omniglot, python "
+      f"scripts/download_omniglot.py --data_dir={directory} makes it."
+    )
+  if any(folder.glob("cifar-100-*")):
+    raise ValueError(
+      f"--{flag}={directory}: has CIFAR-100; give --data=cifar_fs or "
+      "--data=fc100."
+    )
+  if not any(folder.glob("images_*.zip*")):
+    raise ValueError(
+      f"--{flag}={directory}: has neither Omniglot's archives nor folders of "
+      "classes with images; see docs/data.md. For Omniglot, python "
+      f"scripts/download_omniglot.py --data_dir={directory} fetches it."
+    )
+  return "omniglot"
 
 
 def where(name: str, flag: str) -> str:

@@ -111,7 +111,7 @@ def publish(workdir: Path, steps: int, metrics: Mapping[str, Estimate]) -> None:
 def show_finished(workdir: Path) -> bool:
   """Prints the results of a run that has ended. Returns False if it has not."""
   found = read_results(workdir)
-  if found is None or not (workdir / saved.LEARNER).exists():
+  if found is None or not saved.is_whole(workdir):
     return False
   if is_main():
     report_page.write(workdir, folder.command())

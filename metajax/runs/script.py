@@ -21,6 +21,7 @@ from metajax.training import use_cpu_cores
 from metajax.training.checkpoint import SaveError
 from metajax.training.loop import Interrupted, NonFinite
 
+INTERRUPTED = "interrupted; run the same command to go on."
 Presets = Mapping[str, Mapping[str, Any]]
 
 
@@ -123,7 +124,9 @@ def run(
     except SaveError as error:
       fail(f"{error}. Make room, and run the same command to go on.")
     except KeyboardInterrupt:
-      fail("interrupted; run the same command to go on.", 130)
+      print(f"error: {INTERRUPTED}", file=sys.stderr, flush=True)
+      # The usual end would show the tracebacks of threads that write files.
+      os._exit(130)
     # The library raises these for bad values and bad data. The user can act on
     # the message, so the traceback is not needed.
     except (ValueError, OSError) as error:

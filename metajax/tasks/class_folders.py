@@ -10,6 +10,7 @@ from metajax.tasks.image_lists import SPLIT_NAMES, ClassFiles
 
 # Shares of training and validation if the folder has no splits.
 TRAIN, VALIDATION = 0.64, 0.16
+LEAST = 5  # Classes of which these shares leave some for each split.
 
 
 def has_class_folders(root: Path) -> bool:
@@ -37,6 +38,12 @@ def in_class_folders(root: Path, seed: int) -> list[list[ClassFiles]]:
     order = np.random.default_rng(seed).permutation(len(classes))
     bounds = [round(len(order) * x) for x in (TRAIN, TRAIN + VALIDATION)]
     splits = [[classes[i] for i in part] for part in np.split(order, bounds)]
+    if 0 < len(classes) < LEAST:
+      raise ValueError(
+        f"--data_dir={root}: {len(classes)} classes, must be {LEAST} or more "
+        "to be divided into training, validation and test. Or divide them "
+        f"yourself: {root}/train/CLASS/, val/CLASS/ and test/CLASS/."
+      )
   for names, classes in zip(SPLIT_NAMES, splits, strict=True):
     if not classes:
       raise ValueError(

@@ -310,12 +310,23 @@ def _drawings(folder, archive, characters):
 
 
 def _missing(folder):
-  return rf"--data_dir={folder}: images_background\.zip is not there; .*"
+  return rf"--data_dir={folder}: no such folder\. For Omniglot, .*"
 
 
 def _empty(folder):
   folder.mkdir()
-  return _missing(folder)
+  return rf"--data_dir={folder}: has neither Omniglot's archives nor folders .*"
+
+
+def _of_cifar(folder):
+  (folder / "cifar-100-binary").mkdir(parents=True)
+  return rf"--data_dir={folder}: has CIFAR-100; give --data=cifar_fs or .*"
+
+
+def _half(folder):
+  folder.mkdir()
+  _drawings(folder, "images_evaluation.zip", 10)
+  return rf"--data_dir={folder}: images_background\.zip is not there; .*"
 
 
 def _truncated(folder):
@@ -340,7 +351,8 @@ def _unreadable(folder):
 
 
 @pytest.mark.parametrize(
-  "make", [_missing, _empty, _truncated, _incomplete, _unreadable]
+  "make",
+  [_missing, _empty, _of_cifar, _half, _truncated, _incomplete, _unreadable],
 )
 def test_data_folder_that_is_none_is_named(make, run, workdir, tmp_path):
   folder = tmp_path / "data"

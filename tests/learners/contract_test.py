@@ -19,6 +19,7 @@ import optax
 import pytest
 
 from metajax.learners import CLASSIFIERS, REGISTRY
+from metajax.learners.registry import register_installed
 from metajax.losses import accuracy, cross_entropy, mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
@@ -67,6 +68,7 @@ OPTIONS = {
 DIRECTED = ["cosine", "svm"]
 
 # Those that are no other one with other arguments.
+register_installed()  # Learners of other packages are tested, too.
 DISTINCT = [n for n in REGISTRY if n not in ("fomaml", "anil", "boil")]
 
 # Those that differentiate through an inner loop.
