@@ -28,7 +28,7 @@ from experiments.shared import (
   image_networks,
   omniglot_presets,
 )
-from metajax import saved
+from metajax import recipes
 from metajax.learners import ANY_WAYS
 from metajax.losses import accuracy
 from metajax.runs import (
@@ -81,7 +81,7 @@ def main() -> None:
     )
 
   def learner(eval_steps: int, ways: int):
-    return saved.build(recipe(eval_steps, ways), {"accuracy": accuracy})
+    return recipes.build(recipe(eval_steps, ways), {"accuracy": accuracy})
 
   network = image_networks.network(name)
   steps, ways = FLAGS.eval_inner_steps, FLAGS.ways

@@ -18,7 +18,7 @@ import functools
 import jax
 from absl import flags
 
-from metajax import saved
+from metajax import recipes
 from metajax.learners import CLASSIFIERS, ENCODED
 from metajax.losses import mean_squared_error
 from metajax.runs import (
@@ -81,7 +81,7 @@ def main() -> None:
     )
 
   def learner(eval_steps: int):
-    return saved.build(recipe(eval_steps))
+    return recipes.build(recipe(eval_steps))
 
   def scores(shots: int, eval_steps: int, split: str, num_tasks: int):
     score = scoring.scorer(

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from experiments.shared import challenge
-from metajax import saved
+from metajax import recipes
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import ANY_WAYS
 from metajax.losses import accuracy
@@ -78,7 +78,7 @@ def main() -> None:
       ways,
       FLAGS.inner_steps,
     )
-    return saved.build(recipe, {"accuracy": accuracy})
+    return recipes.build(recipe, {"accuracy": accuracy})
 
   learner = build(WAYS)
   with waiting("loading data"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metajax import classify, saved
+from metajax import classify, recipes, saved
 from metajax.learners import ANY_WAYS
 from metajax.tasks.standardized import Channels
 from metajax.types import Batch
@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 def _run(path, learner="prototypical", ways=3, inverted=False, channels=None):
-  recipe = saved.Recipe(
+  recipe = recipes.Recipe(
     learner,
     MODEL,
     ways,
@@ -51,7 +51,7 @@ def _run(path, learner="prototypical", ways=3, inverted=False, channels=None):
   )
   depth = 1 if channels is None else 3
   images = jax.ShapeDtypeStruct((8, 8, depth), jnp.dtype("float32"))
-  params = saved.build(recipe).init(
+  params = recipes.build(recipe).init(
     jax.random.key(0), jnp.zeros((1, *images.shape))
   )
   saved.save(path, recipe, params, images, inverted=inverted, channels=channels)

@@ -79,6 +79,7 @@ def test_every_part_has_its_place():
   assert parts - set(ALLOWED) == {
     "__init__.py",
     "classify.py",
+    "recipes.py",
     "results.py",
     "runs",
     "saved.py",

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import metajax
-from metajax import saved
+from metajax import recipes, saved
 from metajax.learners import REGISTRY
 from metajax.types import Batch
 from tests.slow import slow_but
@@ -25,7 +25,7 @@ OPTIONS = {"maml_plus_plus": {"step_normalization": False}}
 
 
 def _recipe(learner="maml", model=MLP, **changes):
-  recipe = saved.Recipe(
+  recipe = recipes.Recipe(
     learner,
     model,
     WAYS,
@@ -39,12 +39,12 @@ def _recipe(learner="maml", model=MLP, **changes):
 
 
 def _params(recipe, seed=0, model=None):
-  learner = saved.build(recipe, model=model)
+  learner = recipes.build(recipe, model=model)
   return learner.init(jax.random.key(seed), SUPPORT.inputs)
 
 
 def _predictions(recipe, params, model=None):
-  learner = saved.build(recipe, model=model)
+  learner = recipes.build(recipe, model=model)
   # Compiled as in `load`: in bfloat16 the rounding is another else.
   task_params = jax.jit(learner.adapt)(params, SUPPORT, jax.random.key(0))
   return jax.jit(learner.predict)(task_params, SUPPORT.inputs)

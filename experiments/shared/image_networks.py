@@ -69,7 +69,7 @@ WIDTHS = {"640": [64, 160, 320, 640], "512": [64, 128, 256, 512]}
 
 
 def network(learner: str) -> dict[str, Any]:
-  """Returns the network's description, see `metajax.saved.Recipe.model`.
+  """Returns the network's description, see `metajax.recipes.Recipe.model`.
 
   Raises:
     ValueError: if a flag belongs to another network, or does not fit the

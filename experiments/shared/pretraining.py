@@ -9,7 +9,7 @@ import optax
 from jax.tree_util import Partial
 
 from experiments.shared import image_data, image_networks, image_sets
-from metajax import saved
+from metajax import recipes
 from metajax.distillation import alone, taught
 from metajax.learners import embedding, heads
 from metajax.losses import cross_entropy
@@ -105,7 +105,7 @@ def _model(data: Data, num_outputs: int | None) -> Model:
     return data.channels.standardize(images)
 
   network = image_networks.network("prototypical")
-  return on_inputs(saved.build_model(network, num_outputs), pixels)
+  return on_inputs(recipes.build_model(network, num_outputs), pixels)
 
 
 def learners(data: Data) -> dict[str, MetaLearner]:
@@ -169,9 +169,9 @@ def rates(state: TrainState) -> dict[str, float]:
   return {"outer_lr": last_step_size(_step_size(), state.opt_state)}
 
 
-def recipe() -> saved.Recipe:
+def recipe() -> recipes.Recipe:
   """Describes the prototypical network on the trained features."""
-  return saved.Recipe(
+  return recipes.Recipe(
     "prototypical",
     image_networks.network("prototypical"),
     FLAGS.ways,

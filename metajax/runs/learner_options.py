@@ -10,8 +10,8 @@ from absl import flags
 from metajax.learners import registry
 from metajax.learners.options import Option, Setting, values
 from metajax.learners.registry import ENCODED
+from metajax.recipes import Recipe
 from metajax.runs.flags import FLAGS, refuse
-from metajax.saved import Recipe
 
 flags.DEFINE_enum(
   "inner_optimizer",
@@ -80,7 +80,7 @@ def recipe(
   num_outputs: int,
   eval_steps: int,
 ) -> Recipe:
-  """Describes a learner by the flags, for `metajax.saved.build`.
+  """Describes a learner by the flags, for `metajax.recipes.build`.
 
   Args:
     name: the name of the learner.

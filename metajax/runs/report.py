@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from metajax import saved
+from metajax import recipes, saved
 from metajax.evaluation import Estimate
 from metajax.results import read_results, write_results
 from metajax.runs import board, card, folder, loggers, report_page
@@ -27,7 +27,7 @@ def finish(
   trained: Trained,
   *,
   steps: int | None = None,
-  recipe: saved.Recipe | None = None,
+  recipe: recipes.Recipe | None = None,
   inputs: jax.ShapeDtypeStruct | None = None,
   inverted: bool = False,
   channels: Channels | None = None,

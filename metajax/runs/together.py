@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from metajax import saved
+from metajax import recipes
 from metajax.learners import OPTIONS
 from metajax.runs.flags import FLAGS
 from metajax.training import evaluation_params, meta_trainer
@@ -52,7 +52,7 @@ class Planned(NamedTuple):
   optimizer: Callable[[Any], optax.GradientTransformation]
   outer_lr: float
   schedule: Schedule
-  recipe: saved.Recipe | None
+  recipe: recipes.Recipe | None
   metrics: Mapping[str, LossFn] | None
   rates: Callable[[TrainState], Mapping[str, float]]
 
@@ -155,7 +155,7 @@ def _train(ready: Sequence[Ready]) -> None:
 
 
 def _built(
-  recipes: Sequence[saved.Recipe | None],
+  described: Sequence[recipes.Recipe | None],
   metrics: Mapping[str, LossFn] | None,
 ) -> tuple[list[jax.Array], Callable[[Any], MetaLearner]]:
   """Returns the numbers in which recipes differ, and a function of them.
@@ -166,9 +166,9 @@ def _built(
     ValueError: if a recipe is missing, or if recipes differ in more than
       numbers.
   """
-  if any(recipe is None for recipe in recipes):
+  if any(recipe is None for recipe in described):
     raise ValueError("the script gives its trainer no recipe.")
-  leaves, trees = zip(*map(jax.tree.flatten, recipes), strict=True)
+  leaves, trees = zip(*map(jax.tree.flatten, described), strict=True)
   if any(tree != trees[0] for tree in trees):
     raise ValueError("the points have other learners.")
   columns = list(zip(*leaves, strict=True))
@@ -180,7 +180,7 @@ def _built(
     own = list(leaves[0])
     for i, value in zip(varied, values, strict=True):
       own[i] = value
-    return saved.build(jax.tree.unflatten(trees[0], own), metrics)
+    return recipes.build(jax.tree.unflatten(trees[0], own), metrics)
 
   return [jnp.array(columns[i]) for i in varied], build
 

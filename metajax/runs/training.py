@@ -9,10 +9,10 @@ import jax
 import optax
 
 from metajax.optimizers import last_step_size
+from metajax.recipes import Recipe
 from metajax.runs import loggers, together
 from metajax.runs.flags import FLAGS
 from metajax.runs.rng_keys import init_key, task_key
-from metajax.saved import Recipe
 from metajax.training import (
   Trainer,
   TrainState,
@@ -98,8 +98,8 @@ def trainer(
     rng: the key of the tasks; None: the key of the seed.
     optimizer: the outer optimizer; None: the optimizer of the flags.
     task_chunk: see `meta_trainer`; None: --task_chunk.
-    recipe: the description of the learner for `saved.build`. With a recipe, one
-      program can train several points of a sweep.
+    recipe: the description of the learner for `recipes.build`. With a recipe,
+      one program can train several points of a sweep.
     metrics: the metrics of the learner that the recipe describes.
 
   Returns:

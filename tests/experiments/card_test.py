@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 import metajax
-from metajax import results, saved
+from metajax import recipes, results, saved
 from metajax.evaluation import Estimate, OverSeeds
 from metajax.runs import card
 
-RECIPE = saved.Recipe(
+RECIPE = recipes.Recipe(
   "maml",
   {"name": "mlp", "hidden": [3]},
   1,
@@ -41,7 +41,7 @@ def workdir(tmp_path):
 
 def test_card_has_results_command_and_protocol(workdir):
   inputs = jax.ShapeDtypeStruct((2,), jnp.float32)
-  params = saved.build(RECIPE).init(jax.random.key(0), jnp.zeros((1, 2)))
+  params = recipes.build(RECIPE).init(jax.random.key(0), jnp.zeros((1, 2)))
   saved.save(workdir, RECIPE, params, inputs)
   card.write(workdir, "python -m it \\\n  --ways=5")
   lines = (workdir / "card.md").read_text().splitlines()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax import saved
+from metajax import recipes
 from metajax.forward import forward
 from metajax.models.conv import conv4
 from metajax.models.dropout import DropBlock, drop_block
@@ -198,7 +198,7 @@ def test_a_pass_in_training_moves_the_statistics_and_draws_by_its_key():
 @pytest.mark.parametrize("name", ["anil", "prototypical"])
 def test_learners_of_a_recipe_train_it(name):
   model = {"name": "resnet12", "filters": list(TINY), "block_size": 2}
-  recipe = saved.Recipe(
+  recipe = recipes.Recipe(
     name,
     json.loads(json.dumps(model)),
     2,
@@ -207,7 +207,7 @@ def test_learners_of_a_recipe_train_it(name):
     1,
     1,
   )
-  learner = saved.build(recipe)
+  learner = recipes.build(recipe)
   draw = np.random.default_rng(0).normal
   batch = Batch(
     jnp.asarray(draw(size=(1, 4, 6, 6, 3)), jnp.float32),

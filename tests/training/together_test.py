@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from metajax import saved
+from metajax import recipes
 from metajax.learners import ENCODED, OPTIONS, REGISTRY
 from metajax.learners.options import Setting, values
 from metajax.losses import mean_squared_error
@@ -165,7 +165,7 @@ def test_every_learner_is_built_of_numbers_that_are_traced(name):
   episodes = jax.eval_shape(jax.vmap(TASKS), jax.random.split(KEYS[0], 2))
 
   def grads(rate, options):
-    recipe = saved.Recipe(
+    recipe = recipes.Recipe(
       name,
       {"name": "mlp", "hidden": [4]},
       1,
@@ -175,7 +175,7 @@ def test_every_learner_is_built_of_numbers_that_are_traced(name):
       2,
       options=others | options,
     )
-    learner = saved.build(recipe)
+    learner = recipes.build(recipe)
     params = learner.init(KEYS[0], jnp.zeros((3, 1)))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), episodes)
     return learner.meta_grad(params, zeros, KEYS[0])[1]["loss"]
