@@ -115,7 +115,7 @@ def main() -> None:
       **{name: estimate(value) for name, value in values.items()},
       **scoring.differences(values, pairs),
     },
-    runs.total(),
+    pretraining.without_head(data, runs.total()),
     # The nearest mean on the same features. It takes any number of classes.
     recipe=pretraining.recipe(),
     inputs=pretraining.example(data),

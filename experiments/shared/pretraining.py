@@ -26,6 +26,7 @@ from metajax.training import (
   on_changed,
   supervised_trainer,
 )
+from metajax.training.loop import Trained
 from metajax.types import Array, Batch, MetaLearner, Model, Params, TaskFamily
 
 # Tian et al. 2020, section 4.1.
@@ -167,6 +168,21 @@ def _step_size() -> optax.Schedule:
 def rates(state: TrainState) -> dict[str, float]:
   """Returns the values that are recorded beside the metrics."""
   return {"outer_lr": last_step_size(_step_size(), state.opt_state)}
+
+
+def without_head(data: Data, trained: Trained) -> Trained:
+  """Leaves the parameters of the embedding, which `recipe` describes."""
+  like = jax.eval_shape(
+    _model(data, None).init, jax.random.key(0), data.train["inputs"][:1]
+  )
+
+  def kept(params: Any, like: Any) -> Any:
+    if not isinstance(like, dict):
+      return params
+    return {name: kept(params[name], like[name]) for name in like}
+
+  params = kept(trained.state.meta_params, like)
+  return trained._replace(state=trained.state._replace(meta_params=params))
 
 
 def recipe() -> recipes.Recipe:

@@ -1,0 +1,57 @@
+"""What `pretrain` leaves can be loaded: the embedding without its head."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import metajax
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = {
+  "steps": 4,
+  "meta_batch": 8,
+  "filters": 4,
+  "image_size": 32,
+  "ways": 2,
+  "query_shots": 2,
+  "eval_tasks": 4,
+  "validation_tasks": 2,
+  "generations": 1,
+}
+
+
+@pytest.mark.slow
+def test_the_trained_embedding_is_a_prototypical_network(tmp_path):
+  draw = np.random.default_rng(0)
+  for name in range(12):
+    folder = tmp_path / "images" / str(name)
+    folder.mkdir(parents=True)
+    for i in range(4):
+      pixels = draw.integers(256, size=(32, 32, 3), dtype=np.uint8)
+      Image.fromarray(pixels).save(folder / f"{i}.png")
+  workdir = tmp_path / "run"
+  flags = {"data_dir": tmp_path / "images", "workdir": workdir} | FLAGS
+  command = [sys.executable, "-m", "experiments.pretrain"]
+  command += [f"--{name}={value}" for name, value in flags.items()]
+  subprocess.run(command, cwd=ROOT, env=os.environ, check=True)
+  metrics = json.loads((workdir / "results.json").read_text())["metrics"]
+  heads = ("logistic", "ridge", "nearest_mean", "cosine")
+  rows = {f"{head}_generation_{i}" for head in heads for i in (0, 1)}
+  assert {*metrics} == {
+    *rows,
+    "logistic_generation_1_minus_logistic_generation_0",
+  }
+  loaded = metajax.load(workdir)
+  assert loaded.channels is not None and loaded.inputs.shape == (32, 32, 3)
+  images = jnp.asarray(draw.normal(size=(2, 32, 32, 3)), jnp.float32)
+  task_params = loaded.adapt(metajax.Batch(images, jnp.arange(2)))
+  logits = loaded.predict(task_params, images)
+  # Each support image is nearest to itself.
+  np.testing.assert_array_equal(logits.argmax(-1), [0, 1])
