@@ -294,6 +294,7 @@ def test_meta_parameters_are_the_embeddings():
   chex.assert_trees_all_equal_shapes_and_dtypes(grads, PARAMS)
 
 
+@pytest.mark.slow
 def test_the_head_is_fitted_to_the_prepared_support():
   """In adaptation and in the meta-gradient."""
 

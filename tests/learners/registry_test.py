@@ -65,6 +65,7 @@ def test_a_learner_of_another_package_has_its_flags(package, tmp_path):
   assert "flag --twist=0" in refused.stderr
 
 
+@pytest.mark.slow
 def test_an_option_that_is_a_flag_of_every_script_is_refused(package, tmp_path):
   """Also where both are flags of one module, which absl would let pass."""
   for flag in ("steps", "dtype"):

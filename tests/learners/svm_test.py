@@ -72,6 +72,7 @@ def test_two_examples_have_a_closed_form():
       np.testing.assert_allclose(head["weights"][:, 1], -share * a, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_derivatives_equal_finite_differences():
   """The gradient, and along a line the second derivative, by both modes."""
   with jax.enable_x64(True):

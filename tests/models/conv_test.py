@@ -81,6 +81,7 @@ def test_values_and_first_and_second_derivatives_equal_xlas(
     _assert_both_agree(derivatives, x, w, tolerance=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "n, wanted, expected",
   [

@@ -54,6 +54,7 @@ def test_a_window_with_a_nan_is_nan(place):
   np.testing.assert_array_equal(max_pool(x), x.max().reshape(1, 1, 1, 1))
 
 
+@pytest.mark.slow
 def test_derivatives_of_three_orders_are_those_of_finite_differences():
   with jax.enable_x64(True):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 4, 4, 2)))
