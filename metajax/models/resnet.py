@@ -103,8 +103,8 @@ def resnet12(
     pooled: whether the features are the mean over positions, as Tian et al.
       have them, or all positions, as MetaOptNet.
     drop_rate: share of numbers to be dropped, in [0, 1).
-    block_size: side of DropBlock's squares in pixels. MetaOptNet's code has 5, for
-      images of 84 x 84. Smaller images need smaller squares, such as 2 for
+    block_size: side of DropBlock's squares in pixels. MetaOptNet's code has 5,
+      for images of 84 x 84. Smaller images need smaller squares, such as 2 for
       32 x 32.
     conv_lowering: see `models.conv.convolution`.
 
