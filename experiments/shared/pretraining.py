@@ -16,6 +16,7 @@ from metajax.losses import cross_entropy
 from metajax.models.inputs import on_inputs
 from metajax.optimizers import last_step_size
 from metajax.runs import rng_keys
+from metajax.runs.breadth import TestData
 from metajax.runs.flags import FLAGS
 from metajax.tasks.augmentation import augmented_copies
 from metajax.tasks.image_splits import split_episodes
@@ -47,6 +48,7 @@ class Data(NamedTuple):
     train: "inputs" in uint8 and "labels".
     num_classes: the number of training classes.
     tasks: validation and test tasks, with pixels in [0, 1].
+    test: the test images, for tasks of other sizes.
     channels: the mean and deviation of the training images.
     protocol: the entries of the data in `results.json`.
   """
@@ -54,6 +56,7 @@ class Data(NamedTuple):
   train: dict[str, Array]
   num_classes: int
   tasks: dict[str, TaskFamily]
+  test: TestData
   channels: Channels
   protocol: dict[str, Any]
 
@@ -69,14 +72,14 @@ def load() -> Data:
   images, told = image_sets.read(name, "data_dir", size)
   query_shots = FLAGS.query_shots or FLAGS.shots
 
-  def tasks(split: str):
+  def tasks(split: str, ways: int, shots: int) -> TaskFamily:
     return split_episodes(
       getattr(images, split),
       image_sets.where(name, "data_dir"),
       split,
-      FLAGS.ways,
+      ways,
       query_shots,
-      shots=FLAGS.shots,
+      shots=shots,
     )
 
   train = {
@@ -91,7 +94,11 @@ def load() -> Data:
   return Data(
     train,
     len(images.train.names),
-    {split: tasks(split) for split in ("validation", "test")},
+    {
+      split: tasks(split, FLAGS.ways, FLAGS.shots)
+      for split in ("validation", "test")
+    },
+    TestData(functools.partial(tasks, "test"), lambda: images.test),
     channels_of(images.train.images),
     protocol,
   )
@@ -109,7 +116,7 @@ def _model(data: Data, num_outputs: int | None) -> Model:
   return on_inputs(recipes.build_model(network, num_outputs), pixels)
 
 
-def learners(data: Data) -> dict[str, MetaLearner]:
+def learners(data: Data, ways: int) -> dict[str, MetaLearner]:
   """Returns learners with a head on the features, by the name of the head.
 
   With --augment, the heads are fitted to augmented copies of the support.
@@ -120,10 +127,10 @@ def learners(data: Data) -> dict[str, MetaLearner]:
     change = image_data.augmentation(data.protocol["image_size"])
     copies = functools.partial(_copies, change)
   made = {
-    "logistic": heads.logistic(FLAGS.ways),
-    "ridge": heads.ridge(FLAGS.ways),
-    "nearest_mean": heads.nearest_mean(FLAGS.ways),
-    "cosine": heads.cosine(FLAGS.ways),
+    "logistic": heads.logistic(ways),
+    "ridge": heads.ridge(ways),
+    "nearest_mean": heads.nearest_mean(ways),
+    "cosine": heads.cosine(ways),
   }
   return {
     name: embedding(

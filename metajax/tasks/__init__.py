@@ -2,6 +2,7 @@
 
 from metajax.tasks.cifar100 import cifar_fs, fc100
 from metajax.tasks.class_batches import class_batches
+from metajax.tasks.features import encoded
 from metajax.tasks.few_shot import few_shot_episodes, labelled_episodes
 from metajax.tasks.image_folder import image_folder
 from metajax.tasks.meta_dataset import meta_dataset_episodes
@@ -13,6 +14,7 @@ from metajax.tasks.standardized import standardized
 __all__ = [
   "cifar_fs",
   "class_batches",
+  "encoded",
   "fc100",
   "few_shot_episodes",
   "image_folder",

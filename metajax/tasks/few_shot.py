@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from metajax.tasks.drawing import Classes, episode_of, sample_distinct
 from metajax.tasks.form import Form, Number, checked_arrays, form_of
-from metajax.types import Episode, PRNGKey, TaskFamily
+from metajax.types import Array, Episode, PRNGKey, TaskFamily
 
 
 def few_shot_episodes(
@@ -130,6 +130,24 @@ def labelled_episodes(
   return _family(Classes(jax.tree.map(jnp.asarray, arrays), *numbers), form)
 
 
+def drawn_classes(rng: PRNGKey, num_classes: int, ways: int) -> Array:
+  """Returns the class of each label in the task that a key draws.
+
+  It holds for `few_shot_episodes` and `labelled_episodes`, and for families
+  that change the examples only, such as `standardized`.
+
+  Args:
+    rng: the key of the task.
+    num_classes: the number of classes, times that of rotations. Class c turned
+      r times is class `c * num_rotations + r`.
+    ways: the (largest) number of classes of a task.
+
+  Returns:
+    int32 `[ways]`.
+  """
+  return sample_distinct(jax.random.split(rng, 4)[0], num_classes, ways)
+
+
 def of_classes(
   images: Any,
   ways: Number,
@@ -169,10 +187,9 @@ def _family(data: Classes, form: Form) -> TaskFamily:
 
 
 def _sample_episode(data: Classes, rng: PRNGKey, *, form: Form) -> Episode:
-  class_key, *keys = jax.random.split(rng, 4)
-  drawn = sample_distinct(
-    class_key, form.num_classes * form.num_rotations, form.ways[1]
-  )
+  keys = jax.random.split(rng, 4)[1:]
+  num_classes = form.num_classes * form.num_rotations
+  drawn = drawn_classes(rng, num_classes, form.ways[1])
   classes, turns = drawn // form.num_rotations, drawn % form.num_rotations
   # `split` above used the numbers 0 to 3.
   size_key = jax.random.fold_in(rng, 4)
