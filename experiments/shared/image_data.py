@@ -13,7 +13,7 @@ from experiments.shared.image_sets import (
   read,
   where,
 )
-from metajax.runs.breadth import TestData
+from metajax.runs.breadth import TaskMaker
 from metajax.runs.flags import FLAGS, refuse
 from metajax.tasks import omniglot
 from metajax.tasks.augmentation import (
@@ -83,7 +83,7 @@ class ImageData(NamedTuple):
   protocol: dict[str, Any]
   inverted: bool
   channels: Channels | None
-  test: TestData
+  test: TaskMaker
 
 
 def load(ways: int, train_ways: int) -> ImageData:
@@ -135,7 +135,7 @@ def load(ways: int, train_ways: int) -> ImageData:
   def finished(family: TaskFamily) -> TaskFamily:
     return standardized(family, channels) if channels else family
 
-  test = TestData(
+  test = TaskMaker(
     lambda ways, shots: finished(made(eval_ways=ways, shots=shots).test),
     lambda: (
       read(name, "data_dir", size)[0].test if of_omniglot else images.test
@@ -196,7 +196,7 @@ def _tested_elsewhere(found: ImageData) -> ImageData:
     splits=found.splits._replace(test=tasks(FLAGS.ways, FLAGS.shots)),
     eval_fingerprint=told,
     protocol={**found.protocol, "eval_data": shown},
-    test=TestData(tasks, lambda: images.test, _rotations(name)),
+    test=TaskMaker(tasks, lambda: images.test, _rotations(name)),
   )
 
 

@@ -16,7 +16,7 @@ from metajax.losses import cross_entropy
 from metajax.models.inputs import on_inputs
 from metajax.optimizers import last_step_size
 from metajax.runs import rng_keys
-from metajax.runs.breadth import TestData
+from metajax.runs.breadth import TaskMaker
 from metajax.runs.flags import FLAGS
 from metajax.tasks.augmentation import augmented_copies
 from metajax.tasks.image_splits import split_episodes
@@ -56,7 +56,7 @@ class Data(NamedTuple):
   train: dict[str, Array]
   num_classes: int
   tasks: dict[str, TaskFamily]
-  test: TestData
+  test: TaskMaker
   channels: Channels
   protocol: dict[str, Any]
 
@@ -98,7 +98,7 @@ def load() -> Data:
       split: tasks(split, FLAGS.ways, FLAGS.shots)
       for split in ("validation", "test")
     },
-    TestData(functools.partial(tasks, "test"), lambda: images.test),
+    TaskMaker(functools.partial(tasks, "test"), lambda: images.test),
     channels_of(images.train.images),
     protocol,
   )

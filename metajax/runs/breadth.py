@@ -26,8 +26,8 @@ WAYS = (2, 5, 10, 20)
 ACCURACY = "test accuracy"
 
 
-class TestData(NamedTuple):
-  """The test images, from which tasks of any size can be made.
+class TaskMaker(NamedTuple):
+  """Makes test tasks of any size.
 
   Attributes:
     tasks: `(ways, shots) -> tasks`. It raises a `ValueError` if the images do
@@ -36,7 +36,6 @@ class TestData(NamedTuple):
     num_rotations: the number of quarter turns that make classes of their own.
   """
 
-  __test__ = False  # Pytest looks for names that begin with Test.
   tasks: Callable[[int, int], TaskFamily]
   images: Callable[[], Images]
   num_rotations: int = 1
@@ -44,7 +43,7 @@ class TestData(NamedTuple):
 
 def test(
   workdir: Path,
-  data: TestData,
+  data: TaskMaker,
   score: Callable[[int, TaskFamily], Estimate],
   learner: MetaLearner,
   params: Params,

@@ -147,12 +147,13 @@ def _draw(
   parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
   for part, pair in zip(parts, pairs, strict=False):
     names = []
-    grid = part.subplots(1, 2 * each)
+    # An empty column is between the two classes.
+    grid = part.subplots(1, 2 * each + 1)
     for side, label in enumerate((pair.asked, pair.taken_for)):
       label, turn = divmod(label, num_rotations)
       names.append(images.names[label] + (f", {90 * turn}°" if turn else ""))
       own = images.images[np.flatnonzero(images.labels == label)[:each]]
-      for axes, image in zip(grid[each * side :], own, strict=False):
+      for axes, image in zip(grid[(each + 1) * side :], own, strict=False):
         shown = np.rot90(image, turn)
         axes.imshow(np.broadcast_to(shown, (*shown.shape[:2], 3)))
     for axes in grid:

@@ -181,10 +181,11 @@ def _write(file: Path, key: _Key, features: np.ndarray) -> None:
 
 def _read(file: Path, key: _Key, count: int) -> np.ndarray:
   try:
-    with np.load(file, allow_pickle=False) as stored:
+    with file.open("rb") as opened:
+      stored = np.load(opened, allow_pickle=False)
       found = _Key(*(str(stored[field]) for field in _Key._fields))
       features = stored["features"]
-  except (*DAMAGE, KeyError) as error:
+  except (*DAMAGE, KeyError, IndexError) as error:
     reason = " ".join(str(error).split())
     raise ValueError(
       f"{file}: damaged ({reason}): remove it, and its features are computed "

@@ -187,7 +187,7 @@ def _family(data: Classes, form: Form) -> TaskFamily:
 
 
 def _sample_episode(data: Classes, rng: PRNGKey, *, form: Form) -> Episode:
-  keys = jax.random.split(rng, 4)[1:]
+  _, *keys = jax.random.split(rng, 4)
   num_classes = form.num_classes * form.num_rotations
   drawn = drawn_classes(rng, num_classes, form.ways[1])
   classes, turns = drawn // form.num_rotations, drawn % form.num_rotations
