@@ -85,7 +85,7 @@ def main() -> None:
     for outputs in (ways, train_ways)
   )
   learner = recipes.build(trained_as, image_tests.METRICS)
-  learner = warm_start.warm_started(learner, network)
+  learner = warm_start.warm_started(learner, network, FLAGS.init_from)
   with waiting("loading data"):
     data = image_data.load(ways, train_ways)
   validation = seeds.over_seeds(

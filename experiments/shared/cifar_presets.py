@@ -58,7 +58,7 @@ RIDGE: Flags = {
   "late_drop_rate": 0.4,
   "normalization": "running",
   "train_ways": 20,
-  "train_shots": (1, 9),
+  "train_shots": [1, 9],
   "query_shots": 7,
   "eval_query_shots": 15,
   "outer_lr": 5e-3,
@@ -66,7 +66,7 @@ RIDGE: Flags = {
   "meta_batch": 1,
   "steps": 20_000,
 }
-WIDE: Flags = {"filters": (96, 192, 384, 512)}
+WIDE: Flags = {"filters": [96, 192, 384, 512]}
 # Lee et al. 2019, section 4.1 (MetaOptNet-SVM): the shots of training do not
 # depend on those of the test. They divide the step size 0.1 by 17, 83 and 417
 # after 1/3, 2/3 and 5/6 of the steps. These presets have a cosine schedule, no

@@ -154,15 +154,15 @@ def define_data_dir(more: str = "") -> None:
 
 
 class _Numbers(flags.ArgumentParser):
-  """Reads `64` as an integer, and `96,192` as a tuple of integers."""
+  """Reads `64` as an integer, and `96,192` as a list of integers."""
 
   def __init__(self, lower_bound: int):
     super().__init__()
     self.one = flags.IntegerParser(lower_bound=lower_bound)
 
-  def parse(self, argument: Any) -> int | tuple[int, ...]:
+  def parse(self, argument: Any) -> int | list[int]:
     parts = argument.split(",") if isinstance(argument, str) else [argument]
-    numbers = tuple(self.one.parse(part) for part in parts)
+    numbers = [self.one.parse(part) for part in parts]
     return numbers[0] if len(numbers) == 1 else numbers
 
   def flag_type(self) -> str:
@@ -171,7 +171,7 @@ class _Numbers(flags.ArgumentParser):
 
 class _WithCommas(flags.ArgumentSerializer):
   def serialize(self, value: Any) -> str:
-    several = isinstance(value, tuple | list)
+    several = isinstance(value, list)
     return ",".join(map(str, value)) if several else str(value)
 
 

@@ -8,7 +8,6 @@ import jax
 from absl import flags
 
 from metajax import saved
-from metajax.runs.flags import FLAGS
 from metajax.types import MetaLearner, Params, PRNGKey
 
 flags.DEFINE_string(
@@ -22,9 +21,9 @@ FREE = ("conv_lowering", "drop_rate", "drop_rates", "block_size")
 
 
 def warm_started(
-  learner: MetaLearner, network: Mapping[str, Any]
+  learner: MetaLearner, network: Mapping[str, Any], folder: str | None
 ) -> MetaLearner:
-  """Returns the learner with --init_from as its initial weights.
+  """Returns the learner with the weights of an earlier run as initial ones.
 
   Arrays of the same name and shape are taken from the earlier run. All others,
   such as a head for other classes, are new.
@@ -32,14 +31,15 @@ def warm_started(
   Args:
     learner: the learner.
     network: the description of its network, see `Recipe.model`.
+    folder: the value of --init_from; None: the learner is returned as it is.
 
   Raises:
     ValueError: if the folder has no learner, or one of another network.
   """
-  if not FLAGS.init_from:
+  if not folder:
     return learner
   try:
-    loaded = saved.load(FLAGS.init_from)
+    loaded = saved.load(folder)
   except ValueError as error:  # It begins with the folder.
     raise ValueError(f"--init_from={error}") from error
   theirs = loaded.recipe.model or {}
@@ -47,15 +47,17 @@ def warm_started(
   for name in sorted({*ours} & {*theirs} - {*FREE}):
     if ours[name] != theirs[name]:
       raise ValueError(
-        f"--init_from={FLAGS.init_from}: a network of {name}={theirs[name]}, "
+        f"--init_from={folder}: a network of {name}={theirs[name]}, "
         f"not {ours[name]}: give the flags of the network as in that run."
       )
-  start = functools.partial(_started, learner.init)
+  start = functools.partial(_started, learner.init, folder)
   weights = _network(loaded.meta_params)
   return learner._replace(init=jax.tree_util.Partial(start, weights))
 
 
-def _started(init: Any, weights: Params, rng: PRNGKey, inputs: Any) -> Params:
+def _started(
+  init: Any, folder: str, weights: Params, rng: PRNGKey, inputs: Any
+) -> Params:
   params = init(rng, inputs)
   network, known = _network(params), dict(_named(weights))
 
@@ -65,7 +67,7 @@ def _started(init: Any, weights: Params, rng: PRNGKey, inputs: Any) -> Params:
   named = _named(network)
   if not any(fits(name, x) for name, x in named):
     raise ValueError(
-      f"--init_from={FLAGS.init_from}: none of its arrays fits this learner: "
+      f"--init_from={folder}: none of its arrays fits this learner: "
       "give the run of another learner."
     )
   taken = [known[name] if fits(name, x) else x for name, x in named]
