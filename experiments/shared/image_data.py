@@ -23,16 +23,8 @@ from metajax.tasks.augmentation import (
   random_crop,
   random_flip,
 )
-from metajax.tasks.image_splits import (
-  episodes,
-  split_episodes,
-  with_channels,
-)
-from metajax.tasks.standardized import (
-  Channels,
-  channels_of,
-  standardized,
-)
+from metajax.tasks.image_splits import episodes, split_episodes, with_channels
+from metajax.tasks.standardized import Channels, channels_of, standardized
 from metajax.types import Splits, TaskFamily
 
 flags.DEFINE_integer(
@@ -74,7 +66,7 @@ class ImageData(NamedTuple):
     protocol: the entries of the data in `results.json`.
     inverted: whether ink is 1, for `metajax.saved`.
     channels: the mean and deviation that standardise the images, or None.
-    test: the test images, for tasks of other sizes.
+    test: makes test tasks of other sizes.
   """
 
   splits: Splits

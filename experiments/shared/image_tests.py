@@ -50,14 +50,12 @@ def test(
     name, build, data.splits.test, METRICS, "test", FLAGS.eval_tasks
   )
 
+  def scored_after(k: int) -> Estimate:
+    return seeds.over_seeds(lambda params: after(params, k))(params)["accuracy"]
+
   def curve() -> dict[int, Estimate]:
     taken = {steps, *learner_options.possible_steps(name, (0, 1, 3, 5, 10))}
-    return {
-      k: seeds.over_seeds(lambda params, k=k: after(params, k))(params)[
-        "accuracy"
-      ]
-      for k in sorted(taken)
-    }
+    return {k: scored_after(k) for k in sorted(taken)}
 
   tested = scoring.together(
     {

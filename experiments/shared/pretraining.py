@@ -48,7 +48,7 @@ class Data(NamedTuple):
     train: "inputs" in uint8 and "labels".
     num_classes: the number of training classes.
     tasks: validation and test tasks, with pixels in [0, 1].
-    test: the test images, for tasks of other sizes.
+    test: makes test tasks of other sizes.
     channels: the mean and deviation of the training images.
     protocol: the entries of the data in `results.json`.
   """
