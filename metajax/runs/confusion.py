@@ -151,7 +151,8 @@ def _draw(
     grid = part.subplots(1, 2 * each + 1)
     for side, label in enumerate((pair.asked, pair.taken_for)):
       label, turn = divmod(label, num_rotations)
-      names.append(images.names[label] + (f", {90 * turn}°" if turn else ""))
+      name = images.names[label].replace("_", " ")
+      names.append(name + (f", {90 * turn}°" if turn else ""))
       own = images.images[np.flatnonzero(images.labels == label)[:each]]
       for axes, image in zip(grid[(each + 1) * side :], own, strict=False):
         shown = np.rot90(image, turn)
