@@ -36,6 +36,7 @@ ALLOWED = {
   "learners": BASICS
   | LOOPS
   | {"learners", "aggregation", "distillation", "models"},
+  "context": BASICS | {"context", "learners", "predictive"},
   "aggregation": BASICS | {"aggregation"},
   "distillation": BASICS | LOOPS | {"distillation", "aggregation"},
   "training": BASICS | LOOPS | {"training", "aggregation"},
