@@ -86,17 +86,12 @@ def gaussian_processes(
     raise ValueError(
       f"input_range={input_range}: must be (low, high), low < high."
     )
-  bounds = Hyper(
-    *(
-      _checked(*given)
-      for given in (
-        ("length", length),
-        ("scale", scale),
-        ("noise", noise),
-        ("period", period),
-      )
-    )
-  )
+  bounds = [
+    _checked("length", length),
+    _checked("scale", scale),
+    _checked("noise", noise),
+    _checked("period", period),
+  ]
   grid, log_prior = _grid(bounds, nodes)
 
   def draw(rng: PRNGKey) -> Hyper:
@@ -124,7 +119,7 @@ def gaussian_processes(
 
   def posterior(support: Batch, inputs: Array) -> Predictive:
     if len(log_prior) == 1:
-      return given(Hyper(*(h[0] for h in grid)), support, inputs)
+      return given(jax.tree.map(lambda h: h[0], grid), support, inputs)
 
     def at(hyper: Hyper) -> tuple[Array, Array, Array]:
       return condition(covariance, hyper, support, inputs)
@@ -186,7 +181,7 @@ def _checked(name: str, given: Range) -> tuple[float, float]:
 
 
 def _grid(
-  bounds: Hyper, nodes: int | Sequence[int]
+  bounds: list[tuple[float, float]], nodes: int | Sequence[int]
 ) -> tuple[Hyper, np.ndarray]:
   """Returns the points of the grid, each `[K]`, and their log prior weights."""
   drawn = [low < high for low, high in bounds]

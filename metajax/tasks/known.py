@@ -115,13 +115,12 @@ def joint_log_likelihood(
     A scalar, in nats for each number of the targets.
   """
   support, query = episode
-  seen = concatenate(
-    support._replace(mask=real(support)), query._replace(mask=real(query))
-  )
-  place = jnp.arange(num_examples(seen)) - num_examples(support)
+  seen = concatenate(support, query)
+  mask = real(seen)
+  place = jnp.arange(len(mask)) - num_examples(support)
 
   def term(i: Array) -> Array:
-    before = seen._replace(mask=seen.mask & (place < i))
+    before = seen._replace(mask=mask & (place < i))
     one = jax.tree.map(lambda x: x[i][None], (query.inputs, query.targets))
     return posterior(before, one[0]).log_prob(one[1])[0]
 

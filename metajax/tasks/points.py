@@ -75,11 +75,13 @@ def divide(
 
   def batch(start: Array | int, size: int, number: Array | None) -> Batch:
     place = jnp.arange(size)
-    points = jax.tree.map(lambda x: x[start + place], (inputs, targets))
+    points = Batch(inputs, targets)
+    points = jax.tree.map(lambda x: x[start + place], points)
     if number is None:
-      return Batch(*points)
+      return points
     mask = place < number
-    return Batch(*jax.tree.map(lambda x: _only(x, mask), points), mask)
+    points = jax.tree.map(lambda x: _only(x, mask), points)
+    return points._replace(mask=mask)
 
   return Episode(
     batch(0, shots[1], count if shots[0] < shots[1] else None),
