@@ -4,10 +4,11 @@
 
 The script trains a network to classify all training classes. It then classifies
 the test tasks by heads on the network's features: logistic regression, ridge
-regression, nearest mean and nearest direction. This is RFS-simple of Tian et
-al. (2020): SGD for 100 epochs (60,000 steps of 64 images on CIFAR-FS), a step
-size that is divided by ten after 60% and 80% of the steps, augmented training
-images, and heads fitted to five augmented copies of the support.
+regression, nearest mean and nearest direction. `--fine_tune_steps=25` also
+fine-tunes the whole network. This is RFS-simple of Tian et al. (2020): SGD for
+100 epochs (60,000 steps of 64 images on CIFAR-FS), a step size that is divided
+by ten after 60% and 80% of the steps, augmented training images, and heads
+fitted to five augmented copies of the support.
 `--generations=1` is RFS-distill: a second network learns from the labels and
 from the first network (born again).
 """
@@ -17,7 +18,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.shared import image_networks, pretraining
+from experiments.shared import (
+  image_networks,
+  pretrained_heads,
+  pretraining,
+)
 from metajax.evaluation import Estimate, estimate
 from metajax.losses import accuracy
 from metajax.runs import breadth, plots, report, scoring, training
@@ -59,7 +64,7 @@ METRICS = {"accuracy": accuracy}
 def main() -> None:
   with waiting("loading data"):
     data = pretraining.load()
-  learners = pretraining.learners(data, FLAGS.ways)
+  learners = pretrained_heads.learners(data, FLAGS.ways)
   runs = Stages("pretrain")
 
   def scores(name: str, params: Params, split: str, number: int) -> Any:
@@ -69,7 +74,7 @@ def main() -> None:
     return score(params)["accuracy"]
 
   def scored(ways: int, tasks: TaskFamily) -> Estimate:
-    learner = pretraining.learners(data, ways)[SHOWN]
+    learner = pretrained_heads.learners(data, ways)[SHOWN]
     score = scoring.scorer(learner, tasks, METRICS, "test", FLAGS.eval_tasks)
     return score(teacher)["accuracy"]
 
@@ -129,6 +134,7 @@ def main() -> None:
     "pretrain",
     {
       **flag_values("ways", "shots", "query_shots", "augment", "generations"),
+      **flag_values("fine_tune_steps", "fine_tune_lr"),
       **data.protocol,
       **image_networks.protocol(),
       "outer_optimizer": "sgd, momentum 0.9, weight decay 5e-4",
