@@ -49,7 +49,8 @@ DEFAULTS = {
 }
 UNUSED = (
   "learner inner_steps inner_lr memory task_chunk outer_schedule train_ways "
-  "eval_query_shots rotations standardize eval_data eval_data_dir"
+  "eval_query_shots rotations standardize eval_data eval_data_dir stream "
+  "stream_workers"
 ).split()
 SHOWN = "logistic"  # The head of the paper.
 

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
+from experiments.shared import streaming
 from experiments.shared.image_sets import (
   SIZES,
+  directory_of,
   name_of_data,
   name_of_eval_data,
   read,
@@ -119,6 +121,7 @@ def load(ways: int, train_ways: int) -> ImageData:
     refuse("standardize", "augment")
   elif name_of_eval_data() != "omniglot":
     refuse("split")
+  streaming.check(name)
   query_shots = FLAGS.query_shots or FLAGS.shots
   tasks = {
     "ways": train_ways,
@@ -134,13 +137,19 @@ def load(ways: int, train_ways: int) -> ImageData:
       FLAGS.data_dir, split=FLAGS.split, image_size=size, **tasks
     )
   else:
-    images, told = read(name, "data_dir", size)
+    stored = streaming.wanted(name, directory_of("data_dir"), size)
+    images, told = read(name, "data_dir", size, stored)
     size = images.train.images.shape[1]
     wanted = (
       name != "folder" if FLAGS.standardize is None else FLAGS.standardize
     )
     channels = channels_of(images.train.images) if wanted else None
-    splits = episodes(images, where(name, "data_dir"), **tasks)
+    splits = episodes(
+      images,
+      where(name, "data_dir"),
+      workers=streaming.workers(),
+      **tasks,
+    )
   if FLAGS.augment:
     change = augmentation(size)
     splits = splits._replace(train=augmented(splits.train, change, change))
@@ -176,7 +185,11 @@ def _tested_elsewhere(found: ImageData) -> ImageData:
   """
   name = name_of_eval_data()
   of_training = jax.eval_shape(found.splits.test, jax.random.key(0)).support
-  images, told = read(name, "eval_data_dir", of_training.inputs.shape[1])
+  size = of_training.inputs.shape[1]
+  stored = not found.inverted and streaming.wanted(
+    name, directory_of("eval_data_dir"), size
+  )
+  images, told = read(name, "eval_data_dir", size, stored)
   test = with_channels(images.test, of_training.inputs.shape[-1])
   if found.inverted:
     test = test._replace(images=255 - test.images)

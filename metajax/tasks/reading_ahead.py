@@ -1,0 +1,98 @@
+"""Reads data ahead of their use by Grain, in threads or in processes."""
+
+import importlib.util
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+THREADS = 4  # That read, if no processes do.
+# Results that wait for their use: for all threads, and for each process.
+AHEAD_OF_THREADS, AHEAD_OF_PROCESS = 8, 2
+
+
+def read_ahead(
+  make: Callable[[int], Any], numbers: range, workers: int = 0
+) -> Iterator[Any]:
+  """Yields `make(number)` for each number in order, computed ahead of its use.
+
+  Args:
+    make: returns a tree of numpy arrays. With `workers` it must be picklable.
+    numbers: the arguments of `make`.
+    workers: processes in which `make` runs, with JAX on the CPU; 0: threads of
+      this process. A process takes seconds to start.
+
+  Raises:
+    ValueError: if `make` raises it, or if Grain is not installed.
+    ChildProcessError: if a process ends before its time.
+  """
+  if importlib.util.find_spec("grain") is None:
+    raise ValueError(
+      "grain: not installed, and images that stay on the disk are read by it. "
+      "Run pip install 'metajax[grain]'."
+    )
+  import grain  # Only reading needs it.
+
+  threads, buffer = (1, 1) if workers else (THREADS, AHEAD_OF_THREADS)
+  results = grain.MapDataset.source(_Results(make, numbers)).to_iter_dataset(
+    grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+  )
+  if workers:
+    results = results.mp_prefetch(
+      grain.MultiprocessingOptions(
+        num_workers=workers, per_worker_buffer_size=AHEAD_OF_PROCESS
+      ),
+      worker_init_fn=_begin,
+    )
+  iterator = iter(results)
+  while True:
+    try:
+      result, error = next(iterator)
+    except StopIteration:
+      return
+    # Grain raises errors of several kinds.
+    except Exception as ended:
+      reason = " ".join(f"{type(ended).__name__}: {ended}".split())
+      raise ChildProcessError(
+        "a process that reads images has ended; run the same command to go on, "
+        f"or give --stream_workers=0. ({reason})"
+      ) from ended
+    if error is not None:
+      raise ValueError(error)
+    yield result
+
+
+class _Results(NamedTuple):
+  """What Grain reads from: results by their place, with errors as values."""
+
+  make: Callable[[int], Any]
+  numbers: range
+
+  def __len__(self) -> int:
+    return len(self.numbers)
+
+  def __getitem__(self, place: Any) -> Any:
+    try:
+      return self.make(self.numbers[place]), None
+    except ValueError as error:
+      return None, str(error)
+
+
+def _begin() -> None:
+  """Prepares a process."""
+  # The accelerator is for the program that trains.
+  jax.config.update("jax_platforms", "cpu")
+  # Control-C goes to all processes. That program stops this one at its end.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    parent.join()  # It may have been killed.
+    os._exit(1)
