@@ -9,8 +9,11 @@ from metajax.tasks.mixture import mixture
 from metajax.tasks.omniglot import omniglot
 from metajax.tasks.sinusoid import sinusoid
 from metajax.tasks.standardized import standardized
+from metajax.tasks.stored_images import StoredImages
+from metajax.tasks.streamed import streamed_episodes
 
 __all__ = [
+  "StoredImages",
   "cifar_fs",
   "class_batches",
   "fc100",
@@ -22,4 +25,5 @@ __all__ = [
   "omniglot",
   "sinusoid",
   "standardized",
+  "streamed_episodes",
 ]
