@@ -82,8 +82,9 @@ class _Results(NamedTuple):
       return None, str(error)
 
 
-def _begin() -> None:
+def _begin(index: int, count: int) -> None:
   """Prepares a process."""
+  del index, count
   # The accelerator is for the program that trains.
   jax.config.update("jax_platforms", "cpu")
   # Control-C goes to all processes. That program stops this one at its end.

@@ -53,14 +53,14 @@ def streamed_episodes(
   order, data, form = of_labels(
     like, labels, ways, shots, query_shots, num_rotations, small_classes
   )
-  data = jax.tree.map(np.asarray, data)  # They are sent to processes.
+  sent = jax.tree.map(np.asarray, data)  # Processes get no arrays of JAX.
   read = functools.partial(_read, images, order)
   return Stream(
     jax.tree_util.Partial(
       functools.partial(_task, form=form, read=read, like=like), data
     ),
     functools.partial(
-      _ahead, functools.partial(_read_task, data, form, read), workers
+      _ahead, functools.partial(_read_task, sent, form, read), workers
     ),
     functools.partial(_finished, num_rotations),
   )
