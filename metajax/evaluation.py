@@ -164,7 +164,7 @@ def evaluate(
 
 
 def evaluator(
-  learner: MetaLearner,
+  learner: MetaLearner | Callable[[Any], MetaLearner],
   tasks: TaskFamily,
   metrics: Mapping[str, LossFn],
   rng: PRNGKey,
@@ -173,17 +173,26 @@ def evaluator(
   task_chunk: int = 8,
   transductive: bool = True,
   mesh: Mesh | None = None,
-) -> Callable[[Params], dict[str, np.ndarray]]:
+) -> Callable[..., dict[str, np.ndarray]]:
   """Returns `meta_params -> {metric: values [num_tasks]}`, compiled once.
 
   The arguments are those of `evaluate`. Every call uses the same tasks, so
   differences between calls are paired.
+
+  `learner` may also be a function that builds the learner from arrays. The
+  result is then `(meta_params, arrays) -> {metric: values}`. One program serves
+  all values of the arrays, such as the number of inner steps::
+
+    score = evaluator(lambda k: maml(..., num_eval_steps=k), ...)
+    curve = [score(meta_params, k) for k in (0, 1, 5, 10)]
   """
   if num_tasks < 2:
     raise ValueError(f"num_tasks={num_tasks}: must be 2 or more.")
   if task_chunk < 1:
     raise ValueError(f"task_chunk={task_chunk}: must be 1 or more.")
   mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
+  fixed = learner if isinstance(learner, MetaLearner) else None
+  build = None if isinstance(learner, MetaLearner) else learner
   # Arguments of the program below, so that no array becomes a constant in it.
   # A task is `task_of(*data, key)`. The data are what the host reads, if any.
   task_of: Any = tasks
@@ -191,10 +200,12 @@ def evaluator(
   if stream is not None:
     check_one_process()
     task_of = stream.finish
-  given = as_partial(task_of), learner.carried()
+  given = as_partial(task_of), fixed and fixed.carried()
 
-  def score_task(meta_params, given, key, data):
+  def score_task(meta_params, given, arrays, key, data):
     tasks, learner = given
+    if build is not None:
+      learner = build(arrays)
     task_key, adapt_key = jax.random.split(key)
     support, query = tasks(*data, task_key)
     predictions = solve(
@@ -212,9 +223,9 @@ def evaluator(
     }
     return scores, real(query).any()
 
-  def score_shard(meta_params, given, keys, data):
+  def score_shard(meta_params, given, arrays, keys, data):
     def score(key_and_data):
-      return score_task(meta_params, given, *key_and_data)
+      return score_task(meta_params, given, arrays, *key_and_data)
 
     return jax.lax.map(score, (keys, data), batch_size=task_chunk)
 
@@ -223,7 +234,7 @@ def evaluator(
     jax.shard_map(
       score_shard,
       mesh=mesh,
-      in_specs=(P(), P(), P(TASKS), P(TASKS)),
+      in_specs=(P(), P(), P(), P(TASKS), P(TASKS)),
       out_specs=P(TASKS),
       check_vma=False,
     ),
@@ -247,11 +258,13 @@ def evaluator(
     for number, block in enumerate(blocks(data, (size,))):
       yield keys[number * size : (number + 1) * size], (block,)
 
-  def scores(meta_params: Params) -> dict[str, np.ndarray]:
+  def scores(meta_params: Params, arrays: Any = None) -> dict[str, np.ndarray]:
     # Training may have used fewer devices.
-    params = place(meta_params, everywhere)
+    meta_params, arrays = place((meta_params, arrays), everywhere)
     found = [
-      jax.device_get(score(params, given, *place(part, over_tasks)))
+      jax.device_get(
+        score(meta_params, given, arrays, *place(part, over_tasks))
+      )
       for part in parts()
     ]
     values, asked = jax.tree.map(lambda *x: np.concatenate(x), *found)
