@@ -1,5 +1,6 @@
 """The vocabulary of metajax: data, models, learners and task families."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -105,7 +106,8 @@ class TaskFamily(Protocol):
     """Returns one task, unbatched."""
 
 
-class Stream(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
   """A task family whose examples are read from a disk.
 
   It is a task family like any other. Called with a key, also in a compiled
@@ -136,7 +138,7 @@ class Stream(NamedTuple):
     def finish(data: Any, rng: PRNGKey) -> Episode:
       return change(lambda key: self.finish(data, key))(rng)
 
-    return self._replace(task=change(self.task), finish=finish)
+    return Stream(change(self.task), self.ahead, finish)
 
 
 def as_partial(tasks: Callable[..., Any]) -> jax.tree_util.Partial:
@@ -147,7 +149,7 @@ def as_partial(tasks: Callable[..., Any]) -> jax.tree_util.Partial:
   because a traced index cannot index a numpy array. Numbers, strings and
   functions are not traced, so they can define shapes.
   """
-  function: Any = tasks
+  function: Any = tasks.task if isinstance(tasks, Stream) else tasks
   args: tuple = ()
   keywords: dict[str, Any] = {}
   while isinstance(function, jax.tree_util.Partial):

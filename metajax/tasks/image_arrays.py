@@ -79,16 +79,17 @@ def read_arrays(pair: Arrays, size: int | None) -> Images:
   Raises:
     ValueError: for other arrays, or damaged files.
   """
-  images = _images(_load(pair.images, "images"), pair, size)
+  images = _images(_load(pair.images, "images"), pair)
   labels, names = read_labels(pair, len(images))
+  check_square(images, pair, size)
   if size is not None:
     images = resized(images, size)
   return Images(images, labels, names)
 
 
 @functools.lru_cache(maxsize=8)
-def mapped(pair: Arrays, size: int | None) -> np.ndarray:
-  """Maps the images of an npy file to memory, without reading or resizing them.
+def mapped(pair: Arrays) -> np.ndarray:
+  """Maps the images of an npy file to memory, without reading them.
 
   Raises:
     ValueError: for an npz archive, other arrays, or a damaged file.
@@ -103,7 +104,7 @@ def mapped(pair: Arrays, size: int | None) -> np.ndarray:
     stored = np.load(pair.images, mmap_mode="r", allow_pickle=False)
   except DAMAGE as error:
     raise _damaged(pair.images, error) from error
-  return _images(stored, pair, size)
+  return _images(stored, pair)
 
 
 def read_labels(pair: Arrays, count: int) -> tuple[np.ndarray, list[str]]:
@@ -122,7 +123,7 @@ def read_labels(pair: Arrays, count: int) -> tuple[np.ndarray, list[str]]:
   return classes, [str(name) for name in names]
 
 
-def _images(images: np.ndarray, pair: Arrays, size: int | None) -> np.ndarray:
+def _images(images: np.ndarray, pair: Arrays) -> np.ndarray:
   """Returns uint8 `[n, height, width, channels]`, or raises a `ValueError`."""
   if images.ndim == 3:
     images = images[..., None]
@@ -136,12 +137,16 @@ def _images(images: np.ndarray, pair: Arrays, size: int | None) -> np.ndarray:
       f"{pair.images}: images {images.dtype} {images.shape}, must be uint8 [n, "
       "height, width, channels] of 1 or 3 channels: convert them."
     )
+  return images
+
+
+def check_square(images: np.ndarray, pair: Arrays, size: int | None) -> None:
+  """Raises a `ValueError` for oblong images that will not be resized."""
   if size is None and images.shape[1] != images.shape[2]:
     raise ValueError(
       f"{pair.images}: images of {images.shape[1]} x {images.shape[2]}, must "
       "be square; give --image_size to resize them."
     )
-  return images
 
 
 def digest(pair: Arrays) -> str:

@@ -149,7 +149,7 @@ def bytes_in_memory(
   if (arrays := array_files(root)) is not None:
     if any(pair.images == pair.labels for pair in arrays):
       return 0
-    shapes = [mapped(pair, size).shape for pair in arrays]
+    shapes = [mapped(pair).shape for pair in arrays]
     return sum(n * c * (size or h) * (size or w) for n, h, w, c in shapes)
   classes = (x for split in _classes(root, 0) for x in split)
   return sum(len(x.files) for x in classes) * 3 * (size or SIZE) ** 2

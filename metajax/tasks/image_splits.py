@@ -148,5 +148,7 @@ def with_channels(data: Images, channels: int) -> Images:
   """Makes grey images coloured, or coloured images grey by their luminance."""
   images: Any = data.images
   if isinstance(images, StoredImages):
-    return data._replace(images=images.in_channels(channels))
-  return data._replace(images=in_channels(images, channels))
+    images = images.in_channels(channels)
+  else:
+    images = in_channels(images, channels)
+  return data._replace(images=images)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+from absl.flags import FLAGS
 
 THREADS = 4  # That read, if no processes do.
 # Results that wait for their use: for all threads, and for each process.
@@ -42,6 +43,7 @@ def read_ahead(
     grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
   )
   if workers:
+    _accept_flags()
     results = results.mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=workers, per_worker_buffer_size=AHEAD_OF_PROCESS
@@ -80,6 +82,13 @@ class _Results(NamedTuple):
       return self.make(self.numbers[place]), None
     except ValueError as error:
       return None, str(error)
+
+
+def _accept_flags() -> None:
+  """Lets Grain read its own flags where a program has not parsed any."""
+  for name in FLAGS:
+    if name.startswith("grain_") and not FLAGS.is_parsed():
+      FLAGS[name].present = 1
 
 
 def _begin(index: int, count: int) -> None:

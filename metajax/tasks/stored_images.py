@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metajax.tasks.image_arrays import Arrays, mapped, read_labels
+from metajax.tasks.image_arrays import (
+  Arrays,
+  check_square,
+  mapped,
+  read_labels,
+)
 from metajax.tasks.image_files import (
   Images,
   in_channels,
@@ -143,16 +148,18 @@ def stored_arrays(splits: Sequence[Arrays], size: int | None) -> list[Images]:
   """
   made = []
   for pair in splits:
-    rows = mapped(pair, size)
+    rows = mapped(pair)
+    labels, names = read_labels(pair, len(rows))
+    check_square(rows, pair, size)
     side = size or rows.shape[1]
     images: Any = StoredImages(
       functools.partial(_read_row, pair, size),
       (len(rows), side, side, rows.shape[-1]),
     )
-    made.append(Images(images, *read_labels(pair, len(rows))))
+    made.append(Images(images, labels, names))
   return made
 
 
 def _read_row(pair: Arrays, size: int | None, row: int) -> np.ndarray:
-  image = mapped(pair, size)[row]
+  image = mapped(pair)[row]
   return image if size is None else resized(image[None], size)[0]

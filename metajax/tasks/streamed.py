@@ -86,10 +86,8 @@ def _ahead(
   numbers: range,
 ) -> Iterator[Any]:
   # The settings that the draws depend on, for other threads and processes.
-  settings = (
-    jax.config.jax_enable_x64,
-    jax.config.jax_threefry_partitionable,
-  )
+  config: Any = jax.config
+  settings = config.jax_enable_x64, config.jax_threefry_partitionable
   make = functools.partial(_read_number, read_task, key_of, settings)
   return read_ahead(make, numbers, workers)
 

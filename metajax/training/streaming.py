@@ -70,7 +70,7 @@ def mean_over_stream(
       before = int(state.step)
       if number != before:
         number, data = before, data_from(before)
-      (total, stuck), unfinished = start, deque()
+      (total, stuck), unfinished = start, deque[jax.Array]()
       for _ in range(num_steps):
         now = next(data)
         state, total, stuck = executable(state, total, stuck, now, *arguments)

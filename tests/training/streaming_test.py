@@ -14,6 +14,7 @@ from metajax.tasks import sinusoid
 from metajax.training import TrainState, meta_trainer, task_mesh
 from metajax.types import Stream
 from tests.processes import run_python
+from tests.slow import slow_but
 
 BATCH, RNG = 6, jax.random.key(1)
 FAMILY = sinusoid(2, 3)
@@ -64,7 +65,7 @@ def _assert_close(one, other):
   )
 
 
-@pytest.mark.parametrize("task_chunk", [1, 4, 6])
+@pytest.mark.parametrize("task_chunk", slow_but([4], [1, 4, 6]))
 def test_training_is_that_without_a_stream(task_chunk):
   read = []
   found = _trained(_stream(read), task_chunk=task_chunk)
@@ -106,7 +107,7 @@ def _bad(predictions, targets):
   return jnp.where(targets.ravel()[0] > 3.9, jnp.nan, loss)
 
 
-@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("skip", slow_but([False], [True, False]))
 def test_steps_that_are_not_finite_are_those_without_a_stream(skip):
   options = {"learner": _learner(_bad), "skip_non_finite": skip}
   found = _trained(_stream(), (12,), **options)
@@ -116,6 +117,7 @@ def test_steps_that_are_not_finite_are_those_without_a_stream(skip):
   assert expected[0].step < 12 or 0 < expected[1][0]["skipped"] < 1
 
 
+@pytest.mark.slow
 def test_optimizers_that_evaluate_elsewhere_have_the_same_data():
   """A line search computes the loss again, at other parameters."""
   optimizer = optax.lbfgs(memory_size=2)
