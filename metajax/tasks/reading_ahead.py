@@ -1,12 +1,13 @@
 """Reads data ahead of their use by Grain, in threads or in processes."""
 
+import dataclasses
 import importlib.util
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from absl.flags import FLAGS
@@ -68,7 +69,8 @@ def read_ahead(
     yield result
 
 
-class _Results(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Results:
   """What Grain reads from: results by their place, with errors as values."""
 
   make: Callable[[int], Any]
