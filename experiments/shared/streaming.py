@@ -54,8 +54,8 @@ def check(name: str) -> None:
   """Raises a `ValueError` if the training images cannot stay on the disk."""
   if FLAGS.stream and name not in STORED:
     raise ValueError(
-      f"--stream: for --data={' and '.join(STORED)}, not {name}, which fits "
-      "any memory: leave it out."
+      f"--stream: for --data={' and '.join(STORED)}, not {name}, which is "
+      "held in memory: leave it out."
     )
 
 

@@ -45,6 +45,9 @@ def read_ahead(
   )
   if workers:
     _accept_flags()
+    # Containers often have little shared memory. Pipes need none.
+    options = grain.experimental.DatasetOptions(min_shm_size=2**62)
+    results = grain.experimental.WithOptionsIterDataset(results, options)
     results = results.mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=workers, per_worker_buffer_size=AHEAD_OF_PROCESS
@@ -52,21 +55,25 @@ def read_ahead(
       worker_init_fn=_begin,
     )
   iterator = iter(results)
-  while True:
-    try:
-      result, error = next(iterator)
-    except StopIteration:
-      return
-    # Grain raises errors of several kinds.
-    except Exception as ended:
-      reason = " ".join(f"{type(ended).__name__}: {ended}".split())
-      raise ChildProcessError(
-        "a process that reads images has ended; run the same command to go on, "
-        f"or give --stream_workers=0. ({reason})"
-      ) from ended
-    if error is not None:
-      raise ValueError(error)
-    yield result
+  try:
+    for result, error in _one_by_one(iterator):
+      if error is not None:
+        raise ValueError(error)
+      yield result
+  finally:
+    iterator.close()  # Ends the processes.
+
+
+def _one_by_one(iterator: Iterator[Any]) -> Iterator[Any]:
+  try:
+    yield from iterator
+  # Grain raises errors of several kinds.
+  except Exception as ended:
+    reason = " ".join(f"{type(ended).__name__}: {ended}".split())
+    raise ChildProcessError(
+      "a process that reads images has ended; run the same command to go on, "
+      f"or give --stream_workers=0. ({reason})"
+    ) from ended
 
 
 @dataclasses.dataclass(frozen=True)
