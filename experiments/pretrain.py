@@ -55,7 +55,8 @@ DEFAULTS = {
 }
 UNUSED = (
   "learner inner_steps inner_lr memory task_chunk outer_schedule train_ways "
-  "eval_query_shots rotations standardize eval_data eval_data_dir train_shots"
+  "eval_query_shots rotations standardize eval_data eval_data_dir train_shots "
+  "stream stream_workers"
 ).split()
 SHOWN = "logistic"  # The head of the paper.
 METRICS = {"accuracy": accuracy}

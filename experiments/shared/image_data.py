@@ -5,9 +5,13 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from experiments.shared import task_sizes  # noqa: F401  Defines flags.
+from experiments.shared import (
+  streaming,
+  task_sizes,  # noqa: F401  Defines flags.
+)
 from experiments.shared.image_sets import (
   SIZES,
+  directory_of,
   name_of_data,
   name_of_eval_data,
   read,
@@ -91,6 +95,7 @@ def load(ways: int, train_ways: int) -> ImageData:
     refuse("standardize", "augment")
   elif name_of_eval_data() != "omniglot":
     refuse("split")
+  streaming.check(name)
   query_shots = FLAGS.query_shots or FLAGS.shots
   tasks = {
     "ways": train_ways,
@@ -102,7 +107,8 @@ def load(ways: int, train_ways: int) -> ImageData:
   }
   size, channels, told = FLAGS.image_size or SIZES.get(name), None, None
   if not of_omniglot:
-    images, told = read(name, "data_dir", size)
+    stored = streaming.wanted(name, directory_of("data_dir"), size)
+    images, told = read(name, "data_dir", size, stored)
     size = images.train.images.shape[1]
     wanted = (
       name != "folder" if FLAGS.standardize is None else FLAGS.standardize
@@ -115,7 +121,8 @@ def load(ways: int, train_ways: int) -> ImageData:
       return omniglot(
         FLAGS.data_dir, split=FLAGS.split, image_size=size, **options
       )
-    return episodes(images, where(name, "data_dir"), **options)
+    workers = streaming.workers()
+    return episodes(images, where(name, "data_dir"), workers=workers, **options)
 
   splits = made()
   if FLAGS.train_shots:
@@ -166,7 +173,11 @@ def _tested_elsewhere(found: ImageData) -> ImageData:
   """
   name = name_of_eval_data()
   of_training = jax.eval_shape(found.splits.test, jax.random.key(0)).support
-  images, told = read(name, "eval_data_dir", of_training.inputs.shape[1])
+  size = of_training.inputs.shape[1]
+  stored = not found.inverted and streaming.wanted(
+    name, directory_of("eval_data_dir"), size
+  )
+  images, told = read(name, "eval_data_dir", size, stored)
   test = with_channels(images.test, of_training.inputs.shape[-1])
   if found.inverted:
     test = test._replace(images=255 - test.images)

@@ -34,6 +34,8 @@ NOT_CONFIG = (
   "sweep",
   "sweep_together",
   "together",
+  "stream",
+  "stream_workers",
 )
 
 

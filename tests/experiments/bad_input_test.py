@@ -152,6 +152,7 @@ ONLY = {
     "train_shots": 0,
     "filters": 1,
     "image_size": 0,
+    "stream_workers": 0,
     "validation_tasks": 2,
   },
 }
@@ -244,7 +245,7 @@ def _bad_flags():
     for flag in (
       SWITCHES
       if shared
-      else ["first_order", "standardize", "augment", "pooled"]
+      else ["first_order", "standardize", "augment", "pooled", "stream"]
     ):
       yield experiment, flag, "perhaps", ".*Non-boolean argument.*"
 
@@ -428,6 +429,10 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
       "--model=resnet12: takes no context, .*",
     ),
     (["--augment"], "--augment has no effect here: leave it out."),
+    (
+      ["--stream"],
+      "--stream: for --data=folder and mini_imagenet, not omniglot, which .*",
+    ),
   ],
 )
 def test_data_by_name_that_cannot_be_are_named(

@@ -1,0 +1,53 @@
+"""Learners that learn in context: they read a task's support, without steps.
+
+Each is a function that builds a `MetaLearner` whose `predict` returns a
+predictive distribution, see `metajax.predictive`. They are trained by its
+likelihood.
+"""
+
+from metajax.context.alpaca import alpaca
+from metajax.context.attentive import attentive_neural_process
+from metajax.context.autoregressive import tnp_a
+from metajax.context.bars import Bars, quantile_edges
+from metajax.context.convolutional import convolutional_process
+from metajax.context.correlated import tnp_nd
+from metajax.context.joint import Joint, log_density, of_marginals
+from metajax.context.neural_process import (
+  conditional_attentive_process,
+  conditional_neural_process,
+)
+from metajax.context.objectives import maximum_likelihood
+from metajax.context.prior_fitted import prior_fitted
+from metajax.context.registry import LEARNERS
+from metajax.context.sequence import (
+  SequenceTransformer,
+  sequence_transformer,
+  transformer_learner,
+)
+from metajax.context.transformer import Cache, Transformer, transformer
+from metajax.context.transformer_process import tnp_d
+
+__all__ = [
+  "Bars",
+  "Cache",
+  "Joint",
+  "LEARNERS",
+  "SequenceTransformer",
+  "Transformer",
+  "alpaca",
+  "attentive_neural_process",
+  "conditional_attentive_process",
+  "conditional_neural_process",
+  "convolutional_process",
+  "log_density",
+  "maximum_likelihood",
+  "of_marginals",
+  "prior_fitted",
+  "quantile_edges",
+  "sequence_transformer",
+  "tnp_a",
+  "tnp_d",
+  "tnp_nd",
+  "transformer",
+  "transformer_learner",
+]
