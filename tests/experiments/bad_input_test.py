@@ -700,6 +700,10 @@ def _member(folder, **flags):
       "is a run with --downsampling=max_pool, not auto: give another run, .*",
     ),
     (
+      {"filters": 64, "joined_blocks": 2},
+      "is a run with --joined_blocks=2, not 1: give another run, or other .*",
+    ),
+    (
       {"filters": 64, "inner_lr": 0.4},
       "is a run with --inner_lr=0.4, not 2.0: give another run, or other .*",
     ),
