@@ -33,6 +33,7 @@ from metajax.learners.registry import (
   ENCODED,
   OPTIONS,
   REGISTRY,
+  TRACED_STEPS,
   register,
 )
 from metajax.learners.reptile import reptile
@@ -48,6 +49,7 @@ __all__ = [
   "Option",
   "REGISTRY",
   "Setting",
+  "TRACED_STEPS",
   "all_but_last_layer",
   "bmg",
   "cavia",
