@@ -1,0 +1,86 @@
+"""The error of a transformer after each number of examples, beside rivals."""
+
+import jax
+from absl import flags
+
+from metajax.batches import concatenate
+from metajax.context import sequence_transformer, transformer_learner
+from metajax.context.regressors import (
+  every_prefix,
+  least_squares,
+  nearest_neighbours,
+  ridge,
+)
+from metajax.evaluation import evaluation_keys
+from metajax.losses import mean_squared_error
+from metajax.runs import plots, rng_keys, scoring
+from metajax.runs.flags import FLAGS, flag_values
+from metajax.runs.stages import Stages
+from metajax.tasks.linear_regression import linear_regression
+from metajax.types import Array, Params
+
+flags.DEFINE_integer("width", 64, "Width of the transformer.", lower_bound=1)
+flags.DEFINE_integer("layers", 3, "Layers of the transformer.", lower_bound=1)
+flags.DEFINE_integer("heads", 2, "Heads of the transformer.", lower_bound=1)
+OWN_FLAGS = ("width", "layers", "heads")
+
+
+def study(stages: Stages) -> tuple[dict, dict]:
+  """Trains the transformer, and returns entries of the protocol and metrics."""
+  tasks = linear_regression(FLAGS.dims, FLAGS.points - 1, 1, noise=FLAGS.noise)
+  network = sequence_transformer(
+    positions=FLAGS.points, hidden=4 * FLAGS.width, **flag_values(*OWN_FLAGS)
+  )
+  learner = transformer_learner(network, mean_squared_error)
+  params = stages.meta_train("transformer", learner, tasks)
+  rivals = {
+    "least_squares": least_squares,
+    "3_nearest_neighbours": nearest_neighbours(3),
+  }
+  if FLAGS.noise:  # Without noise, that of least squares is the posterior mean.
+    rivals["ridge"] = ridge(FLAGS.noise**2)
+
+  @jax.jit
+  def errors(params: Params, keys: Array) -> dict[str, Array]:
+    def of_task(key: Array) -> dict[str, Array]:
+      batch = concatenate(*tasks(key))
+      read = {"transformer": network.read(params, batch)[0]}
+      read |= {name: every_prefix(f, batch) for name, f in rivals.items()}
+      scores = jax.vmap(mean_squared_error, (0, 0))
+      return {k: scores(v, batch.targets) / FLAGS.dims for k, v in read.items()}
+
+    return jax.lax.map(of_task, keys, batch_size=50)
+
+  rng = rng_keys.evaluation_key("test")
+  found = errors(params, evaluation_keys(rng, FLAGS.eval_tasks))
+  lines = {
+    name: plots.line(range(FLAGS.points), values)
+    for name, values in found.items()
+  }
+  plots.curves(
+    stages.workdir / "context_lengths.png",
+    lines,
+    "examples in context",
+    "squared error / inputs",
+  )
+  some = [n for n in (1, 2, 4) if n * FLAGS.dims // 2 < FLAGS.points]
+  metrics = {
+    f"{name}_{n * FLAGS.dims // 2}": line[n * FLAGS.dims // 2]
+    for n in some
+    for name, line in lines.items()
+  }
+  pairs = [("transformer", name) for name in rivals]
+  for n in some:
+    at = {k: v[:, n * FLAGS.dims // 2] for k, v in found.items()}
+    metrics |= {
+      f"{name}_{n * FLAGS.dims // 2}": value
+      for name, value in scoring.differences(at, pairs).items()
+    }
+  curves = {
+    name: {
+      "mean": [e.mean for e in line.values()],
+      "ci95": [e.ci95 for e in line.values()],
+    }
+    for name, line in lines.items()
+  }
+  return {**flag_values(*OWN_FLAGS), "curves": curves}, metrics
