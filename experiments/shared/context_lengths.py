@@ -9,7 +9,6 @@ from metajax.context.regressors import (
   every_prefix,
   least_squares,
   nearest_neighbours,
-  ridge,
 )
 from metajax.evaluation import evaluation_keys
 from metajax.losses import mean_squared_error
@@ -27,7 +26,9 @@ OWN_FLAGS = ("width", "layers", "heads")
 
 def study(stages: Stages) -> tuple[dict, dict]:
   """Trains the transformer, and returns entries of the protocol and metrics."""
-  tasks = linear_regression(FLAGS.dims, FLAGS.points - 1, 1, noise=FLAGS.noise)
+  tasks = linear_regression(
+    FLAGS.dims, shots=FLAGS.points - 1, query_shots=1, noise=FLAGS.noise
+  )
   network = sequence_transformer(
     positions=FLAGS.points, hidden=4 * FLAGS.width, **flag_values(*OWN_FLAGS)
   )
@@ -37,8 +38,10 @@ def study(stages: Stages) -> tuple[dict, dict]:
     "least_squares": least_squares,
     "3_nearest_neighbours": nearest_neighbours(3),
   }
-  if FLAGS.noise:  # Without noise, that of least squares is the posterior mean.
-    rivals["ridge"] = ridge(FLAGS.noise**2)
+  if FLAGS.noise:  # Without noise it is that of least squares.
+    rivals["posterior_mean"] = lambda support, x: (
+      tasks.posterior(support, x).mean
+    )
 
   @jax.jit
   def errors(params: Params, keys: Array) -> dict[str, Array]:

@@ -32,7 +32,9 @@ OWN_FLAGS = ("gradient_steps", "rows")
 def study(stages: Stages) -> tuple[dict, dict]:
   """Trains each row, and returns entries of the protocol and metrics."""
   shots = FLAGS.points - 1
-  tasks = linear_regression(FLAGS.dims, shots, shots, noise=FLAGS.noise)
+  tasks = linear_regression(
+    FLAGS.dims, shots=shots, query_shots=shots, noise=FLAGS.noise
+  )
   values: dict[str, np.ndarray] = {}
   lines: dict[str, dict[float, Estimate]] = {}
   step_sizes = {}

@@ -1,6 +1,6 @@
-"""Linear regression and its rivals, as functions of a support and inputs.
+"""Least squares and its rivals, as functions of a support and inputs.
 
-They are what a learner in context is compared with. Each is `(support, inputs
+Learners in context are compared with them. Each is `(support, inputs
 [m, ...]) -> [m, labels]`, obeys masks, and predicts zero of an empty support.
 """
 
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from metajax.batches import num_examples, real
 from metajax.context.objectives import vectors
-from metajax.numerics import check_number
 from metajax.types import Array, Batch
 
 Regressor = Callable[[Batch, Any], Array]
@@ -30,33 +29,6 @@ def least_squares(support: Batch, inputs: Any) -> Array:
   """
   x, y = _real(support)
   return vectors(inputs) @ jnp.linalg.lstsq(x, y)[0]
-
-
-def ridge(strength: float) -> Regressor:
-  """Builds ridge regression without an offset.
-
-  ::
-
-    W^T = (X^T X + strength I)^-1 X^T Y
-
-  For weights of N(0, s^2) and noise of N(0, v^2), strength `v^2 / s^2` gives
-  the mean of the posterior, the best of all predictions.
-
-  Args:
-    strength: positive.
-
-  Raises:
-    ValueError: for a strength that is not positive.
-  """
-  check_number("strength", strength, above=0)
-
-  def predict(support: Batch, inputs: Any) -> Array:
-    x, y = _real(support)
-    gram = x.T @ x + strength * jnp.eye(x.shape[1], dtype=x.dtype)
-    factor = jax.scipy.linalg.cho_factor(gram)
-    return vectors(inputs) @ jax.scipy.linalg.cho_solve(factor, x.T @ y)
-
-  return predict
 
 
 def nearest_neighbours(count: int = 3) -> Regressor:
