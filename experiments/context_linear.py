@@ -26,7 +26,6 @@ from experiments.shared import context_lengths, gradient_steps
 from metajax.runs import report
 from metajax.runs.flags import FLAGS, flag_values, refuse
 from metajax.runs.script import run
-from metajax.runs.stages import Stages
 
 STUDIES = {
   "context_lengths": context_lengths,
@@ -65,7 +64,7 @@ PRESETS = {
   "oswald": {
     "study": "gradient_steps",
     "dims": 10,
-    "steps": 3000,
+    "steps": 4000,
     "meta_batch": 256,
     "inner_lr": 0.1,
     "outer_lr": 3e-3,
@@ -78,9 +77,8 @@ def main() -> None:
   for name, other in STUDIES.items():
     if name != FLAGS.study:
       refuse(*other.OWN_FLAGS)
-  gradient_steps.check()
-  stages = Stages("context_linear")
-  protocol, metrics = STUDIES[FLAGS.study].study(stages)
+  study = STUDIES[FLAGS.study].study
+  stages, protocol, metrics = study("context_linear")
   report.finish(
     stages.workdir,
     "context_linear",

@@ -24,8 +24,8 @@ flags.DEFINE_integer("heads", 2, "Heads of the transformer.", lower_bound=1)
 OWN_FLAGS = ("width", "layers", "heads")
 
 
-def study(stages: Stages) -> tuple[dict, dict]:
-  """Trains the transformer, and returns entries of the protocol and metrics."""
+def study(experiment: str) -> tuple[Stages, dict, dict]:
+  """Trains the transformer. Returns entries of the protocol, and metrics."""
   tasks = linear_regression(
     FLAGS.dims, shots=FLAGS.points - 1, query_shots=1, noise=FLAGS.noise
   )
@@ -33,6 +33,7 @@ def study(stages: Stages) -> tuple[dict, dict]:
     positions=FLAGS.points, hidden=4 * FLAGS.width, **flag_values(*OWN_FLAGS)
   )
   learner = transformer_learner(network, mean_squared_error)
+  stages = Stages(experiment)
   params = stages.meta_train("transformer", learner, tasks)
   rivals = {
     "least_squares": least_squares,
@@ -66,19 +67,14 @@ def study(stages: Stages) -> tuple[dict, dict]:
     "examples in context",
     "squared error / inputs",
   )
-  some = [n for n in (1, 2, 4) if n * FLAGS.dims // 2 < FLAGS.points]
-  metrics = {
-    f"{name}_{n * FLAGS.dims // 2}": line[n * FLAGS.dims // 2]
-    for n in some
-    for name, line in lines.items()
-  }
-  pairs = [("transformer", name) for name in rivals]
-  for n in some:
-    at = {k: v[:, n * FLAGS.dims // 2] for k, v in found.items()}
-    metrics |= {
-      f"{name}_{n * FLAGS.dims // 2}": value
-      for name, value in scoring.differences(at, pairs).items()
-    }
+  metrics = {}
+  for length in (FLAGS.dims // 2, FLAGS.dims, 2 * FLAGS.dims):
+    if length < FLAGS.points:
+      at = {name: values[:, length] for name, values in found.items()}
+      pairs = [("transformer", name) for name in rivals]
+      at_once = {name: lines[name][length] for name in lines}
+      at_once |= scoring.differences(at, pairs)
+      metrics |= {f"{name}_after_{length}": e for name, e in at_once.items()}
   curves = {
     name: {
       "mean": [e.mean for e in line.values()],
@@ -86,4 +82,4 @@ def study(stages: Stages) -> tuple[dict, dict]:
     }
     for name, line in lines.items()
   }
-  return {**flag_values(*OWN_FLAGS), "curves": curves}, metrics
+  return stages, {**flag_values(*OWN_FLAGS), "curves": curves}, metrics

@@ -29,12 +29,16 @@ flags.DEFINE_list(
 OWN_FLAGS = ("gradient_steps", "rows")
 
 
-def study(stages: Stages) -> tuple[dict, dict]:
-  """Trains each row, and returns entries of the protocol and metrics."""
+def study(experiment: str) -> tuple[Stages, dict, dict]:
+  """Trains each row. Returns entries of the protocol, and metrics."""
+  for name in FLAGS.rows:
+    if name not in KINDS:
+      raise ValueError(f"--rows={name}: must be of {', '.join(KINDS)}.")
   shots = FLAGS.points - 1
   tasks = linear_regression(
     FLAGS.dims, shots=shots, query_shots=shots, noise=FLAGS.noise
   )
+  stages = Stages(experiment)
   values: dict[str, np.ndarray] = {}
   lines: dict[str, dict[float, Estimate]] = {}
   step_sizes = {}
@@ -50,7 +54,8 @@ def study(stages: Stages) -> tuple[dict, dict]:
       )
       values[name] = score(params)["error"]
       lines.setdefault(kind, {})[steps] = estimate(values[name])
-      step_sizes |= {name: _step_size(params)} if kind != "attention" else {}
+      if kind != "attention":
+        step_sizes[name] = _step_size(params)
   plots.curves(
     stages.workdir / "gradient_steps.png",
     lines,
@@ -59,29 +64,22 @@ def study(stages: Stages) -> tuple[dict, dict]:
   )
   pairs = [(name, f"descent_{name.split('_')[-1]}") for name in values]
   pairs = [(one, other) for one, other in pairs if one != other]
+  ratios = {
+    f"{one} / {other}": float(values[one].mean() / values[other].mean())
+    for one, other in pairs
+  }
+  print("\nerrors as multiples of those of gradient descent:")
+  for name, ratio in ratios.items():
+    print(f"  {name:32} {ratio:.4f}")
   rate, error = best_step(FLAGS.dims, shots, FLAGS.noise)
   protocol = {
+    **flag_values(*OWN_FLAGS),
     "step_sizes": step_sizes,
     "best_step": {"step_size": rate, "error": error / FLAGS.dims},
-    "ratios": {
-      f"{one} / {other}": float(values[one].mean() / values[other].mean())
-      for one, other in pairs
-    },
+    "ratios": ratios,
   }
   metrics = {name: estimate(value) for name, value in values.items()}
-  print("\nerrors as multiples of those of gradient descent:")
-  for name, ratio in protocol["ratios"].items():
-    print(f"  {name:32} {ratio:.4f}")
-  return flag_values(*OWN_FLAGS) | protocol, (
-    metrics | scoring.differences(values, pairs)
-  )
-
-
-def check() -> None:
-  """Raises an error for an unknown row."""
-  for name in FLAGS.rows:
-    if name not in KINDS:
-      raise ValueError(f"--rows={name}: must be of {', '.join(KINDS)}.")
+  return stages, protocol, metrics | scoring.differences(values, pairs)
 
 
 def _learner(kind: str, steps: int) -> MetaLearner:
