@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.batches import real
-from metajax.numerics import check_number
+from metajax.numerics import check_number, dot
 from metajax.predictive import Normal, Predictive
 from metajax.tasks.form import Number
 from metajax.tasks.known import KnownTasks
@@ -70,7 +70,7 @@ def linear_regression(
   def sample(rng: PRNGKey, weights: Array) -> Episode:
     input_key, noise_key, division_key = jax.random.split(rng, 3)
     x = jax.random.normal(input_key, (points.num_points, num_inputs))
-    y = x @ weights + noise * jax.random.normal(noise_key, (len(x), 1))
+    y = dot(x, weights) + noise * jax.random.normal(noise_key, (len(x), 1))
     return divide(division_key, x, y, points)
 
   def normal(mean: Array, variance: Array) -> Predictive:
@@ -78,7 +78,7 @@ def linear_regression(
     return Normal(mean, jnp.sqrt(jnp.maximum(variance + noise**2, least)))
 
   def given(weights: Array, support: Batch, inputs: Array) -> Predictive:
-    mean = inputs @ weights
+    mean = dot(inputs, weights)
     return normal(mean, jnp.zeros_like(mean))
 
   def posterior(support: Batch, inputs: Array) -> Predictive:
@@ -94,9 +94,9 @@ def linear_regression(
     safe = jnp.where(seen, s, 1)
     gain = jnp.where(seen, safe / (jnp.square(safe) + penalty), 0)
     left = jnp.where(seen, penalty / (jnp.square(safe) + penalty), 1)
-    along = inputs @ vt.T
-    mean = along @ (gain[:, None] * (u.T @ y))
-    variance = weight_scale**2 * (jnp.square(along) @ left[:, None])
+    along = dot(inputs, vt.T)
+    mean = dot(along, gain[:, None] * dot(u.T, y))
+    variance = weight_scale**2 * dot(jnp.square(along), left[:, None])
     return normal(mean, variance)
 
   return KnownTasks(draw, sample, posterior, given)
