@@ -610,6 +610,7 @@ def test_flags_of_another_network_are_refused(flag, run, workdir):
     ("federated_omniglot", "--learner=anil"),
     ("distill_omniglot", "--memory=remat"),
     ("omniglot_challenge", "--eval_tasks=7"),
+    ("context_linear", "--inner_steps=2"),
   ],
 )
 def test_flags_without_use_are_neither_shown_nor_taken(
@@ -746,6 +747,22 @@ def test_student_in_the_workdir_of_a_teacher_is_refused(run, tmp_path):
 def test_more_synthetic_images_than_real_ones_are_refused(run, workdir):
   ended = run("distill_dataset", [f"--workdir={workdir}", "--per_class=1000"])
   _assert_refused(ended, "--per_class=1000: must be at most 120, .*")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--preset=oswald", "--width=8"], "--width has no effect here: .*"),
+    (["--rows=attention"], "--rows has no effect here: .*"),
+    (["--preset=oswald", "--rows=best"], "--rows=best: must be of descent, .*"),
+    (["--heads=3"], "width=64, .*, heads=3: must .* divide the width."),
+  ],
+)
+def test_flags_of_linear_regression_that_cannot_be_are_named(
+  flags, message, run, workdir
+):
+  ended = run("context_linear", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, message)
 
 
 def test_one_member_is_refused(run, workdir):
