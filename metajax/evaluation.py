@@ -163,7 +163,7 @@ def evaluate(
 
 
 def evaluator(
-  learner: MetaLearner,
+  learner: MetaLearner | Callable[[Any], MetaLearner],
   tasks: TaskFamily,
   metrics: Mapping[str, LossFn],
   rng: PRNGKey,
@@ -172,22 +172,33 @@ def evaluator(
   task_chunk: int = 8,
   transductive: bool = True,
   mesh: Mesh | None = None,
-) -> Callable[[Params], dict[str, np.ndarray]]:
+) -> Callable[..., dict[str, np.ndarray]]:
   """Returns `meta_params -> {metric: values [num_tasks]}`, compiled once.
 
   The arguments are those of `evaluate`. Every call uses the same tasks, so
   differences between calls are paired.
+
+  `learner` may also be a function that builds the learner from arrays. The
+  result is then `(meta_params, arrays) -> {metric: values}`. One program serves
+  all values of the arrays, such as the number of inner steps::
+
+    score = evaluator(lambda k: maml(..., num_eval_steps=k), ...)
+    curve = [score(meta_params, k) for k in (0, 1, 5, 10)]
   """
   if num_tasks < 2:
     raise ValueError(f"num_tasks={num_tasks}: must be 2 or more.")
   if task_chunk < 1:
     raise ValueError(f"task_chunk={task_chunk}: must be 1 or more.")
   mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
+  fixed = learner if isinstance(learner, MetaLearner) else None
+  build = None if isinstance(learner, MetaLearner) else learner
   # Arguments of the program below, so that no array becomes a constant in it.
-  given = as_partial(tasks), learner.carried()
+  given = as_partial(tasks), fixed and fixed.carried()
 
-  def score_task(meta_params, given, key):
+  def score_task(meta_params, given, arrays, key):
     tasks, learner = given
+    if build is not None:
+      learner = build(arrays)
     task_key, adapt_key = jax.random.split(key)
     support, query = tasks(task_key)
     predictions = solve(
@@ -205,8 +216,8 @@ def evaluator(
     }
     return scores, real(query).any()
 
-  def score_shard(meta_params, given, keys):
-    score = functools.partial(score_task, meta_params, given)
+  def score_shard(meta_params, given, arrays, keys):
+    score = functools.partial(score_task, meta_params, given, arrays)
     return jax.lax.map(score, keys, batch_size=task_chunk)
 
   everywhere = NamedSharding(mesh, P())
@@ -214,7 +225,7 @@ def evaluator(
     jax.shard_map(
       score_shard,
       mesh=mesh,
-      in_specs=(P(), P(), P(TASKS)),
+      in_specs=(P(), P(), P(), P(TASKS)),
       out_specs=P(TASKS),
       check_vma=False,
     ),
@@ -226,9 +237,10 @@ def evaluator(
   keys = place(evaluation_keys(rng, padded), NamedSharding(mesh, P(TASKS)))
   given = place(given, everywhere)
 
-  def scores(meta_params: Params) -> dict[str, np.ndarray]:
+  def scores(meta_params: Params, arrays: Any = None) -> dict[str, np.ndarray]:
     # Training may have used fewer devices.
-    values, asked = score(place(meta_params, everywhere), given, keys)
+    meta_params, arrays = place((meta_params, arrays), everywhere)
+    values, asked = score(meta_params, given, arrays, keys)
     empty = np.flatnonzero(~np.asarray(asked)[:num_tasks])
     if empty.size:
       raise ValueError(

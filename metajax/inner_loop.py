@@ -47,7 +47,7 @@ def minimize(
   loss_fn: Callable[..., Any],
   params: Params,
   optimizer: optax.GradientTransformation,
-  num_steps: int,
+  num_steps: int | Array,
   *,
   state: Any = None,
   opt_state: optax.OptState | None = None,
@@ -83,7 +83,10 @@ def minimize(
       (`value`, `grad`, `value_fn`, ...), all of this step's loss. Some
       optimizers evaluate other parameters than they train (schedule-free,
       lookahead); the result has the parameters to evaluate.
-    num_steps: the number of steps, at least 0.
+    num_steps: the number of steps, at least 0. It may be a traced int32, so
+      that one program serves every number of steps. The result then has no
+      `losses` and cannot be differentiated in reverse mode; `observe` is an
+      error.
     state: what the loss passes from step to step without a gradient, such as
       running statistics. None: nothing.
     opt_state: the first state of the optimizer; None: a new one.
@@ -115,8 +118,9 @@ def minimize(
     was observed.
 
   Raises:
-    ValueError: if `num_steps` is negative, if `memory` is unknown, or if it is
-      `"mixed"` and the loss has a rule that need not be a derivative.
+    ValueError: if `num_steps` is negative, or traced beside `observe`; if
+      `memory` is unknown, or if it is `"mixed"` and the loss has a rule that
+      need not be a derivative.
 
   References:
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -177,6 +181,11 @@ def minimize(
   if opt_state is None:
     opt_state = optimizers.init(optimizer, weights)
   carry = weights, opt_state, jax.lax.stop_gradient(state)
+  if isinstance(num_steps, jax.core.Tracer):
+    if observe is not None:
+      raise ValueError("num_steps: must be a Python int beside `observe`.")
+    carry = jax.lax.fori_loop(0, num_steps, lambda k, c: step(c, k)[0], carry)
+    num_steps = 0
   outputs = []
   later = jnp.arange(num_steps, dtype=jnp.int32)
   if num_steps > 0 and (num_steps == 1 or _among_tasks()):
@@ -223,8 +232,11 @@ def _among_tasks() -> bool:
     return False
 
 
-def check_steps(**numbers: int) -> None:
-  """Raises a `ValueError` for the first negative number of steps."""
+def check_steps(**numbers: int | Array) -> None:
+  """Raises a `ValueError` for the first negative number of steps.
+
+  A traced number is not checked.
+  """
   for name, steps in numbers.items():
-    if steps < 0:
+    if not isinstance(steps, jax.core.Tracer) and steps < 0:
       raise ValueError(f"{name}={steps}: must be 0 or more.")

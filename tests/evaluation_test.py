@@ -106,6 +106,26 @@ def test_values_are_those_of_a_loop_over_tasks_for_every_chunk(task_chunk):
     )
 
 
+def test_one_program_scores_learners_built_from_arrays():
+  def build(factor):
+    traces.append(factor)
+    learner = _offset_learner()
+
+    def predict(task_params, inputs):
+      return factor * learner.predict(task_params, inputs)
+
+    return learner._replace(predict=predict)
+
+  traces = []
+  metrics = {"mse": mean_squared_error}
+  score = evaluator(build, SINUSOID, metrics, RNG, num_tasks=5)
+  once = evaluator(_offset_learner(), SINUSOID, metrics, RNG, num_tasks=5)
+  values = [score(2.0, factor)["mse"] for factor in (1.0, 0.0)]
+  np.testing.assert_allclose(values[0], once(2.0)["mse"], rtol=1e-5)
+  assert np.abs(values[1] - values[0]).min() > 1e-3
+  assert len(traces) == 1
+
+
 def test_evaluate_is_the_interval_of_the_values():
   found = evaluate(
     _offset_learner(),
@@ -173,6 +193,7 @@ def _same_first_query(rng):
   return Episode(Batch(support, support), Batch(query, query))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["batch", "none"])
 def test_queries_see_each_other_only_where_that_is_asked_for(normalization):
   """Batch statistics of the queries leak from query to query (trap 4)."""

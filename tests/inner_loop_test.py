@@ -342,6 +342,7 @@ def test_first_order_takes_no_gradient_of_what_the_loss_closes_over():
   assert jax.grad(adapted)(1.0) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", get_args(inner_loop.Memory))
 @pytest.mark.parametrize("num_steps", [1, 6])
 def test_what_is_observed_is_that_of_shorter_loops(num_steps, memory, float64):

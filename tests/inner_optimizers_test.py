@@ -168,6 +168,7 @@ def test_what_the_page_gives_instead_has_derivatives():
     assert helps == bool(given), name
 
 
+@pytest.mark.slow
 def test_search_finds_a_constant():
   """On x' A x / 2, a step size found by search, with its slope left out."""
   matrix = jnp.diag(jnp.array([1.0, 4.0]))

@@ -11,7 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # What everything else may use: the vocabulary, and how it is handled.
-BASICS = {"types", "numerics", "batches", "variables", "forward", "losses"}
+BASICS = {
+  "types",
+  "numerics",
+  "batches",
+  "variables",
+  "forward",
+  "losses",
+  "predictive",
+}
 # Inner loops, and what they know of optimizers and of rules.
 LOOPS = {
   "constant_loops",
@@ -30,6 +38,8 @@ ALLOWED = {
   # Its adapters make models of other libraries' modules.
   "forward.py": {"models", "types"},
   "losses.py": {"forward", "types"},
+  "predictive.py": {"types"},
+  "calibration.py": {"losses", "numerics", "predictive", "types"},
   **{f"{name}.py": BASICS | LOOPS for name in sorted(LOOPS)},
   "tasks": BASICS | {"tasks"},
   "models": BASICS | {"models"},

@@ -60,6 +60,7 @@ def _meta_gradient(value_and_grad):
   return jax.jit(jax.grad(mean))
 
 
+@pytest.mark.slow
 def test_meta_gradient_is_that_of_reverse_over_reverse(float64):
   theta, data = _theta(), _data()
   expected = _meta_gradient(jax.value_and_grad)(theta, *data)
@@ -147,6 +148,7 @@ def test_losses_before_each_step_are_differentiated_too(float64):
     np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_those_of_plain_differentiation(float64):
   """A constant factor in the loss: JAX lost it in scans, of rules in rules."""
 

@@ -110,6 +110,7 @@ def _results(name):
   return inspected, trained, replayed, score(jnp.ones((2, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["numbers and strings", "Partial in Partial"])
 def test_trainers_and_evaluators_take_what_numpy_holds(name):
   """By the numbers that they give for a closure over an array of jax."""

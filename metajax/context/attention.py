@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from metajax.context.dense import dense, init_dense, init_norm, norm
+from metajax.numerics import wide
 from metajax.types import Array, Params, PRNGKey
+
+# The score of a token that is not attended to. It is finite, so that gradients
+# are, where a query attends to none.
+LEAST = -1e30
 
 
 class KeysValues(NamedTuple):
@@ -37,17 +42,21 @@ def attention(
       all attend to all. A query that attends to no token gets zeros.
 
   Returns:
-    `[m, heads, c]`.
+    `[m, heads, c]`. It is what `jax.nn.dot_product_attention` computes, in the
+    dtype of the arguments. JAX's softmax is in float32 for float64, too.
   """
   keys, values = memory
   if not len(keys):
     return jnp.zeros_like(queries)
+  scores = wide(jnp.einsum("mhc,nhc->hmn", queries, keys))
+  scores = scores * keys.shape[-1] ** -0.5
   if mask is None:
-    return jax.nn.dot_product_attention(queries, keys, values)
-  mask = jnp.broadcast_to(mask, (len(queries), len(keys)))
-  # Without any token the softmax would be uniform over the padding.
-  out = jax.nn.dot_product_attention(queries, keys, values, mask=mask[None])
-  return jnp.where(mask.any(-1)[:, None, None], out, 0)
+    weights = jax.nn.softmax(scores, axis=-1)
+  else:
+    weights = jax.nn.softmax(jnp.where(mask, scores, LEAST), axis=-1)
+    # Without any token the softmax would be uniform over the padding.
+    weights = jnp.where(mask, weights, 0)
+  return jnp.einsum("hmn,nhc->mhc", weights.astype(values.dtype), values)
 
 
 def init_block(rng: PRNGKey, width: int, hidden: int) -> Params:
@@ -135,4 +144,4 @@ def before(params: Params, x: Array, normed_first: bool) -> Array:
 
 
 def _split(x: Array, heads: int) -> Array:
-  return x.reshape(len(x), heads, -1)
+  return x.reshape(len(x), heads, x.shape[-1] // heads)

@@ -1,5 +1,6 @@
 """Makes a meta-learner of what encodes a support and what predicts."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -75,7 +76,12 @@ def maximum_likelihood(
 def vectors(inputs: Any) -> Array:
   """Returns inputs `[n, ...]` as vectors `[n, features]`."""
   inputs = only_array(inputs, "inputs", "a learner in context")
-  return inputs.reshape(len(inputs), -1)
+  return flat(inputs)
+
+
+def flat(x: Array) -> Array:
+  """Reshapes `[n, ...]` to `[n, features]`, also for n = 0."""
+  return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def numbers(batch: Batch, num_outputs: int) -> Array:
@@ -90,7 +96,7 @@ def numbers(batch: Batch, num_outputs: int) -> Array:
       f"targets: {targets.dtype} given, must be floats; this learner predicts "
       "numbers, not classes."
     )
-  targets = targets.reshape(len(targets), -1)
+  targets = flat(targets)
   if targets.shape[1] != num_outputs:
     raise ValueError(
       f"targets of {targets.shape[1]} numbers: must be num_outputs="

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from metajax.batches import concatenate, num_examples, only_array, real
 from metajax.context.dense import dense, init_dense, init_norm, norm
-from metajax.context.objectives import vectors
+from metajax.context.objectives import flat, vectors
 from metajax.context.transformer import Cache, transformer
 from metajax.learners.heads import as_vectors
 from metajax.learners.meta_gradients import gradient_of_mean
@@ -92,6 +92,8 @@ def sequence_transformer(
   def labels(batch: Batch) -> Array:
     x = vectors(batch.inputs)
     targets = only_array(batch.targets, "targets", "a sequence transformer")
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+      return flat(targets)
     return as_vectors(targets, num_labels, x.dtype, batch.mask)
 
   def head(params: Params, hidden: Array) -> Array:

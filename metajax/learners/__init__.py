@@ -43,6 +43,7 @@ from metajax.learners.registry import (
   ENCODED,
   OPTIONS,
   REGISTRY,
+  TRACED_STEPS,
   register,
 )
 from metajax.learners.reptile import reptile
@@ -60,6 +61,7 @@ __all__ = [
   "Reader",
   "SequenceLearner",
   "Setting",
+  "TRACED_STEPS",
   "all_but_last_layer",
   "bmg",
   "cavia",

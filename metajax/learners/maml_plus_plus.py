@@ -150,7 +150,9 @@ def maml_plus_plus(
   if num_steps < 1:
     raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
   own_normalization = step_normalization is not False
-  if num_eval_steps > num_steps and (learned_rates or own_normalization):
+  own_steps = learned_rates or own_normalization
+  traced = isinstance(num_eval_steps, jax.core.Tracer)
+  if own_steps and not traced and num_eval_steps > num_steps:
     raise ValueError(
       f"num_eval_steps={num_eval_steps}: must be at most num_steps={num_steps},"
       " since each step has parameters of its own."
@@ -219,7 +221,8 @@ def maml_plus_plus(
       memory=memory,
       observe=observe and (lambda *seen: observe(whole(*seen))),
     )
-    return loop, whole(loop.params, max(steps - 1, 0), loop.state)
+    last = steps - (steps > 0)
+    return loop, whole(loop.params, last, loop.state)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     return run(meta_params, support, num_eval_steps, rng)[1]

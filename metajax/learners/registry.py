@@ -40,6 +40,8 @@ ENCODED: set[str] = set()
 ANY_WAYS: set[str] = set()
 # Learners that predict classes only, not numbers.
 CLASSIFIERS: set[str] = set()
+# Learners whose number of inner steps at test may be traced.
+TRACED_STEPS: set[str] = set()
 
 
 def register(
@@ -50,6 +52,7 @@ def register(
   encoded: bool = False,
   any_ways: bool = False,
   classes_only: bool = False,
+  traced_steps: bool = False,
 ) -> None:
   """Registers a learner under a name, for `--learner` of the experiments.
 
@@ -71,6 +74,8 @@ def register(
     any_ways: whether the learner's meta-parameters work for any number of
       classes.
     classes_only: whether the learner predicts classes only, not numbers.
+    traced_steps: whether `num_eval_steps` may be a traced number. One compiled
+      program then scores the learner after any number of steps.
 
   Raises:
     ValueError: if the name is taken, or the name of an option by another
@@ -94,6 +99,8 @@ def register(
     ANY_WAYS.add(name)
   if classes_only:
     CLASSIFIERS.add(name)
+  if traced_steps:
+    TRACED_STEPS.add(name)
 
 
 @functools.cache
@@ -113,17 +120,19 @@ def register_installed() -> None:
       ) from error
 
 
-register("maml", maml)
-register("fomaml", functools.partial(maml, first_order=True))
-register("anil", functools.partial(maml, mask=last_layer))
-register("boil", functools.partial(maml, mask=all_but_last_layer))
-register("maml_plus_plus", maml_plus_plus, OF_MAML_PLUS_PLUS)
-register("meta_sgd", meta_sgd)
-register("meta_curvature", meta_curvature)
-register("cavia", cavia, OF_CAVIA)
-register("imaml", imaml, OF_IMAML)
+_register_stepwise = functools.partial(register, traced_steps=True)
+_register_stepwise("maml", maml)
+_register_stepwise("fomaml", functools.partial(maml, first_order=True))
+_register_stepwise("anil", functools.partial(maml, mask=last_layer))
+_register_stepwise("boil", functools.partial(maml, mask=all_but_last_layer))
+_register_stepwise("maml_plus_plus", maml_plus_plus, OF_MAML_PLUS_PLUS)
+_register_stepwise("meta_sgd", meta_sgd)
+_register_stepwise("meta_curvature", meta_curvature)
+_register_stepwise("cavia", cavia, OF_CAVIA)
+_register_stepwise("imaml", imaml, OF_IMAML)
+# Its minibatches are drawn for all steps at once.
 register("reptile", reptile, OF_REPTILE)
-register("bmg", bmg)
+_register_stepwise("bmg", bmg)
 _register_classifier = functools.partial(
   register, encoded=True, any_ways=True, classes_only=True
 )

@@ -1,6 +1,7 @@
 """Scores on the fixed tasks of a split, which --eval_seed defines."""
 
 import concurrent.futures
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from metajax.evaluation import Estimate, estimate, evaluator
+from metajax.learners import TRACED_STEPS
 from metajax.runs.rng_keys import evaluation_key
 from metajax.training import task_mesh
 from metajax.training.logging import tell, waiting
@@ -28,6 +30,34 @@ def scorer(
   return lambda params: {k: estimate(v) for k, v in score(params).items()}
 
 
+def stepwise_scorer(
+  name: str,
+  build: Callable[[Any], MetaLearner],
+  *arguments: Any,
+  **options: Any,
+) -> Callable[[Params, int], dict[str, Estimate]]:
+  """Returns `(meta_params, inner steps) -> {metric: estimate}`.
+
+  One program serves all numbers of steps, if the learner can be built with a
+  traced number (`learners.TRACED_STEPS`).
+
+  Args:
+    name: the name of the learner.
+    build: builds the learner that takes so many inner steps.
+    *arguments: those of `scorer` after the learner.
+    **options: those of `scorer`.
+  """
+  if name not in TRACED_STEPS:
+    fixed = functools.cache(lambda k: scorer(build(k), *arguments, **options))
+    return lambda params, steps: fixed(steps)(params)
+  score = _values(build, *arguments, **options)
+
+  def estimates(params: Params, steps: int) -> dict[str, Estimate]:
+    return {k: estimate(v) for k, v in score(params, steps).items()}
+
+  return estimates
+
+
 def task_scorer(
   learner: MetaLearner,
   tasks: TaskFamily,
@@ -42,13 +72,13 @@ def task_scorer(
 
 
 def _values(
-  learner: MetaLearner,
+  learner: MetaLearner | Callable[[Any], MetaLearner],
   tasks: TaskFamily,
   metrics: Mapping[str, LossFn],
   split: str,
   num_tasks: int,
   **options: Any,
-) -> Callable[[Params], dict[str, np.ndarray]]:
+) -> Callable[..., dict[str, np.ndarray]]:
   rng = evaluation_key(split)
   # The evaluator pads the tasks to a multiple of the number of processes.
   count = jax.process_count()

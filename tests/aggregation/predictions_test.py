@@ -175,6 +175,7 @@ def _product(probabilities, weights):
   return np.log(mass / mass.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [[0.3, 0.7], [1.0, 0.0]])
 @pytest.mark.parametrize(
   "pool, by_hand", [(average_probabilities, _average), (log_pool, _product)]
@@ -222,6 +223,7 @@ def test_no_class_is_left_where_the_models_rule_out_them_all():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_pooled_in_float32(dtype):
   """Of 300 models, whose sum would stand still, or be inexact."""
@@ -262,6 +264,7 @@ def test_posterior_keeps_its_digits_over_very_many_examples():
   np.testing.assert_allclose(found[0], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_posterior_of_impossible_examples_is_the_limit_of_small_likelihoods():
   ruled_out = np.array(
     [[-1.0, -INF, -1.0], [-2.0, -3.0, -1.5], [0, -INF, -INF]]
@@ -286,6 +289,7 @@ def test_posterior_of_impossible_examples_is_the_limit_of_small_likelihoods():
   assert np.isfinite(grads).all()
 
 
+@pytest.mark.slow
 def test_stacking_of_impossible_examples_is_that_of_tiny_likelihoods():
   log_p = _log_likelihoods(3, 60)
   log_p[0, :20] = -INF

@@ -311,6 +311,7 @@ def test_fisher_average_of_gaussians_is_the_precision_weighted_mean():
   np.testing.assert_allclose(weighted, [2.5, -2 / 3], rtol=1e-6)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(_stacks())
 def test_equal_fishers_leave_the_weighted_average(case):

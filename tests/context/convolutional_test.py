@@ -59,7 +59,8 @@ def test_points_beyond_its_reach_have_no_effect(case):
   np.testing.assert_allclose(
     solve(far, inputs).mean, solve(support, inputs).mean, atol=1e-7
   )
-  near = solve(far, np.array([[5.9]])).mean - solve(support, [[5.9]]).mean
+  beside = np.array([[5.9]])
+  near = solve(far, beside).mean - solve(support, beside).mean
   assert np.abs(near).max() > 1e-3
 
 

@@ -32,11 +32,17 @@ def task():
 
 
 def _solved(learner, support, inputs):
-  params = learner.init(RNG, support.inputs)
+  """Returns task parameters of random ones, and the predictions."""
+  like = jax.eval_shape(learner.init, RNG, support.inputs)
   draw = np.random.default_rng(1)
-  params = jax.tree.map(lambda x: x + draw.normal(0, 0.2, x.shape), params)
-  task_params = learner.adapt(params, support, RNG)
-  return task_params, learner.predict(task_params, inputs)
+  params = jax.tree.map(lambda x: draw.normal(0, 0.4, x.shape), like)
+  task_params = jax.jit(learner.adapt)(params, support, RNG)
+  return task_params, jax.jit(learner.predict)(task_params, inputs)
+
+
+@jax.jit
+def _terms(predictions, targets):
+  return predictions.conditional(targets, None)
 
 
 def test_tnp_a_is_the_sum_of_its_conditionals(task):
@@ -44,13 +50,11 @@ def test_tnp_a_is_the_sum_of_its_conditionals(task):
   learner = tnp_a(num_outputs=OUTPUTS, **SIZES)
   support, query = task
   task_params, predictions = _solved(learner, support, query.inputs)
-  found = predictions.conditional(query.targets, None)
+  found = _terms(predictions, query.targets)
   for i in range(QUERY):
-    part = learner.predict(task_params, query.inputs[: i + 1])
-    # What is unknown cannot matter, so any number will do.
-    targets = query.targets[: i + 1].copy()
-    terms = part.conditional(targets, None)
-    np.testing.assert_allclose(found[i], terms[i], rtol=1e-9)
+    inputs, targets = query.inputs[: i + 1], query.targets[: i + 1]
+    part = jax.jit(learner.predict)(task_params, inputs)
+    np.testing.assert_allclose(found[i], _terms(part, targets)[i], rtol=1e-9)
   np.testing.assert_allclose(
     log_density(predictions, query.targets), np.mean(found), rtol=1e-12
   )
@@ -68,9 +72,9 @@ def test_tnp_a_conditionals_depend_on_earlier_targets_alone(task):
   )
 
   def terms(targets):
-    return predictions.conditional(targets, None).sum(-1)
+    return _terms(predictions, targets).sum(-1)
 
-  jacobian = jax.jacobian(terms)(jnp.asarray(query.targets))
+  jacobian = jax.jit(jax.jacobian(terms))(jnp.asarray(query.targets))
   size = np.abs(jacobian).sum(-1)
   np.testing.assert_array_equal(np.triu(size, 1), 0)
   assert size[np.tril_indices(QUERY)].min() > 1e-6
@@ -86,7 +90,7 @@ def test_tnp_a_integrates_to_one(task):
   pairs = jnp.stack(jnp.meshgrid(line, line, indexing="ij"), -1)
 
   def density(pair):
-    return jnp.exp(predictions.conditional(pair[:, None], None).sum())
+    return jnp.exp(_terms(predictions, pair[:, None]).sum())
 
   values = jax.jit(jax.vmap(jax.vmap(density)))(pairs)
   inner = np.trapezoid(values, line, axis=1)
@@ -117,7 +121,7 @@ def test_tnp_nd_is_a_normal_distribution(covariance, task):
   expected = scipy.stats.multivariate_normal.logpdf(
     query.targets.ravel(), np.ravel(mean), matrix
   )
-  found = predictions.conditional(query.targets, None)
+  found = _terms(predictions, query.targets)
   np.testing.assert_allclose(found.sum(), expected, rtol=1e-9)
   np.testing.assert_allclose(
     predictions.variance.ravel(), np.diagonal(matrix), rtol=1e-9

@@ -39,34 +39,37 @@ def _mlp(layers, x):
   return x @ layers[-1]["kernel"] + layers[-1]["bias"]
 
 
+def _solver(learner):
+  """Compiles `(params, support, inputs) -> (task_params, predictions)`."""
+
+  @jax.jit
+  def solve(params, support, inputs):
+    task_params = learner.adapt(params, support, RNG)
+    return task_params, learner.predict(task_params, inputs)
+
+  return solve
+
+
 def test_cnp_equals_numpy(episode):
+  """And its loss is over the support and the query."""
   learner = conditional_neural_process(width=WIDTH)
   support, query = episode
-  params = learner.init(RNG, support.inputs)
-  found = learner.predict(learner.adapt(params, support, RNG), query.inputs)
+  both = jax.tree.map(lambda *x: np.concatenate(x), support, query)
+  params = jax.jit(learner.init)(RNG, support.inputs)
+  _, found = _solver(learner)(params, support, both.inputs)
   points = np.concatenate([support.inputs, support.targets], axis=1)
   summaries = [
     _mlp(params[name]["whole"], _mlp(params[name]["each"], points).mean(0))
     for name in ("near", "whole")
   ]
-  inputs = [np.concatenate([*summaries, x]) for x in query.inputs]
+  inputs = [np.concatenate([*summaries, x]) for x in both.inputs]
   outputs = _mlp(params["decoder"], np.stack(inputs))
-  scale = 0.1 + 0.9 * np.log1p(np.exp(outputs[:, 1:]))
-  np.testing.assert_allclose(found.mean, outputs[:, :1], rtol=1e-9)
+  mean, scale = outputs[:, :1], 0.1 + 0.9 * np.log1p(np.exp(outputs[:, 1:]))
+  np.testing.assert_allclose(found.mean, mean, rtol=1e-9)
   np.testing.assert_allclose(found.scale, scale, rtol=1e-9)
-  # It is trained on the support and the query.
-  _, metrics = learner.meta_grad(
-    params, jax.tree.map(lambda x: x[None], episode), RNG
-  )
-  everything = learner.predict(
-    learner.adapt(params, support, RNG),
-    np.concatenate([s.inputs for s in episode]),
-  )
-  expected = scipy.stats.norm.logpdf(
-    np.concatenate([s.targets for s in episode]),
-    everything.mean,
-    everything.scale,
-  ).mean()
+  tasks = jax.tree.map(lambda x: x[None], episode)
+  _, metrics = jax.jit(learner.meta_grad)(params, tasks, RNG)
+  expected = scipy.stats.norm.logpdf(both.targets, mean, scale).mean()
   np.testing.assert_allclose(metrics["loss"], -expected, rtol=1e-9)
 
 
@@ -87,21 +90,24 @@ def test_bounds_are_below_the_exact_evidence_and_grow(episode):
   networks = paths(1, WIDTH, 0.1, attends=True, num_latent=1)
   support, query = episode
   draw = np.random.default_rng(1)
-  # Scaled up, so that the latent variable matters.
+  # Moved, so that the latent variable matters.
   params = jax.tree.map(
-    lambda x: x + draw.normal(0, 0.5, x.shape),
-    networks.init(RNG, support.inputs),
+    lambda x: x + draw.normal(0, 0.4, x.shape),
+    jax.jit(networks.init)(RNG, support.inputs),
   )
-  mean, scale = networks.whole(params, support)
+  mean, scale = jax.jit(networks.whole)(params, support)
   prior = scipy.stats.norm(mean, 0.1 + 0.9 / (1 + np.exp(-scale)))
   everything = jax.tree.map(lambda *x: np.concatenate(x), support, query)
-  local = networks.at(
-    params, networks.local(params, support), everything.inputs
-  )
+  memory = jax.jit(networks.local)(params, support)
+  local = jax.jit(networks.at)(params, memory, everything.inputs)
   line = np.linspace(prior.ppf(1e-9), prior.ppf(1 - 1e-9), 2001)
-  means, scales = jax.vmap(
-    lambda z: networks.decode(params, everything.inputs, local, z[None])
-  )(line)
+
+  @jax.jit
+  @jax.vmap
+  def on_line(z):
+    return networks.decode(params, everything.inputs, local, z[None])
+
+  means, scales = on_line(line)
   terms = scipy.stats.norm.logpdf(everything.targets, means, scales)
   likelihood = np.exp(terms.sum((1, 2)))
   evidence = np.log(np.trapezoid(likelihood * prior.pdf(line), line))
@@ -130,12 +136,12 @@ def test_prediction_is_the_mixture_over_samples_of_the_prior(episode):
     width=WIDTH, num_latent=2, num_eval_samples=3
   )
   support, query = episode
-  params = learner.init(RNG, support.inputs)
-  task = learner.adapt(params, support, RNG)
-  found = learner.predict(task, query.inputs)
+  params = jax.jit(learner.init)(RNG, support.inputs)
+  task, found = _solver(learner)(params, support, query.inputs)
   networks = paths(1, WIDTH, 0.1, attends=True, num_latent=2)
-  local = networks.at(params, task["local"], query.inputs)
-  parts = [networks.decode(params, query.inputs, local, z) for z in task["z"]]
+  local = jax.jit(networks.at)(params, task["local"], query.inputs)
+  decode = jax.jit(networks.decode)
+  parts = [decode(params, query.inputs, local, z) for z in task["z"]]
   density = np.mean(
     [scipy.stats.norm.pdf(query.targets, *part) for part in parts], axis=0
   )

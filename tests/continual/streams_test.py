@@ -274,6 +274,7 @@ def test_accuracies_are_those_after_each_task_on_each_task():
   assert len(keys_seen) == len(set(keys_seen)) == tasks * length
 
 
+@pytest.mark.slow
 def test_images_that_numpy_holds_make_the_same_streams():
   images = np.arange(36, dtype=np.float32).reshape(4, 3, 3, 1)
   batch = Batch(images, np.arange(4))

@@ -110,6 +110,7 @@ def test_members_of_an_ensemble_are_arguments_not_constants():
   np.testing.assert_allclose(found, ensemble(MODEL, STACK)(INPUTS), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_teachers_may_mask_classes_but_not_all():
   masked = predict_all(lambda x: TEACHER(x).at[:, 1].set(-jnp.inf), INPUTS)
   assert (masked[:, 1] == -jnp.inf).all()

@@ -66,6 +66,7 @@ print(json.dumps({k: v.tolist() for k, v in counts.items()}))
 """
 
 
+@pytest.mark.slow
 def test_a_published_reference_is_chosen_by_the_test_tasks_too(tmp_path):
   workdir = tmp_path / "run"
   done = subprocess.run(

@@ -21,6 +21,7 @@ from metajax.tasks.standardized import Channels, standardized
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 1), (4, 6, 3)])
 def test_images_of_any_size_and_colour_are_drawn(shape, tmp_path):
   images = jnp.ones((4, 3, *shape), jnp.uint8)
@@ -111,6 +112,7 @@ report.show(folder, {"mse": OverSeeds(nan, nan, 20, (0.4, nan))})
 """
 
 
+@pytest.mark.slow
 def test_intervals_over_seeds_count_seeds_and_name_those_that_diverge(tmp_path):
   done = subprocess.run(
     [sys.executable, "-c", TABLES, str(tmp_path)],

@@ -220,6 +220,7 @@ def test_average_of_one_member_is_that_member_whatever_its_logit():
   )
 
 
+@pytest.mark.slow
 def test_state_of_the_members_is_averaged_and_gets_no_gradient():
   """The same gradient as with the averaged scale written into the model."""
 

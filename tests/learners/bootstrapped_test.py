@@ -42,6 +42,7 @@ def _half_square(predictions, goal):
   return 0.5 * jnp.mean((predictions - goal) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("episodes", "loss_fn", "match"),
   [
@@ -88,6 +89,7 @@ def test_target_at_the_present_point_gives_no_gradient():
     np.testing.assert_allclose(leaf, 0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_one_small_target_step_points_where_maml_does():
   """Matching half squares one small query step away is a step down the loss.
 

@@ -111,6 +111,7 @@ NUMBERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["strength"], NUMBERS))
 def test_hyper_parameters_are_swept_and_learned(name):
   """By vmap, each as alone; and by a gradient, which differences confirm."""
@@ -161,6 +162,7 @@ def test_modules_without_pure_functions_are_refused():
     REGISTRY["maml"](Module(), cross_entropy, optax.sgd(0.1), 1)
 
 
+@pytest.mark.slow
 def test_mlps_take_a_mask():
   """A mask is passed on to models that take one, and to no other."""
   seen = []

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from metajax.learners import CLASSIFIERS, REGISTRY
+from metajax.learners import CLASSIFIERS, REGISTRY, TRACED_STEPS
 from metajax.learners.registry import register_installed
 from metajax.losses import accuracy, cross_entropy, mean_squared_error
 from metajax.models.mlp import MLP
@@ -327,6 +327,23 @@ def test_tasks_adapt_under_vmap_as_alone(case):
   ]
   together = case.solve_all(case.params, case.episodes)
   np.testing.assert_allclose(together, np.stack(alone), rtol=1e-4, atol=1e-5)
+
+
+@only(names=sorted(TRACED_STEPS), settings=["regression"])
+def test_a_traced_number_of_steps_is_that_number(case):
+  @jax.jit
+  def solve(steps, params, episode):
+    return _solve(case.build(num_eval_steps=steps), params, episode, RNG)
+
+  episode = _task(case.episodes, 0)
+  for steps in (0, 2):
+    fixed = case.build(num_eval_steps=steps)
+    np.testing.assert_allclose(
+      solve(steps, case.params, episode),
+      jax.jit(functools.partial(_solve, fixed))(case.params, episode, RNG),
+      rtol=1e-5,
+      atol=1e-6,
+    )
 
 
 # None of the ways of the inner loop knows anything of the loss.

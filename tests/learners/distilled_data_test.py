@@ -78,6 +78,7 @@ def _accuracy():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "objective",
   [unrolled(Network, 3, memory="mixed"), distribution_matching(Embedding)],

@@ -172,6 +172,7 @@ def test_logistic_is_scikit_learns(is_separable):
   assert (again.argmax(-1) == task[1]).all() == is_separable
 
 
+@pytest.mark.slow
 def test_logistic_is_right_in_float32_on_many_tasks_at_once():
   """Also of features that are all the same, and long after convergence."""
   draw = np.random.default_rng(2)

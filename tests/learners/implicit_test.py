@@ -85,6 +85,7 @@ def test_meta_gradient_is_the_solution_of_its_equations(damping):
   np.testing.assert_allclose(metrics["loss"], error, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_maml_through_the_proximal_loop_tends_to_it_as_both_converge():
   @functools.partial(jax.jit, static_argnums=0)
   def unrolled(num_steps):

@@ -55,6 +55,7 @@ def _step(name, dtype=np.float32):
 FAST = ("maml", "imaml", "prototypical", "recurrent")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["prototypical"], DISTINCT))
 def test_no_leaks_no_key_used_twice_no_silent_promotion(name):
   """All that is looked for while a program is traced, which takes long."""

@@ -53,6 +53,7 @@ def _close(found, expected):
   chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_with_all_switches_off_it_is_maml():
   params, learner = {"params": _params()}, _plus_plus(**OFF)
   grads, scores = _grad(learner, params)

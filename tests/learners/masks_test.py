@@ -87,6 +87,7 @@ CASES += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "case",
   slow_but(FAST, CASES),
@@ -129,6 +130,7 @@ def test_a_masked_episode_is_the_episode_without_its_padding(case):
   np.testing.assert_allclose(*predictions, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transductive", [True, False])
 def test_evaluation_of_masked_tasks_is_that_of_plain_ones(transductive):
   plain = _episodes("classes")
@@ -208,6 +210,7 @@ def test_heads_do_not_see_padding(name):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", slow_but(["ridge"], ["nearest_mean", "cosine", "svm", "ridge"])
 )

@@ -212,6 +212,7 @@ def test_each_query_is_predicted_as_if_it_were_the_next_example(kind):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_meta_gradient_is_that_of_the_loop_over_the_examples(kind):
   """Of the mean over support and query; metrics are the query's alone."""

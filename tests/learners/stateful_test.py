@@ -70,6 +70,7 @@ def _statistics(tree) -> list:
   ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(FAST, REGISTRY))
 def test_state_moves_by_what_is_seen_and_weights_by_their_gradient(name):
   learner = _build(name, decay=0.5)

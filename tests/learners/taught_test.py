@@ -133,6 +133,7 @@ def _flat(tree):
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("kind", "own", "match"),
   [
@@ -178,6 +179,7 @@ def test_gradient_equals_finite_differences_of_the_mixture(kind, own, match):
   assert np.abs(differences).max() > 0.01
 
 
+@pytest.mark.slow
 def test_without_a_say_of_the_teacher_it_is_the_student():
   (student, _), (teacher, _) = _students("numbers"), _teachers("numbers")
   learner = taught(
@@ -239,6 +241,7 @@ def test_all_but_the_gradient_is_the_students():
 # --- Other teachers and students. ---
 
 
+@pytest.mark.slow
 def test_an_ensemble_teaches_the_mean_of_its_members_probabilities():
   size, episodes = 3, EPISODES["classes"]
   (student, answers), (member, member_answers) = (
@@ -282,6 +285,7 @@ def _blobs(draw, num_tasks):
   return Episode(support, Batch(x[:, 6:], 0 * labels[:, 6:]))
 
 
+@pytest.mark.slow
 def test_a_prototypical_network_learns_to_agree_with_a_slow_maml():
   """From the teacher alone, whose model is shown what matters only."""
   steps, chunk = 150, 16
@@ -357,6 +361,7 @@ def test_targets_that_are_no_single_array_are_refused():
     learner.meta_grad({}, Episode(batch, batch), RNG)
 
 
+@pytest.mark.slow
 def test_share_and_temperature_of_the_teacher_are_swept():
   (student, _), (teacher, _) = _students("classes"), _teachers("classes")
 

@@ -79,6 +79,7 @@ DISTINCT = [n for n in REGISTRY if n not in ("fomaml", "anil", "boil")]
 FAST = ("maml", "reptile", "prototypical", "ridge")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", slow_but(FAST, [n for n in DISTINCT if n != "cavia"])
 )
@@ -193,6 +194,7 @@ def test_learners_say_what_targets_they_need(name):
     jax.eval_shape(learner.meta_grad, params, episodes, RNG)
 
 
+@pytest.mark.slow
 def test_bmg_of_trees_by_a_match_of_its_own():
   episodes = _with_two_targets(_episodes())
 

@@ -215,6 +215,7 @@ def _own_step(own_pass, optimizer):
   return step
 
 
+@pytest.mark.slow
 def test_supervised_training_is_the_librarys_own(library):
   """Weights by AdamW, whose decay does not reach the state, and statistics."""
   # The bias before the normalisation has no gradient but rounding: large eps.
@@ -327,6 +328,7 @@ def _labels(rng) -> Episode:
   )
 
 
+@pytest.mark.slow
 def test_meta_training_writes_and_reads_state(library, tmp_path):
   """In two seeds at once; nothing but weights is decayed to zero."""
   name = "maml" if library is LIBRARIES["linen"] else "prototypical"

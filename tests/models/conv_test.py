@@ -145,6 +145,7 @@ def _third_derivatives(convolution, x, w, stride):
   return y, grads, jax.jvp(along, (x, w), (w.sum() * x, w))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "mapped", slow_but(["both"], ["kernels", "inputs", "both"])
 )
@@ -183,6 +184,7 @@ def test_blocks_have_xlas_derivatives_to_third_order(
     )
 
 
+@pytest.mark.slow
 @FEW_EXAMPLES
 @hypothesis.given(
   size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
@@ -258,6 +260,7 @@ def test_what_filters_take(dtype, stride, columns, filtered):
   assert winograd.takes(x, w, (stride, stride), ((1, 1), (1, 1))) == filtered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 8])
 @pytest.mark.parametrize(
   "dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)]
@@ -414,6 +417,7 @@ def _numpy_conv4(params, images, strided):
   return out @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 5])  # An odd one is not taken apart.
 def test_a_first_layer_in_blocks_is_the_whole_one(size, monkeypatch):
   """Its convolution, statistics and pooling, of the real images."""
@@ -501,6 +505,7 @@ def test_parameters_and_embedding(strided, features):
   assert embedding.shape == (2, features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "normalization, transductive",
   [("batch", True), ("layer", False), ("group", False), ("none", False)],
@@ -526,6 +531,7 @@ def test_unknown_choices_list_the_allowed_ones(arguments):
     conv4(5, **arguments)
 
 
+@pytest.mark.slow
 def test_context_scales_and_shifts_the_channels_of_the_third_block():
   """Which kernels and biases of that block can do as well."""
   images, context = _normal(0, (3, 28, 28, 1)), jnp.array([0.3, -0.7])

@@ -66,6 +66,7 @@ def test_padding_counts_in_no_statistic():
     np.testing.assert_allclose(found, other, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_images_are_judged_alone_but_for_the_batchs_statistics(name):
   model = forward(conv4(2, filters=8, num_blocks=2, normalization=name))
@@ -101,7 +102,7 @@ def _pixels(x):
     pytest.param(None, None, marks=pytest.mark.slow),
     ((2, 2), None),
     pytest.param((3, 2), None, marks=pytest.mark.slow),
-    ((2, 2), _pixels),
+    pytest.param((2, 2), _pixels, marks=pytest.mark.slow),
   ],
 )
 @pytest.mark.parametrize(
@@ -177,6 +178,7 @@ def test_pooling_in_a_normalisation_is_pooling_after_it(name):
   np.testing.assert_allclose(found, max_pool(y), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_scale_of_zero_has_finite_derivatives():
   params = {"scale": jnp.zeros(2), "bias": jnp.ones(2)}
   x = jax.random.normal(RNG, (2, 4, 4, 2))

@@ -89,6 +89,7 @@ def test_under_vmap_and_in_bfloat16():
   np.testing.assert_array_equal(max_pool(narrow[0]), _flax(narrow[0], (2, 2)))
 
 
+@pytest.mark.slow
 def test_no_derivative_of_a_pooled_network_scatters():
   """XLA's select-and-scatter took longer than the network around it."""
   model = conv4(3, filters=8, strided=False)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from metajax.learners import maml
 from metajax.losses import mean_squared_error
@@ -43,6 +44,7 @@ def test_predictions_are_those_of_numpy_with_rounded_numbers():
   assert 0 < np.abs(found - exact).max() < 0.05
 
 
+@pytest.mark.slow
 def test_meta_gradients_are_of_the_parameters_and_nearly_those_of_float32():
   episodes = jax.vmap(sinusoid(5, 10))(jax.random.split(jax.random.key(1), 8))
   grads = []

@@ -312,6 +312,7 @@ def _assert_as_published(totals, published):
   assert abs(totals.mean() - published) < 4 * error + 0.003 * published
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_mean_rewards_are_the_published_ones(name):
   """None of them knows how long it lives: 100 pulls begin as 10 do."""

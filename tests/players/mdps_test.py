@@ -237,6 +237,7 @@ def test_optimum_is_the_best_of_all_policies(discount):
   )
 
 
+@pytest.mark.slow
 def test_players_come_closer_to_the_optimum_than_chance():
   """In 10 episodes; and plans are a branch, made once an episode."""
   tasks, sizes = tabular_mdps(10), Sizes()

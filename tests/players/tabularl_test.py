@@ -150,6 +150,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_mean_rewards_are_the_published_ones(name):
   player, published = PUBLISHED[name]

@@ -54,6 +54,7 @@ def _values(params, state, start, end):
   return np.stack(values)
 
 
+@pytest.mark.slow
 def test_states_of_the_same_parameters_are_no_other():
   for burn_in in (0, BURN_IN):
     first, last = _discrepancy(_params(0), burn_in=burn_in)

@@ -279,6 +279,7 @@ def _counting_model():
   return SimpleNamespace(init=init, apply=apply, train=train)
 
 
+@pytest.mark.slow
 def test_masked_tasks_and_state_are_kept_and_learned_from():
   """Padding counts nowhere, and the state is no weight."""
   learner = maml(_counting_model(), mean_squared_error, optax.sgd(0.1), 2)

@@ -131,6 +131,7 @@ def _with(sequences, **fields):
   return sequences._replace(steps=sequences.steps._replace(**fields))
 
 
+@pytest.mark.slow
 def test_player_stores_the_state_before_each_step():
   trials, _ = _played()
   _, states = _one_by_one(trials)

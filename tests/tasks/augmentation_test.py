@@ -36,6 +36,7 @@ def _jitted(name):
   return jax.jit(ALL[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_jit_vmap_dtypes_and_keys(name):
   augment = _jitted(name)

@@ -208,6 +208,7 @@ def test_splits_have_all_images_of_their_classes(name, made):
   assert seen == {image.tobytes() for image in data.images}
 
 
+@pytest.mark.slow
 def test_tasks_are_standardised_by_the_training_classes(made):
   """And are those of the test split, of images that lie there in bytes."""
   images = cifar100_splits("cifar_fs", made)

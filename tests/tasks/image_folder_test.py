@@ -44,6 +44,7 @@ def _values(batch):
   return found[:, :, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_examples_are_of_their_class_different_and_all_in_use(tmp_path):
   """Also of the classes with the most images, and none is the filling."""
   for name, first in (("train", 0), ("val", 9), ("test", 14)):
@@ -88,6 +89,7 @@ def test_equal_classes_are_those_of_few_shot_episodes(tmp_path):
   np.testing.assert_array_equal(counts[0] > 0, counts[1] > 0)
 
 
+@pytest.mark.slow
 def test_classes_not_set_apart_are_divided_without_rest(tmp_path):
   _make(tmp_path, 20)
   found = []
@@ -101,6 +103,7 @@ def test_classes_not_set_apart_are_divided_without_rest(tmp_path):
   assert set(((values - 1) // 12).ravel()) != found[0]
 
 
+@pytest.mark.slow
 def test_one_coloured_image_makes_three_channels_everywhere(tmp_path):
   for name, first in (("train", 0), ("val", 3), ("test", 6)):
     mode = "RGB" if name == "val" else "L"

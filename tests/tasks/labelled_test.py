@@ -31,6 +31,7 @@ def _assert_binomial(count, trials, probability):
   assert np.all(np.abs(count - trials * probability) < 4.5 * sigma)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "dtype", ["uint8", "int32", "float16", "bfloat16", "float32", "bool"]
 )
@@ -74,6 +75,7 @@ def test_families_of_numpy_and_of_jax_carry_the_same_arrays_of_jax():
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 def test_trees_are_drawn_together():
   inputs = {"image": NUMBERS[SHUFFLE] % 256, "place": (NUMBERS[SHUFFLE],)}
   inputs["image"] = inputs["image"].astype(np.uint8)
@@ -196,6 +198,7 @@ def test_numbers_of_a_task_are_equally_likely_and_small_classes_give_all():
     _assert_binomial(number, len(shots), 1 / 9)
 
 
+@pytest.mark.slow
 def test_numbers_that_do_not_vary_are_those_without_a_mask():
   """The same key draws the same classes and examples, masked or not."""
   square = NUMBERS[:24].reshape(4, 6)

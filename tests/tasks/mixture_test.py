@@ -35,6 +35,7 @@ def test_families_are_drawn_as_their_weights_say():
   assert np.all(np.abs(counts - 4000 * chances) < 4.5 * sigma)
 
 
+@pytest.mark.slow
 def test_a_task_is_one_of_its_family():
   """By the key that the mixture hands on: the second of two."""
   keys = jax.random.split(jax.random.key(0), 4000)

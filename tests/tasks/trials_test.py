@@ -393,6 +393,7 @@ WALKER_AT_REST = Player(
 )
 
 
+@pytest.mark.slow
 def test_new_starts_are_drawn_only_in_steps_that_end_an_episode():
   """Under vmap too, and under one in another: 4 of 14 steps do."""
   keys = jax.random.split(jax.random.key(6), 40)[:6]

@@ -263,6 +263,7 @@ def test_line_searches_see_the_examples_of_their_step():
   np.testing.assert_allclose(state.meta_params, average, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_clients_end_to_end_of_trees_are_those_that_are_padded():
   """In any order in the arrays, of numpy, and with state that nobody moves."""
   padded = _regression(sizes=(3, 6, 2, 5), max_size=6)

@@ -138,6 +138,7 @@ CORES = len(os.sched_getaffinity(0))
 ONE_CORE = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "before, xla_flags, expected",
   [

@@ -159,6 +159,7 @@ def _by_hand(name, num_steps):
   return params, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scale_by_zoom_linesearch", "polyak_sgd"])
 def test_meta_trainer_searches_over_the_tasks_of_the_step(name):
   state = _train(_meta_trainer(name), 4)

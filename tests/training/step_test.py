@@ -238,6 +238,7 @@ def test_memory_in_use_is_that_of_one_chunk():
   assert many - few < 128 * 32 * 4
 
 
+@pytest.mark.slow
 def test_images_enter_the_program_as_an_argument():
   """As a constant, a data set would be copied into every program."""
   images = jnp.zeros((40, 4, 16, 16, 1), jnp.uint8)

@@ -127,6 +127,7 @@ np.testing.assert_allclose(*found, rtol=1e-5)
 """
 
 
+@pytest.mark.slow
 def test_devices_change_no_numbers():
   run_python("-c", SCRIPT, devices=8)
 

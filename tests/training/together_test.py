@@ -107,6 +107,7 @@ def apart(tmp_path_factory):
   return folder, [_alone(folder, i) for i in (0, 1)]
 
 
+@pytest.mark.slow
 def test_each_run_is_what_it_is_alone(apart, tmp_path):
   folder, states = apart
   assert _fit(tmp_path, [0, 1]) == []
