@@ -70,6 +70,12 @@ READERS: dict[str, Callable[..., Reader]] = {
   "snail": snail,
   "transformer": transformer_reader,
 }
+# The argument that is the width of a reader's layers.
+WIDTHS = {
+  **dict.fromkeys(("lstm", "gru", "delta", "mann"), "units"),
+  **dict.fromkeys(("ttt", "transformer"), "width"),
+  "snail": "channels",
+}
 # Those that are built for the number of examples of a task, `length`.
 OF_LENGTH = ("snail", "transformer")
 

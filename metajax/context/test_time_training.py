@@ -181,9 +181,7 @@ def _init_block(rng: PRNGKey, width: int, heads: int) -> Params:
   dense_of = functools.partial(init_dense, num_inputs=width, num_outputs=width)
   taps = jax.random.uniform(taps_key, (KERNEL, width), minval=-1, maxval=1)
   return {
-    **{
-      n: init_dense(k, width, width) for n, k in zip(names, keys, strict=True)
-    },
+    **{name: dense_of(key) for name, key in zip(names, keys, strict=True)},
     "rates": init_dense(rate_key, width, heads),
     "mlp": init_mlp(mlp_key, [width, 4 * width, width]),
     "norms": [init_norm(width), init_norm(width)],

@@ -139,6 +139,7 @@ def learn_by_reading(
   loss_fn: LossFn,
   *,
   num_outputs: int | None = None,
+  of_support: bool = True,
   metrics: Mapping[str, LossFn] | None = None,
 ) -> MetaLearner:
   """Learns to read: every prefix of a task is a training example.
@@ -156,6 +157,7 @@ def learn_by_reading(
     reader: `(num_outputs) -> Reader`.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
     num_outputs: see `encoded`.
+    of_support: whether the loss is of support and query, or of the query alone.
     metrics: more such functions to be reported by `meta_grad` beside "loss",
       on the query alone.
 
@@ -196,10 +198,10 @@ def learn_by_reading(
       params, query.inputs, query_key, mask=query.mask
     )
     after = learner.predict_features(meta_params, memory, features)
-    both = concatenate(
-      support._replace(inputs=before), query._replace(inputs=after)
-    )
-    loss = over_examples(loss_fn, *both)
+    judged = query._replace(inputs=after)
+    if of_support:
+      judged = concatenate(support._replace(inputs=before), judged)
+    loss = over_examples(loss_fn, *judged)
     scores = {
       name: over_examples(f, after, query.targets, query.mask)
       for name, f in report.items()
