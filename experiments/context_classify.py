@@ -97,12 +97,13 @@ PUBLISHED: dict[tuple[str, int], dict[str, Any]] = {
 
 
 def main() -> None:
-  with waiting("loading data"):
-    data = image_data.load(FLAGS.ways, FLAGS.ways)
   by_presentation = FLAGS.protocol == "presentations"
   sizes = {WIDTHS[FLAGS.learner]: FLAGS.width} if FLAGS.width else {}
   length = FLAGS.ways * FLAGS.shots + 1
   reader = build_reader(FLAGS.learner, length=length, **sizes)
+  reader(FLAGS.ways)  # Refuses a width that does not fit.
+  with waiting("loading data"):
+    data = image_data.load(FLAGS.ways, FLAGS.ways)
   # Group normalisation is within an image, so no image sees later ones.
   model = conv4(None, filters=FLAGS.filters, normalization="group")
   learner = learn_by_reading(

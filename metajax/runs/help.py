@@ -46,6 +46,7 @@ GROUPS = {
     "arms",
     "episodes",
     "environment",
+    "protocol",
   ),
   "network": (
     "model",
@@ -58,6 +59,7 @@ GROUPS = {
     "dtype",
     "units",
     "cell",
+    "width",
   ),
   "learner": (
     "learner",
