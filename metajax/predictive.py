@@ -204,7 +204,8 @@ class Bernoulli(NamedTuple):
 
   def quantile(self, q: ArrayLike) -> Array:
     """See `Predictive`."""
-    return (q > jax.nn.sigmoid(-self.logits)).astype(self.logits.dtype)
+    one = jnp.asarray(q) > jax.nn.sigmoid(-self.logits)
+    return one.astype(self.logits.dtype)
 
 
 def log_likelihood(predictions: Predictive, targets: Array) -> Array:

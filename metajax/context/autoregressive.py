@@ -29,7 +29,7 @@ def tnp_a(
   *,
   num_outputs: int = 1,
   metrics: Mapping[str, LossFn] | None = None,
-  **sizes: int,
+  **sizes: Any,
 ) -> MetaLearner:
   """Predicts each target from the support and the targets before it (TNP-A).
 

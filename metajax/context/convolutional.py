@@ -26,7 +26,7 @@ def convolutional_process(
   bounds: tuple[float, float] = (-2.0, 2.0),
   margin: float = 0.5,
   density: int = 32,
-  channels: int = 32,
+  width: int = 32,
   layers: int = 8,
   kernel: int = 9,
   least_scale: float = 0.01,
@@ -49,7 +49,7 @@ def convolutional_process(
     bounds: the interval of inputs.
     margin: how far the grid extends beyond the bounds.
     density: grid points for each unit of the inputs.
-    channels: channels of the CNN.
+    width: channels of the CNN.
     layers: residual convolutions.
     kernel: grid points of a convolution, an odd number.
     least_scale: the least standard deviation, in units of the targets.
@@ -73,9 +73,9 @@ def convolutional_process(
       f"bounds={bounds}, margin={margin}: must be (low, high), low < high, and "
       "0 or more."
     )
-  if kernel % 2 == 0 or min(density, channels, layers, kernel) < 1:
+  if kernel % 2 == 0 or min(density, width, layers, kernel) < 1:
     raise ValueError(
-      f"kernel={kernel}, density={density}, channels={channels}, layers="
+      f"kernel={kernel}, density={density}, width={width}, layers="
       f"{layers}: must be 1 or more, and the kernel odd."
     )
   low, high = bounds[0] - margin, bounds[1] + margin
@@ -86,18 +86,18 @@ def convolutional_process(
     first_key, last_key, *keys = jax.random.split(rng, 2 + layers)
     # About two grid points.
     log_length = jnp.log(jnp.asarray(2.0 / density))
-    scale = (kernel * channels) ** -0.5
-    shape = (kernel, channels, channels)
+    scale = (kernel * width) ** -0.5
+    shape = (kernel, width, width)
     return {
       "log_lengths": jnp.stack([log_length, log_length]),
-      "first": init_dense(first_key, 1 + num_outputs, channels),
+      "first": init_dense(first_key, 1 + num_outputs, width),
       "convolutions": {
         "kernel": jnp.stack(
           [scale * jax.random.normal(key, shape) for key in keys]
         ),
-        "bias": jnp.zeros((layers, channels)),
+        "bias": jnp.zeros((layers, width)),
       },
-      "last": init_dense(last_key, channels, 2 * num_outputs),
+      "last": init_dense(last_key, width, 2 * num_outputs),
     }
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:

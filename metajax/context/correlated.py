@@ -34,7 +34,7 @@ def tnp_nd(
   rank: int = 20,
   covariance_layers: int = 2,
   metrics: Mapping[str, LossFn] | None = None,
-  **sizes: int,
+  **sizes: Any,
 ) -> MetaLearner:
   """Predicts all queries by one normal distribution (TNP-ND).
 
@@ -76,11 +76,10 @@ def tnp_nd(
     )
   network = reader(num_outputs, **sizes)
   among = transformer(**{**sizes, "layers": covariance_layers})
-  hidden = sizes.get("hidden", 128)
 
   def init(rng: PRNGKey, inputs: Any) -> Params:
     reader_key, among_key, rank_key, scale_key = jax.random.split(rng, 4)
-    between = [network.width, *[hidden] * 3]
+    between = [network.width, *[2 * network.width] * 3]
     params = {
       **with_head(network, reader_key, inputs, num_outputs),
       "among": among.init(among_key),

@@ -26,7 +26,7 @@ def prior_fitted(
   *,
   num_outputs: int = 1,
   metrics: Mapping[str, LossFn] | None = None,
-  **sizes: int,
+  **sizes: Any,
 ) -> MetaLearner:
   """Approximates the posterior of the tasks' prior, of any shape (PFN).
 

@@ -23,7 +23,8 @@ from metajax.context.prior_fitted import prior_fitted
 from metajax.context.transformer_process import tnp_d
 from metajax.types import LossFn, MetaLearner
 
-# Constructors by name, all of them with `num_outputs` and `metrics`.
+# Constructors by name, all of them with `num_outputs`, `width` and
+# `metrics`.
 LEARNERS: dict[str, Callable[..., MetaLearner]] = {
   "cnp": conditional_neural_process,
   "canp": conditional_attentive_process,
@@ -35,14 +36,8 @@ LEARNERS: dict[str, Callable[..., MetaLearner]] = {
   "prior_fitted": prior_fitted,
   "alpaca": alpaca,
 }
-# The names of the numbers that are the size of a learner's network.
-SIZES: dict[str, tuple[str, ...]] = {
-  **dict.fromkeys(("cnp", "canp", "anp", "alpaca"), ("width",)),
-  "convcnp": ("channels", "layers"),
-  **dict.fromkeys(
-    ("tnp_d", "tnp_a", "tnp_nd", "prior_fitted"), ("width", "layers")
-  ),
-}
+# Those whose networks have a number of layers.
+LAYERED = ("convcnp", "tnp_d", "tnp_a", "tnp_nd", "prior_fitted")
 # Learners whose predictions have a joint density, and depend on the order.
 JOINT = ("tnp_a", "tnp_nd")
 

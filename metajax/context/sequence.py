@@ -47,7 +47,7 @@ def sequence_transformer(
   num_labels: int = 1,
   num_outputs: int | None = None,
   positions: int | None = None,
-  **sizes: int,
+  **sizes: Any,
 ) -> SequenceTransformer:
   """Builds a causal transformer over examples and their labels.
 
@@ -71,7 +71,7 @@ def sequence_transformer(
     Garg et al., `What Can Transformers Learn In-Context?
     <https://arxiv.org/abs/2208.01066>`_, 2022, section 2 and appendix A.
   """
-  network = transformer(normed_first=True, **sizes)  # type: ignore[arg-type]
+  network = transformer(normed_first=True, **sizes)
   width = sizes.get("width", 64)
   count = num_labels if num_outputs is None else num_outputs
 

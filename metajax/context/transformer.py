@@ -55,7 +55,7 @@ class Transformer(NamedTuple):
 def transformer(
   *,
   width: int = 64,
-  hidden: int = 128,
+  hidden: int | None = None,
   layers: int = 6,
   heads: int = 4,
   normed_first: bool = False,
@@ -66,7 +66,7 @@ def transformer(
 
   Args:
     width: width of the tokens.
-    hidden: units of the dense layer in each block.
+    hidden: units of the dense layer in each block; None: twice the width.
     layers: number of blocks.
     heads: number of heads; must divide the width.
     normed_first: see `attention.block`.
@@ -74,6 +74,7 @@ def transformer(
   Raises:
     ValueError: if `heads` does not divide `width`, or a size is less than 1.
   """
+  hidden = 2 * width if hidden is None else hidden
   if min(width, hidden, layers, heads) < 1 or width % heads:
     raise ValueError(
       f"width={width}, hidden={hidden}, layers={layers}, heads={heads}: must "

@@ -41,7 +41,7 @@ class Reader(NamedTuple):
   width: int
 
 
-def reader(num_outputs: int, **sizes: int) -> Reader:
+def reader(num_outputs: int, **sizes: Any) -> Reader:
   """Builds the network that all transformer neural processes share.
 
   ::
@@ -88,7 +88,7 @@ def tnp_d(
   *,
   num_outputs: int = 1,
   metrics: Mapping[str, LossFn] | None = None,
-  **sizes: int,
+  **sizes: Any,
 ) -> MetaLearner:
   """Predicts each query alone, by a transformer that reads the support (TNP-D).
 

@@ -22,7 +22,7 @@ def float64():
 def case():
   """`(compiled solve, support)` far from the ends of the grid."""
   learner = convolutional_process(
-    bounds=(-8.0, 8.0), density=DENSITY, channels=4, layers=3, kernel=5
+    bounds=(-8.0, 8.0), density=DENSITY, width=4, layers=3, kernel=5
   )
   params = learner.init(RNG, jnp.zeros((2, 1)))
   draw = np.random.default_rng(0)

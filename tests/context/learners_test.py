@@ -20,7 +20,7 @@ SUPPORT, QUERY, TASKS = 5, 4, 3
 SMALL = {
   **dict.fromkeys(("cnp", "canp", "alpaca"), {"width": 8}),
   "anp": {"width": 8, "num_latent": 3, "num_eval_samples": 5},
-  "convcnp": {"channels": 4, "layers": 2, "density": 8},
+  "convcnp": {"width": 4, "layers": 2, "density": 8},
   **dict.fromkeys(
     ("tnp_d", "tnp_nd", "prior_fitted"),
     {"width": 8, "hidden": 12, "layers": 1, "heads": 2},
@@ -63,7 +63,7 @@ class Case:
     )
     like = jax.eval_shape(self.learner.init, RNG, jnp.zeros((SUPPORT, 1)))
     draw = np.random.default_rng(0)
-    self.params = jax.tree.map(lambda x: draw.normal(0, 0.3, x.shape), like)
+    self.params = jax.tree.map(lambda x: draw.normal(0, 0.5, x.shape), like)
     self.solve = jax.jit(self._solve)
     self.meta_grad = jax.jit(self.learner.meta_grad)
 
