@@ -611,6 +611,7 @@ def test_flags_of_another_network_are_refused(flag, run, workdir):
     ("distill_omniglot", "--memory=remat"),
     ("omniglot_challenge", "--eval_tasks=7"),
     ("context_linear", "--inner_steps=2"),
+    ("context_classify", "--inner_lr=1.0"),
   ],
 )
 def test_flags_without_use_are_neither_shown_nor_taken(
@@ -622,6 +623,21 @@ def test_flags_without_use_are_neither_shown_nor_taken(
   assert f"  {flag}=" not in shown
   ended = run(experiment, [f"--workdir={workdir}", argument])
   _assert_refused(ended, f"{flag} has no effect here: leave it out.")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--learner=maml"], "flag --learner=maml: value should be one of <.*mann"),
+    (["--protocol=both"], "flag --protocol=both: value should be one of <pres"),
+    (["--width=-1"], "flag --width=-1: -1 is not a non-negative integer"),
+    (["--learner=ttt", "--width=30"], "width=30, heads=4, .* divide the width"),
+    (["--train_ways=5"], "--train_ways has no effect here"),
+  ],
+)
+def test_readers_that_cannot_be_built_are_named(flags, message, run, workdir):
+  ended = run("context_classify", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, f"{message}.*")
 
 
 def test_a_step_that_the_run_has_not_is_refused(run, tmp_path):
