@@ -812,7 +812,9 @@ def test_workdir_below_a_file_is_refused(run, tmp_path):
   assert path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("content", ["", "{}", "null"], ids=repr)
+@pytest.mark.parametrize(
+  "content", ["", "{}", "null", '{"flags": [1]}'], ids=repr
+)
 def test_unreadable_config_is_named_and_kept(content, run, tmp_path):
   path = tmp_path / "config.json"
   path.write_text(content)
