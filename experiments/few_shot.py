@@ -14,7 +14,9 @@ DIR may be any folder of images with a sub-folder for each class, or with train,
 val and test folders of such sub-folders, or with tables that name the splits.
 `--data=cifar_fs`, `fc100` and `mini_imagenet` are named data sets.
 `--eval_data=NAME` tests on another data set than that of the training. See
-docs/data.md.
+docs/data.md. `--init_from=RUN` starts with the network of an earlier run, such
+as one of `experiments.pretrain`. `--pictures=all` also tests other numbers of
+shots and ways, and draws the classes that are confused most.
 """
 
 import jax

@@ -46,7 +46,7 @@ ALLOWED = {
   "learners": BASICS
   | LOOPS
   | {"learners", "aggregation", "distillation", "models"},
-  "context": BASICS | {"context", "learners", "predictive"},
+  "context": BASICS | LOOPS | {"context", "learners", "models", "predictive"},
   "aggregation": BASICS | {"aggregation"},
   "distillation": BASICS | LOOPS | {"distillation", "aggregation"},
   "training": BASICS | LOOPS | {"training", "aggregation"},

@@ -34,8 +34,9 @@ def encoded(
   inputs. It is written under another name and renamed, so it is complete.
 
   Args:
-    inputs: array `[n, ...]`; or `Images`, or the three splits of
-      `ImageSplits`, whose labels and names are kept.
+    inputs: array `[n, ...]`, or `StoredImages`, which are read a batch at a
+      time; or `Images`, or the three splits of `ImageSplits`, whose labels and
+      names are kept.
     function: a batch of inputs -> features `[batch_size, ...]`, an array of
       numpy, JAX or PyTorch. The inputs are those that are stored: images are
       uint8. Each example must be encoded by itself, so a network must be in
@@ -85,7 +86,7 @@ def _encoded(
   cache: str | os.PathLike | None,
   batch_size: int,
 ) -> np.ndarray:
-  if np.ndim(inputs) < 1 or not len(inputs):
+  if not np.shape(inputs) or not len(inputs):
     raise ValueError(
       f"inputs: shape {np.shape(inputs)}, must be [n, ...] of 1 or more."
     )

@@ -49,7 +49,9 @@ class StoredImages:
     Raises:
       ValueError: for a file that is not an image, or that has changed.
     """
-    numbers = np.arange(len(self))[rows]
+    if isinstance(rows, slice):
+      rows = range(*rows.indices(len(self)))
+    numbers = np.asarray(rows)
     found = np.empty((numbers.size, *self.shape[1:]), np.uint8)
     for image, row in zip(found, numbers.ravel().tolist(), strict=True):
       image[:] = in_channels(self.read(row), self.shape[-1])

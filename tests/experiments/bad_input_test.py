@@ -610,6 +610,8 @@ def test_flags_of_another_network_are_refused(flag, run, workdir):
     ("federated_omniglot", "--learner=anil"),
     ("distill_omniglot", "--memory=remat"),
     ("omniglot_challenge", "--eval_tasks=7"),
+    ("context_linear", "--inner_steps=2"),
+    ("context_classify", "--inner_lr=1.0"),
   ],
 )
 def test_flags_without_use_are_neither_shown_nor_taken(
@@ -621,6 +623,21 @@ def test_flags_without_use_are_neither_shown_nor_taken(
   assert f"  {flag}=" not in shown
   ended = run(experiment, [f"--workdir={workdir}", argument])
   _assert_refused(ended, f"{flag} has no effect here: leave it out.")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--learner=maml"], "flag --learner=maml: value should be one of <.*mann"),
+    (["--protocol=both"], "flag --protocol=both: value should be one of <pres"),
+    (["--width=-1"], "flag --width=-1: -1 is not a non-negative integer"),
+    (["--learner=ttt", "--width=30"], "width=30, heads=4, .* divide the width"),
+    (["--train_ways=5"], "--train_ways has no effect here"),
+  ],
+)
+def test_readers_that_cannot_be_built_are_named(flags, message, run, workdir):
+  ended = run("context_classify", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, f"{message}.*")
 
 
 def test_a_step_that_the_run_has_not_is_refused(run, tmp_path):
@@ -700,6 +717,10 @@ def _member(folder, **flags):
       "is a run with --downsampling=max_pool, not auto: give another run, .*",
     ),
     (
+      {"filters": 64, "joined_blocks": 2},
+      "is a run with --joined_blocks=2, not 1: give another run, or other .*",
+    ),
+    (
       {"filters": 64, "inner_lr": 0.4},
       "is a run with --inner_lr=0.4, not 2.0: give another run, or other .*",
     ),
@@ -742,6 +763,22 @@ def test_student_in_the_workdir_of_a_teacher_is_refused(run, tmp_path):
 def test_more_synthetic_images_than_real_ones_are_refused(run, workdir):
   ended = run("distill_dataset", [f"--workdir={workdir}", "--per_class=1000"])
   _assert_refused(ended, "--per_class=1000: must be at most 120, .*")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--preset=oswald", "--width=8"], "--width has no effect here: .*"),
+    (["--rows=attention"], "--rows has no effect here: .*"),
+    (["--preset=oswald", "--rows=best"], "--rows=best: must be of descent, .*"),
+    (["--heads=3"], "width=64, .*, heads=3: must .* divide the width."),
+  ],
+)
+def test_flags_of_linear_regression_that_cannot_be_are_named(
+  flags, message, run, workdir
+):
+  ended = run("context_linear", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, message)
 
 
 def test_one_member_is_refused(run, workdir):

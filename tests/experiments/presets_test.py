@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 # In a process of its own, for the flags.
 SCRIPT = """
@@ -44,10 +47,18 @@ for name, preset in (cifar_presets.PRESETS | omniglot_presets.PRESETS).items():
     "json": json.loads(json.dumps(recipe._asdict())) == recipe._asdict(),
     "numbers": sum(x.size for x in jax.tree.leaves(network)),
   }
-print(json.dumps(found))
+momentum = training.outer_optimizer("constant", 1, 0.1, rule="momentum")
+x, path = jnp.asarray(2.0), []
+state = momentum.init(x)
+for gradient in (1.0, -3.0):
+  update, state = momentum.update(jnp.asarray(gradient), state, x)
+  x = x + update
+  path.append(float(x))
+print(json.dumps([found, path]))
 """
 
 
+@pytest.mark.slow
 def test_every_preset_is_built_and_described_in_json():
   done = subprocess.run(
     [sys.executable, "-c", SCRIPT],
@@ -57,7 +68,7 @@ def test_every_preset_is_built_and_described_in_json():
     check=False,
   )
   assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout)
+  found, path = json.loads(done.stdout)
   assert all(about["json"] for about in found.values())
   rows = {"maml", "boil", "prototypical", "ridge", "ridge_wide", "svm"}
   assert {
@@ -72,3 +83,11 @@ def test_every_preset_is_built_and_described_in_json():
     9 * a * b + 4 * b for a, b in zip(widths, widths[1:], strict=False)
   )
   assert found["cifar_fs_ridge_wide_5w1s"]["numbers"] == numbers
+  # SGD with Nesterov's momentum 0.9 and weight decay 5e-4, written out.
+  x, velocity, expected = 2.0, 0.0, []
+  for gradient in (1.0, -3.0):
+    decayed = gradient + 5e-4 * x
+    velocity = decayed + 0.9 * velocity
+    x -= 0.1 * (decayed + 0.9 * velocity)
+    expected.append(x)
+  np.testing.assert_allclose(path, expected, rtol=1e-6)

@@ -92,6 +92,7 @@ def test_steps_are_those_of_gradient_descent_on_everything(params, episode):
     )
 
 
+@pytest.mark.slow
 def test_meta_gradient_is_the_derivative_through_the_steps(params, episode):
   with jax.enable_x64(True):
     learner = _learner(2)

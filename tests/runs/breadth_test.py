@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json, pathlib, sys
@@ -59,6 +61,7 @@ print(json.dumps([{k: v.mean for k, v in found.items()}, scored, asked]))
 """
 
 
+@pytest.mark.slow
 def test_numbers_that_the_images_allow_are_tested(tmp_path):
   done = subprocess.run(
     [sys.executable, "-c", SCRIPT, str(tmp_path)],

@@ -11,6 +11,7 @@ from metajax.tasks import encoded, labelled_episodes
 from metajax.tasks import features as module
 from metajax.tasks.image_files import Images
 from metajax.tasks.image_splits import ImageSplits, episodes
+from metajax.tasks.stored_images import StoredImages
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 4, 4, 3), np.uint8)
 MATRIX = np.random.default_rng(1).normal(size=(48, 5)).astype(np.float32)
@@ -105,6 +106,26 @@ def test_splits_keep_labels_and_names_and_make_tasks(tmp_path):
     rtol=1e-3,
     atol=0.1,
   )
+
+
+def test_images_on_a_disk_are_read_a_batch_at_a_time(tmp_path):
+  rows = []
+
+  def read(row):
+    rows.append(row)
+    return IMAGES[row]
+
+  stored = StoredImages(read, IMAGES.shape)
+  np.testing.assert_array_equal(
+    encoded(stored, Backbone(), batch_size=4),
+    encoded(IMAGES, Backbone(), batch_size=4),
+  )
+  assert rows == list(range(11))
+  # A file of the same images in memory is found.
+  encoded(IMAGES, Backbone(), name="a", cache=tmp_path)
+  again = Backbone()
+  encoded(stored, again, name="a", cache=tmp_path, batch_size=3)
+  assert not again.sizes
 
 
 def _file(folder):

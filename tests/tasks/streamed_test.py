@@ -70,6 +70,8 @@ def _assert_same(stream, family, *, called=False):
   if called:
     found = jax.jit(jax.vmap(stream))(KEYS)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+    one = jax.tree.map(lambda x: x[5], expected)
+    jax.tree.map(np.testing.assert_array_equal, stream(KEYS[5]), one)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -199,8 +201,11 @@ def test_images_are_of_the_beginning_of_the_run(tmp_path):
     stat = path.stat()
     path.write_bytes(path.read_bytes()[:40].ljust(stat.st_size, b"x"))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-  with pytest.raises(ValueError, match=r"^/.*\.png is no image: remove it\."):
+  message = r"^/.*\.png is no image: remove it\."
+  with pytest.raises(ValueError, match=message):
     next(stream.ahead(keys_on_host(KEYS), range(1)))
+  with pytest.raises(ValueError, match=message):
+    stream(KEYS[0])
 
 
 def test_images_that_cannot_stay_on_the_disk_are_named(tmp_path, files):
