@@ -60,12 +60,17 @@ def test_revealed_tasks_are_the_same_tasks():
   episode, told = SAMPLE(key), jax.jit(revealed(TASKS))(key)
   for plain, batch in zip(episode, told, strict=True):
     np.testing.assert_array_equal(plain.inputs, batch.inputs[0])
-    np.testing.assert_array_equal(plain.targets, batch.targets)
+    # Two programs round differently.
+    np.testing.assert_allclose(plain.targets, batch.targets, rtol=1e-5)
     assert (batch.inputs[1].length == batch.inputs[1].length[0]).all()
   hyper = jax.tree.map(lambda h: h[0], told.query.inputs[1])
   for a, b in zip(
     revealed(TASKS).posterior(told.support, told.query.inputs),
-    TASKS.given(hyper, episode.support, episode.query.inputs),
+    TASKS.given(
+      hyper,
+      told.support._replace(inputs=told.support.inputs[0]),
+      told.query.inputs[0],
+    ),
     strict=True,
   ):
     np.testing.assert_array_equal(a, b)
