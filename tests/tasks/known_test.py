@@ -57,9 +57,8 @@ def test_knowing_the_hyper_parameters_helps():
 
 def test_revealed_tasks_are_the_same_tasks():
   key = jax.random.key(1)
-  # One program, in which the same operations are rounded alike.
-  both = jax.jit(lambda key: (TASKS(key), revealed(TASKS)(key)))
-  episode, told = both(key)
+  # Two compiled programs may round the last bit in two ways.
+  episode, told = TASKS(key), revealed(TASKS)(key)
   for plain, batch in zip(episode, told, strict=True):
     np.testing.assert_array_equal(plain.inputs, batch.inputs[0])
     np.testing.assert_array_equal(plain.targets, batch.targets)
