@@ -25,11 +25,15 @@ from metajax.context.sequence import (
   sequence_transformer,
   transformer_learner,
 )
-from metajax.context.sequences import READERS, build_reader, transformer_reader
+from metajax.context.sequences import READERS, build_reader
 from metajax.context.snail import snail
 from metajax.context.test_time_training import ttt_linear
 from metajax.context.transformer import Cache, Transformer, transformer
 from metajax.context.transformer_process import tnp_d
+from metajax.context.transformer_readers import (
+  interleaved_transformer,
+  paired_transformer,
+)
 
 __all__ = [
   "Bars",
@@ -46,10 +50,12 @@ __all__ = [
   "conditional_attentive_process",
   "conditional_neural_process",
   "convolutional_process",
+  "interleaved_transformer",
   "log_density",
   "maximum_likelihood",
   "memory_augmented",
   "of_marginals",
+  "paired_transformer",
   "prior_fitted",
   "quantile_edges",
   "sequence_transformer",
@@ -59,6 +65,5 @@ __all__ = [
   "tnp_nd",
   "transformer",
   "transformer_learner",
-  "transformer_reader",
   "ttt_linear",
 ]
