@@ -21,7 +21,6 @@ import functools
 
 import jax
 from absl import flags
-from metajax.tasks.known import exact_learner
 
 from experiments.shared import context_learners
 from experiments.shared.predictive_bands import bands
@@ -40,6 +39,7 @@ from metajax.predictive import log_likelihood, mean_error
 from metajax.runs import folder, plots, report, scoring, training
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
+from metajax.tasks.known import exact_learner
 from metajax.types import LossFn
 
 flags.DEFINE_enum("tasks", "rbf", list(FAMILIES), "The functions.")

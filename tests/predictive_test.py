@@ -123,8 +123,11 @@ def test_bernoulli_is_scipys():
     np.testing.assert_allclose(found.cdf(y), known.cdf(y), rtol=1e-6)
   for q in (0.01, 0.4, 0.99):
     np.testing.assert_array_equal(found.quantile(q), known.ppf(q))
-  sure = Bernoulli(jnp.array([[200.0]]))
-  np.testing.assert_allclose(sure.log_prob(jnp.array([[0.0]])), [[-200.0]])
+  sure = Bernoulli(jnp.array([[200.0, jnp.inf, -jnp.inf, jnp.inf]]))
+  y = jnp.array([[0.0, 1, 0, 0]])
+  np.testing.assert_array_equal(sure.log_prob(y), [[-200, 0, 0, -np.inf]])
+  np.testing.assert_array_equal(sure.mean, [[1, 1, 0, 1]])
+  np.testing.assert_array_equal(sure.variance[:, 1:], [[0, 0, 0]])
 
 
 def test_densities_integrate_to_the_cdf():

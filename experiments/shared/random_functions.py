@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from metajax.predictive import log_likelihood
 from metajax.tasks.covariances import matern52, periodic, rbf
 from metajax.tasks.gaussian_processes import gaussian_processes
 from metajax.tasks.known import (
@@ -14,8 +16,6 @@ from metajax.tasks.known import (
   joint_log_likelihood,
   revealed,
 )
-
-from metajax.predictive import log_likelihood
 from metajax.types import Array, Batch, Episode, LossFn, MetaLearner
 
 # (learner, tasks, scores) -> (parameters -> values of each task by score).

@@ -12,6 +12,11 @@ from metajax.context.bars import Bars, quantile_edges
 from metajax.context.convolutional import convolutional_process
 from metajax.context.correlated import tnp_nd
 from metajax.context.joint import Joint, log_density, of_marginals
+from metajax.context.linear_attention import (
+  attention_descent,
+  gradient_step,
+  linear_attention,
+)
 from metajax.context.memory import External, memory_augmented
 from metajax.context.neural_process import (
   conditional_attentive_process,
@@ -45,12 +50,15 @@ __all__ = [
   "SequenceTransformer",
   "Transformer",
   "alpaca",
+  "attention_descent",
   "attentive_neural_process",
   "build_reader",
   "conditional_attentive_process",
   "conditional_neural_process",
   "convolutional_process",
+  "gradient_step",
   "interleaved_transformer",
+  "linear_attention",
   "log_density",
   "maximum_likelihood",
   "memory_augmented",

@@ -11,6 +11,7 @@ from metajax.learners.closed_form import (
 )
 from metajax.learners.distilled_data import distill_data
 from metajax.learners.embedding import embedding
+from metajax.learners.fine_tuned import fine_tuned
 from metajax.learners.heads import (
   Head,
   cosine,
@@ -69,6 +70,7 @@ __all__ = [
   "cosine_prototypes",
   "distill_data",
   "embedding",
+  "fine_tuned",
   "encoded",
   "gradient_of_mean",
   "imaml",

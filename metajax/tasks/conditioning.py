@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from metajax.batches import real
+from metajax.numerics import dot
 from metajax.tasks.covariances import Covariance, Hyper
 from metajax.types import Array, Batch
 
@@ -64,4 +65,4 @@ def condition(
     - jnp.log(jnp.diag(root)).sum()
     - mask.sum() * jnp.log(2 * jnp.pi) / 2
   )
-  return a.T @ b, jnp.sqrt(variance), evidence
+  return dot(a.T, b), jnp.sqrt(variance), evidence

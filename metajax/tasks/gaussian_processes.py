@@ -1,21 +1,19 @@
 """Regression of functions drawn from Gaussian processes."""
 
-import itertools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from metajax.numerics import dot
 from metajax.predictive import Normal, NormalMixture, Predictive
 from metajax.tasks.conditioning import condition, noise_variance
 from metajax.tasks.covariances import Covariance, Hyper, periodic, rbf
 from metajax.tasks.form import Number
+from metajax.tasks.hyper_grid import Range, checked_range, midpoint_grid
 from metajax.tasks.known import KnownTasks
 from metajax.tasks.points import divide, division
 from metajax.types import Array, Batch, Episode, PRNGKey
-
-Range = float | tuple[float, float]  # a number, or the bounds of a uniform one
 
 # Grid points whose covariances are factorised together.
 TOGETHER = 64
@@ -87,12 +85,12 @@ def gaussian_processes(
       f"input_range={input_range}: must be (low, high), low < high."
     )
   bounds = [
-    _checked("length", length),
-    _checked("scale", scale),
-    _checked("noise", noise),
-    _checked("period", period),
+    checked_range("length", length),
+    checked_range("scale", scale),
+    checked_range("noise", noise),
+    checked_range("period", period),
   ]
-  grid, log_prior = _grid(bounds, nodes)
+  grid, log_prior = midpoint_grid(bounds, nodes)
 
   def draw(rng: PRNGKey) -> Hyper:
     keys = jax.random.split(rng, len(bounds))
@@ -110,28 +108,34 @@ def gaussian_processes(
     x = jax.random.uniform(input_key, shape, minval=low, maxval=high)
     noise = noise_variance(hyper) * jnp.eye(len(x))
     root = jnp.linalg.cholesky(covariance(x, x, hyper) + noise)
-    y = root @ jax.random.normal(function_key, (len(x), 1))
+    y = dot(root, jax.random.normal(function_key, (len(x), 1)))
     return divide(division_key, x, y, points)
 
   def given(hyper: Hyper, support: Batch, inputs: Array) -> Predictive:
     mean, scale, _ = condition(covariance, hyper, support, inputs)
     return Normal(mean[:, None], scale[:, None])
 
+  def on_grid(batch: Batch, inputs: Array) -> tuple[tuple[Array, Array], Array]:
+    """Returns means and scales `[K, m]`, and log p(targets, h) `[K]`."""
+
+    def at(hyper: Hyper) -> tuple[Array, Array, Array]:
+      return condition(covariance, hyper, batch, inputs)
+
+    *moments, evidence = jax.lax.map(at, grid, batch_size=TOGETHER)
+    return tuple(moments), evidence + log_prior
+
   def posterior(support: Batch, inputs: Array) -> Predictive:
     if len(log_prior) == 1:
       return given(jax.tree.map(lambda h: h[0], grid), support, inputs)
+    moments, weights = on_grid(support, inputs)
+    means, scales = (x.T[:, None] for x in moments)
+    weights = jnp.broadcast_to(jax.nn.log_softmax(weights), means.shape)
+    return NormalMixture(means, scales, weights)
 
-    def at(hyper: Hyper) -> tuple[Array, Array, Array]:
-      return condition(covariance, hyper, support, inputs)
+  def log_evidence(batch: Batch) -> Array:
+    return jax.nn.logsumexp(on_grid(batch, batch.inputs[:0])[1])
 
-    means, scales, evidence = jax.lax.map(at, grid, batch_size=TOGETHER)
-    weights = jax.nn.log_softmax(evidence + log_prior)
-    shape = len(inputs), 1, len(log_prior)
-    return NormalMixture(
-      means.T[:, None], scales.T[:, None], jnp.broadcast_to(weights, shape)
-    )
-
-  return KnownTasks(draw, sample, posterior, given)
+  return KnownTasks(draw, sample, posterior, given, log_evidence)
 
 
 def tnp_processes(covariance: Covariance = rbf) -> KnownTasks:
@@ -169,37 +173,3 @@ def tnp_processes(covariance: Covariance = rbf) -> KnownTasks:
     period=(0.1, 0.5) if covariance is periodic else 1.0,
     noise=0.02,
   )
-
-
-def _checked(name: str, given: Range) -> tuple[float, float]:
-  low, high = given if isinstance(given, tuple | list) else (given, given)
-  if not 0 < low <= high < float("inf"):
-    raise ValueError(
-      f"{name}={given}: must be above 0, or two such numbers (low, high)."
-    )
-  return float(low), float(high)
-
-
-def _grid(
-  bounds: list[tuple[float, float]], nodes: int | Sequence[int]
-) -> tuple[Hyper, np.ndarray]:
-  """Returns the points of the grid, each `[K]`, and their log prior weights."""
-  drawn = [low < high for low, high in bounds]
-  numbers = [nodes] * sum(drawn) if isinstance(nodes, int) else list(nodes)
-  if len(numbers) != sum(drawn) or any(n < 1 for n in numbers):
-    raise ValueError(
-      f"nodes={nodes}: must be 1 or more, or {sum(drawn)} such numbers, one "
-      "for each hyper-parameter that is drawn."
-    )
-  left = iter(numbers)
-  axes = []
-  for varies, (low, high) in zip(drawn, bounds, strict=True):
-    count = next(left) if varies else 1
-    # Midpoints of equal parts of the logarithm.
-    part = (np.arange(count) + 0.5) / count
-    axes.append(np.log(low) + part * (np.log(high) - np.log(low)))
-  logs = np.array(list(itertools.product(*axes)))
-  # The density of the logarithm of a uniform number is that number.
-  weights = logs[:, drawn].sum(1)
-  weights -= np.logaddexp.reduce(weights)
-  return Hyper(*np.exp(logs).T), weights

@@ -31,13 +31,16 @@ class KnownTasks:
       learner can have a greater expected log-likelihood.
     given: `(h, support, inputs) -> Predictive`, `p(y | x, support, h)`. It is
       told what a learner is not, and is an upper bound on what `posterior`
-      reaches.
+      reaches on average.
+    log_evidence: `(batch) -> log p(targets | inputs)` of all real examples
+      together, a scalar in nats; None if the tasks have only the others.
   """
 
   draw: Callable[[PRNGKey], Any]
   sample: Callable[[PRNGKey, Any], Episode]
   posterior: Callable[[Batch, Any], Predictive]
   given: Callable[[Any, Batch, Any], Predictive]
+  log_evidence: Callable[[Batch], Array] | None = None
 
   def __call__(self, rng: PRNGKey) -> Episode:
     """Returns one task, unbatched."""
@@ -126,3 +129,23 @@ def joint_log_likelihood(
 
   terms = jax.lax.map(term, jnp.arange(num_examples(query)))
   return masked_mean(terms, query.mask)
+
+
+def joint_by_evidence(tasks: KnownTasks, episode: Episode) -> Array:
+  """The same as `joint_log_likelihood` of the posterior, by two evidences.
+
+  ::
+
+    1/m (log p(support, query) - log p(support))
+
+  Raises:
+    ValueError: if the tasks have no `log_evidence`.
+  """
+  if tasks.log_evidence is None:
+    raise ValueError(
+      "tasks: they have no log_evidence; use joint_log_likelihood with their "
+      "posterior."
+    )
+  both, before = concatenate(*episode), episode.support
+  surplus = tasks.log_evidence(both) - tasks.log_evidence(before)
+  return surplus / jnp.maximum(real(episode.query).sum(), 1)

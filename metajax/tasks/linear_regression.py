@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.batches import real
-from metajax.numerics import check_number
+from metajax.numerics import check_number, dot
 from metajax.predictive import Normal, Predictive
 from metajax.tasks.form import Number
 from metajax.tasks.known import KnownTasks
@@ -36,7 +36,8 @@ def linear_regression(
 
   The mean is that of ridge regression with the penalty
   `noise^2 / weight_scale^2`. Without noise it is the least-squares solution of
-  smallest norm. The defaults are those of Garg et al.
+  smallest norm, and its standard deviation has the rounding of the targets,
+  which few or collinear examples amplify. The defaults are those of Garg et al.
 
   Args:
     num_inputs: d, the numbers in an input.
@@ -70,7 +71,7 @@ def linear_regression(
   def sample(rng: PRNGKey, weights: Array) -> Episode:
     input_key, noise_key, division_key = jax.random.split(rng, 3)
     x = jax.random.normal(input_key, (points.num_points, num_inputs))
-    y = x @ weights + noise * jax.random.normal(noise_key, (len(x), 1))
+    y = dot(x, weights) + noise * jax.random.normal(noise_key, (len(x), 1))
     return divide(division_key, x, y, points)
 
   def normal(mean: Array, variance: Array) -> Predictive:
@@ -78,7 +79,7 @@ def linear_regression(
     return Normal(mean, jnp.sqrt(jnp.maximum(variance + noise**2, least)))
 
   def given(weights: Array, support: Batch, inputs: Array) -> Predictive:
-    mean = inputs @ weights
+    mean = dot(inputs, weights)
     return normal(mean, jnp.zeros_like(mean))
 
   def posterior(support: Batch, inputs: Array) -> Predictive:
@@ -89,14 +90,16 @@ def linear_regression(
     x, y = jnp.pad(x, extra), jnp.pad(y, extra)
     # X = U diag(s) V': in the basis V each weight is learned by itself.
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)
-    penalty = (noise / weight_scale) ** 2
+    # Targets are rounded. Their size is sqrt(d) weight_scale.
+    rounding = jnp.finfo(s.dtype).eps * num_inputs**0.5
+    penalty = jnp.maximum(noise / weight_scale, rounding) ** 2
     seen = s > jnp.finfo(s.dtype).eps * max(x.shape) * s.max()
     safe = jnp.where(seen, s, 1)
     gain = jnp.where(seen, safe / (jnp.square(safe) + penalty), 0)
     left = jnp.where(seen, penalty / (jnp.square(safe) + penalty), 1)
-    along = inputs @ vt.T
-    mean = along @ (gain[:, None] * (u.T @ y))
-    variance = weight_scale**2 * (jnp.square(along) @ left[:, None])
+    along = dot(inputs, vt.T)
+    mean = dot(along, gain[:, None] * dot(u.T, y))
+    variance = weight_scale**2 * dot(jnp.square(along), left[:, None])
     return normal(mean, variance)
 
   return KnownTasks(draw, sample, posterior, given)

@@ -184,9 +184,9 @@ def test_noise_has_a_floor_in_tasks_and_posterior():
   tasks = gaussian_processes(
     shots=40, noise=1e-6, length=2.0, input_range=(0, 1)
   )
-  support, query = tasks(jax.random.key(0))
+  support, query = jax.jit(tasks)(jax.random.key(0))
   assert np.isfinite(support.targets).all()
-  found = tasks.posterior(support, query.inputs)
+  found = jax.jit(tasks.posterior)(support, query.inputs)
   assert np.isfinite(log_likelihood(found, query.targets))
   np.testing.assert_array_less(np.full((10, 1), 1e-5), found.variance * 1.001)
 

@@ -1,18 +1,22 @@
 """Prints the results of runs as Markdown tables.
 
-  python scripts/results_table.py runs/*/results.json
-  python scripts/results_table.py SWEEP
+  python -m metajax.results_table runs/first runs/second
+  python -m metajax.results_table runs/*/results.json
 
-If all runs are of experiments.few_shot, or have the same metrics, the script
-prints one table with the published numbers. Otherwise each experiment has a
-table of all its metrics, with a row for each run. If there are many metrics,
-the table has a column for each run.
+Takes `results.json` files, folders of runs and folders of sweeps. If all runs
+are of `experiments.few_shot`, or have the same metrics, prints one table with
+the published numbers. Otherwise each experiment has a table of all its metrics,
+with a row for each run. If there are many metrics, the table has a column for
+each run.
 """
 
+import argparse
 import json
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 COLUMNS = (
   "row | transductive | alone | published | meta-steps × tasks | wall time"
@@ -32,39 +36,39 @@ PUBLISHED = {
   ("prototypical", 20): "96.0, split by alphabets 1703.05175",
 }
 
-
 # With more metrics than this number, the metrics are rows.
 WIDEST = 8
 OF_FEW_SHOT = {"accuracy_transductive", "accuracy_inductive"}
 
 
-def main(paths: list[str]) -> None:
-  paths = [file for path in paths for file in _files(path)]
-  found = {path: _read(path) for path in paths}
-  if all(OF_FEW_SHOT <= {*results["metrics"]} for results in found.values()):
-    few_shot(list(found.values()))
-    return
-  for experiment in sorted({r["experiment"] for r in found.values()}):
-    of_it = {p: r for p, r in found.items() if r["experiment"] == experiment}
-    print(f"{experiment}:\n")
-    any_experiment(of_it)
+def read(paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+  """Reads results, by the path of their file.
+
+  Args:
+    paths: `results.json` files, folders of runs and of sweeps.
+
+  Raises:
+    ValueError: if a folder has no results, or a file is damaged.
+  """
+  return {file: _read(file) for path in paths for file in _files(path)}
 
 
-def _files(path: str) -> list[str]:
-  """Returns the results in the folder of a run or of a sweep."""
-  folder = Path(path)
-  if not folder.is_dir():
+def _files(path: Path) -> list[Path]:
+  if not path.is_dir():
     return [path]
-  own = folder / "results.json"
-  found = [own] if own.exists() else sorted(folder.glob("*/results.json"))
+  own = path / "results.json"
+  found = [own] if own.exists() else sorted(path.glob("*/results.json"))
   if not found:
-    sys.exit(f"error: {path}: no results.json in it, or in its sub-folders.")
-  return [str(file) for file in found]
+    raise ValueError(
+      f"{path}: no results.json in it, or in its sub-folders: a run writes it "
+      "at its end."
+    )
+  return found
 
 
-def _read(path: str) -> dict:
+def _read(path: Path) -> dict[str, Any]:
   try:
-    results = json.loads(Path(path).read_text())
+    results = json.loads(path.read_text())
     for name in ("experiment", "protocol", "steps", "wall_seconds", "device"):
       results[name]
     for metric in results["metrics"].values():
@@ -73,16 +77,18 @@ def _read(path: str) -> dict:
       for name in ("transductive", "learner", "ways", "shots", "model"):
         results["protocol"][name]
     return results
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    sys.exit(f"error: {path} is no results.json of a run ({error!r}).")
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{path} is no results.json of a run ({type(error).__name__}: {error}): "
+      "delete it, and the run's command writes it anew."
+    ) from error
 
 
-def any_experiment(found: dict[str, dict]) -> None:
-  """Prints runs of one experiment, by the path of their results."""
+def any_experiment(found: Mapping[Path, dict[str, Any]]) -> str:
+  """Returns the table of runs of one experiment, by the path of their file."""
   names = list(dict.fromkeys(m for r in found.values() for m in r["metrics"]))
   table = [["row", *names, "meta-steps", "wall time", "device"]]
-  for path, results in found.items():
-    file = Path(path)
+  for file, results in found.items():
     row = file.parent.name if file.name == "results.json" else file.stem
     table.append(
       [
@@ -96,22 +102,19 @@ def any_experiment(found: dict[str, dict]) -> None:
   if len(names) > WIDEST:
     table = [list(column) for column in zip(*table, strict=True)]
   table.insert(1, ["---"] * len(table[0]))
-  for cells in table:
-    print("| " + " | ".join(cells) + " |")
-  print()
+  return "".join(f"| {' | '.join(cells)} |\n" for cells in table)
 
 
-def _interval(metric: dict | None) -> str:
+def _interval(metric: Mapping[str, Any] | None) -> str:
   if metric is None:
     return ""
   # A number that is not finite is stored as text.
   return f"{float(metric['mean']):.4g} ± {float(metric['ci95']):.2g}"
 
 
-def few_shot(found: list[dict]) -> None:
-  """Prints runs of few_shot beside the published numbers."""
-  print(f"| {COLUMNS} |")
-  print("|---" * (COLUMNS.count("|") + 1) + "|")
+def few_shot(found: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the table of runs of few_shot beside the published numbers."""
+  lines = [f"| {COLUMNS} |", "|---" * (COLUMNS.count("|") + 1) + "|"]
   for results in found:
     protocol = results["protocol"]
     together, alone = (
@@ -134,7 +137,8 @@ def few_shot(found: list[dict]) -> None:
       f"{results['steps']:,} × {protocol['meta_batch']}",
       f"{results['wall_seconds'] / 60:.1f} min",
     ]
-    print("| " + " | ".join(cells) + " |")
+    lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join(lines)
 
 
 def _linked(published: str) -> str:
@@ -144,11 +148,36 @@ def _linked(published: str) -> str:
   )
 
 
-def _percent(metric: dict) -> str:
+def _percent(metric: Mapping[str, Any]) -> str:
   return f"{100 * metric['mean']:.2f} ± {100 * metric['ci95']:.2f}"
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Runs the command. Bad input is an error of one line."""
+  parser = argparse.ArgumentParser(
+    prog="python -m metajax.results_table",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    "paths",
+    type=Path,
+    nargs="+",
+    metavar="PATH",
+    help="A results.json, or the folder of a run or of a sweep.",
+  )
+  try:
+    found = read(parser.parse_args(arguments).paths)
+  except (ValueError, OSError) as error:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(2)
+  if all(OF_FEW_SHOT <= {*results["metrics"]} for results in found.values()):
+    print(few_shot(list(found.values())))
+    return
+  for experiment in sorted({r["experiment"] for r in found.values()}):
+    of_it = {p: r for p, r in found.items() if r["experiment"] == experiment}
+    print(f"{experiment}:\n\n{any_experiment(of_it)}")
+
+
 if __name__ == "__main__":
-  if not sys.argv[1:]:
-    sys.exit("error: give at least one results.json.")
-  main(sys.argv[1:])
+  main()
