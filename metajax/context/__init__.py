@@ -30,11 +30,15 @@ from metajax.context.sequence import (
   sequence_transformer,
   transformer_learner,
 )
-from metajax.context.sequences import READERS, build_reader, transformer_reader
+from metajax.context.sequences import READERS, build_reader
 from metajax.context.snail import snail
 from metajax.context.test_time_training import ttt_linear
 from metajax.context.transformer import Cache, Transformer, transformer
 from metajax.context.transformer_process import tnp_d
+from metajax.context.transformer_readers import (
+  interleaved_transformer,
+  paired_transformer,
+)
 
 __all__ = [
   "Bars",
@@ -53,11 +57,13 @@ __all__ = [
   "conditional_neural_process",
   "convolutional_process",
   "gradient_step",
+  "interleaved_transformer",
   "linear_attention",
   "log_density",
   "maximum_likelihood",
   "memory_augmented",
   "of_marginals",
+  "paired_transformer",
   "prior_fitted",
   "quantile_edges",
   "sequence_transformer",
@@ -67,6 +73,5 @@ __all__ = [
   "tnp_nd",
   "transformer",
   "transformer_learner",
-  "transformer_reader",
   "ttt_linear",
 ]

@@ -4,50 +4,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-
 from metajax.context.memory import memory_augmented
-from metajax.context.sequence import sequence_transformer
 from metajax.context.snail import snail
 from metajax.context.test_time_training import ttt_linear
-from metajax.context.transformer import Cache
+from metajax.context.transformer_readers import (
+  interleaved_transformer,
+  paired_transformer,
+)
 from metajax.learners.reading import Reader
 from metajax.learners.recurrent import of_cell, recurrent_reader
 from metajax.models.recurrent import Cell, Recurrent
-from metajax.types import Array, Batch, Params
-
-
-def transformer_reader(
-  num_outputs: int, *, length: int = 51, **sizes: int
-) -> Reader:
-  """Lets a causal transformer read `x_1, y_1, x_2, y_2, ...`.
-
-  Args:
-    num_outputs: number of classes, or of numbers to predict.
-    length: the most examples of a task, the predicted one included.
-    **sizes: width, hidden, layers and heads, see `transformer`.
-  """
-  network = sequence_transformer(
-    num_labels=num_outputs, positions=length, **sizes
-  )
-
-  def start(params: Params, features: Any) -> Cache:
-    nothing = Batch(
-      jnp.zeros((0, features.shape[-1]), features.dtype),
-      jnp.zeros((0, num_outputs), features.dtype),
-    )
-    return network.read(params, nothing)[1]
-
-  def read(
-    params: Params,
-    memory: Cache,
-    features: Array,
-    labels: Array,
-    mask: Array | None = None,
-  ) -> tuple[Array, Cache]:
-    return network.read(params, Batch(features, labels, mask), memory)
-
-  return Reader(network.init, start, read, network.predict)
 
 
 def _cell_reader(cell: Cell, num_outputs: int, **sizes: int) -> Reader:
@@ -68,16 +34,17 @@ READERS: dict[str, Callable[..., Reader]] = {
   "mann": functools.partial(_network_reader, memory_augmented),
   "ttt": functools.partial(_network_reader, ttt_linear),
   "snail": snail,
-  "transformer": transformer_reader,
+  "transformer": paired_transformer,
+  "interleaved": interleaved_transformer,
 }
 # The argument that is the width of a reader's layers.
 WIDTHS = {
   **dict.fromkeys(("lstm", "gru", "delta", "mann"), "units"),
-  **dict.fromkeys(("ttt", "transformer"), "width"),
+  **dict.fromkeys(("ttt", "transformer", "interleaved"), "width"),
   "snail": "channels",
 }
 # Those that are built for the number of examples of a task, `length`.
-OF_LENGTH = ("snail", "transformer")
+OF_LENGTH = ("snail", "interleaved")
 
 
 def build_reader(

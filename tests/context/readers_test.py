@@ -23,7 +23,7 @@ SMALL = {
   "snail": {"channels": 6, "length": N, "attention": ((8, 5), (6, 8))},
   "transformer": {"width": 16, "hidden": 16, "layers": 2, "heads": 2},
 }
-SMALL["transformer"]["length"] = 2 * N
+SMALL["interleaved"] = SMALL["transformer"] | {"length": 2 * N}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metajax.context import ttt_linear
-from metajax.context.test_time_training import learn, untrained
+from metajax.context.reconstruction import learn, untrained
 
 C, N = 4, 7
 
