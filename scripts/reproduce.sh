@@ -70,4 +70,4 @@ for row in "${rows[@]}"; do
     --steps=$steps --outer_schedule=cosine --eval_every=$((steps / 8 + 1)) \
     --log_every=$((steps / 40 + 1)) --checkpoint_every=$((steps / 8 + 1))
 done
-python scripts/results_table.py "$out"/*/results.json
+python -m metajax.results_table "$out"/*/results.json
