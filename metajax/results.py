@@ -54,7 +54,8 @@ def open_workdir(
       began = dict(written.get("environment", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise ValueError(
-        f"{path} is unreadable ({type(error).__name__}: {error}); choose another --workdir."
+        f"{path} is unreadable ({type(error).__name__}: {error}); choose "
+        "another --workdir."
       ) from error
     differ = [
       name
@@ -124,7 +125,8 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
     }
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
-      f"{path} is damaged ({type(error).__name__}: {error}): delete it to evaluate again."
+      f"{path} is damaged ({type(error).__name__}: {error}): delete it to "
+      "evaluate again."
     ) from error
   return found
 

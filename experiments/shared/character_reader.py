@@ -30,7 +30,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer("filters", 32, "Channels of conv4.", lower_bound=1)
 flags.DEFINE_enum("cell", "delta", get_args(Cell), "Recurrent cell.")
 flags.DEFINE_integer(
-  "units", 128, "Units of the recurrent network.", lower_bound=1
+  "units", 128, "Number of units of the recurrent network.", lower_bound=1
 )
 
 

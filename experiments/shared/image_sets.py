@@ -25,16 +25,15 @@ flags.DEFINE_enum(
   "data",
   None,
   SETS,
-  "Data set in --data_dir. folder: images, a sub-folder a class, or as tables, "
-  "a list or arrays say; see docs/data.md. Default: folder where --data_dir is "
-  "one, else omniglot.",
+  "Data set in --data_dir. folder: images in a sub-folder for each class, "
+  "or as CSV lists or arrays, see docs/data.md. Default: folder if "
+  "--data_dir has such images, otherwise omniglot.",
 )
 flags.DEFINE_enum(
   "eval_data",
   None,
   SETS,
-  "Another data set, of which the test tasks are. Default: that of the "
-  "training.",
+  "Data set of the test tasks. Default: that of the training.",
 )
 flags.DEFINE_string(
   "eval_data_dir", None, "Folder of --eval_data. Default: --data_dir."
