@@ -24,7 +24,7 @@ from experiments.shared import image_data, presentations
 from metajax.context import READERS, build_reader
 from metajax.context.sequences import WIDTHS
 from metajax.evaluation import Estimate, estimate
-from metajax.learners import encoded, learn_by_reading
+from metajax.learners import learn_by_reading, with_encoder
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
 from metajax.runs import folder, plots, report, scoring, training
@@ -119,7 +119,7 @@ def main() -> None:
     """Returns `params -> accuracies [tasks, presentations or 1]`."""
     family = getattr(data.splits, split)
     if by_presentation:
-      whole = encoded(model, reader, FLAGS.ways)
+      whole = with_encoder(model, reader, FLAGS.ways)
       return presentations.scorer(whole, family, split, num_tasks, FLAGS.shots)
     scores = {"accuracy": accuracy}
     score = scoring.task_scorer(learner, family, scores, split, num_tasks)

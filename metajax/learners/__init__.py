@@ -30,8 +30,8 @@ from metajax.learners.partition import all_but_last_layer, last_layer
 from metajax.learners.reading import (
   Reader,
   SequenceLearner,
-  encoded,
   learn_by_reading,
+  with_encoder,
 )
 from metajax.learners.recurrent import (
   recurrent,
@@ -71,7 +71,6 @@ __all__ = [
   "distill_data",
   "embedding",
   "fine_tuned",
-  "encoded",
   "gradient_of_mean",
   "imaml",
   "last_layer",
@@ -96,4 +95,5 @@ __all__ = [
   "support_vector_machine",
   "svm",
   "taught",
+  "with_encoder",
 ]

@@ -69,7 +69,7 @@ class SequenceLearner(NamedTuple):
   predict_features: Callable[[Params, Any, Array], Array]
 
 
-def encoded(
+def with_encoder(
   model: Model,
   reader: Callable[[int], Reader],
   num_outputs: int | None = None,
@@ -165,7 +165,7 @@ def learn_by_reading(
     A `MetaLearner` whose task parameters are `{"params": meta-parameters,
     "memory": what was read}`.
   """
-  learner = encoded(model, reader, num_outputs)
+  learner = with_encoder(model, reader, num_outputs)
   encoder = forward(model)
   report = dict(metrics or {})
 

@@ -11,8 +11,8 @@ from metajax import inner_loop
 from metajax.learners.reading import (
   Reader,
   SequenceLearner,
-  encoded,
   learn_by_reading,
+  with_encoder,
 )
 from metajax.models.recurrent import Cell, Recurrent
 from metajax.models.recurrent import recurrent as recurrent_network
@@ -109,7 +109,7 @@ def sequence_learner(
     Hochreiter et al., `Learning to Learn Using Gradient Descent
     <https://doi.org/10.1007/3-540-44668-0_13>`_, 2001.
   """
-  return encoded(model, of_cell(units=units, cell=cell), num_outputs)
+  return with_encoder(model, of_cell(units=units, cell=cell), num_outputs)
 
 
 def of_cell(
