@@ -3,11 +3,11 @@
 mkdocs.yml names this file twice. The first use is as an extension of griffe,
 which reads the docstrings without importing the package. The extension converts
 docstrings to Markdown. It translates four forms: a block after `::` with an
-equation or code, indented commands of Python, a link `` `text
-<https://...>`_ ``, and each entry of References, which becomes a paragraph. The second use is as a hook of mkdocs.
-The hook prevents line breaks after the dashes of a flag such as `--steps`. It
-also converts the formulas of notebooks to MathML, which browsers show without a
-script.
+equation or code, commands of Python with an indent, a link
+`` `text <https://...>`_ ``, and each entry of References, which becomes a
+paragraph. The second use is as a hook of mkdocs. The hook prevents line breaks
+after the dashes of a flag such as `--steps`. It also converts the formulas of
+notebooks to MathML, which browsers show without a script.
 """
 
 import html
