@@ -59,8 +59,7 @@ class Loaded(NamedTuple):
   channels: Channels | None = None
   rng: PRNGKey | None = None
 
-  def __repr__(self) -> str:
-    """Says what it is, without its arrays."""
+  def __repr__(self) -> str:  # Without the arrays.
     count = sum(np.size(x) for x in jax.tree.leaves(self.meta_params))
     return (
       f"Loaded({self.recipe.learner}, {count} parameters, inputs "

@@ -89,6 +89,26 @@ def load(ways: int, train_ways: int) -> ImageData:
     ValueError: if the data are damaged, or do not suffice for the tasks.
     FileNotFoundError: if the data are missing.
   """
+  try:
+    return _load(ways, train_ways)
+  except ValueError as error:
+    raise ValueError(_by_flags(str(error))) from error
+
+
+def _by_flags(message: str) -> str:
+  """Names the flags of numbers that training and test have each of their own."""
+  others = {
+    "train_ways": ("ways", FLAGS.ways),
+    "eval_query_shots": ("query_shots", FLAGS.query_shots or FLAGS.shots),
+  }
+  for flag, (name, other) in others.items():
+    value = FLAGS[flag].value
+    if value not in (0, other):
+      message = message.replace(f" {name}={value}:", f" {flag}={value}:")
+  return message
+
+
+def _load(ways: int, train_ways: int) -> ImageData:
   name = name_of_data()
   of_omniglot = name == "omniglot"
   if of_omniglot:

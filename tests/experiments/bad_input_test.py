@@ -409,7 +409,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
     (["--standardize"], "--standardize has no effect here: leave it out."),
     (
       ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=FEW"],
-      "--eval_data_dir=.*few: ways=5: must be at most 3, .* test split has .*",
+      "--eval_data_dir=.*few: --ways=5: must be at most 3, .* test split has .*",
     ),
     (
       ["--data_dir=IMAGES", "--eval_data=fc100"],
@@ -432,6 +432,22 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
     (
       ["--stream"],
       "--stream: for --data=folder and mini_imagenet, not omniglot, which .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--shots=3"],
+      "--data_dir=.*: --shots=3 and --query_shots=3: together at most 2, .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--eval_query_shots=9"],
+      ".*: --shots=1 and --eval_query_shots=9: together .* validation split .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--learner=ridge", "--train_ways=30"],
+      ".*: --train_ways=30: must be at most 26, .* train split .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--model=resnet12"],
+      r"inputs .*: smaller than the window .*; use .* \(--image_size\) .*",
     ),
   ],
 )
@@ -688,7 +704,7 @@ def test_chunk_is_at_most_the_tasks_of_a_device(chunk, run, workdir):
   )
   _assert_refused(
     ended,
-    rf"task_chunk={chunk}: must be 1 to [124], the tasks of a device\.",
+    rf"--task_chunk={chunk}: must be 1 to [124], the tasks of a device\.",
   )
 
 
