@@ -409,7 +409,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
     (["--standardize"], "--standardize has no effect here: leave it out."),
     (
       ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=FEW"],
-      "--eval_data_dir=.*few: --ways=5: must be at most 3, .* test split has .*",
+      "--eval_data_dir=.*few: --ways=5: must be at most 3, .* test split .*",
     ),
     (
       ["--data_dir=IMAGES", "--eval_data=fc100"],
