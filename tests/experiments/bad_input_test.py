@@ -628,6 +628,7 @@ def test_flags_of_another_network_are_refused(flag, run, workdir):
     ("omniglot_challenge", "--eval_tasks=7"),
     ("context_linear", "--inner_steps=2"),
     ("context_classify", "--inner_lr=1.0"),
+    ("context_regression", "--memory=remat"),
   ],
 )
 def test_flags_without_use_are_neither_shown_nor_taken(
@@ -639,6 +640,27 @@ def test_flags_without_use_are_neither_shown_nor_taken(
   assert f"  {flag}=" not in shown
   ended = run(experiment, [f"--workdir={workdir}", argument])
   _assert_refused(ended, f"{flag} has no effect here: leave it out.")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--learner=maml"], "flag --learner=maml: value should be one of <alpaca"),
+    (["--tasks=linear"], "flag --tasks=linear: value should be one of <rbf"),
+    (["--eval_shots=0"], "flag --eval_shots=0: 0 is not a positive integer"),
+    (["--num_bars=2"], "flag --num_bars=2: 2 is not integer >= 3"),
+    (["--learner=cnp", "--layers=2"], "--layers=2: cnp has a fixed number of"),
+    (["--num_bars=9"], "--num_bars is for --learner=prior_fitted, not tnp_d"),
+    (["--objective=elbo"], "--objective is for --learner=anp, not tnp_d"),
+    (["--width=30"], "--width=30, .*, heads=4: must .* divide the width"),
+    (["--learner=canp", "--width=30"], "--width=30: must be a multiple of 8"),
+  ],
+)
+def test_learners_in_context_that_cannot_be_are_named(
+  flags, message, run, workdir
+):
+  ended = run("context_regression", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, f"{message}.*")
 
 
 @pytest.mark.parametrize(
