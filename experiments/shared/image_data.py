@@ -120,7 +120,7 @@ def load(ways: int, train_ways: int) -> ImageData:
 
 
 def _by_flags(message: str) -> str:
-  """Names the flags of numbers that training and test have each of their own."""
+  """Names the flags of numbers that differ in training and test."""
   others = {
     "train_ways": ("ways", FLAGS.ways),
     "eval_query_shots": ("query_shots", FLAGS.query_shots or FLAGS.shots),

@@ -95,6 +95,10 @@ def _decode(path: Path, size: int) -> np.ndarray:
       if not deep:
         whole = _upright_and_opaque(image)
         small = whole.resize((size, size), Image.Resampling.LANCZOS)
+  except PermissionError as error:
+    raise ValueError(
+      f"{path}: permission denied: get the permission to read it."
+    ) from error
   # Pillow and its decoders raise errors of many kinds.
   except Exception as error:
     reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -380,6 +380,14 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
       "--data_dir=.*: no classes for the split 'train'; give folders .*",
     ),
     (
+      ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=EMPTY"],
+      "--eval_data_dir=.*: no classes for the split 'train'; give folders .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=/nope"],
+      "--eval_data_dir=/nope: no such folder; give that of the images.",
+    ),
+    (
       ["--data=mini_imagenet", "--data_dir=IMAGES"],
       r"--data_dir=.*: \(26, 6, 8\) classes for training, validation and test, "
       r"must be \(64, 16, 20\) in miniImageNet; --data=folder takes any\.",
@@ -391,7 +399,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
     (["--standardize"], "--standardize has no effect here: leave it out."),
     (
       ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=FEW"],
-      "--eval_data_dir=.*few: --ways=5: must be at most 3, .* test split has .*",
+      "--eval_data_dir=.*: --ways=5: must be at most 3, .* test split has .*",
     ),
     (
       ["--data_dir=IMAGES", "--eval_data=fc100"],
@@ -493,6 +501,12 @@ def test_steps_without_parameters_of_their_own_are_refused(run, workdir):
   )
 
 
+def test_an_argument_of_the_library_is_told_as_the_flag(run, workdir):
+  flags = ["--learner=maml_plus_plus", "--inner_steps=0"]
+  ended = run(SINUSOID, [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, r"--inner_steps=0: must be 1 or more\.")
+
+
 def test_network_of_so_many_classes_is_not_trained_on_others(run, workdir):
   ended = run(OMNIGLOT, [f"--workdir={workdir}", "--train_ways=20"])
   _assert_refused(
@@ -524,7 +538,7 @@ def test_processes_that_cannot_be_are_refused(flags, message, run, workdir):
   "flags, message",
   [
     (["--sweep=filters=3,4"], "--sweep: this script has no flag 'filters'; .*"),
-    (["--sweep=inner_lr=0.1,x"], "--sweep: inner_lr=x: could not convert .*"),
+    (["--sweep=inner_lr=0.1,x"], "--sweep: --inner_lr=x: could not convert .*"),
     (["--sweep=data_dir=a,b"], "--sweep: this script has no flag .*"),
     (["--sweep=workdir=a,b"], "--sweep: --workdir says where or how .*"),
     (["--sweep="], "--sweep: is empty: .*"),
