@@ -12,6 +12,7 @@ each run.
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,7 @@ def _files(path: Path) -> list[Path]:
   if not path.is_dir():
     return [path]
   own = path / "results.json"
+  os.listdir(path)  # `glob` finds nothing where it may not look.
   found = [own] if own.exists() else sorted(path.glob("*/results.json"))
   if not found:
     raise ValueError(
@@ -77,7 +79,12 @@ def _read(path: Path) -> dict[str, Any]:
       for name in ("transductive", "learner", "ways", "shots", "model"):
         results["protocol"][name]
     return results
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except OSError as error:
+    raise ValueError(
+      f"{path}: cannot be read ({error.strerror}): give a results.json, or the "
+      "folder of a run or of a sweep."
+    ) from error
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f"{path} is no results.json of a run ({type(error).__name__}: {error}): "
       "delete it, and the run's command writes it anew."

@@ -203,7 +203,8 @@ def _read(folder: Path) -> tuple[_About, dict[str, np.ndarray]]:
 
   try:
     about = json.loads((folder / LEARNER).read_text())
-    arrays = load_file(folder / META_PARAMS)
+    with open(folder / META_PARAMS, "rb"):  # `load_file` would say less.
+      arrays = load_file(folder / META_PARAMS)
     example = about.pop("inputs")
     shape, dtype = tuple(example["shape"]), jnp.dtype(example["dtype"])
     seeds, inverted = int(about.pop("seeds")), about.pop("inverted")

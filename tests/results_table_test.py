@@ -99,6 +99,5 @@ def test_what_is_no_result_is_named(text, tmp_path, capsys):
 def test_a_folder_without_results_is_named(tmp_path, capsys):
   line = _error(capsys, tmp_path)
   assert line.startswith(f"error: {tmp_path}: no results.json in it, or in ")
-  assert f"error: {tmp_path}/no is no results.json" in _error(
-    capsys, tmp_path / "no"
-  )
+  line = _error(capsys, tmp_path / "no")
+  assert line.startswith(f"error: {tmp_path}/no: cannot be read (No such file")

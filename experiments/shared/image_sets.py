@@ -129,12 +129,19 @@ def read(
     raise ValueError(
       f"--data={name}: needs --{flag}, the folder of the images."
     )
-  images = read_image_folder(directory, size, stored=stored)
+  given = f"--{flag}={directory}"
+  if not Path(directory).is_dir():
+    raise ValueError(f"{given}: no such folder; give that of the images.")
+  try:
+    images = read_image_folder(directory, size, stored=stored)
+  except ValueError as error:
+    message = str(error).replace(f"--data_dir={directory}", given)
+    raise ValueError(message) from error
   classes = tuple(len(split.names) for split in images)
   if name == "mini_imagenet" and classes != MINI_IMAGENET:
     raise ValueError(
-      f"--{flag}={directory}: {classes} classes for training, validation and "
-      f"test, must be {MINI_IMAGENET} in miniImageNet; --data=folder takes any."
+      f"{given}: {classes} classes for training, validation and test, must be "
+      f"{MINI_IMAGENET} in miniImageNet; --data=folder takes any."
     )
   return images, fingerprint(directory)
 

@@ -33,6 +33,7 @@ ARGUMENTS = {
   "num_examples": "examples",
   "num_pulls": "pulls",
   "num_rotations": "rotations",
+  "num_steps": "inner_steps",
   "clients_per_round": "meta_batch",
 }
 Presets = Mapping[str, Mapping[str, Any]]

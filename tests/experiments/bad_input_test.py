@@ -398,6 +398,14 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
       "--data_dir=.*: no classes for the split 'train'; give folders .*",
     ),
     (
+      ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=EMPTY"],
+      "--eval_data_dir=.*: no classes for the split 'train'; give folders .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=/nope"],
+      "--eval_data_dir=/nope: no such folder; give that of the images.",
+    ),
+    (
       ["--data=mini_imagenet", "--data_dir=IMAGES"],
       r"--data_dir=.*: \(26, 6, 8\) classes for training, validation and test, "
       r"must be \(64, 16, 20\) in miniImageNet; --data=folder takes any\.",
@@ -409,7 +417,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
     (["--standardize"], "--standardize has no effect here: leave it out."),
     (
       ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=FEW"],
-      "--eval_data_dir=.*few: --ways=5: must be at most 3, .* test split .*",
+      "--eval_data_dir=.*: --ways=5: must be at most 3, .* test split has .*",
     ),
     (
       ["--data_dir=IMAGES", "--eval_data=fc100"],
@@ -515,6 +523,12 @@ def test_steps_without_parameters_of_their_own_are_refused(run, workdir):
   )
 
 
+def test_an_argument_of_the_library_is_told_as_the_flag(run, workdir):
+  flags = ["--learner=maml_plus_plus", "--inner_steps=0"]
+  ended = run(SINUSOID, [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, r"--inner_steps=0: must be 1 or more\.")
+
+
 def test_network_of_so_many_classes_is_not_trained_on_others(run, workdir):
   ended = run(OMNIGLOT, [f"--workdir={workdir}", "--train_ways=20"])
   _assert_refused(
@@ -546,7 +560,7 @@ def test_processes_that_cannot_be_are_refused(flags, message, run, workdir):
   "flags, message",
   [
     (["--sweep=filters=3,4"], "--sweep: this script has no flag 'filters'; .*"),
-    (["--sweep=inner_lr=0.1,x"], "--sweep: inner_lr=x: could not convert .*"),
+    (["--sweep=inner_lr=0.1,x"], "--sweep: --inner_lr=x: could not convert .*"),
     (["--sweep=data_dir=a,b"], "--sweep: this script has no flag .*"),
     (["--sweep=workdir=a,b"], "--sweep: --workdir says where or how .*"),
     (["--sweep="], "--sweep: is empty: .*"),
@@ -594,7 +608,7 @@ def test_a_folder_of_a_trace_is_tried_at_once(run, workdir):
 @pytest.mark.parametrize(
   "argument, message",
   [
-    ("--filters=8,16", r"filters=\(8, 16\): must be 4 numbers, one for .*"),
+    ("--filters=8,16", r"--filters=\(8, 16\): must be 4 numbers, one for .*"),
     (
       "--train_shots=1,2,3",
       ".*must be a number, or the lowest and the highe.*",
@@ -669,7 +683,10 @@ def test_learners_in_context_that_cannot_be_are_named(
     (["--learner=maml"], "flag --learner=maml: value should be one of <.*mann"),
     (["--protocol=both"], "flag --protocol=both: value should be one of <pres"),
     (["--width=-1"], "flag --width=-1: -1 is not a non-negative integer"),
-    (["--learner=ttt", "--width=30"], "width=30, heads=4, .* divide the width"),
+    (
+      ["--learner=ttt", "--width=30"],
+      "--width=30, heads=4, .* divide the width",
+    ),
     (["--train_ways=5"], "--train_ways has no effect here"),
   ],
 )
@@ -809,7 +826,7 @@ def test_more_synthetic_images_than_real_ones_are_refused(run, workdir):
     (["--preset=oswald", "--width=8"], "--width has no effect here: .*"),
     (["--rows=attention"], "--rows has no effect here: .*"),
     (["--preset=oswald", "--rows=best"], "--rows=best: must be of descent, .*"),
-    (["--heads=3"], "width=64, .*, heads=3: must .* divide the width."),
+    (["--heads=3"], "--width=64, .*, --heads=3: must .* divide the width."),
   ],
 )
 def test_flags_of_linear_regression_that_cannot_be_are_named(
