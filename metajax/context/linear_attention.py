@@ -19,7 +19,7 @@ def linear_attention(
   num_layers: int = 1,
   looped: bool = True,
   num_labels: int = 1,
-  init_scale: float = 0.1,
+  init_scale: float = 0.01,
   metrics: Mapping[str, LossFn] | None = None,
 ) -> MetaLearner:
   """Builds layers of attention without softmax, over tokens of x and y.
@@ -42,7 +42,9 @@ def linear_attention(
     looped: whether they are one layer, again and again. If False, each has an A
       and a B of its own.
     num_labels: numbers of a label.
-    init_scale: the standard deviation of the first entries of A and B.
+    init_scale: the standard deviation of the first entries of A and B. A token
+      after L layers is a polynomial of degree 3^L in those before, so that
+      large entries overflow.
     metrics: more such functions of the query, reported by `meta_grad`.
 
   Returns:

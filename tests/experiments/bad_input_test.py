@@ -825,7 +825,7 @@ def test_more_synthetic_images_than_real_ones_are_refused(run, workdir):
   [
     (["--preset=oswald", "--width=8"], "--width has no effect here: .*"),
     (["--rows=attention"], "--rows has no effect here: .*"),
-    (["--preset=oswald", "--rows=best"], "--rows=best: must be of descent, .*"),
+    (["--preset=oswald", "--rows=gd"], "--rows=gd: must be of attention, .*"),
     (["--heads=3"], "--width=64, .*, --heads=3: must .* divide the width."),
   ],
 )
