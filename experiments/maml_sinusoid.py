@@ -19,6 +19,7 @@ import jax
 from absl import flags
 
 from metajax import recipes
+from metajax.evaluation import Estimate
 from metajax.learners import CLASSIFIERS, ENCODED
 from metajax.losses import mean_squared_error
 from metajax.runs import (
@@ -35,21 +36,24 @@ from metajax.runs import (
 from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
 from metajax.tasks import sinusoid
+from metajax.types import Params
 
-flags.DEFINE_integer("shots", 5, "Support points in training.", lower_bound=1)
 flags.DEFINE_integer(
-  "query_shots", 10, "Query points in training.", lower_bound=1
+  "shots", 5, "Number of support points in training.", lower_bound=1
+)
+flags.DEFINE_integer(
+  "query_shots", 10, "Number of query points in training.", lower_bound=1
 )
 flags.DEFINE_multi_integer(
   "eval_shots",
   [5],
-  "Support points at test; repeat for several.",
+  "Number of support points at test.",
   lower_bound=1,
 )
 flags.DEFINE_multi_integer(
   "eval_inner_steps",
   [0, 1, 5, 10],
-  "Inner steps at test; repeat for several.",
+  "Number of inner steps at test.",
   lower_bound=0,
 )
 DEFAULTS = {
@@ -83,23 +87,29 @@ def main() -> None:
   def learner(eval_steps: int):
     return recipes.build(recipe(eval_steps))
 
-  def scores(shots: int, eval_steps: int, split: str, num_tasks: int):
-    score = scoring.scorer(
-      learner(eval_steps),
+  def scorer(shots: int, split: str, num_tasks: int):
+    score = scoring.stepwise_scorer(
+      name,
+      learner,
       sinusoid(shots, EVAL_QUERY_SHOTS),
       {"mse": mean_squared_error},
       split,
       num_tasks,
       task_chunk=100,
     )
-    return seeds.over_seeds(score)
+
+    def mean(params: Params, steps: int) -> Estimate:
+      each = seeds.over_seeds(functools.partial(score, steps=steps))
+      return each(params)["mse"]
+
+    return mean
 
   possible = FLAGS.eval_inner_steps
   if not FLAGS["eval_inner_steps"].present:
     possible = learner_options.possible_steps(name, possible) or [0]
   for steps in possible:
     learner(steps)  # Raises an error if the learner cannot take these steps.
-  validation = scores(FLAGS.eval_shots[0], FLAGS.inner_steps, "validation", 600)
+  validation = scorer(FLAGS.eval_shots[0], "validation", 600)
   train_tasks = sinusoid(FLAGS.shots, FLAGS.query_shots)
   trainer = training.trainer(
     learner(FLAGS.inner_steps),
@@ -118,25 +128,25 @@ def main() -> None:
   trained = training.train(
     trainer,
     workdir,
-    lambda params: {"mse": validation(params)["mse"].mean},
+    lambda params: {"mse": validation(params, FLAGS.inner_steps).mean},
     rng=seeds.keys(rng_keys.init_key),
   )
   params = trained.state.meta_params
 
-  def test(shots: int, steps: int):
-    return scores(shots, steps, "test", FLAGS.eval_tasks)(params)["mse"]
+  def test(shots: int) -> dict[int, Estimate]:
+    score = scorer(shots, "test", FLAGS.eval_tasks)
+    return {steps: score(params, steps) for steps in possible}
 
+  tested = scoring.together(
+    {shots: functools.partial(test, shots) for shots in FLAGS.eval_shots}
+  )
   # Learners without an inner loop have one score, not one for each step.
   stepwise = name not in ENCODED
-  metrics = scoring.together(
-    {
-      f"mse_{shots}_shot" + f"_{steps}_steps" * stepwise: functools.partial(
-        test, shots, steps
-      )
-      for shots in FLAGS.eval_shots
-      for steps in possible
-    }
-  )
+  metrics = {
+    f"mse_{shots}_shot" + f"_{steps}_steps" * stepwise: mse
+    for shots, curve in tested.items()
+    for steps, mse in curve.items()
+  }
   plots.learning_curve(
     workdir,
     {"loss": "training", "validation/mse": "validation"},

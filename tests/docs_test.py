@@ -269,10 +269,12 @@ def test_docstrings_become_markdown(monkeypatch):
 
   assert (
     docs_extension.markdown(
-      "MAML.\n\nThe loss::\n\n  a = b\n    + c\n\nand on.\n\nReferences:\n"
+      "MAML.\n\n  python -m a b \\\n      c\n\n"
+      "The loss::\n\n  a = b\n    + c\n\nand on.\n\nReferences:\n"
       "  Finn, `Fast\n  Adaptation <https://a.b/c>`_, 2017.\n  Raghu, 2020."
     )
-    == "MAML.\n\nThe loss:\n\n```text\na = b\n  + c\n```\n\nand on.\n\n"
+    == "MAML.\n\n```text\npython -m a b \\\n    c\n```\n\n"
+    "The loss:\n\n```text\na = b\n  + c\n```\n\nand on.\n\n"
     "References:\n  Finn, [Fast Adaptation](https://a.b/c), 2017.\n\n"
     "  Raghu, 2020."
   )

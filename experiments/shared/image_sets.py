@@ -25,16 +25,15 @@ flags.DEFINE_enum(
   "data",
   None,
   SETS,
-  "Data set in --data_dir. folder: images, a sub-folder a class, or as tables, "
-  "a list or arrays say; see docs/data.md. Default: folder where --data_dir is "
-  "one, else omniglot.",
+  "Data set in --data_dir. folder: images in a sub-folder for each class, "
+  "or as CSV lists or arrays, see docs/data.md. Default: folder if "
+  "--data_dir has such images, otherwise omniglot.",
 )
 flags.DEFINE_enum(
   "eval_data",
   None,
   SETS,
-  "Another data set, of which the test tasks are. Default: that of the "
-  "training.",
+  "Data set of the test tasks. Default: that of the training.",
 )
 flags.DEFINE_string(
   "eval_data_dir", None, "Folder of --eval_data. Default: --data_dir."
@@ -130,12 +129,19 @@ def read(
     raise ValueError(
       f"--data={name}: needs --{flag}, the folder of the images."
     )
-  images = read_image_folder(directory, size, stored=stored)
+  given = f"--{flag}={directory}"
+  if not Path(directory).is_dir():
+    raise ValueError(f"{given}: no such folder; give that of the images.")
+  try:
+    images = read_image_folder(directory, size, stored=stored)
+  except ValueError as error:
+    message = str(error).replace(f"--data_dir={directory}", given)
+    raise ValueError(message) from error
   classes = tuple(len(split.names) for split in images)
   if name == "mini_imagenet" and classes != MINI_IMAGENET:
     raise ValueError(
-      f"--{flag}={directory}: {classes} classes for training, validation and "
-      f"test, must be {MINI_IMAGENET} in miniImageNet; --data=folder takes any."
+      f"{given}: {classes} classes for training, validation and test, must be "
+      f"{MINI_IMAGENET} in miniImageNet; --data=folder takes any."
     )
   return images, fingerprint(directory)
 

@@ -48,6 +48,7 @@ EVALUATION = (
   "eval_inner_steps",
   "eval_data",
   "eval_data_dir",
+  "pictures",
 )
 
 

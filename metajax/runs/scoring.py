@@ -49,7 +49,7 @@ def stepwise_scorer(
   """
   if name not in TRACED_STEPS:
     fixed = functools.cache(lambda k: scorer(build(k), *arguments, **options))
-    return lambda params, k: fixed(k)(params)
+    return lambda params, steps: fixed(steps)(params)
   score = _values(build, *arguments, **options)
 
   def estimates(params: Params, steps: int) -> dict[str, Estimate]:

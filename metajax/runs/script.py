@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import importlib.util
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,19 @@ from metajax.training.checkpoint import SaveError
 from metajax.training.loop import Interrupted, NonFinite
 
 INTERRUPTED = "interrupted; run the same command to go on."
+# Flags by the arguments of the library that have another name.
+ARGUMENTS = {
+  "capacities": "capacity",
+  "n": "n_step",
+  "num_arms": "arms",
+  "num_episodes": "episodes",
+  "num_eval_steps": "eval_inner_steps",
+  "num_examples": "examples",
+  "num_pulls": "pulls",
+  "num_rotations": "rotations",
+  "num_steps": "inner_steps",
+  "clients_per_round": "meta_batch",
+}
 Presets = Mapping[str, Mapping[str, Any]]
 
 
@@ -132,7 +146,7 @@ def run(
     except (ValueError, OSError) as error:
       if FLAGS.debug:
         raise
-      fail(str(error))
+      fail(_said(error))
     # JAX raises one of these for sizes that no machine has room for.
     except (OverflowError, MemoryError, NotImplementedError) as error:
       fault = isinstance(error, NotImplementedError) and (
@@ -169,6 +183,30 @@ def fail(message: str, code: int = 2) -> None:
     # `sys.exit` would wait for the other processes, which wait for this one.
     os._exit(code)
   sys.exit(code)
+
+
+def _flag(found: re.Match[str]) -> str:
+  """Returns the flag for the beginning `name=` of a `name=value`."""
+  name = ARGUMENTS.get(found[1], found[1])
+  own = {flag.name for flag in FLAGS.get_key_flags_for_module(sys.argv[0])}
+  return f"--{name}=" if name in own else found[0]
+
+
+def _said(error: Exception) -> str:
+  """Returns the message of an error, in the words of the command line.
+
+  A `name=value` of the library becomes the flag of that name, and an error of a
+  path has its remedy.
+  """
+  in_the_way = IsADirectoryError, NotADirectoryError, FileExistsError
+  if not isinstance(error, (*in_the_way, PermissionError)):
+    return re.sub(r"(?<![\w.-])(\w+)=(?=\w|\()", _flag, str(error))
+  # The second name is the one that a file could not be given.
+  path = error.filename2 or error.filename
+  remedy = "get the permission"
+  if isinstance(error, in_the_way):
+    remedy = "move away what is there"
+  return f"{path}: {error.strerror}: {remedy}, or give another path."
 
 
 def _help(script: str, unused: Sequence[str]) -> str:

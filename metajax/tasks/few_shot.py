@@ -157,6 +157,24 @@ def of_labels(
   return np.argsort(classes, kind="stable"), Classes(None, *numbers), form
 
 
+def drawn_classes(rng: PRNGKey, num_classes: int, ways: int) -> Array:
+  """Returns the class of each label in the task that a key draws.
+
+  It holds for `few_shot_episodes` and `labelled_episodes`, and for families
+  that change the examples only, such as `standardized`.
+
+  Args:
+    rng: the key of the task.
+    num_classes: the number of classes, times that of rotations. Class c turned
+      r times is class `c * num_rotations + r`.
+    ways: the (largest) number of classes of a task.
+
+  Returns:
+    int32 `[ways]`.
+  """
+  return sample_distinct(jax.random.split(rng, 4)[0], num_classes, ways)
+
+
 def of_classes(
   images: Any,
   ways: Number,
@@ -208,10 +226,9 @@ def _classes(
   rng: PRNGKey, form: Form
 ) -> tuple[Array, Array, list[PRNGKey], PRNGKey]:
   """Draws the classes and turns of a task, and returns keys for the rest."""
-  class_key, *keys = jax.random.split(rng, 4)
-  drawn = sample_distinct(
-    class_key, form.num_classes * form.num_rotations, form.ways[1]
-  )
+  _, *keys = jax.random.split(rng, 4)
+  num_classes = form.num_classes * form.num_rotations
+  drawn = drawn_classes(rng, num_classes, form.ways[1])
   classes, turns = drawn // form.num_rotations, drawn % form.num_rotations
   # `split` above used the numbers 0 to 3.
   return classes, turns, keys, jax.random.fold_in(rng, 4)

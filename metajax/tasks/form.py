@@ -95,9 +95,9 @@ def form_of(
       "turn, they must be square."
     )
   form = Form(
-    ways=_bounds("ways", ways, 2),
-    shots=_bounds("shots", shots, 1),
-    query_shots=_bounds("query_shots", query_shots, 1),
+    ways=checked_bounds("ways", ways, 2),
+    shots=checked_bounds("shots", shots, 1),
+    query_shots=checked_bounds("query_shots", query_shots, 1),
     num_rotations=num_rotations,
     num_classes=len(num_examples),
     most=int(max(num_examples, default=0)),
@@ -112,18 +112,20 @@ def form_of(
   if small_classes and fewest < 2:
     raise ValueError(
       f"small_classes: the smallest class has {fewest} examples, must be 2 or "
-      "more, one to learn from and one to be judged on: leave it out."
+      "more, one for the support and one for the queries: remove the class."
     )
   if not small_classes and form.shots[1] + form.query_shots[1] > fewest:
     raise ValueError(
       f"shots={shots} and query_shots={query_shots}: together at most "
-      f"{fewest}, the number of examples of the smallest class; or give "
-      "small_classes=True, which masks those that are missing."
+      f"{fewest}, the number of examples of the smallest class: give smaller "
+      "ones, or remove the smallest classes. (In Python, small_classes=True "
+      "masks the missing examples.)"
     )
   return form
 
 
-def _bounds(name: str, number: Number, least: int) -> Bounds:
+def checked_bounds(name: str, number: Number, least: int) -> Bounds:
+  """Returns a number, or two, as its bounds, all of them `least` or more."""
   bounds = number if isinstance(number, tuple | list) else (number, number)
   if (
     len(bounds) != 2
