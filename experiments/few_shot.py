@@ -14,10 +14,10 @@ DIR may be any folder of images with a sub-folder for each class, or with train,
 val and test folders of such sub-folders, or with tables that name the splits.
 `--data=cifar_fs`, `fc100` and `mini_imagenet` are named data sets.
 `--eval_data=NAME` tests on another data set than that of the training. See
-docs/data.md.
+docs/data.md. `--init_from=RUN` starts with the network of an earlier run, such
+as one of `experiments.pretrain`. `--pictures=all` also tests other numbers of
+shots and ways, and draws the classes that are confused most.
 """
-
-import functools
 
 import jax
 from absl import flags
@@ -26,21 +26,21 @@ from experiments.shared import (
   cifar_presets,
   image_data,
   image_networks,
+  image_tests,
   omniglot_presets,
 )
 from metajax import recipes
 from metajax.learners import ANY_WAYS
-from metajax.losses import accuracy
 from metajax.runs import (
   folder,
   inspection,
   learner_options,
-  plots,
   report,
   rng_keys,
   scoring,
   seeds,
   training,
+  warm_start,
 )
 from metajax.runs.flags import FLAGS, define_data_dir
 from metajax.runs.script import run
@@ -78,15 +78,6 @@ def main() -> None:
         f"--first_order is for --learner=maml, not {name}: leave it out."
       )
     name = "fomaml"
-
-  def recipe(eval_steps: int, ways: int):
-    return learner_options.recipe(
-      name, network, "cross_entropy", ways, eval_steps
-    )
-
-  def learner(eval_steps: int, ways: int):
-    return recipes.build(recipe(eval_steps, ways), {"accuracy": accuracy})
-
   network = image_networks.network(name)
   steps, ways = FLAGS.eval_inner_steps, FLAGS.ways
   train_ways = FLAGS.train_ways or ways
@@ -95,31 +86,32 @@ def main() -> None:
       f"--train_ways={train_ways}: must be --ways={ways} for --learner={name}, "
       "whose network has an output for each class."
     )
-  trained_learner = learner(steps, train_ways)
+  tested, trained_as = (
+    learner_options.recipe(name, network, "cross_entropy", outputs, steps)
+    for outputs in (ways, train_ways)
+  )
+  learner = recipes.build(trained_as, image_tests.METRICS)
+  learner = warm_start.warm_started(learner, network, FLAGS.init_from)
   with waiting("loading data"):
     data = image_data.load(ways, train_ways)
-
-  def scorer(steps: int, split: str, num_tasks: int, transductive: bool = True):
-    score = scoring.scorer(
-      learner(steps, ways),
-      getattr(data.splits, split),
-      {"accuracy": accuracy},
-      split,
-      num_tasks,
-      transductive=transductive,
+  validation = seeds.over_seeds(
+    scoring.scorer(
+      recipes.build(tested, image_tests.METRICS),
+      data.splits.validation,
+      image_tests.METRICS,
+      "validation",
+      FLAGS.validation_tasks,
     )
-    score = seeds.over_seeds(score)
-    return lambda params: score(params)["accuracy"]
-
-  validation = scorer(steps, "validation", FLAGS.validation_tasks)
+  )
   trainer = training.trainer(
-    trained_learner,
+    learner,
     data.splits.train,
     rule=FLAGS.outer_optimizer,
     skip_non_finite=FLAGS.skip_non_finite,
     rng=seeds.keys(rng_keys.task_key),
-    recipe=recipe(steps, train_ways),
-    metrics={"accuracy": accuracy},
+    # A recipe begins at random weights.
+    recipe=None if FLAGS.init_from else trained_as,
+    metrics=image_tests.METRICS,
   )
   workdir = folder.start(
     "few_shot",
@@ -128,60 +120,17 @@ def main() -> None:
     goes_on=True,
   )
   if FLAGS.replay_step is not None:
-    inspection.replay(workdir, trainer, trained_learner, data.splits.train)
+    inspection.replay(workdir, trainer, learner, data.splits.train)
     return
   if report.show_finished(workdir):
     return
   trained = training.train(
     trainer,
     workdir,
-    lambda params: {"accuracy": validation(params).mean},
+    lambda params: {"accuracy": validation(params)["accuracy"].mean},
     rng=seeds.keys(rng_keys.init_key),
   )
-
-  params = trained.state.meta_params
-  rows = {(steps, True), (steps, False)}
-  rows |= {
-    (k, True) for k in learner_options.possible_steps(name, (0, 1, 3, 5, 10))
-  }
-
-  def test(k: int, transductive: bool):
-    return scorer(k, "test", FLAGS.eval_tasks, transductive)(params)
-
-  tested = scoring.together(
-    {row: functools.partial(test, *row) for row in sorted(rows)}
-  )
-  curve = {k: tested[k, True] for k, transductive in tested if transductive}
-  alone = tested[steps, False]
-  metrics = {
-    "accuracy_transductive": curve[steps],
-    "accuracy_inductive": alone,
-  }
-  if len(curve) > 1:
-    metrics["accuracy_before_adaptation"] = curve[0]
-    metrics |= {
-      f"accuracy_after_{k}_steps": curve[k] for k in sorted(curve) if k
-    }
-    plots.curves(
-      workdir / "adaptation.png",
-      {"test": curve},
-      "inner steps",
-      "test accuracy",
-    )
-  plots.learning_curve(
-    workdir,
-    {"accuracy": "training", "validation/accuracy": "validation"},
-    "query accuracy",
-  )
-  plots.image_episodes(
-    workdir / "episodes.png",
-    learner(steps, ways),
-    seeds.first(params),
-    data.splits.test,
-    jax.random.key(FLAGS.eval_seed),
-    ways,
-    channels=data.channels,
-  )
+  metrics = image_tests.test(workdir, tested, data, trained.state.meta_params)
   report.finish(
     workdir,
     "few_shot",
@@ -192,10 +141,11 @@ def main() -> None:
       **image_networks.protocol(),
       "eval_inner_steps": steps,
       "inner_loss": "mean cross-entropy",
+      "init_from": FLAGS.init_from,
     },
     metrics,
     trained,
-    recipe=recipe(steps, ways),
+    recipe=tested,
     inverted=data.inverted,
     channels=data.channels,
     inputs=jax.tree.map(

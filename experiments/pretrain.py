@@ -4,27 +4,33 @@
 
 The script trains a network to classify all training classes. It then classifies
 the test tasks by heads on the network's features: logistic regression, ridge
-regression, nearest mean and nearest direction. This is RFS-simple of Tian et
-al. (2020): SGD for 100 epochs (60,000 steps of 64 images on CIFAR-FS), a step
-size that is divided by ten after 60% and 80% of the steps, augmented training
-images, and heads fitted to five augmented copies of the support.
+regression, nearest mean and nearest direction. `--fine_tune_steps=25` also
+fine-tunes the whole network. This is RFS-simple of Tian et al. (2020): SGD for
+100 epochs (60,000 steps of 64 images on CIFAR-FS), a step size that is divided
+by ten after 60% and 80% of the steps, augmented training images, and heads
+fitted to five augmented copies of the support.
 `--generations=1` is RFS-distill: a second network learns from the labels and
 from the first network (born again).
 """
 
 from typing import Any
 
+import jax
 from absl import flags
 
-from experiments.shared import image_networks, pretraining
-from metajax.evaluation import estimate
+from experiments.shared import (
+  image_networks,
+  pretrained_heads,
+  pretraining,
+)
+from metajax.evaluation import Estimate, estimate
 from metajax.losses import accuracy
-from metajax.runs import plots, report, scoring, training
+from metajax.runs import breadth, plots, report, scoring, training
 from metajax.runs.flags import FLAGS, define_data_dir, flag_values
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.training.logging import waiting
-from metajax.types import Params
+from metajax.types import Params, TaskFamily
 
 define_data_dir(", or of the images of another --data")
 flags.DEFINE_integer(
@@ -50,33 +56,37 @@ DEFAULTS = {
 }
 UNUSED = (
   "learner inner_steps inner_lr memory task_chunk outer_schedule train_ways "
-  "eval_query_shots rotations standardize eval_data eval_data_dir"
+  "eval_query_shots rotations standardize eval_data eval_data_dir train_shots "
+  "stream stream_workers"
 ).split()
 SHOWN = "logistic"  # The head of the paper.
+METRICS = {"accuracy": accuracy}
 
 
 def main() -> None:
   with waiting("loading data"):
     data = pretraining.load()
-  learners = pretraining.learners(data)
+  learners = pretrained_heads.learners(data, FLAGS.ways)
   runs = Stages("pretrain")
 
   def scores(name: str, params: Params, split: str, number: int) -> Any:
     score = scoring.task_scorer(
-      learners[name],
-      data.tasks[split],
-      {"accuracy": accuracy},
-      split,
-      number,
+      learners[name], data.tasks[split], METRICS, split, number
     )
     return score(params)["accuracy"]
+
+  def scored(ways: int, tasks: TaskFamily) -> Estimate:
+    learner = pretrained_heads.learners(data, ways)[SHOWN]
+    score = scoring.scorer(learner, tasks, METRICS, "test", FLAGS.eval_tasks)
+    return score(teacher)["accuracy"]
 
   def validate(state):
     params = state.meta_params
     found = scores("cosine", params, "validation", FLAGS.validation_tasks)
     return {"accuracy": float(found.mean())}
 
-  values, teacher = {}, None
+  values: dict[str, Any] = {}
+  teacher = None
   for generation in range(FLAGS.generations + 1):
     trained = runs.train(
       f"generation_{generation}",
@@ -99,6 +109,26 @@ def main() -> None:
   )
   picture = last_folder / "learning_curve.png"
   picture.rename(runs.workdir / picture.name)
+  plots.image_episodes(
+    runs.workdir / "episodes.png",
+    learners[SHOWN],
+    teacher,
+    data.tasks["test"],
+    jax.random.key(FLAGS.eval_seed),
+    FLAGS.ways,
+  )
+  others = {}
+  if FLAGS.pictures == "all":
+    others = breadth.test(
+      runs.workdir,
+      data.test,
+      scored,
+      learners[SHOWN],
+      teacher,
+      ways=FLAGS.ways,
+      shots=FLAGS.shots,
+      any_ways=True,
+    )
   last = f"{SHOWN}_generation_{FLAGS.generations}"
   pairs = [(last, f"{SHOWN}_generation_0")] if FLAGS.generations else []
   report.finish(
@@ -106,6 +136,7 @@ def main() -> None:
     "pretrain",
     {
       **flag_values("ways", "shots", "query_shots", "augment", "generations"),
+      **flag_values("fine_tune_steps", "fine_tune_lr"),
       **data.protocol,
       **image_networks.protocol(),
       "outer_optimizer": "sgd, momentum 0.9, weight decay 5e-4",
@@ -115,6 +146,7 @@ def main() -> None:
     {
       **{name: estimate(value) for name, value in values.items()},
       **scoring.differences(values, pairs),
+      **others,
     },
     pretraining.without_head(data, runs.total()),
     # The nearest mean on the same features. It takes any number of classes.

@@ -12,6 +12,7 @@ from metajax.types import (
   MetaLearner,
   Model,
   Splits,
+  Stream,
   TaskFamily,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
   "MetaLearner",
   "Model",
   "Splits",
+  "Stream",
   "TaskFamily",
   "evaluate",
   "inner_loop",

@@ -1,8 +1,7 @@
 """Scores a meta-learner on new tasks, with confidence intervals."""
 
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from metajax.forward import takes_mask
 from metajax.losses import over_examples
 from metajax.training.mesh import TASKS, task_mesh, under
 from metajax.training.processes import place
+from metajax.training.streaming import blocks, check_one_process, keys_on_host
 from metajax.types import (
   Array,
   Batch,
@@ -24,6 +24,7 @@ from metajax.types import (
   MetaLearner,
   Params,
   PRNGKey,
+  Stream,
   TaskFamily,
   as_partial,
 )
@@ -193,14 +194,20 @@ def evaluator(
   fixed = learner if isinstance(learner, MetaLearner) else None
   build = None if isinstance(learner, MetaLearner) else learner
   # Arguments of the program below, so that no array becomes a constant in it.
-  given = as_partial(tasks), fixed and fixed.carried()
+  # A task is `task_of(*data, key)`. The data are what the host reads, if any.
+  task_of: Any = tasks
+  stream = tasks if isinstance(tasks, Stream) else None
+  if stream is not None:
+    check_one_process()
+    task_of = stream.finish
+  given = as_partial(task_of), fixed and fixed.carried()
 
-  def score_task(meta_params, given, arrays, key):
+  def score_task(meta_params, given, arrays, key, data):
     tasks, learner = given
     if build is not None:
       learner = build(arrays)
     task_key, adapt_key = jax.random.split(key)
-    support, query = tasks(task_key)
+    support, query = tasks(*data, task_key)
     predictions = solve(
       learner,
       meta_params,
@@ -216,16 +223,18 @@ def evaluator(
     }
     return scores, real(query).any()
 
-  def score_shard(meta_params, given, arrays, keys):
-    score = functools.partial(score_task, meta_params, given, arrays)
-    return jax.lax.map(score, keys, batch_size=task_chunk)
+  def score_shard(meta_params, given, arrays, keys, data):
+    def score(key_and_data):
+      return score_task(meta_params, given, arrays, *key_and_data)
+
+    return jax.lax.map(score, (keys, data), batch_size=task_chunk)
 
   everywhere = NamedSharding(mesh, P())
   score = jax.jit(
     jax.shard_map(
       score_shard,
       mesh=mesh,
-      in_specs=(P(), P(), P(), P(TASKS)),
+      in_specs=(P(), P(), P(), P(TASKS), P(TASKS)),
       out_specs=P(TASKS),
       check_vma=False,
     ),
@@ -234,20 +243,38 @@ def evaluator(
   )
   # Whole chunks on every device; the surplus is cut off below.
   padded = -(-num_tasks // (mesh.size * task_chunk)) * mesh.size * task_chunk
-  keys = place(evaluation_keys(rng, padded), NamedSharding(mesh, P(TASKS)))
+  keys = evaluation_keys(rng, padded)
+  over_tasks = NamedSharding(mesh, P(TASKS))
   given = place(given, everywhere)
+
+  def parts() -> Iterator[tuple[PRNGKey, tuple]]:
+    """All keys at once, or those of a chunk with the data of its tasks."""
+    if stream is None:
+      yield keys, ()
+      return
+    size = mesh.size * task_chunk
+    of_tasks = keys_on_host(jax.vmap(jax.random.split)(keys)[:, 0])
+    data = stream.ahead(of_tasks, range(padded))
+    for number, block in enumerate(blocks(data, (size,))):
+      yield keys[number * size : (number + 1) * size], (block,)
 
   def scores(meta_params: Params, arrays: Any = None) -> dict[str, np.ndarray]:
     # Training may have used fewer devices.
     meta_params, arrays = place((meta_params, arrays), everywhere)
-    values, asked = score(meta_params, given, arrays, keys)
-    empty = np.flatnonzero(~np.asarray(asked)[:num_tasks])
+    found = [
+      jax.device_get(
+        score(meta_params, given, arrays, *place(part, over_tasks))
+      )
+      for part in parts()
+    ]
+    values, asked = jax.tree.map(lambda *x: np.concatenate(x), *found)
+    empty = np.flatnonzero(~asked[:num_tasks])
     if empty.size:
       raise ValueError(
         f"tasks: {empty.size} of {num_tasks} have no query example (task "
         f"{empty[0]} is the first), and so no score."
       )
-    return {k: np.asarray(v)[:num_tasks] for k, v in values.items()}
+    return {k: v[:num_tasks] for k, v in values.items()}
 
   return under(mesh, scores)
 

@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters and of logits, and the dtype of sums."""
+"""Checks of hyper-parameters and of logits, and the precision of sums."""
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,15 @@ def wide(x: ArrayLike) -> jax.Array:
   if jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32:
     return x
   return x.astype(jnp.float32)
+
+
+def dot(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Returns the matrix product `x @ y`, in float32 on GPUs, too.
+
+  Some GPUs round the factors of float32 products to 10 bits, unless asked not
+  to.
+  """
+  return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def largest_logits(logits: ArrayLike) -> jax.Array:

@@ -1,6 +1,7 @@
 """The vocabulary of metajax: data, models, learners and task families."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -105,6 +106,41 @@ class TaskFamily(Protocol):
     """Returns one task, unbatched."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+  """A task family whose examples are read from a disk.
+
+  It is a task family like any other. Called with a key, also in a compiled
+  program, it reads the examples of one task. Trainers and evaluators read ahead
+  instead, while the device computes.
+
+  Attributes:
+    task: `(rng) -> Episode`, the task family.
+    ahead: `(key_of, numbers) -> iterator`. The iterator reads what the tasks
+      with the keys `key_of(number)` need, in the order of the range `numbers`.
+      It returns a tree of numpy arrays for each task. `key_of` must be
+      picklable, and is called on the host.
+    finish: `(data, rng) -> Episode`, a pure function that JAX can trace. It
+      makes a task of what the iterator returned and of the key of the task.
+  """
+
+  task: TaskFamily
+  ahead: Callable[[Callable[[int], PRNGKey], range], Iterator[Any]]
+  finish: Callable[[Any, PRNGKey], Episode]
+
+  def __call__(self, rng: PRNGKey, /) -> Episode:
+    """Returns one task, unbatched."""
+    return self.task(rng)
+
+  def changed(self, change: Callable[[TaskFamily], TaskFamily]) -> "Stream":
+    """Applies a change of task families, such as an augmentation."""
+
+    def finish(data: Any, rng: PRNGKey) -> Episode:
+      return change(lambda key: self.finish(data, key))(rng)
+
+    return Stream(change(self.task), self.ahead, finish)
+
+
 def as_partial(tasks: Callable[..., Any]) -> jax.tree_util.Partial:
   """Turns a task family or a loss into a pytree of its arrays.
 
@@ -113,7 +149,7 @@ def as_partial(tasks: Callable[..., Any]) -> jax.tree_util.Partial:
   because a traced index cannot index a numpy array. Numbers, strings and
   functions are not traced, so they can define shapes.
   """
-  function: Any = tasks
+  function: Any = tasks.task if isinstance(tasks, Stream) else tasks
   args: tuple = ()
   keywords: dict[str, Any] = {}
   while isinstance(function, jax.tree_util.Partial):

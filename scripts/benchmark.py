@@ -7,6 +7,7 @@
   python scripts/benchmark.py --suite=growth --pooled --image_size=16 --json
   python scripts/benchmark.py --suite=replay --json
   python scripts/benchmark.py --suite=scaling --json
+  python scripts/benchmark.py --suite=streaming --image_size=84 --json
   python scripts/benchmark.py --suite=all --json --out=DIR
 
 The suite maml measures one whole meta-step: sampling, gradient, Adam. Images
@@ -46,8 +47,12 @@ number of tasks in total (strong) and with the same number on each device
 the cost of dividing the work. At the end the suite estimates the time that
 accelerators need to exchange their bytes.
 
-The suite all runs all suites, and the suite maml with many settings. Each
-setting has its own process.
+The suite streaming measures the meta-step of the flags on a folder of random
+images, once with all of them in memory, and once for each number of processes
+that read them from the disk. It needs the extra grain.
+
+The suite all runs all suites but streaming, and the suite maml with many
+settings. Each setting has its own process.
 """
 
 import json
@@ -68,6 +73,7 @@ from scripts.benchmarks import (  # noqa: E402
   own_flags,
   replay,
   scaling,
+  streaming,
 )
 from scripts.benchmarks.own_flags import FLAGS
 
@@ -78,6 +84,7 @@ SUITES = {
   "inner_loop": inner_loop.measure,
   "replay": replay.measure,
   "scaling": scaling.measure,
+  "streaming": streaming.measure,
   "all": everything.measure,
 }
 own_flags.DEFINE_enum("suite", "maml", list(SUITES), "What to measure.")
@@ -93,7 +100,7 @@ def main(argv: list[str]) -> None:
   # JAX logs missing backends at level INFO.
   logging.set_verbosity(logging.WARNING)
   # The other suites choose their devices themselves.
-  if FLAGS.suite in ("maml", "growth", "replay"):
+  if FLAGS.suite in ("maml", "growth", "replay", "streaming"):
     use_cpu_cores()
   try:
     for result in SUITES[FLAGS.suite]():

@@ -5,13 +5,19 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
+from experiments.shared import (
+  streaming,
+  task_sizes,  # noqa: F401  Defines flags.
+)
 from experiments.shared.image_sets import (
   SIZES,
+  directory_of,
   name_of_data,
   name_of_eval_data,
   read,
   where,
 )
+from metajax.runs.breadth import TaskMaker
 from metajax.runs.flags import FLAGS, refuse
 from metajax.tasks import omniglot
 from metajax.tasks.augmentation import (
@@ -21,42 +27,10 @@ from metajax.tasks.augmentation import (
   random_crop,
   random_flip,
 )
-from metajax.tasks.image_splits import (
-  episodes,
-  split_episodes,
-  with_channels,
-)
-from metajax.tasks.standardized import (
-  Channels,
-  channels_of,
-  standardized,
-)
-from metajax.types import Splits
+from metajax.tasks.image_splits import episodes, split_episodes, with_channels
+from metajax.tasks.standardized import Channels, channels_of, standardized
+from metajax.types import Splits, TaskFamily
 
-flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
-flags.DEFINE_integer(
-  "train_ways",
-  0,
-  "Classes per task in training, for learners that take any number "
-  "(prototypical, cosine, svm and ridge); 0: as many as at test.",
-  lower_bound=0,
-)
-flags.register_validator(
-  "train_ways", lambda ways: ways != 1, "must be 0, or 2 or more"
-)
-flags.DEFINE_integer("shots", 1, "Support images per class.", lower_bound=1)
-flags.DEFINE_integer(
-  "query_shots",
-  0,
-  "Query images per class; 0: as many as shots, like the original code.",
-  lower_bound=0,
-)
-flags.DEFINE_integer(
-  "eval_query_shots",
-  0,
-  "Query images per class in validation and test; 0: as in training.",
-  lower_bound=0,
-)
 flags.DEFINE_integer(
   "image_size",
   0,
@@ -96,6 +70,7 @@ class ImageData(NamedTuple):
     protocol: the entries of the data in `results.json`.
     inverted: whether ink is 1, for `metajax.saved`.
     channels: the mean and deviation that standardise the images, or None.
+    test: makes test tasks of other sizes.
   """
 
   splits: Splits
@@ -104,6 +79,7 @@ class ImageData(NamedTuple):
   protocol: dict[str, Any]
   inverted: bool
   channels: Channels | None
+  test: TaskMaker
 
 
 def load(ways: int, train_ways: int) -> ImageData:
@@ -120,7 +96,7 @@ def load(ways: int, train_ways: int) -> ImageData:
 
 
 def _by_flags(message: str) -> str:
-  """Names the flags of numbers that differ in training and test."""
+  """Names the flags of numbers that differ between training and test."""
   others = {
     "train_ways": ("ways", FLAGS.ways),
     "eval_query_shots": ("query_shots", FLAGS.query_shots or FLAGS.shots),
@@ -139,6 +115,7 @@ def _load(ways: int, train_ways: int) -> ImageData:
     refuse("standardize", "augment")
   elif name_of_eval_data() != "omniglot":
     refuse("split")
+  streaming.check(name)
   query_shots = FLAGS.query_shots or FLAGS.shots
   tasks = {
     "ways": train_ways,
@@ -149,27 +126,46 @@ def _load(ways: int, train_ways: int) -> ImageData:
     "num_rotations": _rotations(name),
   }
   size, channels, told = FLAGS.image_size or SIZES.get(name), None, None
-  if of_omniglot:
-    splits = omniglot(
-      FLAGS.data_dir, split=FLAGS.split, image_size=size, **tasks
-    )
-  else:
-    images, told = read(name, "data_dir", size)
+  if not of_omniglot:
+    stored = streaming.wanted(name, directory_of("data_dir"), size)
+    images, told = read(name, "data_dir", size, stored)
     size = images.train.images.shape[1]
     wanted = (
       name != "folder" if FLAGS.standardize is None else FLAGS.standardize
     )
     channels = channels_of(images.train.images) if wanted else None
-    splits = episodes(images, where(name, "data_dir"), **tasks)
+
+  def made(**changed: Any) -> Splits:
+    options: dict[str, Any] = {**tasks, **changed}
+    if of_omniglot:
+      return omniglot(
+        FLAGS.data_dir, split=FLAGS.split, image_size=size, **options
+      )
+    workers = streaming.workers()
+    return episodes(images, where(name, "data_dir"), workers=workers, **options)
+
+  splits = made()
+  if FLAGS.train_shots:
+    splits = splits._replace(train=made(shots=FLAGS.train_shots).train)
   if FLAGS.augment:
     change = augmentation(size)
     splits = splits._replace(train=augmented(splits.train, change, change))
-  if channels:
-    splits = Splits(*(standardized(family, channels) for family in splits))
+
+  def finished(family: TaskFamily) -> TaskFamily:
+    return standardized(family, channels) if channels else family
+
+  test = TaskMaker(
+    lambda ways, shots: finished(made(eval_ways=ways, shots=shots).test),
+    lambda: (
+      read(name, "data_dir", size)[0].test if of_omniglot else images.test
+    ),
+    tasks["num_rotations"],
+  )
   protocol = {
     "ways": ways,
     "train_ways": train_ways,
     "shots": FLAGS.shots,
+    "train_shots": FLAGS.train_shots or FLAGS.shots,
     "query_shots": query_shots,
     "eval_query_shots": tasks["eval_query_shots"],
     "data": told if name == "folder" else name,
@@ -182,7 +178,8 @@ def _load(ways: int, train_ways: int) -> ImageData:
     "channels": channels._asdict() if channels else None,
     "augment": FLAGS.augment,
   }
-  found = ImageData(splits, told, None, protocol, of_omniglot, channels)
+  splits = Splits(*map(finished, splits))
+  found = ImageData(splits, told, None, protocol, of_omniglot, channels, test)
   if name_of_eval_data() is not None:
     return _tested_elsewhere(found)
   return found
@@ -196,25 +193,33 @@ def _tested_elsewhere(found: ImageData) -> ImageData:
   """
   name = name_of_eval_data()
   of_training = jax.eval_shape(found.splits.test, jax.random.key(0)).support
-  images, told = read(name, "eval_data_dir", of_training.inputs.shape[1])
+  size = of_training.inputs.shape[1]
+  stored = not found.inverted and streaming.wanted(
+    name, directory_of("eval_data_dir"), size
+  )
+  images, told = read(name, "eval_data_dir", size, stored)
   test = with_channels(images.test, of_training.inputs.shape[-1])
   if found.inverted:
     test = test._replace(images=255 - test.images)
-  tasks = split_episodes(
-    test,
-    where(name, "eval_data_dir"),
-    "test",
-    FLAGS.ways,
-    found.protocol["eval_query_shots"],
-    shots=FLAGS.shots,
-    num_rotations=_rotations(name),
-    channels=found.channels,
-  )
+
+  def tasks(ways: int, shots: int) -> TaskFamily:
+    return split_episodes(
+      test,
+      where(name, "eval_data_dir"),
+      "test",
+      ways,
+      found.protocol["eval_query_shots"],
+      shots=shots,
+      num_rotations=_rotations(name),
+      channels=found.channels,
+    )
+
   shown = told if name == "folder" else name
   return found._replace(
-    splits=found.splits._replace(test=tasks),
+    splits=found.splits._replace(test=tasks(FLAGS.ways, FLAGS.shots)),
     eval_fingerprint=told,
     protocol={**found.protocol, "eval_data": shown},
+    test=TaskMaker(tasks, lambda: images.test, _rotations(name)),
   )
 
 

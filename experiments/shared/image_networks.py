@@ -8,7 +8,7 @@ from experiments.shared.image_sets import name_of_data
 from metajax.models.conv import ConvLowering
 from metajax.models.normalization import BY_BATCH, NORMALIZATIONS, statistics
 from metajax.runs import learner_options
-from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.flags import FLAGS, define_numbers, refuse
 
 flags.DEFINE_enum(
   "model",
@@ -16,8 +16,33 @@ flags.DEFINE_enum(
   ["conv4", "mlp", "resnet12"],
   "Network: four convolutions, dense layers, or ResNet-12.",
 )
+define_numbers(
+  "filters",
+  64,
+  "Channels of each block of conv4, or four numbers such as 96,192,384,512.",
+  lower_bound=1,
+)
+flags.DEFINE_float(
+  "slope",
+  0.0,
+  "Slope of conv4's ReLU below zero.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
 flags.DEFINE_integer(
-  "filters", 64, "Channels of each block of conv4.", lower_bound=1
+  "joined_blocks",
+  1,
+  "The features of conv4 are the outputs of so many last blocks.",
+  lower_bound=1,
+  upper_bound=4,
+)
+flags.DEFINE_float(
+  "late_drop_rate",
+  0.0,
+  "Share of numbers that dropout sets to zero in training, after the last two "
+  "blocks of conv4.",
+  lower_bound=0.0,
+  upper_bound=0.99,
 )
 flags.DEFINE_enum(
   "widths",
@@ -33,6 +58,12 @@ flags.DEFINE_float(
   "training.",
   lower_bound=0.0,
   upper_bound=0.99,
+)
+flags.DEFINE_bool(
+  "pooled",
+  True,
+  "The features of resnet12 are the means over positions; if false, those of "
+  "all positions.",
 )
 flags.DEFINE_enum(
   "downsampling",
@@ -61,8 +92,15 @@ flags.DEFINE_enum(
 )
 # Flags that only some networks have.
 OWN = {
-  "conv4": ("filters", "downsampling", "conv_lowering"),
-  "resnet12": ("widths", "drop_rate", "conv_lowering"),
+  "conv4": (
+    "filters",
+    "slope",
+    "joined_blocks",
+    "late_drop_rate",
+    "downsampling",
+    "conv_lowering",
+  ),
+  "resnet12": ("widths", "drop_rate", "pooled", "conv_lowering"),
   "mlp": (),
 }
 WIDTHS = {"640": [64, 160, 320, 640], "512": [64, 128, 256, 512]}
@@ -80,11 +118,15 @@ def network(learner: str) -> dict[str, Any]:
       refuse(*(flag for flag in own if flag not in OWN[FLAGS.model]))
   described = {"name": FLAGS.model, "normalization": FLAGS.normalization}
   if FLAGS.model == "conv4":
+    late = FLAGS.late_drop_rate
     return described | {
       "filters": FLAGS.filters,
       "strided": _downsampling() == "stride",
       "conv_lowering": FLAGS.conv_lowering,
       "num_context": learner_options.num_context(learner),
+      "slope": FLAGS.slope,
+      "joined_blocks": FLAGS.joined_blocks,
+      "drop_rates": 2 * [0.0] + 2 * [late] if late else [],
     }
   if learner == "cavia" and FLAGS.model == "resnet12":
     raise ValueError(
@@ -95,6 +137,7 @@ def network(learner: str) -> dict[str, Any]:
     return described | {
       "filters": WIDTHS[FLAGS.widths],
       "drop_rate": FLAGS.drop_rate,
+      "pooled": FLAGS.pooled,
       # The values of MetaOptNet's code for images of 84 and of 32 pixels.
       "block_size": 5 if name_of_data() in ("mini_imagenet", "folder") else 2,
       "conv_lowering": FLAGS.conv_lowering,

@@ -89,15 +89,28 @@ def _guess(directory: str | None, flag: str) -> str:
   return "omniglot"
 
 
+def directory_of(flag: str) -> str | None:
+  """Returns the folder of --data_dir, or of --eval_data_dir."""
+  return FLAGS[flag].value or FLAGS.data_dir
+
+
 def where(name: str, flag: str) -> str:
   """Returns the flag that names the data, for messages."""
   if name in ("folder", "mini_imagenet"):
-    return f"--{flag}={FLAGS[flag].value or FLAGS.data_dir}"
+    return f"--{flag}={directory_of(flag)}"
   return f"--{flag.removesuffix('_dir')}={name}"
 
 
-def read(name: str, flag: str, size: int | None) -> tuple[ImageSplits, str]:
+def read(
+  name: str, flag: str, size: int | None, stored: bool = False
+) -> tuple[ImageSplits, str]:
   """Reads the images in the folder that a flag names.
+
+  Args:
+    name: the data set.
+    flag: the flag.
+    size: the height and width of the images; None: the default.
+    stored: whether the images of a folder stay on the disk.
 
   Returns:
     The images, not inverted, and a text that identifies them.
@@ -105,7 +118,7 @@ def read(name: str, flag: str, size: int | None) -> tuple[ImageSplits, str]:
   Raises:
     ValueError: if no folder is given, or if it holds another data set.
   """
-  directory = FLAGS[flag].value or FLAGS.data_dir
+  directory = directory_of(flag)
   if name in ("cifar_fs", "fc100"):
     images = cifar100_splits(name, directory)
     told = f"{name}-{digest(images)}"
@@ -120,7 +133,7 @@ def read(name: str, flag: str, size: int | None) -> tuple[ImageSplits, str]:
   if not Path(directory).is_dir():
     raise ValueError(f"{given}: no such folder; give that of the images.")
   try:
-    images = read_image_folder(directory, size)
+    images = read_image_folder(directory, size, stored=stored)
   except ValueError as error:
     message = str(error).replace(f"--data_dir={directory}", given)
     raise ValueError(message) from error

@@ -1,4 +1,4 @@
-"""The training and the heads of `pretrain`, from its flags."""
+"""The data and the training of `pretrain`, from its flags."""
 
 import functools
 from typing import Any, NamedTuple
@@ -11,13 +11,11 @@ from jax.tree_util import Partial
 from experiments.shared import image_data, image_networks, image_sets
 from metajax import recipes
 from metajax.distillation import alone, taught
-from metajax.learners import embedding, heads
-from metajax.losses import cross_entropy
 from metajax.models.inputs import on_inputs
 from metajax.optimizers import last_step_size
 from metajax.runs import rng_keys
+from metajax.runs.breadth import TaskMaker
 from metajax.runs.flags import FLAGS
-from metajax.tasks.augmentation import augmented_copies
 from metajax.tasks.image_splits import split_episodes
 from metajax.tasks.standardized import Channels, channels_of
 from metajax.training import (
@@ -27,10 +25,10 @@ from metajax.training import (
   supervised_trainer,
 )
 from metajax.training.loop import Trained
-from metajax.types import Array, Batch, MetaLearner, Model, Params, TaskFamily
+from metajax.types import Array, Model, Params, TaskFamily
 
 # Tian et al. 2020, section 4.1.
-WEIGHT_DECAY, MOMENTUM, COPIES = 5e-4, 0.9, 5
+WEIGHT_DECAY, MOMENTUM = 5e-4, 0.9
 # The weight of the teacher and its temperature are those of the authors' code.
 TEACHING = {"alpha": 0.5, "temperature": 4.0}
 PRESETS = {
@@ -47,6 +45,7 @@ class Data(NamedTuple):
     train: "inputs" in uint8 and "labels".
     num_classes: the number of training classes.
     tasks: validation and test tasks, with pixels in [0, 1].
+    test: makes test tasks of other sizes.
     channels: the mean and deviation of the training images.
     protocol: the entries of the data in `results.json`.
   """
@@ -54,6 +53,7 @@ class Data(NamedTuple):
   train: dict[str, Array]
   num_classes: int
   tasks: dict[str, TaskFamily]
+  test: TaskMaker
   channels: Channels
   protocol: dict[str, Any]
 
@@ -69,14 +69,14 @@ def load() -> Data:
   images, told = image_sets.read(name, "data_dir", size)
   query_shots = FLAGS.query_shots or FLAGS.shots
 
-  def tasks(split: str):
+  def tasks(split: str, ways: int, shots: int) -> TaskFamily:
     return split_episodes(
       getattr(images, split),
       image_sets.where(name, "data_dir"),
       split,
-      FLAGS.ways,
+      ways,
       query_shots,
-      shots=FLAGS.shots,
+      shots=shots,
     )
 
   train = {
@@ -91,13 +91,17 @@ def load() -> Data:
   return Data(
     train,
     len(images.train.names),
-    {split: tasks(split) for split in ("validation", "test")},
+    {
+      split: tasks(split, FLAGS.ways, FLAGS.shots)
+      for split in ("validation", "test")
+    },
+    TaskMaker(functools.partial(tasks, "test"), lambda: images.test),
     channels_of(images.train.images),
     protocol,
   )
 
 
-def _model(data: Data, num_outputs: int | None) -> Model:
+def network_of(data: Data, num_outputs: int | None) -> Model:
   """Returns the network with or without its head, for the same parameters."""
 
   def pixels(images: Array) -> Array:
@@ -109,37 +113,9 @@ def _model(data: Data, num_outputs: int | None) -> Model:
   return on_inputs(recipes.build_model(network, num_outputs), pixels)
 
 
-def learners(data: Data) -> dict[str, MetaLearner]:
-  """Returns learners with a head on the features, by the name of the head.
-
-  With --augment, the heads are fitted to augmented copies of the support.
-  """
-  features = _model(data, None)
-  copies = None
-  if FLAGS.augment:
-    change = image_data.augmentation(data.protocol["image_size"])
-    copies = functools.partial(_copies, change)
-  made = {
-    "logistic": heads.logistic(FLAGS.ways),
-    "ridge": heads.ridge(FLAGS.ways),
-    "nearest_mean": heads.nearest_mean(FLAGS.ways),
-    "cosine": heads.cosine(FLAGS.ways),
-  }
-  return {
-    name: embedding(
-      features, head, cross_entropy, normalize=True, prepare=copies
-    )
-    for name, head in made.items()
-  }
-
-
-def _copies(change: Any, rng: Array, support: Batch) -> Batch:
-  return augmented_copies(rng, support, change, COPIES)
-
-
 def trainer(data: Data, generation: int, teacher: Params | None) -> Trainer:
   """Returns the trainer of a network. Its teacher is the network before."""
-  model = _model(data, data.num_classes)
+  model = network_of(data, data.num_classes)
   loss = alone(model)
   if teacher is not None:
     loss = taught(model, Partial(model.apply, teacher), **TEACHING)
@@ -173,7 +149,7 @@ def rates(state: TrainState) -> dict[str, float]:
 def without_head(data: Data, trained: Trained) -> Trained:
   """Leaves the parameters of the embedding, which `recipe` describes."""
   like = jax.eval_shape(
-    _model(data, None).init, jax.random.key(0), data.train["inputs"][:1]
+    network_of(data, None).init, jax.random.key(0), data.train["inputs"][:1]
   )
 
   def kept(params: Any, like: Any) -> Any:

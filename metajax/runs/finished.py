@@ -88,6 +88,9 @@ def _find_run(flag: str, folder: Path) -> Run:
     "num_seeds": 1,
     "dtype": "float32",
     "downsampling": "auto",
+    "slope": 0.0,
+    "joined_blocks": 1,
+    "late_drop_rate": 0.0,
     "data_dir": None,  # Data other than Omniglot have a fingerprint here.
   }
   own, wanted = usual | own, wanted | usual

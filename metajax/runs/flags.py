@@ -153,6 +153,36 @@ def define_data_dir(more: str = "") -> None:
   )
 
 
+class _Numbers(flags.ArgumentParser):
+  """Reads `64` as an integer, and `96,192` as a list of integers."""
+
+  def __init__(self, lower_bound: int):
+    super().__init__()
+    self.one = flags.IntegerParser(lower_bound=lower_bound)
+
+  def parse(self, argument: Any) -> int | list[int]:
+    parts = argument.split(",") if isinstance(argument, str) else [argument]
+    numbers = [self.one.parse(part) for part in parts]
+    return numbers[0] if len(numbers) == 1 else numbers
+
+  def flag_type(self) -> str:
+    return "integers"
+
+
+class _WithCommas(flags.ArgumentSerializer):
+  def serialize(self, value: Any) -> str:
+    several = isinstance(value, list)
+    return ",".join(map(str, value)) if several else str(value)
+
+
+def define_numbers(
+  name: str, default: int, text: str, *, lower_bound: int
+) -> None:
+  """Adds a flag of an integer, or of several integers with commas."""
+  parser = _Numbers(lower_bound)
+  flags.DEFINE(parser, name, default, text, serializer=_WithCommas())
+
+
 def flag_values(*names: str) -> dict[str, Any]:
   """Returns the values of flags by name, for `results.json`."""
   return {name: FLAGS[name].value for name in names}

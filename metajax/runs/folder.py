@@ -34,6 +34,8 @@ NOT_CONFIG = (
   "sweep",
   "sweep_together",
   "together",
+  "stream",
+  "stream_workers",
 )
 
 
@@ -46,6 +48,7 @@ EVALUATION = (
   "eval_inner_steps",
   "eval_data",
   "eval_data_dir",
+  "pictures",
 )
 
 

@@ -23,8 +23,9 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
   "outer_optimizer",
   "adam",
-  ["adam", "sgd"],
-  "Optimizer of the meta-parameters. Reptile uses sgd with --outer_lr=1.",
+  ["adam", "sgd", "momentum"],
+  "Optimizer of the meta-parameters. Reptile uses sgd with --outer_lr=1. "
+  "momentum: SGD with Nesterov's momentum 0.9 and weight decay 5e-4.",
 )
 flags.DEFINE_enum(
   "dtype",

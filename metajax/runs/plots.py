@@ -102,6 +102,10 @@ def curves(
     )
   axes.set(xlabel=xlabel, ylabel=ylabel)
   axes.set(**{f"{axis}scale": "log" for axis in log})
+  if "x" not in log and all(
+    x == int(x) for line in lines.values() for x in line
+  ):
+    axes.xaxis.get_major_locator().set_params(integer=True)
   axes.grid(alpha=0.3)
   if len(lines) > 1:
     axes.legend()

@@ -35,15 +35,19 @@ def outer_optimizer(
   *,
   rule: str = "adam",
 ) -> optax.GradientTransformation:
-  """Returns Adam or SGD with a schedule of its step size.
+  """Returns the outer optimizer with a schedule of its step size.
 
   Args:
     schedule: the schedule, see --outer_schedule.
     updates_per_step: optimizer updates per training step.
     step_size: the step size at the beginning; None: --outer_lr.
-    rule: "adam" or "sgd".
+    rule: "adam", "sgd" or "momentum".
   """
   rate = _step_sizes(schedule, updates_per_step, step_size)
+  if rule == "momentum":
+    # The values of MetaOptNet (Lee et al. 2019, section 4.1).
+    decay = optax.add_decayed_weights(5e-4)
+    return optax.chain(decay, optax.sgd(rate, momentum=0.9, nesterov=True))
   return {"adam": optax.adam, "sgd": optax.sgd}[rule](rate)
 
 
@@ -93,7 +97,7 @@ def trainer(
     learner: the learner.
     tasks: the task family to train on.
     seed: added to --seed.
-    rule: the outer optimizer, "adam" or "sgd".
+    rule: the outer optimizer, "adam", "sgd" or "momentum".
     skip_non_finite: see `meta_trainer`.
     rng: the key of the tasks; None: the key of the seed.
     optimizer: the outer optimizer; None: the optimizer of the flags.

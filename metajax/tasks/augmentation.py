@@ -14,6 +14,7 @@ from metajax.types import (
   Batch,
   Episode,
   PRNGKey,
+  Stream,
   TaskFamily,
   as_partial,
 )
@@ -169,6 +170,8 @@ def augmented(
   Returns:
     A task family that carries the arrays of `tasks`.
   """
+  if isinstance(tasks, Stream):
+    return tasks.changed(lambda family: augmented(family, support, query))
   change = functools.partial(_changed, support=support, query=query)
   return jax.tree_util.Partial(change, as_partial(tasks))
 

@@ -28,6 +28,19 @@ class Classes(NamedTuple):
   starts: Array | None = None
 
 
+class Places(NamedTuple):
+  """Examples that are drawn, before they are read.
+
+  Attributes:
+    rows: int32 `[n]`, their rows in arrays that have all examples, class by
+      class.
+    turns: int32 `[n]`, their rotations in units of 90 degrees.
+  """
+
+  rows: Array
+  turns: Array
+
+
 def episode_of(
   data: Classes,
   form: Form,
@@ -38,8 +51,34 @@ def episode_of(
 ) -> Episode:
   """Draws the examples of an episode from its classes.
 
+  The arguments are those of `places_of`.
+  """
+
+  def taken(batch: Batch) -> Batch:
+    rows = jax.tree.map(lambda x: x[batch.inputs.rows], examples)
+    return filled(batch, rows, form.num_rotations)
+
+  examples = data.examples
+  if data.starts is None:
+    examples = jax.tree.map(
+      lambda x: x.reshape(-1, *x.shape[2:]), data.examples
+    )
+  drawn = places_of(data, form, classes, turns, keys, size_key)
+  return Episode(*map(taken, drawn))
+
+
+def places_of(
+  data: Classes,
+  form: Form,
+  classes: Array,
+  turns: Array,
+  keys: Sequence[PRNGKey],
+  size_key: PRNGKey,
+) -> Episode:
+  """Draws an episode without its examples: its inputs are `Places`.
+
   Args:
-    data: the examples.
+    data: the sizes and first rows of the classes. The examples are not used.
     form: the form of the episode. Its arrays have the largest size.
     classes: int32 `[ways]`. The pairs of class and turn are all different.
     turns: int32 `[ways]`, the rotation of each class in units of 90 degrees.
@@ -56,34 +95,39 @@ def episode_of(
     places = jnp.take_along_axis(places, order, axis=1)
   else:
     places, real = places[:, : shots + form.query_shots[1]], None
-  if data.starts is None:
-    index: Any = (classes[:, None], places)
-  else:
-    index = data.starts[classes][:, None] + places
-  # `[ways, examples, ...]`: a row for each class, with its support first.
-  rows = jax.tree.map(lambda x: pixels(x[index]), data.examples)
-  if form.num_rotations > 1:
-    turn = jax.vmap(functools.partial(_rotate, form.num_rotations))
-    rows = jax.tree.map(lambda x: turn(x, turns), rows)
+  starts = classes * form.most if data.starts is None else data.starts[classes]
+  # `[ways, examples]`: a row for each class, with its support first.
+  rows = starts[:, None] + places
 
   def shuffled(key: PRNGKey, part: slice) -> Batch:
     count = len(range(*part.indices(shots + form.query_shots[1])))
     order = jax.random.permutation(key, ways * count)
     labels, column = order // count, order % count
-    take = lambda x: x[:, part][labels, column]  # noqa: E731
-    inputs = jax.tree.map(take, rows)
-    targets = labels.astype(jnp.int32)
-    if real is None:
-      return Batch(inputs, targets)
-    mask = take(real)
-    return jax.tree.map(
-      functools.partial(zero_padding, mask), Batch(inputs, targets, mask)
-    )
+    inputs = Places(rows[:, part][labels, column], turns[labels])
+    mask = None if real is None else real[:, part][labels, column]
+    return Batch(inputs, labels.astype(jnp.int32), mask)
 
   return Episode(
     shuffled(support_key, slice(0, shots)),
     shuffled(query_key, slice(shots, None)),
   )
+
+
+def filled(batch: Batch, examples: Any, num_rotations: int) -> Batch:
+  """Returns a batch of `Places` with the examples in their stead.
+
+  Args:
+    batch: `[n]` places.
+    examples: the examples at these places, a tree of arrays `[n, ...]`.
+    num_rotations: 1, 2 or 4.
+  """
+  if num_rotations > 1:
+    turn = jax.vmap(functools.partial(_rotate, num_rotations))
+    examples = jax.tree.map(lambda x: turn(x, batch.inputs.turns), examples)
+  full = batch._replace(inputs=jax.tree.map(pixels, examples))
+  if batch.mask is None:
+    return full
+  return jax.tree.map(functools.partial(zero_padding, batch.mask), full)
 
 
 def sample_distinct(rng: PRNGKey, limit: int, count: int) -> Array:
@@ -168,7 +212,7 @@ def zero_padding(mask: Array, x: Array) -> Array:
   return jnp.where(where, x, jnp.zeros((), x.dtype))
 
 
-def _rotate(num_rotations: int, images: Array, turns: Array) -> Array:
-  """Turns `[n, size, size, channels]` counter-clockwise by `turns` * 90 deg."""
-  turned = [jnp.rot90(images, k, axes=(1, 2)) for k in range(num_rotations)]
+def _rotate(num_rotations: int, image: Array, turns: Array) -> Array:
+  """Turns `[size, size, channels]` counter-clockwise by `turns` * 90 deg."""
+  turned = [jnp.rot90(image, k) for k in range(num_rotations)]
   return jax.lax.select_n(turns, *turned)

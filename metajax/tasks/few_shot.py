@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from metajax.tasks.drawing import Classes, episode_of, sample_distinct
+from metajax.tasks.drawing import (
+  Classes,
+  episode_of,
+  places_of,
+  sample_distinct,
+)
 from metajax.tasks.form import Form, Number, checked_arrays, form_of
-from metajax.types import Episode, PRNGKey, TaskFamily
+from metajax.types import Array, Episode, PRNGKey, TaskFamily
 
 
 def few_shot_episodes(
@@ -101,10 +106,35 @@ def labelled_episodes(
     ValueError: if the examples do not suffice. The message names the argument.
   """
   arrays = checked_arrays(inputs, "inputs", "[n, ...]", 1)
+  order, data, form = of_labels(
+    arrays, labels, ways, shots, query_shots, num_rotations, small_classes
+  )
+  if np.any(order[1:] < order[:-1]):
+    arrays = jax.tree.map(lambda x: x[order], arrays)
+  return _family(
+    data._replace(examples=jax.tree.map(jnp.asarray, arrays)), form
+  )
+
+
+def of_labels(
+  arrays: Any,
+  labels: ArrayLike,
+  ways: Number,
+  shots: Number,
+  query_shots: Number,
+  num_rotations: int,
+  small_classes: bool,
+) -> tuple[np.ndarray, Classes, Form]:
+  """Checks the arguments of `labelled_episodes`.
+
+  Returns:
+    The order `[n]` that sorts the examples by class, the sizes and first rows
+    of the sorted classes, without examples, and the form.
+  """
   names = np.asarray(labels)
   if names.dtype == object:  # For example strings from a table.
     names = np.asarray(names.tolist())
-  num_examples = len(jax.tree.leaves(arrays)[0])
+  num_examples = jax.tree.leaves(arrays)[0].shape[0]
   if names.shape != (num_examples,) or names.dtype.kind not in "biuUS":
     raise ValueError(
       f"labels: {names.dtype} {names.shape} given, must be integers or strings "
@@ -122,12 +152,27 @@ def labelled_episodes(
     small_classes=small_classes,
     axes="[n, size, size, channels]",
   )
-  if np.any(classes[1:] < classes[:-1]):
-    order = np.argsort(classes, kind="stable")
-    arrays = jax.tree.map(lambda x: x[order], arrays)
   starts = np.cumsum(sizes) - sizes
   numbers = [jnp.asarray(x, jnp.int32) for x in (sizes, starts)]
-  return _family(Classes(jax.tree.map(jnp.asarray, arrays), *numbers), form)
+  return np.argsort(classes, kind="stable"), Classes(None, *numbers), form
+
+
+def drawn_classes(rng: PRNGKey, num_classes: int, ways: int) -> Array:
+  """Returns the class of each label in the task that a key draws.
+
+  It holds for `few_shot_episodes` and `labelled_episodes`, and for families
+  that change the examples only, such as `standardized`.
+
+  Args:
+    rng: the key of the task.
+    num_classes: the number of classes, times that of rotations. Class c turned
+      r times is class `c * num_rotations + r`.
+    ways: the (largest) number of classes of a task.
+
+  Returns:
+    int32 `[ways]`.
+  """
+  return sample_distinct(jax.random.split(rng, 4)[0], num_classes, ways)
 
 
 def of_classes(
@@ -163,17 +208,27 @@ def of_classes(
   return data, form._replace(most=room)
 
 
+def places_drawn(data: Classes, rng: PRNGKey, *, form: Form) -> Episode:
+  """Draws the places of the examples that the families here draw."""
+  return places_of(data, form, *_classes(rng, form))
+
+
 def _family(data: Classes, form: Form) -> TaskFamily:
   sample = functools.partial(_sample_episode, form=form)
   return jax.tree_util.Partial(sample, data)
 
 
 def _sample_episode(data: Classes, rng: PRNGKey, *, form: Form) -> Episode:
-  class_key, *keys = jax.random.split(rng, 4)
-  drawn = sample_distinct(
-    class_key, form.num_classes * form.num_rotations, form.ways[1]
-  )
+  return episode_of(data, form, *_classes(rng, form))
+
+
+def _classes(
+  rng: PRNGKey, form: Form
+) -> tuple[Array, Array, list[PRNGKey], PRNGKey]:
+  """Draws the classes and turns of a task, and returns keys for the rest."""
+  _, *keys = jax.random.split(rng, 4)
+  num_classes = form.num_classes * form.num_rotations
+  drawn = drawn_classes(rng, num_classes, form.ways[1])
   classes, turns = drawn // form.num_rotations, drawn % form.num_rotations
   # `split` above used the numbers 0 to 3.
-  size_key = jax.random.fold_in(rng, 4)
-  return episode_of(data, form, classes, turns, keys, size_key)
+  return classes, turns, keys, jax.random.fold_in(rng, 4)

@@ -95,9 +95,9 @@ def form_of(
       "turn, they must be square."
     )
   form = Form(
-    ways=_bounds("ways", ways, 2),
-    shots=_bounds("shots", shots, 1),
-    query_shots=_bounds("query_shots", query_shots, 1),
+    ways=checked_bounds("ways", ways, 2),
+    shots=checked_bounds("shots", shots, 1),
+    query_shots=checked_bounds("query_shots", query_shots, 1),
     num_rotations=num_rotations,
     num_classes=len(num_examples),
     most=int(max(num_examples, default=0)),
@@ -124,7 +124,8 @@ def form_of(
   return form
 
 
-def _bounds(name: str, number: Number, least: int) -> Bounds:
+def checked_bounds(name: str, number: Number, least: int) -> Bounds:
+  """Returns a number, or two, as its bounds, all of them `least` or more."""
   bounds = number if isinstance(number, tuple | list) else (number, number)
   if (
     len(bounds) != 2

@@ -1,5 +1,6 @@
 """Reads the images of three splits from files of numpy arrays."""
 
+import functools
 import hashlib
 import zipfile
 import zlib
@@ -78,7 +79,52 @@ def read_arrays(pair: Arrays, size: int | None) -> Images:
   Raises:
     ValueError: for other arrays, or damaged files.
   """
-  images, labels = _load(pair.images, "images"), _load(pair.labels, "labels")
+  images = _images(_load(pair.images, "images"), pair)
+  labels, names = read_labels(pair, len(images))
+  check_square(images, pair, size)
+  if size is not None:
+    images = resized(images, size)
+  return Images(images, labels, names)
+
+
+@functools.lru_cache(maxsize=8)
+def mapped(pair: Arrays) -> np.ndarray:
+  """Maps the images of an npy file to memory, without reading them.
+
+  Raises:
+    ValueError: for an npz archive, other arrays, or a damaged file.
+  """
+  if pair.images == pair.labels:
+    names = " and ".join(f"{pair.images.stem}_{x}.npy" for x in Arrays._fields)
+    raise ValueError(
+      f"{pair.images}: images of an archive cannot be read one by one: save "
+      f"{names} by numpy.save, or give --nostream."
+    )
+  try:
+    stored = np.load(pair.images, mmap_mode="r", allow_pickle=False)
+  except DAMAGE as error:
+    raise _damaged(pair.images, error) from error
+  return _images(stored, pair)
+
+
+def read_labels(pair: Arrays, count: int) -> tuple[np.ndarray, list[str]]:
+  """Returns the number `[count]` of each image's class, and their names.
+
+  Raises:
+    ValueError: for other arrays, or a damaged file.
+  """
+  labels = _load(pair.labels, "labels")
+  if labels.shape != (count,) or labels.dtype.kind not in "iuSU":
+    raise ValueError(
+      f"{pair.labels}: labels {labels.dtype} {labels.shape}, must be integers "
+      f"or strings [{count}], one for each image."
+    )
+  names, classes = np.unique(labels, return_inverse=True)
+  return classes, [str(name) for name in names]
+
+
+def _images(images: np.ndarray, pair: Arrays) -> np.ndarray:
+  """Returns uint8 `[n, height, width, channels]`, or raises a `ValueError`."""
   if images.ndim == 3:
     images = images[..., None]
   if (
@@ -91,20 +137,16 @@ def read_arrays(pair: Arrays, size: int | None) -> Images:
       f"{pair.images}: images {images.dtype} {images.shape}, must be uint8 [n, "
       "height, width, channels] of 1 or 3 channels: convert them."
     )
-  if labels.shape != images.shape[:1] or labels.dtype.kind not in "iuSU":
-    raise ValueError(
-      f"{pair.labels}: labels {labels.dtype} {labels.shape}, must be integers "
-      f"or strings [{len(images)}], one for each image."
-    )
-  names, classes = np.unique(labels, return_inverse=True)
-  if size is not None:
-    images = resized(images, size)
-  elif images.shape[1] != images.shape[2]:
+  return images
+
+
+def check_square(images: np.ndarray, pair: Arrays, size: int | None) -> None:
+  """Raises a `ValueError` for oblong images that will not be resized."""
+  if size is None and images.shape[1] != images.shape[2]:
     raise ValueError(
       f"{pair.images}: images of {images.shape[1]} x {images.shape[2]}, must "
       "be square; give --image_size to resize them."
     )
-  return Images(images, classes, [str(name) for name in names])
 
 
 def digest(pair: Arrays) -> str:
@@ -126,8 +168,12 @@ def _load(path: Path, name: str) -> np.ndarray:
         raise ValueError(f"has {sorted(stored)}, must have {name!r}")
       return stored[name]
   except DAMAGE as error:
-    reason = " ".join(str(error).split())
-    raise ValueError(
-      f"{path}: cannot be read ({reason}): make it again, by numpy.savez or "
-      "numpy.save, of numbers or strings."
-    ) from error
+    raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+  reason = " ".join(str(error).split())
+  return ValueError(
+    f"{path}: cannot be read ({reason}): make it again, by numpy.savez or "
+    "numpy.save, of numbers or strings."
+  )

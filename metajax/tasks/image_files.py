@@ -1,7 +1,7 @@
 """Finds and reads the image files of class folders."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 BACKGROUND = 255  # White, behind transparent pixels.
 # The modes of pillow that can be transparent. P is a palette.
 TRANSPARENT = ("P", "PA", "LA", "RGBA", "RGBa")
+LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 class Images(NamedTuple):
@@ -60,7 +61,7 @@ def read_files(paths: Sequence[Path], size: int) -> np.ndarray:
   from tqdm import tqdm  # Only reading needs it.
 
   decoded = [
-    _decode(path, size)
+    read_file(path, size)
     for path in tqdm(paths, "reading images", disable=None, unit="image")
   ]
   channels = max(image.shape[-1] for image in decoded)
@@ -85,16 +86,60 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
   return made
 
 
-def _decode(path: Path, size: int) -> np.ndarray:
-  """Returns uint8 `[size, size, channels]`. A grey image has one channel."""
+def in_channels(images: np.ndarray, channels: int) -> np.ndarray:
+  """Makes grey images coloured, or coloured images grey by their luminance.
+
+  Args:
+    images: uint8 `[..., height, width, 1 or 3]`.
+    channels: 1 or 3.
+  """
+  if images.shape[-1] == channels:
+    return images
+  if channels > 1:
+    return np.broadcast_to(images, (*images.shape[:-1], channels))
+  grey = np.empty((*images.shape[:-1], 1), np.uint8)
+  for place in np.ndindex(images.shape[:-3]):  # One by one for memory.
+    grey[place][..., 0] = np.rint(images[place] @ LUMINANCE)
+  return grey
+
+
+def read_file(path: Path, size: int) -> np.ndarray:
+  """Returns uint8 `[size, size, channels]`. A grey image has one channel.
+
+  Raises:
+    ValueError: for a file that is not an image.
+  """
+  from PIL import Image  # Only decoding needs it.
+
+  def small(image: Any) -> Any:
+    if image.mode in ("I", "F"):
+      return None
+    whole = _upright_and_opaque(image)
+    return whole.resize((size, size), Image.Resampling.LANCZOS)
+
+  found = _of_file(path, small)
+  if found is None:
+    raise ValueError(
+      f"{path}: pixels of 32 bits, must be of 8 or 16: convert it."
+    )
+  return np.asarray(found, np.uint8).reshape(size, size, -1)
+
+
+def is_coloured(path: Path) -> bool:
+  """Tells from the head of a file whether `read_file` returns three channels.
+
+  Raises:
+    ValueError: for a file that is not an image.
+  """
+  return _of_file(path, lambda image: not _is_grey(image.mode))
+
+
+def _of_file(path: Path, function: Callable[[Any], Any]) -> Any:
   from PIL import Image  # Only decoding needs it.
 
   try:
     with Image.open(path) as image:
-      deep = image.mode in ("I", "F")
-      if not deep:
-        whole = _upright_and_opaque(image)
-        small = whole.resize((size, size), Image.Resampling.LANCZOS)
+      return function(image)
   except PermissionError as error:
     raise ValueError(
       f"{path}: permission denied: get the permission to read it."
@@ -103,11 +148,10 @@ def _decode(path: Path, size: int) -> np.ndarray:
   except Exception as error:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     raise ValueError(f"{path} is no image: remove it. ({reason})") from error
-  if deep:
-    raise ValueError(
-      f"{path}: pixels of 32 bits, must be of 8 or 16: convert it."
-    )
-  return np.asarray(small, np.uint8).reshape(size, size, -1)
+
+
+def _is_grey(mode: str) -> bool:
+  return mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;16")
 
 
 def _upright_and_opaque(image: Any) -> Any:
@@ -122,7 +166,7 @@ def _upright_and_opaque(image: Any) -> Any:
     if clear is not None:
       grey[values == clear] = BACKGROUND
     return Image.fromarray(grey)
-  mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+  mode = "L" if _is_grey(image.mode) else "RGB"
   if clear is not None or image.mode in TRANSPARENT:
     ground = Image.new("RGBA", image.size, (BACKGROUND,) * 4)
     image = Image.alpha_composite(ground, image.convert("RGBA"))

@@ -12,12 +12,14 @@ from metajax.tasks.image_arrays import (
   array_files,
   digest,
   has_arrays,
+  mapped,
   read_arrays,
 )
 from metajax.tasks.image_files import read_classes
 from metajax.tasks.image_lists import ClassFiles, has_list, listed
 from metajax.tasks.image_splits import ImageSplits, episodes, of_one_depth
 from metajax.tasks.standardized import channels_of
+from metajax.tasks.stored_images import stored_arrays, stored_files
 from metajax.types import Splits
 
 SIZE = 84  # Default size in pixels of images in files.
@@ -36,6 +38,8 @@ def image_folder(
   image_size: int | None = None,
   small_classes: bool = False,
   standardize: bool = False,
+  stream: bool = False,
+  workers: int = 0,
 ) -> Splits:
   """N-way K-shot tasks of the images in a folder, in three disjoint splits.
 
@@ -70,6 +74,9 @@ def image_folder(
     small_classes: see `few_shot_episodes`.
     standardize: if True, channels have mean 0 and deviation 1 over the training
       classes; if False, pixels are in [0, 1].
+    stream: if True, the images stay on the disk, and tasks are read from there
+      when they are drawn (see `types.Stream`); if False, memory holds them all.
+    workers: see `episodes` of `image_splits`.
 
   Returns:
     Task families for training, validation and test. Images have one channel if
@@ -80,7 +87,7 @@ def image_folder(
       folder of a class, for damaged lists or arrays, and for too few or too
       small classes. The message names the file or the class.
   """
-  images = read_image_folder(data_dir, image_size, split_seed)
+  images = read_image_folder(data_dir, image_size, split_seed, stream)
   return episodes(
     images,
     f"--data_dir={data_dir}",
@@ -92,6 +99,7 @@ def image_folder(
     num_rotations=num_rotations,
     small_classes=small_classes,
     channels=channels_of(images.train.images) if standardize else None,
+    workers=workers,
   )
 
 
@@ -99,8 +107,11 @@ def read_image_folder(
   data_dir: str | os.PathLike,
   image_size: int | None = None,
   split_seed: int = 0,
+  stored: bool = False,
 ) -> ImageSplits:
   """Reads the images of the three splits of `image_folder`.
+
+  With `stored`, the images are `StoredImages`, and are read later.
 
   Raises:
     ValueError: see `image_folder`.
@@ -109,7 +120,10 @@ def read_image_folder(
     raise ValueError(f"image_size={image_size}: must be 1 or more.")
   root = Path(data_dir)
   if (arrays := array_files(root)) is not None:
-    splits = [read_arrays(pair, image_size) for pair in arrays]
+    if stored:
+      splits = stored_arrays(arrays, image_size)
+    else:
+      splits = [read_arrays(pair, image_size) for pair in arrays]
     sizes = sorted({data.images.shape[1] for data in splits})
     if len(sizes) > 1:
       raise ValueError(
@@ -118,7 +132,27 @@ def read_image_folder(
       )
     return of_one_depth(splits)
   stamped = [tuple(map(_stamped, x)) for x in _classes(root, split_seed)]
+  if stored:
+    return ImageSplits(*stored_files(stamped, image_size or SIZE))
   return _read_splits(tuple(stamped), image_size or SIZE)
+
+
+def bytes_in_memory(
+  data_dir: str | os.PathLike, image_size: int | None = None
+) -> int:
+  """Returns how many bytes the images of `image_folder` take in memory.
+
+  It reads none of them. Those in files count as coloured ones. Those in npz
+  archives do not count, because they cannot stay on the disk.
+  """
+  root, size = Path(data_dir), image_size
+  if (arrays := array_files(root)) is not None:
+    if any(pair.images == pair.labels for pair in arrays):
+      return 0
+    shapes = [mapped(pair).shape for pair in arrays]
+    return sum(n * c * (size or h) * (size or w) for n, h, w, c in shapes)
+  classes = (x for split in _classes(root, 0) for x in split)
+  return sum(len(x.files) for x in classes) * 3 * (size or SIZE) ** 2
 
 
 def fingerprint(data_dir: str | os.PathLike, split_seed: int = 0) -> str:

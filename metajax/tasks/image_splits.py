@@ -1,18 +1,19 @@
 """Builds three families of tasks from the images of three sets of classes."""
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from metajax.tasks.few_shot import labelled_episodes
 from metajax.tasks.form import Number
-from metajax.tasks.image_files import Images, resized
+from metajax.tasks.image_files import Images, in_channels, resized
 from metajax.tasks.standardized import Channels, standardized
+from metajax.tasks.stored_images import StoredImages
+from metajax.tasks.streamed import streamed_episodes
 from metajax.types import Splits, TaskFamily
-
-LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 class ImageSplits(NamedTuple):
@@ -35,11 +36,12 @@ def episodes(
   num_rotations: int = 1,
   small_classes: bool = False,
   channels: Channels | None = None,
+  workers: int = 0,
 ) -> Splits:
   """N-way K-shot tasks of images in three disjoint splits.
 
   Args:
-    images: uint8 images. They stay uint8 on the device.
+    images: uint8 images, which stay uint8 on the device, or images on a disk.
     where: the source of the images, for messages.
     ways: N, classes per task, or `(low, high)`, see `few_shot_episodes`.
     shots: K, support images per class, or `(low, high)`.
@@ -51,6 +53,8 @@ def episodes(
     small_classes: see `few_shot_episodes`.
     channels: the mean and deviation that standardise the images; None: pixels
       are in [0, 1].
+    workers: processes that read training images ahead from a disk; 0: threads,
+      which read those of validation and test in any case.
 
   Returns:
     Task families for training, validation and test.
@@ -69,10 +73,12 @@ def episodes(
   }
   families = []
   for data, split in zip(images, Splits._fields, strict=True):
-    numbers = (eval_ways, eval_query_shots)
+    numbers, helpers = (eval_ways, eval_query_shots), 0
     if split == "train":
-      numbers = (ways, query_shots)
-    families.append(split_episodes(data, where, split, *numbers, **options))
+      numbers, helpers = (ways, query_shots), workers
+    families.append(
+      split_episodes(data, where, split, *numbers, workers=helpers, **options)
+    )
   return Splits(*families)
 
 
@@ -87,14 +93,18 @@ def split_episodes(
   num_rotations: int = 1,
   small_classes: bool = False,
   channels: Channels | None = None,
+  workers: int = 0,
 ) -> TaskFamily:
   """N-way K-shot tasks of one split; see `episodes`.
 
   Raises:
     ValueError: if the images do not suffice. The message names the split.
   """
+  build: Callable[..., TaskFamily] = labelled_episodes
+  if isinstance(data.images, StoredImages):
+    build = functools.partial(streamed_episodes, workers=workers)
   try:
-    family = labelled_episodes(
+    family = build(
       data.images,
       data.labels,
       ways,
@@ -136,14 +146,9 @@ def resized_splits(splits: ImageSplits, size: int) -> ImageSplits:
 
 def with_channels(data: Images, channels: int) -> Images:
   """Makes grey images coloured, or coloured images grey by their luminance."""
-  images = data.images
-  if images.shape[-1] == channels:
-    return data
-  if channels == 1:
-    grey = np.empty((*images.shape[:-1], 1), np.uint8)
-    for row, image in zip(grey, images, strict=True):  # One by one for memory.
-      row[..., 0] = np.rint(image @ LUMINANCE)
-    images = grey
+  images: Any = data.images
+  if isinstance(images, StoredImages):
+    images = images.in_channels(channels)
   else:
-    images = np.broadcast_to(images, (*images.shape[:-1], channels))
+    images = in_channels(images, channels)
   return data._replace(images=images)

@@ -1,12 +1,24 @@
 """Images whose channels have mean 0 and deviation 1 over a data set."""
 
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.types import Array, Episode, PRNGKey, TaskFamily, as_partial
+from metajax.tasks.stored_images import StoredImages
+from metajax.types import (
+  Array,
+  Episode,
+  PRNGKey,
+  Stream,
+  TaskFamily,
+  as_partial,
+)
+
+PART = 1024  # Images of an array that are measured at once.
 
 
 class Channels(NamedTuple):
@@ -29,21 +41,27 @@ class Channels(NamedTuple):
     return images * jnp.asarray(self.deviation) + jnp.asarray(self.mean)
 
 
-def channels_of(images: np.ndarray) -> Channels:
+def channels_of(images: np.ndarray | StoredImages) -> Channels:
   """Measures the channels of uint8 images `[n, height, width, channels]`.
 
   All sums are of integers, so the order of the images does not matter. A
   constant channel gets deviation 1.
   """
   totals = np.zeros((2, images.shape[-1]), np.int64)
-  for start in range(0, len(images), 1024):  # Parts, to save memory.
-    x = images[start : start + 1024].astype(np.int32)
+  for part in _parts(images):  # To save memory.
+    x = part.astype(np.int32)
     totals += np.stack([y.sum((0, 1, 2), dtype=np.int64) for y in (x, x * x)])
-  count = images.size // images.shape[-1]
+  count = math.prod(images.shape[:-1])
   mean, square = totals / count
   variance = np.maximum(square - mean**2, 0)
   deviation = np.where(variance < 1e-6, 255, np.sqrt(variance))
   return Channels(*(tuple((x / 255).tolist()) for x in (mean, deviation)))
+
+
+def _parts(images: np.ndarray | StoredImages) -> Iterable[np.ndarray]:
+  if isinstance(images, StoredImages):
+    return images.parts()
+  return (images[i : i + PART] for i in range(0, len(images), PART))
 
 
 def standardized(tasks: TaskFamily, channels: Channels) -> TaskFamily:
@@ -60,6 +78,8 @@ def standardized(tasks: TaskFamily, channels: Channels) -> TaskFamily:
   Raises:
     ValueError: if the images have another number of channels.
   """
+  if isinstance(tasks, Stream):
+    return tasks.changed(lambda family: standardized(family, channels))
   shape = jax.eval_shape(tasks, jax.random.key(0)).support.inputs.shape
   if shape[-1] != len(channels.mean):
     raise ValueError(

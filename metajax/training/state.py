@@ -15,6 +15,8 @@ from metajax.types import Array, Metrics, Params, PRNGKey
 
 Train = Callable[["TrainState", int], tuple["TrainState", Metrics]]
 MetaGradient = Callable[[Params], tuple[Params, Metrics]]
+Step = Callable[..., tuple["TrainState", Metrics]]
+Totals = tuple[Metrics, Metrics]  # See `_add`.
 
 
 class TrainState(NamedTuple):
@@ -221,7 +223,7 @@ def _is_finite(x: Any) -> Array:
 
 
 def mean_over_steps(
-  step: Callable[..., tuple[TrainState, Metrics]], *arguments: Any
+  step: Step, *arguments: Any
 ) -> Callable[[TrainState], tuple[Train, jax.stages.Compiled]]:
   """Builds a trainer's `compile` from one of its steps.
 
@@ -246,22 +248,14 @@ def mean_over_steps(
 
     def body(carry):
       state, total, _ = carry
-      new, metrics = step(state, *arguments)
-      stuck = new.step == state.step
-      return new, choose(stuck, total, _add(total, metrics)), stuck
+      return counted(step, state, total, *arguments)
 
-    shapes = jax.eval_shape(step, state, *arguments)[1]
-    zeros = jax.tree.map(lambda s: wide(jnp.zeros(s.shape, s.dtype)), shapes)
+    zeros = no_metrics(step, state, *arguments)
     before = state.step
-    state, (total, _), _ = jax.lax.while_loop(
-      goes_on, body, (state, (zeros, zeros), jnp.bool(False))
+    state, total, _ = jax.lax.while_loop(
+      goes_on, body, (state, zeros, jnp.bool(False))
     )
-    taken = state.step - before
-    skipped = total.pop("skipped", None)
-    if skipped is None:
-      return state, _divide(total, taken)
-    means = _divide(total, taken - skipped)
-    return state, {**means, **_divide({"skipped": skipped}, taken)}
+    return state, mean_metrics(total, state.step - before)
 
   def compile(state):
     jitted = jax.jit(train_steps, donate_argnums=0)
@@ -277,6 +271,32 @@ def mean_over_steps(
   return compile
 
 
+def no_metrics(step: Step, state: TrainState, *arguments: Any) -> Totals:
+  """Returns the totals of the metrics of a step before the first one."""
+  shapes = jax.eval_shape(step, state, *arguments)[1]
+  zeros = jax.tree.map(lambda s: wide(jnp.zeros(s.shape, s.dtype)), shapes)
+  return zeros, zeros
+
+
+def counted(
+  step: Step, state: TrainState, total: Totals, *arguments: Any
+) -> tuple[TrainState, Totals, Array]:
+  """Takes a step; returns the state, the totals, and whether it is stuck."""
+  new, metrics = step(state, *arguments)
+  stuck = new.step == state.step
+  return new, choose(stuck, total, _add(total, metrics)), stuck
+
+
+def mean_metrics(total: Totals, taken: Array) -> Metrics:
+  """Returns the means over the steps that were taken."""
+  sums = dict(total[0])
+  skipped = sums.pop("skipped", None)
+  if skipped is None:
+    return _divide(sums, taken)
+  means = _divide(sums, taken - skipped)
+  return {**means, **_divide({"skipped": skipped}, taken)}
+
+
 def traced_once(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
   """Lets JAX trace a function only once, if a program calls it several times.
 
@@ -290,9 +310,7 @@ def traced_once(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
   return jax.jit(fn, inline=True, **options)
 
 
-def _add(
-  total: tuple[Metrics, Metrics], metrics: Metrics
-) -> tuple[Metrics, Metrics]:
+def _add(total: Totals, metrics: Metrics) -> Totals:
   """Adds metrics to `(sums, excess)` by Kahan's compensated summation.
 
   `excess` is the rounding error of the sums. Without it, the float32 sum of a

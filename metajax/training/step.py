@@ -1,6 +1,8 @@
 """The meta-training step: samples tasks, averages meta-gradients, updates."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +25,18 @@ from metajax.training.state import (
   traced_once,
   trainer_on,
 )
+from metajax.training.streaming import (
+  check_one_process,
+  mean_over_stream,
+  read,
+  read_ahead,
+)
 from metajax.types import (
   Array,
   Episode,
   MetaLearner,
   PRNGKey,
+  Stream,
   TaskFamily,
   as_partial,
 )
@@ -65,7 +74,8 @@ def meta_trainer(
   Args:
     learner: any meta-learner.
     optimizer: the outer optimizer.
-    tasks: the task family to train on.
+    tasks: the task family to train on. The host reads the tasks of a `Stream`
+      ahead. Its tasks are the same, but each step is a call of the program.
     meta_batch: B, tasks per meta-step.
     rng: the key from which all tasks are drawn. With keys `[S]`, one program
       trains S seeds, and each seed trains as it would alone. `init` then takes
@@ -89,8 +99,9 @@ def meta_trainer(
     A `Trainer`.
 
   Raises:
-    ValueError: if the meta-batch is not a multiple of the number of devices, or
-      if `task_chunk` is not from 1 to the number of tasks of a device.
+    ValueError: if the meta-batch is not a multiple of the number of devices, if
+      `task_chunk` is not from 1 to the number of tasks of a device, or if
+      several processes train on a `Stream`.
   """
   mesh = task_mesh(meta_batch) if mesh is None else mesh
   per_device, rest = divmod(meta_batch, mesh.size)
@@ -110,8 +121,14 @@ def meta_trainer(
     )
   num_whole, left = divmod(per_device, task_chunk)
   num_chunks = num_whole + (left > 0)
+  # A task is `task_of(*data, key)`. The data are what the host reads, if any.
+  task_of: Any = tasks
+  stream = tasks if isinstance(tasks, Stream) else None
+  if stream is not None:
+    check_one_process()
+    task_of = stream.finish
   # Arguments of the compiled programs below, so that none is a constant.
-  given = as_partial(tasks), learner.carried()
+  given = as_partial(task_of), learner.carried()
   replicated = NamedSharding(mesh, P())
   numbers = () if points is None else points.numbers
 
@@ -124,12 +141,16 @@ def meta_trainer(
   @functools.partial(traced_once, static_argnames="size")
   def chunk_grad(meta_params, given, step, draw, chunk, size=task_chunk):
     """Returns the meta-gradient and metrics of a device's chunk of tasks."""
-    rng, numbers = draw
+    rng, numbers, data = draw
     tasks, learner, _ = made(given, numbers)
     step_key = jax.random.fold_in(rng, step)
     device = jax.lax.axis_index(TASKS)
-    index = device * per_device + chunk * task_chunk + jnp.arange(size)
-    episodes: Episode = jax.vmap(tasks)(task_keys(rng, step, index))
+    first = chunk * task_chunk
+    keys = task_keys(rng, step, device * per_device + first + jnp.arange(size))
+    part = jax.tree.map(
+      lambda x: jax.lax.dynamic_slice_in_dim(x, first, size), data
+    )
+    episodes: Episode = jax.vmap(tasks)(*part, keys)
     key = jax.random.fold_in(step_key, meta_batch + device * num_chunks + chunk)
     return learner.at_step(step).meta_grad(meta_params, episodes, key)
 
@@ -161,16 +182,22 @@ def meta_trainer(
 
   # Gradients are local to a device until pmean. With check_vma, the gradient of
   # replicated parameters would be a sum over devices.
-  over_devices = functools.partial(
-    jax.shard_map, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
-  )
-  sharded_grad = sharded_one = over_devices(device_grad)
-  if num_seeds is not None:
-    sharded_grad = over_devices(
-      jax.vmap(device_grad, in_axes=(0, None, None, 0))
+  def over_devices(fn: Callable, data: P) -> Callable:
+    specs = P(), P(), P(), (P(), P(), data)
+    return jax.shard_map(
+      fn, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False
     )
 
-  def meta_step(state, given, draw):
+  of_data = P(TASKS)
+  sharded_grad = sharded_one = over_devices(device_grad, of_data)
+  if num_seeds is not None:
+    of_data = P(None, TASKS)
+    sharded_grad = over_devices(
+      jax.vmap(device_grad, in_axes=(0, None, None, 0)), of_data
+    )
+
+  def meta_step(state, data, given, draw):
+    draw = *draw, data
     grads, metrics = sharded_grad(state.meta_params, given, state.step, draw)
 
     def update(state, grads, metrics, draw):
@@ -194,9 +221,9 @@ def meta_trainer(
     return update(state, grads, metrics, draw)
 
   def start_one(draw, given):
-    rng, numbers = draw
+    rng, numbers, data = draw
     tasks, learner, optimizer = made(given, numbers)
-    episode = tasks(rng)
+    episode = tasks(*data, rng)
     meta_params = learner.init(rng, episode.support.inputs)
     return first_state(optimizer, meta_params)
 
@@ -206,10 +233,19 @@ def meta_trainer(
   start = jax.jit(start_one, out_shardings=replicated)
 
   def init(rng: PRNGKey) -> TrainState:
-    return start(place((rng, numbers), replicated), given)
+    data = () if stream is None else read(stream, rng)
+    return start(place((rng, numbers, data), replicated), given)
 
   given, draw = place((given, (rng, numbers)), replicated)
-  return trainer_on(mesh, init, mean_over_steps(meta_step, given, draw))
+  if stream is None:
+    compile = mean_over_steps(meta_step, (), given, draw)
+  else:
+    shape = (meta_batch,) if num_seeds is None else (num_seeds, meta_batch)
+    batches = functools.partial(
+      read_ahead, stream, rng, shape, NamedSharding(mesh, of_data)
+    )
+    compile = mean_over_stream(meta_step, batches, given, draw)
+  return trainer_on(mesh, init, compile)
 
 
 def task_keys(rng: PRNGKey, step: Array | int, index: Array) -> PRNGKey:

@@ -94,20 +94,24 @@ class Built(NamedTuple):
 
 
 def build(
-  num_tasks: int | None = None, devices: Sequence[jax.Device] | None = None
+  num_tasks: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
+  tasks: TaskFamily | None = None,
 ) -> Built:
   """Compiles the meta-step that the flags describe.
 
   Args:
     num_tasks: the number of tasks; None: --tasks.
     devices: the devices; None: all devices.
+    tasks: the task family; None: tasks of random images.
   """
   if FLAGS.learner == "supervised":
     raise ValueError("--learner=supervised: compare_peers.py measures it.")
   num_tasks = FLAGS.tasks if num_tasks is None else num_tasks
-  tasks = few_shot_episodes(
-    jnp.asarray(images()), FLAGS.ways, FLAGS.shots, FLAGS.query_shots
-  )
+  if tasks is None:
+    tasks = few_shot_episodes(
+      jnp.asarray(images()), FLAGS.ways, FLAGS.shots, FLAGS.query_shots
+    )
   encoded = FLAGS.learner in ENCODED
 
   def learner_of(inner_steps, conv_lowering=FLAGS.conv_lowering):

@@ -149,14 +149,20 @@ ONLY = {
     "eval_query_shots": 0,
     "ways": 2,
     "train_ways": 0,
+    "train_shots": 0,
     "filters": 1,
     "image_size": 0,
+    "stream_workers": 0,
     "validation_tasks": 2,
   },
 }
 ONLY_FLOATS = {
   SINUSOID: {},
-  OMNIGLOT: {"drop_rate": r"is not a number in the range \[0.0, 0.99\]"},
+  OMNIGLOT: {
+    "drop_rate": r"is not a number in the range \[0.0, 0.99\]",
+    "late_drop_rate": r"is not a number in the range \[0.0, 0.99\]",
+    "slope": r"is not a number in the range \[0.0, 1.0\]",
+  },
 }
 # What the message says of -0.1.
 FLOATS = {
@@ -175,8 +181,19 @@ CHOICES = {
   "memory": "<auto|mixed|plain|remat|nested>",
   "inner_optimizer": "<sgd|adam>",
   "dtype": "<float32|bfloat16>",
-  "outer_optimizer": "<adam|sgd>",
+  "outer_optimizer": "<adam|sgd|momentum>",
 }
+PRESETS = [
+  *["5w1s", "5w5s", "20w1s", "20w5s", "5w1s_mlp", "5w5s_mlp"],
+  *["reptile", "maml_plus_plus"],
+  *(
+    f"{data}_{row}_5w{shots}s"
+    for data in ("cifar_fs", "fc100")
+    for row in ("maml", "boil", "prototypical", "ridge", "ridge_wide", "svm")
+    + ("meta_baseline",)
+    for shots in (1, 5)
+  ),
+]
 ONLY_CHOICES = {
   SINUSOID: {"preset": "<paper>"},
   OMNIGLOT: {
@@ -189,11 +206,8 @@ ONLY_CHOICES = {
     "widths": "<640|512>",
     "normalization": "<batch|group|layer|none|running>",
     "rotations": "<0|1|2|4>",
-    "preset": "<5w1s|5w5s|20w1s|20w5s|5w1s_mlp|5w5s_mlp|reptile|"
-    "maml_plus_plus|cifar_fs_maml_5w1s|cifar_fs_maml_5w5s|"
-    "cifar_fs_prototypical_5w1s|cifar_fs_prototypical_5w5s|"
-    "fc100_maml_5w1s|fc100_maml_5w5s|fc100_prototypical_5w1s|"
-    "fc100_prototypical_5w5s>",
+    "pictures": "<few|all>",
+    "preset": f"<{'|'.join(PRESETS)}>",
   },
 }
 SWITCHES = [
@@ -229,7 +243,9 @@ def _bad_flags():
       allowed = re.escape(allowed)
       yield experiment, flag, "best", f"value should be one of {allowed}"
     for flag in (
-      SWITCHES if shared else ["first_order", "standardize", "augment"]
+      SWITCHES
+      if shared
+      else ["first_order", "standardize", "augment", "pooled", "stream"]
     ):
       yield experiment, flag, "perhaps", ".*Non-boolean argument.*"
 
@@ -260,6 +276,8 @@ def test_every_flag_is_tried_above(experiment, run):
     "workdir",
     "data_dir",
     "eval_data_dir",
+    "init_from",
+    "joined_blocks",
     "compile_cache",
     "profile",
     "coordinator",
@@ -419,6 +437,10 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
       "--model=resnet12: takes no context, .*",
     ),
     (["--augment"], "--augment has no effect here: leave it out."),
+    (
+      ["--stream"],
+      "--stream: for --data=folder and mini_imagenet, not omniglot, which .*",
+    ),
     (
       ["--data_dir=IMAGES", "--shots=3"],
       "--data_dir=.*: --shots=3 and --query_shots=3: together at most 2, .*",
@@ -583,6 +605,25 @@ def test_a_folder_of_a_trace_is_tried_at_once(run, workdir):
   _assert_refused(ended, "--profile=/proc/nope: cannot be written to; .*")
 
 
+@pytest.mark.parametrize(
+  "argument, message",
+  [
+    ("--filters=8,16", r"--filters=\(8, 16\): must be 4 numbers, one for .*"),
+    (
+      "--train_shots=1,2,3",
+      ".*must be a number, or the lowest and the highe.*",
+    ),
+    ("--joined_blocks=5", r".*is not an integer in the range \[1, 4\].*"),
+    ("--init_from=/nope", "--init_from=/nope: has no learner.json and .*"),
+  ],
+)
+def test_numbers_and_folders_that_do_not_fit_are_named(
+  argument, message, run, workdir
+):
+  ended = run(OMNIGLOT, [f"--workdir={workdir}", argument])
+  _assert_refused(ended, message)
+
+
 @pytest.mark.parametrize("flag", ["filters", "conv_lowering"])
 def test_flags_of_another_network_are_refused(flag, run, workdir):
   value = {"filters": "7", "conv_lowering": "patches"}[flag]
@@ -599,6 +640,9 @@ def test_flags_of_another_network_are_refused(flag, run, workdir):
     ("federated_omniglot", "--learner=anil"),
     ("distill_omniglot", "--memory=remat"),
     ("omniglot_challenge", "--eval_tasks=7"),
+    ("context_linear", "--inner_steps=2"),
+    ("context_classify", "--inner_lr=1.0"),
+    ("context_regression", "--memory=remat"),
   ],
 )
 def test_flags_without_use_are_neither_shown_nor_taken(
@@ -610,6 +654,45 @@ def test_flags_without_use_are_neither_shown_nor_taken(
   assert f"  {flag}=" not in shown
   ended = run(experiment, [f"--workdir={workdir}", argument])
   _assert_refused(ended, f"{flag} has no effect here: leave it out.")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--learner=maml"], "flag --learner=maml: value should be one of <alpaca"),
+    (["--tasks=linear"], "flag --tasks=linear: value should be one of <rbf"),
+    (["--eval_shots=0"], "flag --eval_shots=0: 0 is not a positive integer"),
+    (["--num_bars=2"], "flag --num_bars=2: 2 is not integer >= 3"),
+    (["--learner=cnp", "--layers=2"], "--layers=2: cnp has a fixed number of"),
+    (["--num_bars=9"], "--num_bars is for --learner=prior_fitted, not tnp_d"),
+    (["--objective=elbo"], "--objective is for --learner=anp, not tnp_d"),
+    (["--width=30"], "--width=30, .*, heads=4: must .* divide the width"),
+    (["--learner=canp", "--width=30"], "--width=30: must be a multiple of 8"),
+  ],
+)
+def test_learners_in_context_that_cannot_be_are_named(
+  flags, message, run, workdir
+):
+  ended = run("context_regression", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, f"{message}.*")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--learner=maml"], "flag --learner=maml: value should be one of <.*mann"),
+    (["--protocol=both"], "flag --protocol=both: value should be one of <pres"),
+    (["--width=-1"], "flag --width=-1: -1 is not a non-negative integer"),
+    (
+      ["--learner=ttt", "--width=30"],
+      "--width=30, heads=4, .* divide the width",
+    ),
+    (["--train_ways=5"], "--train_ways has no effect here"),
+  ],
+)
+def test_readers_that_cannot_be_built_are_named(flags, message, run, workdir):
+  ended = run("context_classify", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, f"{message}.*")
 
 
 def test_a_step_that_the_run_has_not_is_refused(run, tmp_path):
@@ -689,6 +772,10 @@ def _member(folder, **flags):
       "is a run with --downsampling=max_pool, not auto: give another run, .*",
     ),
     (
+      {"filters": 64, "joined_blocks": 2},
+      "is a run with --joined_blocks=2, not 1: give another run, or other .*",
+    ),
+    (
       {"filters": 64, "inner_lr": 0.4},
       "is a run with --inner_lr=0.4, not 2.0: give another run, or other .*",
     ),
@@ -731,6 +818,22 @@ def test_student_in_the_workdir_of_a_teacher_is_refused(run, tmp_path):
 def test_more_synthetic_images_than_real_ones_are_refused(run, workdir):
   ended = run("distill_dataset", [f"--workdir={workdir}", "--per_class=1000"])
   _assert_refused(ended, "--per_class=1000: must be at most 120, .*")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--preset=oswald", "--width=8"], "--width has no effect here: .*"),
+    (["--rows=attention"], "--rows has no effect here: .*"),
+    (["--preset=oswald", "--rows=gd"], "--rows=gd: must be of attention, .*"),
+    (["--heads=3"], "--width=64, .*, --heads=3: must .* divide the width."),
+  ],
+)
+def test_flags_of_linear_regression_that_cannot_be_are_named(
+  flags, message, run, workdir
+):
+  ended = run("context_linear", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, message)
 
 
 def test_one_member_is_refused(run, workdir):

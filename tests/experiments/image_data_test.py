@@ -42,6 +42,22 @@ def cifar(data_dir):
 module = sys.modules["metajax.tasks.omniglot"]
 module.load_omniglot = image_sets.load_omniglot = omniglot
 cifar100.load_cifar100 = cifar
+def same_tasks(data):
+  # Whether the tasks that are made anew are the test tasks, and the images
+  # those of the test classes.
+  family = data.test.tasks(FLAGS.ways, FLAGS.shots)
+  one, other = (
+    jax.jit(f)(jax.random.key(5)).support.inputs
+    for f in (family, data.splits.test)
+  )
+  episode = jax.eval_shape(data.test.tasks(2, 1), jax.random.key(0))
+  images = data.test.images()
+  return [
+    bool((one == other).all()),
+    episode.support.inputs.shape[0],
+    len(images.names) == len(np.unique(images.labels)) > 2,
+  ]
+
 found = []
 for flags in json.loads(sys.argv[1]):
   FLAGS.unparse_flags()
@@ -49,10 +65,11 @@ for flags in json.loads(sys.argv[1]):
     FLAGS[name].unparse()
   FLAGS(["test", *flags])
   data = image_data.load(FLAGS.ways, FLAGS.train_ways or FLAGS.ways)
-  shapes, stored, test = [], [], None
+  shapes, stored, test, support = [], [], None, []
   for family in (data.splits.train, data.splits.test):
     episode = jax.eval_shape(family, jax.random.key(0))
     shapes.append(episode.query.inputs.shape)
+    support.append(episode.support.inputs.shape)
     images = max(jax.tree.leaves(family), key=lambda x: x.size)
     assert images.dtype == np.uint8
     pixels = np.asarray(images)[..., 0, 0, :].reshape(-1, images.shape[-1])
@@ -66,6 +83,8 @@ for flags in json.loads(sys.argv[1]):
     "inverted": data.inverted,
     "channels": data.channels,
     "shapes": shapes,
+    "support": support,
+    "remade": same_tasks(data),
     "train": stored[0],
     "test": stored[1],
     "drawn": test,
@@ -89,6 +108,7 @@ def found(tmp_path_factory):
   runs = {
     "folder": [grey, "--image_size=6"],
     "omniglot": [],
+    "several_shots": ["--train_shots=2,5"],
     "cifar_fs": ["--data=cifar_fs", "--train_ways=7"],
     "plain": ["--data=cifar_fs", "--nostandardize", "--image_size=16"],
     "cifar_on_folder": ["--data=cifar_fs", f"--eval_data_dir={other}"],
@@ -151,6 +171,19 @@ def test_cifar_is_standardised_unless_told_otherwise(found):
   assert plain["channels"] is None
   assert plain["shapes"][0] == [3, 16, 16, 3]
   assert plain["test"] == data["test"]
+
+
+def test_training_may_have_other_shots_than_the_test(found):
+  data = found["several_shots"]
+  assert [shape[0] for shape in data["support"]] == [3 * 5, 3]
+  assert [shape[0] for shape in data["shapes"]] == [3, 3]
+  assert data["protocol"]["train_shots"] == [2, 5]
+  assert found["omniglot"]["protocol"]["train_shots"] == 1
+
+
+def test_test_tasks_of_other_sizes_are_of_the_same_images(found):
+  for name, data in found.items():
+    assert data["remade"] == [True, 2, True], name
 
 
 def test_test_images_become_what_the_training_images_are(found):

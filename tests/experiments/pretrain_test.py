@@ -24,6 +24,8 @@ FLAGS = {
   "eval_tasks": 4,
   "validation_tasks": 2,
   "generations": 1,
+  "fine_tune_steps": 2,
+  "pictures": "all",
 }
 
 
@@ -42,11 +44,18 @@ def test_the_trained_embedding_is_a_prototypical_network(tmp_path):
   command += [f"--{name}={value}" for name, value in flags.items()]
   subprocess.run(command, cwd=ROOT, env=os.environ, check=True)
   metrics = json.loads((workdir / "results.json").read_text())["metrics"]
-  heads = ("logistic", "ridge", "nearest_mean", "cosine")
+  heads = ("logistic", "ridge", "nearest_mean", "cosine", "fine_tuned")
   rows = {f"{head}_generation_{i}" for head in heads for i in (0, 1)}
   assert {*metrics} == {
     *rows,
     "logistic_generation_1_minus_logistic_generation_0",
+    # A class has 4 images, and there are 3 classes for test.
+    "accuracy_2w1s",
+    "accuracy_2w2s",
+  }
+  assert {path.stem for path in workdir.glob("*.png")} == {
+    *("accuracy_by_shots", "accuracy_by_ways", "confusion", "episodes"),
+    "learning_curve",
   }
   loaded = metajax.load(workdir)
   assert loaded.channels is not None and loaded.inputs.shape == (32, 32, 3)

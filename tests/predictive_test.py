@@ -1,0 +1,217 @@
+"""Predictive distributions against scipy in float64, and through `evaluate`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from metajax.evaluation import evaluate
+from metajax.losses import over_examples
+from metajax.predictive import (
+  Bernoulli,
+  Normal,
+  NormalMixture,
+  StudentT,
+  log_likelihood,
+  mean_error,
+  negative_log_likelihood,
+)
+from metajax.types import Batch, Episode, MetaLearner
+
+RNG = np.random.default_rng(0)
+MEAN = RNG.normal(size=(5, 2))
+SCALE = RNG.uniform(0.3, 2, (5, 2))
+DF = np.array([0.7, 1.5, 2.5, 4, 60])[:, None] + np.zeros((5, 2))
+LOGITS = RNG.normal(size=(5, 2))
+# Near the centre and far in the tails.
+TARGETS = [MEAN + SCALE * z for z in (-9, -2, -1e-3, 1e-6, 0.5, 8)]
+PAIRS = {
+  "normal": (Normal, (MEAN, SCALE), stats.norm(MEAN, SCALE)),
+  "student": (StudentT, (MEAN, SCALE, DF), stats.t(DF, MEAN, SCALE)),
+}
+
+
+def _mixture(weights):
+  means = np.stack([MEAN - 2, MEAN, MEAN + 30], -1)
+  scale = np.stack([SCALE, SCALE / 9, 3 * SCALE], -1)
+  with np.errstate(divide="ignore"):
+    return NormalMixture(means, scale, np.log(weights)), means, scale
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_continuous_ones_are_scipys(name):
+  make, args, known = PAIRS[name]
+  with jax.enable_x64(True):
+    found = make(*map(jnp.asarray, args))
+    np.testing.assert_allclose(found.mean, MEAN)
+    variance = np.where(args[-1] > 2, known.var(), np.inf)
+    if name == "normal":
+      variance = known.var()
+    np.testing.assert_allclose(found.variance, variance, rtol=1e-12)
+    for y in TARGETS:
+      np.testing.assert_allclose(
+        found.log_prob(y), known.logpdf(y), rtol=1e-10, atol=1e-12
+      )
+      np.testing.assert_allclose(found.cdf(y), known.cdf(y), rtol=1e-10)
+    for q in (1e-4, 0.3, 0.5, 0.999):
+      np.testing.assert_allclose(
+        found.quantile(q), known.ppf(q), rtol=1e-9, atol=1e-12
+      )
+
+
+def test_student_is_accurate_near_its_centre_in_float32():
+  """One of the two forms of its cdf is wrong by 1e-4 there."""
+  z = np.linspace(-0.02, 0.02, 9, dtype=np.float32)
+  found = StudentT(jnp.zeros(9), jnp.ones(9), jnp.full(9, 4.0)).cdf(z)
+  np.testing.assert_allclose(found, stats.t.cdf(z, 4), atol=2e-7)
+
+
+def test_mixture_is_the_weighted_sum():
+  weights = RNG.dirichlet([1, 2, 3], (5, 2))
+  with jax.enable_x64(True):
+    found, means, scale = _mixture(weights)
+    found = jax.tree.map(jnp.asarray, found)
+    parts = stats.norm(means, scale)
+    mean = (weights * means).sum(-1)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
+    square = (weights * (scale**2 + means**2)).sum(-1)
+    np.testing.assert_allclose(found.variance, square - mean**2, rtol=1e-10)
+    for y in TARGETS:
+      at = y[..., None]
+      density = (weights * parts.pdf(at)).sum(-1)
+      np.testing.assert_allclose(found.log_prob(y), np.log(density), rtol=1e-10)
+      cdf = (weights * parts.cdf(at)).sum(-1)
+      np.testing.assert_allclose(found.cdf(y), cdf, rtol=1e-10)
+    for q in (1e-4, 0.3, RNG.uniform(size=(5, 2))):
+      np.testing.assert_allclose(found.cdf(found.quantile(q)), q + 0 * MEAN)
+
+
+def test_mixture_of_one_weight_for_all_numbers_is_of_equal_ones():
+  weights = RNG.dirichlet([1, 2, 3], (5, 1))
+  one = jax.tree.map(jnp.asarray, _mixture(weights)[0])
+  many = jax.tree.map(jnp.asarray, _mixture(np.tile(weights, (1, 2, 1)))[0])
+  for a, b in (
+    (one.mean, many.mean),
+    (one.variance, many.variance),
+    (one.log_prob(MEAN), many.log_prob(MEAN)),
+    (one.quantile(0.8), many.quantile(0.8)),
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_mixture_of_a_weight_of_zero_is_that_of_the_others():
+  found = jax.tree.map(jnp.asarray, _mixture(np.array([[[0.0, 1.0, 0.0]]]))[0])
+  known = stats.norm(MEAN, SCALE / 9)
+  np.testing.assert_allclose(found.quantile(0.9), known.ppf(0.9), rtol=1e-5)
+  np.testing.assert_allclose(
+    found.log_prob(MEAN), known.logpdf(MEAN), rtol=1e-5
+  )
+  assert np.isfinite(found.variance).all()
+
+
+def test_bernoulli_is_scipys():
+  known = stats.bernoulli(1 / (1 + np.exp(-LOGITS)))
+  found = Bernoulli(jnp.asarray(LOGITS))
+  np.testing.assert_allclose(found.mean, known.mean(), rtol=1e-6)
+  np.testing.assert_allclose(found.variance, known.var(), rtol=1e-6)
+  for y in (0, 1):
+    y = np.full((5, 2), y)
+    np.testing.assert_allclose(found.log_prob(y), known.logpmf(y), rtol=1e-5)
+  for y in (-0.5, 0, 0.5, 1, 2):
+    y = np.full((5, 2), y)
+    np.testing.assert_allclose(found.cdf(y), known.cdf(y), rtol=1e-6)
+  for q in (0.01, 0.4, 0.99):
+    np.testing.assert_array_equal(found.quantile(q), known.ppf(q))
+  sure = Bernoulli(jnp.array([[200.0, jnp.inf, -jnp.inf, jnp.inf]]))
+  y = jnp.array([[0.0, 1, 0, 0]])
+  np.testing.assert_array_equal(sure.log_prob(y), [[-200, 0, 0, -np.inf]])
+  np.testing.assert_array_equal(sure.mean, [[1, 1, 0, 1]])
+  np.testing.assert_array_equal(sure.variance[:, 1:], [[0, 0, 0]])
+
+
+def test_densities_integrate_to_the_cdf():
+  """An identity that no library is asked for."""
+  found = StudentT(*(jnp.array([x]) for x in (0.5, 0.8, 3.0)))
+  area, _ = integrate.quad(
+    lambda y: float(jnp.exp(found.log_prob(jnp.array([y])))[0]), -60, 1.3
+  )
+  np.testing.assert_allclose(area, found.cdf(jnp.array([1.3]))[0], atol=1e-5)
+
+
+def test_scores_are_means_over_numbers():
+  found, known = Normal(jnp.asarray(MEAN), jnp.asarray(SCALE)), PAIRS["normal"]
+  y = TARGETS[1]
+  density = known[2].logpdf(y).mean()
+  np.testing.assert_allclose(log_likelihood(found, y), density, rtol=1e-5)
+  np.testing.assert_allclose(
+    negative_log_likelihood(found, y), -density, rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    mean_error(found, y), ((2 * SCALE) ** 2).mean(), rtol=1e-5
+  )
+
+
+def test_the_true_distribution_has_the_least_loss():
+  """Over scales, for errors of mean square 4: `log s + 2 / s^2` at s = 2."""
+  y = jnp.array([[-2.0], [2.0]])
+  slope = jax.grad(
+    lambda s: negative_log_likelihood(Normal(0 * y, s + 0 * y), y)
+  )
+  np.testing.assert_allclose(slope(2.0), 0, atol=1e-6)
+  assert slope(1.9) < 0 < slope(2.1)
+
+
+@pytest.mark.parametrize("metric", [log_likelihood, mean_error])
+def test_masked_examples_are_not_scored(metric):
+  mask = np.array([True, False, True, True, False])
+  y = jnp.asarray(TARGETS[1])
+  found = jax.tree.map(jnp.asarray, _mixture(np.full((5, 1, 3), 1 / 3))[0])
+  real = jax.tree.map(lambda x: x[mask], (found, y))
+  np.testing.assert_allclose(
+    over_examples(metric, found, y, jnp.asarray(mask)),
+    metric(*real),
+    rtol=1e-5,
+  )
+
+
+def test_targets_of_another_shape_are_refused():
+  found = Normal(jnp.asarray(MEAN), jnp.asarray(SCALE))
+  with pytest.raises(ValueError, match=r"\(5, 2\) and targets of shape \(5,\)"):
+    negative_log_likelihood(found, jnp.zeros(5))
+
+
+def test_evaluate_scores_distributions_with_masks():
+  """A learner of the support's mean; the padding of the query is far off."""
+
+  def tasks(rng):
+    y = jax.random.normal(rng, (6, 1))
+    mask = jnp.array([True, True, False])
+    query = jnp.where(mask[:, None], y[3:], 1e6)
+    x = jnp.zeros((3, 1))
+    return Episode(Batch(x, y[:3]), Batch(x, query, mask))
+
+  def predict(center, inputs, mask=None):
+    del mask
+    return Normal(center + 0 * inputs, 1 + 0 * inputs)
+
+  learner = MetaLearner(
+    lambda *_: 0.0, lambda p, s, rng: s.targets.mean(), predict, lambda *_: None
+  )
+  found = evaluate(
+    learner,
+    0.0,
+    tasks,
+    {"nll": negative_log_likelihood, "error": mean_error},
+    jax.random.key(0),
+    num_tasks=2000,
+    task_chunk=500,
+  )
+  # The error's variance is 1 + 1/3, and the density that of N(0, 1).
+  expected = 4 / 3
+  assert abs(found["error"].mean - expected) < 4 * found["error"].ci95 / 1.96
+  np.testing.assert_allclose(
+    found["nll"].mean,
+    0.5 * np.log(2 * np.pi) + found["error"].mean / 2,
+    rtol=1e-5,
+  )
