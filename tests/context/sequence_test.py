@@ -31,6 +31,9 @@ def case(request):
   params = jax.tree.map(
     lambda x: x + draw.normal(0, 0.3, x.shape), network.init(RNG, batch.inputs)
   )
+  network = network._replace(
+    read=jax.jit(network.read), predict=jax.jit(network.predict)
+  )
   return network, params, batch
 
 
@@ -103,7 +106,7 @@ def test_loss_is_over_prefixes_and_query(case):
   network, params, batch = case
   learner = transformer_learner(network, mean_squared_error)
   episode = Episode(_part(batch, 3), jax.tree.map(lambda x: x[3:], batch))
-  grads, metrics = learner.meta_grad(
+  grads, metrics = jax.jit(learner.meta_grad)(
     params, jax.tree.map(lambda x: jnp.asarray(x)[None], episode), RNG
   )
   # The one query comes next, so that all is one sequence.
