@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import shlex
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
+import metajax
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -46,6 +49,26 @@ def test_example_learns_the_prior_of_its_tasks(capsys):
 )
 def test_examples_run(page):
   assert "jax" in _run(page)
+
+
+@pytest.mark.slow
+def test_the_script_for_a_learner_of_ones_own_runs(tmp_path):
+  page = (DOCS / "own_learner.md").read_text()
+  (code,) = re.findall(r"(?s)```\n# train.py\n(.*?)```", page)
+  (tmp_path / "train.py").write_text(code)
+  ended = subprocess.run(
+    [
+      *[sys.executable, "train.py", "--learner=reptile", "--workdir=run"],
+      *["--steps=2", "--eval_tasks=4"],
+    ],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ended.returncode == 0, ended.stderr
+  assert metajax.load(tmp_path / "run").recipe.learner == "reptile"
 
 
 def _commands():

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from experiments.shared import streaming
 from metajax.runs.flags import FLAGS
 from metajax.tasks.cifar100 import cifar100_splits
 from metajax.tasks.image_files import Images
@@ -102,7 +103,7 @@ def where(name: str, flag: str) -> str:
 
 
 def read(
-  name: str, flag: str, size: int | None, stored: bool = False
+  name: str, flag: str, size: int | None, *, may_stream: bool = False
 ) -> tuple[ImageSplits, str]:
   """Reads the images in the folder that a flag names.
 
@@ -110,7 +111,7 @@ def read(
     name: the data set.
     flag: the flag.
     size: the height and width of the images; None: the default.
-    stored: whether the images of a folder stay on the disk.
+    may_stream: whether the images stay on the disk if --stream says so.
 
   Returns:
     The images, not inverted, and a text that identifies them.
@@ -133,6 +134,7 @@ def read(
   if not Path(directory).is_dir():
     raise ValueError(f"{given}: no such folder; give that of the images.")
   try:
+    stored = may_stream and streaming.wanted(name, directory, size)
     images = read_image_folder(directory, size, stored=stored)
   except ValueError as error:
     message = str(error).replace(f"--data_dir={directory}", given)

@@ -25,7 +25,7 @@ from metajax.training.loop import Interrupted, NonFinite
 INTERRUPTED = "interrupted; run the same command to go on."
 # Flags by the arguments of the library that have another name.
 ARGUMENTS = {
-  "capacities": "capacity",
+  "clients_per_round": "meta_batch",
   "n": "n_step",
   "num_arms": "arms",
   "num_episodes": "episodes",
@@ -34,7 +34,7 @@ ARGUMENTS = {
   "num_pulls": "pulls",
   "num_rotations": "rotations",
   "num_steps": "inner_steps",
-  "clients_per_round": "meta_batch",
+  "shots": "presentations",
 }
 Presets = Mapping[str, Mapping[str, Any]]
 
@@ -187,9 +187,11 @@ def fail(message: str, code: int = 2) -> None:
 
 def _flag(found: re.Match[str]) -> str:
   """Returns the flag for the beginning `name=` of a `name=value`."""
-  name = ARGUMENTS.get(found[1], found[1])
   own = {flag.name for flag in FLAGS.get_key_flags_for_module(sys.argv[0])}
-  return f"--{name}=" if name in own else found[0]
+  for name in (found[1], ARGUMENTS.get(found[1])):
+    if name in own:
+      return f"--{name}="
+  return found[0]
 
 
 def _said(error: Exception) -> str:

@@ -6,7 +6,9 @@ to `EXACT`. The checks are those of `metajax.testing`.
 """
 
 import itertools
+import re
 import unittest
+from pathlib import Path
 from types import SimpleNamespace
 
 import chex
@@ -185,9 +187,20 @@ def test_memory_changes_no_gradient(case, memory):
   )
 
 
+def test_the_learner_of_the_pages_keeps_the_contract():
+  root = Path(__file__).resolve().parents[2]
+  page = (root / "docs" / "own_learner.md").read_text()
+  (code,) = re.findall(r"(?s)```python\n(# my_package/.*?)```", page)
+  names = {}
+  exec(code, names)
+  case = testing.case(names["joint"], "regression", weight=0.5)
+  testing.check_gradients_are_like_the_parameters(case)
+  testing.check_reported_metric_is_that_of_the_predictions(case)
+  testing.check_gradient_is_exact(case)
+
+
 def test_every_check_is_made_here():
-  with open(__file__) as file:
-    text = file.read()
+  text = Path(__file__).read_text()
   assert all(f"testing.{check.__name__}" in text for check in testing.CHECKS)
 
 
