@@ -79,7 +79,8 @@ def find(folders: Sequence[Path], metric: str) -> list[Run]:
     recorded = [run for run in found if _recorded(run, metric)]
     if not recorded:
       raise ValueError(
-        f"--metric={metric}: no run of {folder} has it recorded; {_known(found)}"
+        f"--metric={metric}: no run of {folder} has it recorded; "
+        f"{_known(found)}"
       )
     runs += recorded
   return runs
