@@ -1,7 +1,6 @@
 """Draws a metric of several runs against meta-steps and against time.
 
-  python -m metajax.compare_runs runs/maml runs/bmg \
-      --metric=validation/accuracy --out=comparison.png
+  python -m metajax.compare_runs runs/maml runs/bmg --metric=validation/mse
 
 Reads the `config.json` and `metrics.jsonl` of each folder. Runs that differ
 only in their seed are one line: their mean, with a band for the 95% interval of

@@ -118,8 +118,13 @@ def test_the_same_run_made_twice_is_two_lines(tmp_path, capsys):
     (
       ["run"],
       "accuracy",
-      "error: --metric=accuracy: .*run has none recorded, but loss, "
-      "tasks_per_second, validation/accuracy, validation/other: give one",
+      "error: --metric=accuracy: .*run has none recorded; give one of loss, "
+      "tasks_per_second, validation/accuracy, validation/other.",
+    ),
+    (
+      ["noise"],
+      "accuracy",
+      "error: --metric=accuracy: .*noise has none .* has no whole line yet.",
     ),
   ],
 )
@@ -128,6 +133,8 @@ def test_what_is_missing_is_named(folders, metric, message, tmp_path, capsys):
   _run(tmp_path / "list", 20, [0.5])
   (tmp_path / "list" / "config.json").write_text("[1, 2]")
   (tmp_path / "file").write_text("")
+  _run(tmp_path / "noise", 20, [0.5])
+  (tmp_path / "noise" / "metrics.jsonl").write_bytes(bytes(range(256)))
   out = tmp_path / "out.png"
   with pytest.raises(SystemExit, match="2"):
     compare_runs.main(

@@ -62,8 +62,7 @@ def find(folders: Sequence[Path], metric: str) -> list[Run]:
       run = read(folder, folder.name)
       if not _recorded(run, metric):
         raise ValueError(
-          f"--metric={metric}: {folder} has none recorded, but "
-          f"{_names([run])}: give one of these."
+          f"--metric={metric}: {folder} has none recorded; {_known([run])}"
         )
       runs.append(run)
       continue
@@ -80,8 +79,8 @@ def find(folders: Sequence[Path], metric: str) -> list[Run]:
     recorded = [run for run in found if _recorded(run, metric)]
     if not recorded:
       raise ValueError(
-        f"--metric={metric}: no run of {folder} has it recorded, but "
-        f"{_names(found)}: give one of these."
+        f"--metric={metric}: no run of {folder} has it recorded; "
+        f"{_known(found)}"
       )
     runs += recorded
   return runs
@@ -107,9 +106,11 @@ def _recorded(run: Run, metric: str) -> bool:
   return any(metric in record for record in run.records)
 
 
-def _names(runs: Sequence[Run]) -> str:
+def _known(runs: Sequence[Run]) -> str:
   names = {name for run in runs for record in run.records for name in record}
-  return ", ".join(sorted(names - {"step"})) or "nothing"
+  if not names:
+    return "its metrics.jsonl has no whole line yet."
+  return f"give one of {', '.join(sorted(names - {'step'}))}."
 
 
 def curves(runs: Sequence[Run], metric: str) -> list[Curve]:

@@ -36,6 +36,13 @@ ARGUMENTS = {
   "num_steps": "inner_steps",
   "shots": "presentations",
 }
+# What the user can do about an error of a path.
+REMEDIES = {
+  (PermissionError,): "get the permission",
+  (IsADirectoryError, NotADirectoryError, FileExistsError): (
+    "move away what is there"
+  ),
+}
 Presets = Mapping[str, Mapping[str, Any]]
 
 
@@ -200,15 +207,14 @@ def _said(error: Exception) -> str:
   A `name=value` of the library becomes the flag of that name, and an error of a
   path has its remedy.
   """
-  in_the_way = IsADirectoryError, NotADirectoryError, FileExistsError
-  if not isinstance(error, (*in_the_way, PermissionError)):
-    return re.sub(r"(?<![\w.-])(\w+)=(?=\w|\()", _flag, str(error))
-  # The second name is the one that a file could not be given.
-  path = error.filename2 or error.filename
-  remedy = "get the permission"
-  if isinstance(error, in_the_way):
-    remedy = "move away what is there"
-  return f"{path}: {error.strerror}: {remedy}, or give another path."
+  if isinstance(error, OSError) and error.filename is not None:
+    # The second name is the one that a file could not be given.
+    path = error.filename2 or error.filename
+    for kinds, remedy in REMEDIES.items():
+      if isinstance(error, kinds):
+        return f"{path}: {error.strerror}: {remedy}, or give another path."
+  # A word of its own. Folders of a sweep are named "seed=0", too.
+  return re.sub(r"(?<![^\s(])(\w+)=(?=\w|\()", _flag, str(error))
 
 
 def _help(script: str, unused: Sequence[str]) -> str:

@@ -871,6 +871,8 @@ def test_workdir_below_a_file_is_refused(run, tmp_path):
   "content", ["", "{}", "null", '{"flags": [1]}'], ids=repr
 )
 def test_unreadable_config_is_named_and_kept(content, run, tmp_path):
+  tmp_path /= "inner_lr=0.1,seed=0"  # As a sweep names it.
+  tmp_path.mkdir()
   path = tmp_path / "config.json"
   path.write_text(content)
   ended = run(SINUSOID, [f"--workdir={tmp_path}"])
