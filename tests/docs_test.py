@@ -35,6 +35,7 @@ def _run(page):
   return names
 
 
+@pytest.mark.slow
 def test_example_learns_the_prior_of_its_tasks(capsys):
   """For lines, MAML's initialisation is the mean line: 2 x - 1."""
   params = _run(ROOT / "docs/own_model.md")["state"].meta_params
@@ -119,6 +120,7 @@ def _flags_of(path):
   return flags
 
 
+@pytest.mark.slow
 def test_commands_exist_with_their_flags():
   """A command is not run here, but its program and flags are looked up."""
   seen = 0

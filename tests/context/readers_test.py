@@ -85,6 +85,7 @@ def test_all_readers_are_tried():
     build_reader("ntm")
 
 
+@pytest.mark.slow
 def test_outputs_are_the_predictions_of_every_prefix(case):
   outputs, _ = case.solve()
   prefixes = np.tril(np.ones((N, N), bool), -1)
@@ -136,6 +137,7 @@ def test_order_matters(case):
   assert np.abs(turned - case.solve()[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_reading_goes_on(case):
   reader = case.reader(WAYS)
 

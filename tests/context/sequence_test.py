@@ -41,6 +41,7 @@ def _part(batch, n):
   return jax.tree.map(lambda x: x[:n], batch)
 
 
+@pytest.mark.slow
 def test_outputs_are_those_of_every_prefix_alone(case):
   network, params, batch = case
   outputs, _ = network.read(params, batch)

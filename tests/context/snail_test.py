@@ -43,6 +43,7 @@ def _published(params, tokens):
   return np.stack([_dense(params["head"], y) for y in x])
 
 
+@pytest.mark.slow
 def test_equals_the_published_network_on_each_prefix():
   """Examples with labels, and at last one without."""
   reader = snail(WAYS, length=LENGTH, channels=CHANNELS, attention=ATTENTION)

@@ -132,6 +132,7 @@ def _block_by_hand(params, xs):
   return outputs
 
 
+@pytest.mark.slow
 def test_equals_a_loop_over_tokens_heads_and_differences():
   network = ttt_linear(3, width=WIDTH, heads=HEADS, layers=2, minibatch=BATCH)
   draw = np.random.default_rng(0)

@@ -384,6 +384,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
   _assert_refused(ended, ".*`python scripts/download_omniglot.py .*")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "flags, message",
   [
@@ -867,6 +868,7 @@ def test_workdir_below_a_file_is_refused(run, tmp_path):
   assert path.read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "content", ["", "{}", "null", '{"flags": [1]}'], ids=repr
 )

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json
 from absl import flags
+import pytest
 from metajax.learners import OPTIONS
 from metajax.runs import learner_options
 from metajax.runs.flags import FLAGS
@@ -34,6 +35,7 @@ print(json.dumps(changed))
 """
 
 
+@pytest.mark.slow
 def test_each_own_flag_changes_one_thing_that_the_learner_is_given():
   done = subprocess.run(
     [sys.executable, "-c", SCRIPT],

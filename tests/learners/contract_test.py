@@ -85,10 +85,16 @@ def _with_offsets(model) -> SimpleNamespace:
 
 def _cases(names=tuple(REGISTRY), settings=tuple(testing.SETTINGS)):
   return [
-    (name, setting)
+    pytest.param((name, setting), marks=_marks(name, setting))
     for name, setting in itertools.product(names, settings)
     if name not in CLASSIFIERS or setting == "classification"
   ]
+
+
+def _marks(name, setting):
+  """Regression is tested for a few learners at once, and slowly for all."""
+  few = setting == "classification" or name in ("maml", "reptile", "recurrent")
+  return () if few else pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=_cases(), ids="-".join)

@@ -79,6 +79,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_targets_have_the_posterior_that_is_claimed(name):
   """Scores by the posterior have the mean and spread that it gives them."""
@@ -103,6 +104,7 @@ def test_targets_have_the_posterior_that_is_claimed(name):
     assert stats.kstest(ranks, "uniform").pvalue > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_padding_changes_nothing(name):
   tasks = FAMILIES[name]
@@ -155,6 +157,7 @@ def test_too_small_a_shape_is_refused():
     normal_gamma(shape=0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["posterior", "given"])
 @pytest.mark.parametrize(
   "tasks",

@@ -43,6 +43,7 @@ def _scores():
   }
 
 
+@pytest.mark.slow
 def test_exact_predictions_are_calibrated():
   for scores in _scores().values():
     covered = scores["covered"]
@@ -55,6 +56,7 @@ def test_knowing_the_hyper_parameters_helps():
   assert told["error"].mean < not_told["error"].mean
 
 
+@pytest.mark.slow
 def test_revealed_tasks_are_the_same_tasks():
   key = jax.random.key(1)
   # Two compiled programs may round the last bit in two ways.
@@ -128,6 +130,7 @@ def test_evidence_gives_the_same_joint_density():
     np.testing.assert_allclose(*both(key), rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_no_inputs_have_no_predictions():
   tasks = gaussian_processes(length=(0.1, 1.0), nodes=70)
   support, query = SAMPLE(jax.random.key(5))

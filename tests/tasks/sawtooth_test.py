@@ -48,6 +48,7 @@ def test_ranges_are_those_of_the_paper():
   assert abs(y.var() - 1 / 12) < 0.01
 
 
+@pytest.mark.slow
 def test_a_mixture_draws_all_its_families():
   """Inputs beyond 2 are of sinusoids, values beyond 1.1 of no sawtooth."""
   families = [
