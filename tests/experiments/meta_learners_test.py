@@ -5,13 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # In a process of its own, for the flags.
 SCRIPT = """
 import json
 from absl import flags
-import pytest
 from metajax.learners import OPTIONS
 from metajax.runs import learner_options
 from metajax.runs.flags import FLAGS
