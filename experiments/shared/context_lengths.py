@@ -1,11 +1,16 @@
 """The error of a transformer after each number of examples, beside rivals."""
 
+import functools
+from collections.abc import Callable
+
 import jax
+import numpy as np
 from absl import flags
 
 from metajax.batches import concatenate
 from metajax.context import sequence_transformer, transformer_learner
 from metajax.context.regressors import (
+  Regressor,
   every_prefix,
   least_squares,
   nearest_neighbours,
@@ -16,7 +21,7 @@ from metajax.runs import plots, rng_keys, scoring
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.stages import Stages
 from metajax.tasks.linear_regression import linear_regression
-from metajax.types import Array, Params
+from metajax.types import Array, Batch, Params, PRNGKey, TaskFamily
 
 flags.DEFINE_integer("width", 64, "Width of the transformer.", lower_bound=1)
 flags.DEFINE_integer("layers", 3, "Layers of the transformer.", lower_bound=1)
@@ -43,20 +48,18 @@ def study(experiment: str) -> tuple[Stages, dict, dict]:
     rivals["posterior_mean"] = lambda support, x: (
       tasks.posterior(support, x).mean
     )
-
-  @jax.jit
-  def errors(params: Params, keys: Array) -> dict[str, Array]:
-    def of_task(key: Array) -> dict[str, Array]:
-      batch = concatenate(*tasks(key))
-      read = {"transformer": network.read(params, batch)[0]}
-      read |= {name: every_prefix(f, batch) for name, f in rivals.items()}
-      scores = jax.vmap(mean_squared_error, (0, 0))
-      return {k: scores(v, batch.targets) / FLAGS.dims for k, v in read.items()}
-
-    return jax.lax.map(of_task, keys, batch_size=50)
-
+  readers = {
+    "transformer": lambda params, batch: network.read(params, batch)[0]
+  }
+  for name, rival in rivals.items():
+    readers[name] = functools.partial(_read_by, rival)
   rng = rng_keys.evaluation_key("test")
-  found = errors(params, evaluation_keys(rng, FLAGS.eval_tasks))
+  keys = evaluation_keys(rng, FLAGS.eval_tasks)
+  # One program each. A single program of all hung on a CPU, in two of two runs.
+  found = {
+    name: np.asarray(_errors(tasks, read, params, keys))
+    for name, read in readers.items()
+  }
   lines = {
     name: plots.line(range(FLAGS.points), values)
     for name, values in found.items()
@@ -83,3 +86,28 @@ def study(experiment: str) -> tuple[Stages, dict, dict]:
     for name, line in lines.items()
   }
   return stages, {**flag_values(*OWN_FLAGS), "curves": curves}, metrics
+
+
+def _read_by(rival: Regressor, params: Params, batch: Batch) -> Array:
+  del params
+  return every_prefix(rival, batch)
+
+
+def _errors(
+  tasks: TaskFamily,
+  read: Callable[[Params, Batch], Array],
+  params: Params,
+  keys: PRNGKey,
+) -> Array:
+  """Returns squared errors `[num_tasks, points]`, divided by the inputs."""
+
+  def of_task(params: Params, key: PRNGKey) -> Array:
+    batch = concatenate(*tasks(key))
+    errors = jax.vmap(mean_squared_error)(read(params, batch), batch.targets)
+    return errors / FLAGS.dims
+
+  @jax.jit
+  def of_tasks(params: Params, keys: PRNGKey) -> Array:
+    return jax.lax.map(functools.partial(of_task, params), keys, batch_size=50)
+
+  return of_tasks(params, keys)

@@ -40,7 +40,9 @@ def inputs():
 
 
 def _attention(**options):
-  return linear_attention(mean_squared_error, num_labels=LABELS, **options)
+  return linear_attention(
+    mean_squared_error, num_labels=LABELS, init_scale=0.3, **options
+  )
 
 
 def _descent(batch, inputs, steps, contraction=0.0):
