@@ -39,7 +39,10 @@ from metajax.types import MetaLearner, Params
 define_data_dir()
 define_runs("member_workdirs", instead_of="members")
 flags.DEFINE_integer(
-  "weight_steps", 100, "Meta-steps of the learned weights.", lower_bound=1
+  "weight_steps",
+  100,
+  "Number of meta-steps that learn the weights of the average.",
+  lower_bound=1,
 )
 DEFAULTS = {
   "steps": 4000,

@@ -37,7 +37,10 @@ from metajax.training.loop import Schedule
 from metajax.types import MetaLearner, Params
 
 flags.DEFINE_integer(
-  "weight_steps", 500, "Meta-steps of the learned weights.", lower_bound=1
+  "weight_steps",
+  500,
+  "Number of meta-steps that learn the weights of the average.",
+  lower_bound=1,
 )
 DEFAULTS = {
   "steps": 70_000,

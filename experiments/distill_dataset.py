@@ -43,15 +43,27 @@ from metajax.types import MetaLearner, Model, TaskFamily
 
 define_data_dir()
 flags.DEFINE_multi_integer(
-  "per_class", [1, 10], "Synthetic images of a class.", lower_bound=1
+  "per_class", [1, 10], "Number of synthetic images per class.", lower_bound=1
 )
 flags.DEFINE_integer(
-  "eval_steps", 500, "Steps of the networks at test.", lower_bound=1
+  "eval_steps",
+  500,
+  "Number of training steps of the networks at test.",
+  lower_bound=1,
 )
 flags.DEFINE_integer(
-  "real_batch", 64, "Real images of a class in a meta-step.", lower_bound=1
+  "real_batch",
+  64,
+  "Number of real images per class in a meta-step.",
+  lower_bound=1,
 )
-flags.DEFINE_integer("draws", 10, "Draws of random real images.", lower_bound=2)
+flags.DEFINE_integer(
+  "draws",
+  10,
+  "Number of random choices of real images that the synthetic ones are "
+  "compared with.",
+  lower_bound=2,
+)
 DEFAULTS = {
   "steps": 1000,
   "meta_batch": 4,

@@ -35,10 +35,18 @@ from metajax.runs.stages import Stages
 define_data_dir()
 define_runs("teacher_workdirs", instead_of="teachers")
 flags.DEFINE_float(
-  "alpha", 0.9, "How much the teacher counts, 0 to 1.", 0.0, 1.0
+  "alpha",
+  0.9,
+  "Weight of the teacher in the student's loss, 0 to 1. The labels have the "
+  "rest.",
+  0.0,
+  1.0,
 )
 flags.DEFINE_float(
-  "temperature", 1.0, "By which logits are divided.", lower_bound=1e-3
+  "temperature",
+  1.0,
+  "Temperature of distillation: logits are divided by it before the softmax.",
+  lower_bound=1e-3,
 )
 DEFAULTS = {
   "steps": 3000,

@@ -38,15 +38,25 @@ from metajax.runs.script import run
 from metajax.types import Model, Params
 
 define_data_dir()
-flags.DEFINE_integer("filters", 64, "Channels of the teacher.", lower_bound=8)
+flags.DEFINE_integer(
+  "filters", 64, "Number of channels of the teacher.", lower_bound=8
+)
 flags.DEFINE_multi_integer(
-  "student_filters", [32, 16], "Channels of the students.", lower_bound=8
+  "student_filters", [32, 16], "Number of channels of a student.", lower_bound=8
 )
 flags.DEFINE_float(
-  "temperature", 4.0, "By which logits are divided.", lower_bound=1e-3
+  "temperature",
+  4.0,
+  "Temperature of distillation: logits are divided by it before the softmax.",
+  lower_bound=1e-3,
 )
 flags.DEFINE_float(
-  "alpha", 0.9, "How much the teacher counts, 0 to 1.", 0.0, 1.0
+  "alpha",
+  0.9,
+  "Weight of the teacher in the student's loss, 0 to 1. The labels have the "
+  "rest.",
+  0.0,
+  1.0,
 )
 DEFAULTS = {
   "steps": 1000,

@@ -33,14 +33,26 @@ from metajax.types import Batch, Params
 define_data_dir()
 flags.DEFINE_integer("filters", 32, "Channels of conv4.", lower_bound=8)
 flags.DEFINE_integer(
-  "batch_size", 50, "Images of a local step, except in FedSGD.", lower_bound=1
+  "batch_size",
+  50,
+  "Number of images in a local step. FedSGD uses all images of a client.",
+  lower_bound=1,
 )
 flags.DEFINE_float(
-  "target", 0.4, "Validation accuracy that is asked for.", lower_bound=0.0
+  "target",
+  0.4,
+  "Validation accuracy; the table says after how many rounds each method "
+  "reaches it.",
+  lower_bound=0.0,
 )
-flags.DEFINE_float("proximal", 0.01, "Mu of FedProx.", lower_bound=0.0)
 flags.DEFINE_float(
-  "sgd_lr", 0.1, "Step size of FedSGD, one step a round.", lower_bound=0.0
+  "proximal",
+  0.01,
+  "FedProx: weight mu of the squared distance to the server's parameters.",
+  lower_bound=0.0,
+)
+flags.DEFINE_float(
+  "sgd_lr", 0.1, "FedSGD: step size of its one step per round.", lower_bound=0.0
 )
 DEFAULTS = {
   "steps": 40,

@@ -48,11 +48,15 @@ from metajax.training.logging import waiting
 
 define_data_dir(", or of the images of another --data")
 flags.DEFINE_integer(
-  "eval_inner_steps", 3, "Inner steps at test.", lower_bound=0
+  "eval_inner_steps", 3, "Number of inner steps at test.", lower_bound=0
 )
-flags.DEFINE_bool("first_order", False, "FOMAML in place of MAML.")
+flags.DEFINE_bool(
+  "first_order",
+  False,
+  "Use first-order meta-gradients (FOMAML) in place of MAML's.",
+)
 flags.DEFINE_integer(
-  "validation_tasks", 200, "Tasks of a validation.", lower_bound=2
+  "validation_tasks", 200, "Number of tasks of a validation.", lower_bound=2
 )
 DEFAULTS = {
   "steps": 20_000,

@@ -38,20 +38,22 @@ from metajax.runs.script import run
 from metajax.tasks import sinusoid
 from metajax.types import Params
 
-flags.DEFINE_integer("shots", 5, "Support points in training.", lower_bound=1)
 flags.DEFINE_integer(
-  "query_shots", 10, "Query points in training.", lower_bound=1
+  "shots", 5, "Number of support points in training.", lower_bound=1
+)
+flags.DEFINE_integer(
+  "query_shots", 10, "Number of query points in training.", lower_bound=1
 )
 flags.DEFINE_multi_integer(
   "eval_shots",
   [5],
-  "Support points at test; repeat for several.",
+  "Number of support points at test.",
   lower_bound=1,
 )
 flags.DEFINE_multi_integer(
   "eval_inner_steps",
   [0, 1, 5, 10],
-  "Inner steps at test; repeat for several.",
+  "Number of inner steps at test.",
   lower_bound=0,
 )
 DEFAULTS = {

@@ -36,7 +36,8 @@ define_data_dir(", or of the images of another --data")
 flags.DEFINE_integer(
   "generations",
   0,
-  "Networks after the first, each taught by the one before.",
+  "Number of further networks, each trained with the one before as its "
+  "teacher (born-again networks).",
   lower_bound=0,
 )
 flags.DEFINE_integer(

@@ -32,10 +32,16 @@ from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
 from metajax.runs.stages import Stages, reached
 
-flags.DEFINE_integer("pulls", 100, "Pulls of a bandit.", lower_bound=2)
-flags.DEFINE_integer("arms", 5, "Arms of a bandit.", lower_bound=2)
-flags.DEFINE_integer("kept", 200, "Steps whose sequences are kept.", 2)
-flags.DEFINE_list("rows", [], "Rows of the table, beside base; all if empty.")
+flags.DEFINE_integer(
+  "pulls", 100, "Number of pulls in a bandit task.", lower_bound=2
+)
+flags.DEFINE_integer("arms", 5, "Number of arms of a bandit.", lower_bound=2)
+flags.DEFINE_integer(
+  "kept", 200, "Number of training steps whose sequences stay in the buffer.", 2
+)
+flags.DEFINE_list(
+  "rows", [], "Variants to train, beside the row base of the table. Empty: all."
+)
 DEFAULTS = {
   "steps": 700,
   "length": 40,

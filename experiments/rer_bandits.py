@@ -28,8 +28,10 @@ from metajax.runs import plots
 from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
 
-flags.DEFINE_integer("pulls", 100, "Pulls of a bandit.", lower_bound=1)
-flags.DEFINE_integer("arms", 5, "Arms of a bandit.", lower_bound=2)
+flags.DEFINE_integer(
+  "pulls", 100, "Number of pulls in a bandit task.", lower_bound=1
+)
+flags.DEFINE_integer("arms", 5, "Number of arms of a bandit.", lower_bound=2)
 
 # Total rewards in the paper's table, by (pulls, arms).
 COLUMNS = "random gittins ts ots ucb1 eps_greedy greedy rl2".split()

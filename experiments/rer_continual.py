@@ -40,18 +40,31 @@ from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
 
 flags.DEFINE_enum(
-  "stream", "rotations", ["rotations", "permutations"], "How tasks differ."
+  "stream",
+  "rotations",
+  ["rotations", "permutations"],
+  "How tasks differ: images are turned, or their pixels are permuted.",
 )
-flags.DEFINE_integer("tasks", 10, "Tasks of a stream.", 2)
-flags.DEFINE_integer("examples", 500, "Images of a task.", 1)
-flags.DEFINE_integer("capacity", 200, "Images that replay and MER keep.", 1)
+flags.DEFINE_integer("tasks", 10, "Number of tasks in a stream.", 2)
+flags.DEFINE_integer("examples", 500, "Number of images of a task.", 1)
 flags.DEFINE_integer(
-  "batch", 10, "Images replayed at once, with the new one.", 1
+  "capacity", 200, "Number of images in the memory of replay and MER.", 1
 )
-flags.DEFINE_integer("batches", 2, "Batches replayed for each new image.", 1)
-flags.DEFINE_integer("hidden", 100, "Units of two layers.", 1)
 flags.DEFINE_integer(
-  "num_streams", 10, "Streams at test, a network for each.", 2
+  "batch",
+  10,
+  "Number of images in a step: the new one, and old ones from the memory.",
+  1,
+)
+flags.DEFINE_integer("batches", 2, "Number of steps for each new image.", 1)
+flags.DEFINE_integer(
+  "hidden", 100, "Number of units of each of the two layers.", 1
+)
+flags.DEFINE_integer(
+  "num_streams",
+  10,
+  "Number of test streams. Each trains a network of its own.",
+  2,
 )
 UNUSED = (
   "learner steps meta_batch task_chunk inner_steps inner_lr outer_lr "

@@ -31,7 +31,9 @@ flags.DEFINE_enum(
   ["BernoulliBandit-misc", "MetaMaze-misc", "PointRobot-misc"],
   "Environment of gymnax.",
 )
-flags.DEFINE_integer("episodes", 1, "Episodes of a task.", lower_bound=1)
+flags.DEFINE_integer(
+  "episodes", 1, "Number of episodes of a task.", lower_bound=1
+)
 DEFAULTS = {"steps": 2000}
 
 MAZES = 4  # Mazes in the picture.

@@ -33,7 +33,9 @@ from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
 from metajax.tasks.trials import Trials
 
-flags.DEFINE_integer("episodes", 10, "Episodes of an MDP.", lower_bound=1)
+flags.DEFINE_integer(
+  "episodes", 10, "Number of episodes in a task, all of one MDP.", lower_bound=1
+)
 # An MDP has more to remember than a bandit, hence more units. Its rewards are
 # noisy. An early bootstrap reduces the noise of a target.
 DEFAULTS = {

@@ -30,14 +30,24 @@ from metajax.tasks import omniglot
 from metajax.training.logging import waiting
 
 define_data_dir()
-flags.DEFINE_integer("ways", 5, "Characters of a task.", lower_bound=2)
 flags.DEFINE_integer(
-  "presentations", 10, "Drawings of each character.", lower_bound=2
+  "ways", 5, "Number of characters in a task.", lower_bound=2
 )
 flags.DEFINE_integer(
-  "replays", 10, "How often a replayed task is learned from.", lower_bound=1
+  "presentations",
+  10,
+  "Number of drawings of each character in a task.",
+  lower_bound=2,
 )
-flags.DEFINE_integer("capacity", 512, "Tasks that are kept.", lower_bound=1)
+flags.DEFINE_integer(
+  "replays",
+  10,
+  "Number of training steps that use a task before it is dropped, on average.",
+  lower_bound=1,
+)
+flags.DEFINE_integer(
+  "capacity", 512, "Number of tasks in the buffer.", lower_bound=1
+)
 DEFAULTS = {
   "steps": 2000,
   "meta_batch": 20,

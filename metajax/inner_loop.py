@@ -95,20 +95,22 @@ def minimize(
       2017, section 5.2). The loss is not differentiated a second time, and none
       of its values are stored. Captured variables of `optimizer` still get
       their gradients; those of `loss_fn` get none.
-    memory: what is stored for the backward pass, and what is computed again.
-      `"auto"`: `"mixed"`, or `"remat"` if the loss has a differentiation rule
-      that need not be a derivative, such as a `custom_vjp` (see
-      `custom_rules.first`). `"mixed"`: stores the parameters, the optimizer
-      state and the inner gradients of every step, and differentiates the
-      gradients forward over reverse (`mixed_mode.value_and_grad`). The fastest
-      way measured on CPUs, and the smallest for deep models. An error with such
-      a rule. `"plain"`: JAX's own way, reverse over reverse. Stores the
-      activations of every step. `"remat"`: stores only the parameters and the
-      optimizer state of every step, and computes each step again in the
-      backward pass. `"nested"`: stores them only between blocks of
-      `sqrt(num_steps)` steps, and within the current block. Memory grows as `2
-      sqrt(num_steps)` states. Each step is computed once more than with
-      `"remat"`.
+    memory: what is stored for the backward pass, and what is computed again:
+
+      - `"auto"`: `"mixed"`, or `"remat"` if the loss has a differentiation rule
+        that need not be a derivative, such as a `custom_vjp` (see
+        `custom_rules.first`).
+      - `"mixed"`: stores the parameters, the optimizer state and the inner
+        gradients of every step, and differentiates the gradients forward over
+        reverse (`mixed_mode.value_and_grad`). The fastest way measured on CPUs,
+        and the smallest for deep models. An error with such a rule.
+      - `"plain"`: JAX's own way, reverse over reverse. Stores the activations
+        of every step.
+      - `"remat"`: stores only the parameters and the optimizer state of every
+        step, and computes each step again in the backward pass.
+      - `"nested"`: stores them only between blocks of `sqrt(num_steps)` steps,
+        and within the current block. Memory grows as `2 sqrt(num_steps)`
+        states. Each step is computed once more than with `"remat"`.
     observe: `(params, step) -> tree of arrays`, called after each step with
       `phi_{k+1}` and k, and with the new state if there is one. It is
       differentiated like the rest.

@@ -193,9 +193,8 @@ class Bernoulli(NamedTuple):
 
   def log_prob(self, targets: Array) -> Array:
     """See `Predictive`; log probabilities."""
-    return targets * jax.nn.log_sigmoid(self.logits) + (
-      1 - targets
-    ) * jax.nn.log_sigmoid(-self.logits)
+    # One term, and not two with a weight of 0: a logit may be infinite.
+    return jax.nn.log_sigmoid((2 * targets - 1) * self.logits)
 
   def cdf(self, targets: Array) -> Array:
     """See `Predictive`."""

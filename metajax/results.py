@@ -50,12 +50,13 @@ def open_workdir(
     lock(workdir)
     try:
       written = json.loads(path.read_text())
-      before, began = written["flags"], dict(written.get("environment", {}))
-    except (ValueError, KeyError, TypeError) as error:
+      before = {**defaults, **written["flags"]}
+      began = dict(written.get("environment", {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
       raise ValueError(
-        f"{path} is unreadable ({error}); choose another --workdir."
+        f"{path} is unreadable ({type(error).__name__}: {error}); choose "
+        "another --workdir."
       ) from error
-    before = {**defaults, **before}
     differ = [
       name
       for name in sorted({*before, *config})
@@ -122,9 +123,10 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
       )
       for name, value in found["metrics"].items()
     }
-  except (ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
-      f"{path} is damaged ({error}): delete it to evaluate again."
+      f"{path} is damaged ({type(error).__name__}: {error}): delete it to "
+      "evaluate again."
     ) from error
   return found
 

@@ -59,8 +59,7 @@ class Loaded(NamedTuple):
   channels: Channels | None = None
   rng: PRNGKey | None = None
 
-  def __repr__(self) -> str:
-    """Says what it is, without its arrays."""
+  def __repr__(self) -> str:  # Without the arrays.
     count = sum(np.size(x) for x in jax.tree.leaves(self.meta_params))
     return (
       f"Loaded({self.recipe.learner}, {count} parameters, inputs "
@@ -144,14 +143,11 @@ def load(
   register_installed()
   folder = Path(workdir)
   about, arrays = _read(folder)
-  example, seeds = about.pop("inputs"), about.pop("seeds")
-  inverted = about.pop("inverted")
-  # Learners that were saved before images were standardised do not say it.
-  measured = about.pop("channels", None)
-  channels = measured and Channels(*(tuple(x) for x in measured.values()))
-  if not 0 <= seed < seeds:
-    raise ValueError(f"seed={seed}: {folder} has trainings 0 to {seeds - 1}.")
-  recipe = Recipe(**about)
+  recipe, inputs = about.recipe, about.inputs
+  if not 0 <= seed < about.seeds:
+    raise ValueError(
+      f"seed={seed}: {folder} has trainings 0 to {about.seeds - 1}."
+    )
   if num_eval_steps is not None:
     if recipe.learner in ENCODED:
       raise ValueError(
@@ -159,13 +155,13 @@ def load(
         "steps; leave it out."
       )
     recipe = recipe._replace(num_eval_steps=num_eval_steps)
-  learner = build(recipe, model=model)
-  inputs = jax.ShapeDtypeStruct(
-    tuple(example["shape"]), jnp.dtype(example["dtype"])
-  )
+  try:
+    learner = build(recipe, model=model)
+  except (TypeError, KeyError, AttributeError) as error:
+    raise _damaged(folder, error) from error
   support = jax.ShapeDtypeStruct((1, *inputs.shape), inputs.dtype)
   like = jax.eval_shape(learner.init, jax.random.key(0), support)
-  if seeds > 1:
+  if about.seeds > 1:
     arrays = {name: array[seed] for name, array in arrays.items()}
   meta_params = _filled(like, arrays, folder)
   key = jax.random.key(0) if rng is None else rng
@@ -177,8 +173,8 @@ def load(
     jax.jit(learner.predict),
     recipe,
     inputs,
-    inverted,
-    channels,
+    about.inverted,
+    about.channels,
     key,
   )
 
@@ -192,24 +188,52 @@ def is_whole(folder: Path) -> bool:
   return True
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+class _About(NamedTuple):
+  """The content of `learner.json`, see `save`."""
+
+  recipe: Recipe
+  inputs: jax.ShapeDtypeStruct
+  seeds: int
+  inverted: bool
+  channels: Channels | None
+
+
+def _read(folder: Path) -> tuple[_About, dict[str, np.ndarray]]:
   from safetensors.numpy import load_file
 
   try:
     about = json.loads((folder / LEARNER).read_text())
-    arrays = load_file(folder / META_PARAMS)
-  except FileNotFoundError as error:
+    with open(folder / META_PARAMS, "rb"):  # `load_file` would say less.
+      arrays = load_file(folder / META_PARAMS)
+    example = about.pop("inputs")
+    shape, dtype = tuple(example["shape"]), jnp.dtype(example["dtype"])
+    seeds, inverted = int(about.pop("seeds")), about.pop("inverted")
+    # Learners that were saved before images were standardised do not say it.
+    measured = about.pop("channels", None)
+    channels = measured and Channels(*(tuple(x) for x in measured.values()))
+    inputs = jax.ShapeDtypeStruct(shape, dtype)
+    about = _About(Recipe(**about), inputs, seeds, inverted, channels)
+  except (FileNotFoundError, NotADirectoryError) as error:
     raise ValueError(
       f"{folder}: has no {LEARNER} and {META_PARAMS}, which a run of one "
       "meta-learner writes at its end: give the folder of such a run, or run "
       "its command again."
     ) from error
-  except Exception as error:  # Readers of damaged files raise many kinds.
+  except PermissionError as error:
     raise ValueError(
-      f"{folder}: {LEARNER} or {META_PARAMS} is damaged ({error}): run the "
-      "command of the run again, which writes them anew."
+      f"{folder}: {LEARNER} or {META_PARAMS} cannot be read ({error}): ask for "
+      "the permission, or copy the folder."
     ) from error
+  except Exception as error:  # Readers of damaged files raise many kinds.
+    raise _damaged(folder, error) from error
   return about, arrays
+
+
+def _damaged(folder: Path, error: Exception) -> ValueError:
+  return ValueError(
+    f"{folder}: {LEARNER} or {META_PARAMS} is damaged ({type(error).__name__}: "
+    f"{error}): run the command of the run again, which writes them anew."
+  )
 
 
 def with_outputs(loaded: Loaded, num_outputs: int) -> Loaded:

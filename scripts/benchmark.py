@@ -1,4 +1,4 @@
-"""Measures speed and memory of metajax on this machine.
+r"""Measures speed and memory of metajax on this machine.
 
   python scripts/benchmark.py --ways=5 --shots=1 --query_shots=15 --tasks=32 \
       --inner_steps=1 --json

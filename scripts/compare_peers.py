@@ -1,4 +1,4 @@
-"""Compares the meta-step of `benchmark.py` with the same step in PyTorch.
+r"""Compares the meta-step of `benchmark.py` with the same step in PyTorch.
 
   python scripts/compare_peers.py --query_shots=15 --tasks=32 --json
   python scripts/compare_peers.py --pooled --image_size=32 --channels=3 \

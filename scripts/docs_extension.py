@@ -2,12 +2,12 @@
 
 mkdocs.yml names this file twice. The first use is as an extension of griffe,
 which reads the docstrings without importing the package. The extension converts
-docstrings to Markdown. It translates three forms: a block after `::` with an
-equation or code, a link `` `text <https://...>`_ ``, and each entry of
-References, which becomes a paragraph. The second use is as a hook of mkdocs.
-The hook prevents line breaks after the dashes of a flag such as `--steps`. It
-also converts the formulas of notebooks to MathML, which browsers show without a
-script.
+docstrings to Markdown. It translates four forms: a block after `::` with an
+equation or code, commands of Python with an indent, a link
+`` `text <https://...>`_ ``, and each entry of References, which becomes a
+paragraph. The second use is as a hook of mkdocs. The hook prevents line breaks
+after the dashes of a flag such as `--steps`. It also converts the formulas of
+notebooks to MathML, which browsers show without a script.
 """
 
 import html
@@ -19,6 +19,7 @@ import griffe
 import latex2mathml.converter
 
 REFERENCES = re.compile(r"References:\n(?:[ ]+.*\n?)+")
+COMMANDS = re.compile(r"(?m)^  python .*(?:\n  .*)*")
 CODE = re.compile(r"(?s)<pre.*?</pre>|<code>.*?</code>")
 FORMULA = re.compile(r"(?s)\$\$(.+?)\$\$|\$([^$\n]+)\$")
 NO_TEXT = re.compile(r"(?s)(<(pre|code|script|style)\b.*?</\2>)")
@@ -34,6 +35,9 @@ def markdown(text: str) -> str:
   """
   text = LINK.sub(
     lambda found: f"[{' '.join(found[1].split())}]({found[2]})", text
+  )
+  text = COMMANDS.sub(
+    lambda found: f"```text\n{textwrap.dedent(found[0])}\n```", text
   )
   # An entry ends with a line that ends with a full stop.
   text = REFERENCES.sub(lambda found: found[0].replace(".\n", ".\n\n"), text)

@@ -101,11 +101,6 @@ train() {
   python -m "experiments.$experiment" --workdir="$workdir" $flags "$@"
 }
 
-# table SCRIPT FILES: prints a table, unless there are no files.
-table() {
-  if [[ -f $2 ]]; then python "$@"; fi
-}
-
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 environment
 for row in "${rows[@]}"; do
@@ -124,5 +119,7 @@ for row in "${whole[@]}"; do
     train "$experiment" "$out/whole/$name" "$flags"
   fi
 done
-table scripts/results_table.py "$out"/*/results.json
-table scripts/whole_table.py "$out"/whole/*/results.json
+made=("$out"/*/results.json)
+if [[ -f ${made[0]} ]]; then python -m metajax.results_table "${made[@]}"; fi
+made=("$out"/whole/*/results.json)
+if [[ -f ${made[0]} ]]; then python scripts/whole_table.py "${made[@]}"; fi

@@ -29,6 +29,7 @@ def test_coverage_is_the_level_of_exact_distributions(level):
   np.testing.assert_allclose(coverage(level)(NARROW, EVEN), known, atol=0.0011)
 
 
+@pytest.mark.slow
 def test_coverage_is_that_of_the_interval_between_quantiles():
   rng = np.random.default_rng(0)
   found = StudentT(

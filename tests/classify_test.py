@@ -58,6 +58,7 @@ def _run(path, learner="prototypical", ways=3, inverted=False, channels=None):
   return path
 
 
+@pytest.mark.slow
 def test_coloured_images_are_standardised_as_in_training(folder, tmp_path):
   """What the learner sees is known by hand; the sheet has the images."""
   channels = Channels((0.5, 0.25, 0.0), (0.5, 1.0, 2.0))

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import shlex
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
+import metajax
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -32,6 +35,7 @@ def _run(page):
   return names
 
 
+@pytest.mark.slow
 def test_example_learns_the_prior_of_its_tasks(capsys):
   """For lines, MAML's initialisation is the mean line: 2 x - 1."""
   params = _run(ROOT / "docs/own_model.md")["state"].meta_params
@@ -46,6 +50,26 @@ def test_example_learns_the_prior_of_its_tasks(capsys):
 )
 def test_examples_run(page):
   assert "jax" in _run(page)
+
+
+@pytest.mark.slow
+def test_the_script_for_a_learner_of_ones_own_runs(tmp_path):
+  page = (DOCS / "own_learner.md").read_text()
+  (code,) = re.findall(r"(?s)```\n# train.py\n(.*?)```", page)
+  (tmp_path / "train.py").write_text(code)
+  ended = subprocess.run(
+    [
+      *[sys.executable, "train.py", "--learner=reptile", "--workdir=run"],
+      *["--steps=2", "--eval_tasks=4"],
+    ],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ended.returncode == 0, ended.stderr
+  assert metajax.load(tmp_path / "run").recipe.learner == "reptile"
 
 
 def _commands():
@@ -96,6 +120,7 @@ def _flags_of(path):
   return flags
 
 
+@pytest.mark.slow
 def test_commands_exist_with_their_flags():
   """A command is not run here, but its program and flags are looked up."""
   seen = 0
@@ -269,10 +294,12 @@ def test_docstrings_become_markdown(monkeypatch):
 
   assert (
     docs_extension.markdown(
-      "MAML.\n\nThe loss::\n\n  a = b\n    + c\n\nand on.\n\nReferences:\n"
+      "MAML.\n\n  python -m a b \\\n      c\n\n"
+      "The loss::\n\n  a = b\n    + c\n\nand on.\n\nReferences:\n"
       "  Finn, `Fast\n  Adaptation <https://a.b/c>`_, 2017.\n  Raghu, 2020."
     )
-    == "MAML.\n\nThe loss:\n\n```text\na = b\n  + c\n```\n\nand on.\n\n"
+    == "MAML.\n\n```text\npython -m a b \\\n    c\n```\n\n"
+    "The loss:\n\n```text\na = b\n  + c\n```\n\nand on.\n\n"
     "References:\n  Finn, [Fast Adaptation](https://a.b/c), 2017.\n\n"
     "  Raghu, 2020."
   )

@@ -90,6 +90,7 @@ def test_interval_needs_one_value_for_each_of_two_tasks(shape):
 
 
 # 7 tasks: chunks that divide them, that do not, and larger than all of them.
+@pytest.mark.slow
 @pytest.mark.parametrize("task_chunk", [1, 2, 3, 7, 16])
 def test_values_are_those_of_a_loop_over_tasks_for_every_chunk(task_chunk):
   score = evaluator(

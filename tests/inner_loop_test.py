@@ -151,6 +151,7 @@ def _outer_loss(params, loss_fn, num_steps, **arguments):
 
 
 # 11 steps: one, three blocks of three, and one that is left.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "memory, num_steps",
   [("remat", 9), ("mixed", 9), ("nested", 1), ("nested", 2)] + [("nested", 11)],

@@ -72,6 +72,7 @@ def test_meta_gradient_is_that_of_reverse_over_reverse(float64):
   )
 
 
+@pytest.mark.slow
 def test_first_derivative_is_the_gradient(float64):
   phi = _theta()["phi"]
 
@@ -99,6 +100,7 @@ def test_bfloat16_parameters_keep_their_type():
   np.testing.assert_array_equal(found.astype(jnp.float32), 3 + 6)
 
 
+@pytest.mark.slow
 def test_deep_model_leaves_little_behind():
   """A loop of 32 layers: reverse over reverse keeps the layers' all."""
 

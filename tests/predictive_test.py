@@ -39,6 +39,7 @@ def _mixture(weights):
     return NormalMixture(means, scale, np.log(weights)), means, scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_continuous_ones_are_scipys(name):
   make, args, known = PAIRS[name]
@@ -67,6 +68,7 @@ def test_student_is_accurate_near_its_centre_in_float32():
   np.testing.assert_allclose(found, stats.t.cdf(z, 4), atol=2e-7)
 
 
+@pytest.mark.slow
 def test_mixture_is_the_weighted_sum():
   weights = RNG.dirichlet([1, 2, 3], (5, 2))
   with jax.enable_x64(True):
@@ -87,6 +89,7 @@ def test_mixture_is_the_weighted_sum():
       np.testing.assert_allclose(found.cdf(found.quantile(q)), q + 0 * MEAN)
 
 
+@pytest.mark.slow
 def test_mixture_of_one_weight_for_all_numbers_is_of_equal_ones():
   weights = RNG.dirichlet([1, 2, 3], (5, 1))
   one = jax.tree.map(jnp.asarray, _mixture(weights)[0])
@@ -123,8 +126,11 @@ def test_bernoulli_is_scipys():
     np.testing.assert_allclose(found.cdf(y), known.cdf(y), rtol=1e-6)
   for q in (0.01, 0.4, 0.99):
     np.testing.assert_array_equal(found.quantile(q), known.ppf(q))
-  sure = Bernoulli(jnp.array([[200.0]]))
-  np.testing.assert_allclose(sure.log_prob(jnp.array([[0.0]])), [[-200.0]])
+  sure = Bernoulli(jnp.array([[200.0, jnp.inf, -jnp.inf, jnp.inf]]))
+  y = jnp.array([[0.0, 1, 0, 0]])
+  np.testing.assert_array_equal(sure.log_prob(y), [[-200, 0, 0, -np.inf]])
+  np.testing.assert_array_equal(sure.mean, [[1, 1, 0, 1]])
+  np.testing.assert_array_equal(sure.variance[:, 1:], [[0, 0, 0]])
 
 
 def test_densities_integrate_to_the_cdf():
@@ -159,6 +165,7 @@ def test_the_true_distribution_has_the_least_loss():
   assert slope(1.9) < 0 < slope(2.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [log_likelihood, mean_error])
 def test_masked_examples_are_not_scored(metric):
   mask = np.array([True, False, True, True, False])

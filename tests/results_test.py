@@ -118,9 +118,10 @@ def test_what_may_change_moves_the_results_aside(tmp_path):
   written = json.loads((tmp_path / "config.json").read_text())
   assert written["flags"] == longer
   assert results.read_results(tmp_path) is None
-  (tmp_path / "results.json").write_text("{}")
-  with pytest.raises(ValueError, match="damaged .* delete it"):
-    results.read_results(tmp_path)
+  for content in ("{}", "[1]", '{"metrics": []}', '{"metrics": {"loss": 1}}'):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match="damaged .* delete it"):
+      results.read_results(tmp_path)
 
 
 def test_flags_that_are_not_finite_are_json_and_the_same_run(tmp_path):

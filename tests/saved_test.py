@@ -1,5 +1,7 @@
 """Trained meta-learners go through files and predict what they did."""
 
+import json
+
 import chex
 import flax.linen as nn
 import jax
@@ -123,6 +125,15 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
   with pytest.raises(ValueError, match="damaged"):
     metajax.load(tmp_path)
   path.write_bytes(whole)
+  about = (tmp_path / saved.LEARNER).read_text()
+  number = json.dumps(json.loads(about) | {"model": 3})
+  for other in ("[1, 2]", "{}", number, "\udcff"):
+    (tmp_path / saved.LEARNER).write_text(other, errors="surrogateescape")
+    with pytest.raises(ValueError, match=f"^{tmp_path}: .* damaged .* again"):
+      metajax.load(tmp_path)
+  (tmp_path / saved.LEARNER).write_text(about)
+  with pytest.raises(ValueError, match=r"has no learner\.json"):
+    metajax.load(tmp_path / saved.LEARNER)
   arrays = load_file(path)
   name = min(arrays)
   save_file({k: v for k, v in arrays.items() if k != name}, path)
@@ -132,7 +143,6 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
   with pytest.raises(ValueError, match=rf"{name} is \(7,\) in"):
     metajax.load(tmp_path)
   path.write_bytes(whole)
-  about = (tmp_path / saved.LEARNER).read_text()
   (tmp_path / saved.LEARNER).write_text(about.replace('"maml"', '"other"'))
   with pytest.raises(ValueError, match=r"learner 'other'.*must be one of"):
     metajax.load(tmp_path)

@@ -11,9 +11,17 @@ from metajax.runs.flags import FLAGS
 from metajax.runs.stages import Stages
 from metajax.types import MetaLearner, Params, TaskFamily
 
-flags.DEFINE_integer("snapshots", 5, "Snapshots of a run.", lower_bound=2)
+flags.DEFINE_integer(
+  "snapshots",
+  5,
+  "Number of snapshots of the parameters, from the last half of a run.",
+  lower_bound=2,
+)
 flags.DEFINE_float(
-  "ema_decay", 0.99, "Decay of the moving average.", lower_bound=0.0
+  "ema_decay",
+  0.99,
+  "Decay per step of the moving average of the parameters.",
+  lower_bound=0.0,
 )
 
 

@@ -3,22 +3,20 @@
 from collections.abc import Callable
 from typing import get_args
 
-import jax
 from absl import flags
 
+from experiments.shared import presentations
 from metajax.learners import recurrent, sequence_learner
-from metajax.losses import accuracy, accuracy_by_presentation, cross_entropy
+from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import Cell
-from metajax.runs import rng_keys
 from metajax.runs.flags import FLAGS
 from metajax.types import (
   Array,
   MetaLearner,
   Model,
   Params,
-  PRNGKey,
   TaskFamily,
 )
 
@@ -32,7 +30,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer("filters", 32, "Channels of conv4.", lower_bound=1)
 flags.DEFINE_enum("cell", "delta", get_args(Cell), "Recurrent cell.")
 flags.DEFINE_integer(
-  "units", 128, "Units of the recurrent network.", lower_bound=1
+  "units", 128, "Number of units of the recurrent network.", lower_bound=1
 )
 
 
@@ -63,17 +61,6 @@ def scorer(
 ) -> Callable[[Params], Array]:
   """Returns `params -> accuracies [tasks, presentations]` on fixed tasks."""
   reader = sequence_learner(encoder(), **sizes())
-  keys = jax.random.split(rng_keys.evaluation_key(split), num_tasks)
-
-  def one(params: Params, family: TaskFamily, key: PRNGKey) -> Array:
-    sequence = family(key).support
-    nothing = reader.start(params, sequence.inputs)
-    logits, _ = reader.read(params, nothing, sequence)
-    accuracies = accuracy_by_presentation(logits, sequence.targets)
-    return accuracies[: FLAGS.presentations]
-
-  @jax.jit
-  def score(params: Params, family: TaskFamily) -> Array:
-    return jax.lax.map(lambda k: one(params, family, k), keys, batch_size=20)
-
-  return lambda params: score(params, family)
+  return presentations.scorer(
+    reader, family, split, num_tasks, FLAGS.presentations
+  )

@@ -23,14 +23,16 @@ from metajax.types import Array, Model, Params
 flags.DEFINE_integer(
   "classes",
   200,
-  "Training characters to tell apart, of 1100. With all of them the smallest "
-  "students cannot even fit the training images within the default --steps.",
+  "Number of characters, of 1100. Within the default --steps the smallest "
+  "students cannot even fit the training images of all.",
   lower_bound=2,
   upper_bound=1100,
 )
-flags.DEFINE_integer("num_seeds", 3, "Seeds, trained at once.", lower_bound=2)
 flags.DEFINE_integer(
-  "batch_size", 128, "Images of a training step.", lower_bound=1
+  "num_seeds", 3, "Number of seeds, trained in one program.", lower_bound=2
+)
+flags.DEFINE_integer(
+  "batch_size", 128, "Number of images in a training step.", lower_bound=1
 )
 
 TRAIN = 15  # Training drawings of a character. The other 5 are for test.

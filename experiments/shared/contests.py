@@ -26,11 +26,11 @@ from metajax.training.loop import Trained
 flags.DEFINE_bool(
   "last_observation",
   False,
-  "Show trained players the observation before, too.",
+  "Give trained players the previous observation, too.",
 )
 
 flags.DEFINE_bool(
-  "references_only", False, "Train nothing: only the players that need none."
+  "references_only", False, "Evaluate only the players that need no training."
 )
 
 

@@ -11,7 +11,6 @@ from experiments.shared import (
 )
 from experiments.shared.image_sets import (
   SIZES,
-  directory_of,
   name_of_data,
   name_of_eval_data,
   read,
@@ -89,6 +88,26 @@ def load(ways: int, train_ways: int) -> ImageData:
     ValueError: if the data are damaged, or do not suffice for the tasks.
     FileNotFoundError: if the data are missing.
   """
+  try:
+    return _load(ways, train_ways)
+  except ValueError as error:
+    raise ValueError(_by_flags(str(error))) from error
+
+
+def _by_flags(message: str) -> str:
+  """Names the flags of numbers that differ between training and test."""
+  others = {
+    "train_ways": ("ways", FLAGS.ways),
+    "eval_query_shots": ("query_shots", FLAGS.query_shots or FLAGS.shots),
+  }
+  for flag, (name, other) in others.items():
+    value = FLAGS[flag].value
+    if value not in (0, other):
+      message = message.replace(f" {name}={value}:", f" {flag}={value}:")
+  return message
+
+
+def _load(ways: int, train_ways: int) -> ImageData:
   name = name_of_data()
   of_omniglot = name == "omniglot"
   if of_omniglot:
@@ -107,8 +126,7 @@ def load(ways: int, train_ways: int) -> ImageData:
   }
   size, channels, told = FLAGS.image_size or SIZES.get(name), None, None
   if not of_omniglot:
-    stored = streaming.wanted(name, directory_of("data_dir"), size)
-    images, told = read(name, "data_dir", size, stored)
+    images, told = read(name, "data_dir", size, may_stream=True)
     size = images.train.images.shape[1]
     wanted = (
       name != "folder" if FLAGS.standardize is None else FLAGS.standardize
@@ -174,10 +192,9 @@ def _tested_elsewhere(found: ImageData) -> ImageData:
   name = name_of_eval_data()
   of_training = jax.eval_shape(found.splits.test, jax.random.key(0)).support
   size = of_training.inputs.shape[1]
-  stored = not found.inverted and streaming.wanted(
-    name, directory_of("eval_data_dir"), size
+  images, told = read(
+    name, "eval_data_dir", size, may_stream=not found.inverted
   )
-  images, told = read(name, "eval_data_dir", size, stored)
   test = with_channels(images.test, of_training.inputs.shape[-1])
   if found.inverted:
     test = test._replace(images=255 - test.images)

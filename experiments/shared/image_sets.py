@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from experiments.shared import streaming
 from metajax.runs.flags import FLAGS
 from metajax.tasks.cifar100 import cifar100_splits
 from metajax.tasks.image_files import Images
@@ -25,16 +26,15 @@ flags.DEFINE_enum(
   "data",
   None,
   SETS,
-  "Data set in --data_dir. folder: images, a sub-folder a class, or as tables, "
-  "a list or arrays say; see docs/data.md. Default: folder where --data_dir is "
-  "one, else omniglot.",
+  "Data set in --data_dir. folder: images in a sub-folder for each class, "
+  "or as CSV lists or arrays, see docs/data.md. Default: folder if "
+  "--data_dir has such images, otherwise omniglot.",
 )
 flags.DEFINE_enum(
   "eval_data",
   None,
   SETS,
-  "Another data set, of which the test tasks are. Default: that of the "
-  "training.",
+  "Data set of the test tasks. Default: that of the training.",
 )
 flags.DEFINE_string(
   "eval_data_dir", None, "Folder of --eval_data. Default: --data_dir."
@@ -103,7 +103,7 @@ def where(name: str, flag: str) -> str:
 
 
 def read(
-  name: str, flag: str, size: int | None, stored: bool = False
+  name: str, flag: str, size: int | None, *, may_stream: bool = False
 ) -> tuple[ImageSplits, str]:
   """Reads the images in the folder that a flag names.
 
@@ -111,7 +111,7 @@ def read(
     name: the data set.
     flag: the flag.
     size: the height and width of the images; None: the default.
-    stored: whether the images of a folder stay on the disk.
+    may_stream: whether the images stay on the disk if --stream says so.
 
   Returns:
     The images, not inverted, and a text that identifies them.
@@ -130,12 +130,20 @@ def read(
     raise ValueError(
       f"--data={name}: needs --{flag}, the folder of the images."
     )
-  images = read_image_folder(directory, size, stored=stored)
+  given = f"--{flag}={directory}"
+  if not Path(directory).is_dir():
+    raise ValueError(f"{given}: no such folder; give that of the images.")
+  try:
+    stored = may_stream and streaming.wanted(name, directory, size)
+    images = read_image_folder(directory, size, stored=stored)
+  except ValueError as error:
+    message = str(error).replace(f"--data_dir={directory}", given)
+    raise ValueError(message) from error
   classes = tuple(len(split.names) for split in images)
   if name == "mini_imagenet" and classes != MINI_IMAGENET:
     raise ValueError(
-      f"--{flag}={directory}: {classes} classes for training, validation and "
-      f"test, must be {MINI_IMAGENET} in miniImageNet; --data=folder takes any."
+      f"{given}: {classes} classes for training, validation and test, must be "
+      f"{MINI_IMAGENET} in miniImageNet; --data=folder takes any."
     )
   return images, fingerprint(directory)
 

@@ -12,19 +12,26 @@ from metajax.tasks.trials import Trials
 from metajax.training import task_mesh
 
 flags.DEFINE_bool(
-  "ppo", True, "Train a player by PPO, too, on as many tasks as the other."
+  "ppo", True, "Also train a player by PPO, on as many tasks as the other."
 )
-flags.DEFINE_float("ppo_lr", 3e-3, "Step size of PPO's Adam.", 0.0)
-flags.DEFINE_integer("ppo_epochs", 4, "How often PPO learns from a trial.", 1)
+flags.DEFINE_float("ppo_lr", 3e-3, "PPO: step size of Adam.", 0.0)
 flags.DEFINE_integer(
-  "ppo_minibatches", 4, "Parts of the trials, each an update of PPO.", 1
+  "ppo_epochs", 4, "PPO: number of passes over the trials of a step.", 1
+)
+flags.DEFINE_integer(
+  "ppo_minibatches",
+  4,
+  "PPO: number of parts of the trials of a step. Each part is one update.",
+  1,
 )
 flags.DEFINE_float(
-  "ppo_discount", 0.9, "PPO's discount of a reward one step later.", 0.0, 1.0
+  "ppo_discount", 0.9, "PPO: discount factor of rewards, per action.", 0.0, 1.0
 )
-flags.DEFINE_float("ppo_gae", 0.3, "Lambda of PPO's advantages.", 0.0, 1.0)
 flags.DEFINE_float(
-  "ppo_entropy", 0.01, "Weight of the policy's entropy in PPO's loss.", 0.0
+  "ppo_gae", 0.3, "PPO: lambda of generalised advantage estimation.", 0.0, 1.0
+)
+flags.DEFINE_float(
+  "ppo_entropy", 0.01, "PPO: weight of the policy's entropy in the loss.", 0.0
 )
 
 

@@ -42,31 +42,27 @@ FAMILIES: dict[str, Callable[..., KnownTasks]] = {
 
 
 def best(
-  name: str, tasks: KnownTasks, test: Scorer, joint: bool
-) -> dict[str, np.ndarray]:
-  """Scores the exact posterior, and what knows the hyper-parameters.
+  tasks: KnownTasks, test: Scorer, joint: bool, known: str
+) -> np.ndarray:
+  """Scores a learner that cannot be bettered.
 
   Args:
-    name: the name of the family.
-    tasks: tasks of the family.
+    tasks: the tasks.
     test: scores a learner on the test tasks.
-    joint: whether "oracle" is the joint density of a task's targets, divided by
-      their number, or the mean log-likelihood.
+    joint: whether the score is the joint log density of a task's targets,
+      divided by their number, or the mean log-likelihood.
+    known: "exact" for the posterior of the tasks, "oracle" for that of a
+      learner which is told the hyper-parameters.
 
   Returns:
-    The values of each task: "oracle", and "exact" where it is known.
+    The score of each task.
   """
-  told = revealed(tasks)
-  scores = {"log_likelihood": log_likelihood}
-  found = {}
+  if known == "oracle":
+    tasks = revealed(tasks)
+  answer, score = exact_learner(tasks), log_likelihood
   if joint:
-    answer, score = _joint(told)
-    found["oracle"] = test(answer, told, {"log_likelihood": score})(())
-  else:
-    found["oracle"] = test(exact_learner(told), told, scores)(())
-  if name not in WITHOUT_EXACT:
-    found["exact"] = test(exact_learner(tasks), tasks, scores)(())
-  return {key: values["log_likelihood"] for key, values in found.items()}
+    answer, score = _joint(tasks)
+  return test(answer, tasks, {"best": score})(())["best"]
 
 
 def _joint(tasks: KnownTasks) -> tuple[MetaLearner, LossFn]:

@@ -18,30 +18,41 @@ from metajax.training.loop import Schedule
 from metajax.types import Array, Batch, Metrics, Params, PRNGKey
 
 flags.DEFINE_integer(
-  "regressors", 500, "Networks to combine, a curve each.", lower_bound=2
+  "regressors",
+  500,
+  "Number of networks to combine, each trained on one sine curve.",
+  lower_bound=2,
 )
 flags.DEFINE_integer(
   "cohort",
   50,
-  "Regressors trained at once; must divide --regressors. The pull to the mean "
-  "is to that of the cohorts before.",
+  "Number of networks trained at once. Must divide --regressors. With "
+  "--to_mean, networks are pulled to the mean of earlier cohorts.",
   lower_bound=1,
 )
 flags.DEFINE_integer(
-  "regressor_steps", 5000, "Steps of Adam of a regressor.", lower_bound=1
+  "regressor_steps",
+  5000,
+  "Number of steps of Adam for each network.",
+  lower_bound=1,
 )
 flags.DEFINE_bool(
   "shared_init",
   True,
-  "All regressors start from the same random network, else each from its own.",
+  "Start all networks from the same random parameters. If false, each "
+  "starts from its own.",
 )
 flags.DEFINE_float(
-  "l2", 1e-3, "Weight of a regressor's squared norm in row L2.", lower_bound=0.0
+  "l2",
+  1e-3,
+  "Weight of the squared norm of the parameters, for the rows with l2.",
+  lower_bound=0.0,
 )
 flags.DEFINE_float(
   "to_mean",
   2e-3,
-  "Weight of a regressor's squared distance to the mean of those before.",
+  "Weight of the squared distance to the mean of earlier networks, for the "
+  "rows of that name.",
   lower_bound=0.0,
 )
 

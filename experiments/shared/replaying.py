@@ -22,66 +22,94 @@ from metajax.training import Trainer, task_mesh
 from metajax.types import Params
 
 flags.DEFINE_integer(
-  "units", 64, "Units of each layer of the recurrent network.", lower_bound=1
+  "units",
+  64,
+  "Number of units of each layer of the recurrent network.",
+  lower_bound=1,
 )
 flags.DEFINE_enum("cell", "gru", get_args(Cell), "Recurrent cell.")
 flags.DEFINE_integer(
   "length",
   0,
-  "Actions of a stored sequence; 0: all of a trial.",
+  "Number of actions in a stored sequence. 0: the whole trial.",
   lower_bound=0,
 )
 flags.DEFINE_integer(
   "period",
   0,
-  "Actions from one sequence to the next; 0: half a sequence.",
+  "Number of actions between the starts of two sequences. 0: half of --length.",
   lower_bound=0,
 )
 flags.DEFINE_integer(
   "burn_in",
   0,
-  "Actions at the beginning of a sequence that only warm up the state.",
+  "Number of actions at the start of a sequence that only update the "
+  "recurrent state, without a loss.",
   lower_bound=0,
 )
 flags.DEFINE_bool(
-  "zero_state", False, "Learn from a zero state, not from the stored one."
+  "zero_state",
+  False,
+  "Start replayed sequences from a zero recurrent state, not from the "
+  "stored one.",
 )
 flags.DEFINE_integer(
-  "n_step", 5, "Rewards before the bootstrap.", lower_bound=1
+  "n_step",
+  5,
+  "Number of rewards in a target, before the value of the next state.",
+  lower_bound=1,
 )
 flags.DEFINE_float(
-  "discount", 0.97, "Discount of a reward one step later, in replay.", 0.0, 1.0
+  "discount",
+  0.97,
+  "Discount factor of rewards in replay, per action.",
+  0.0,
+  1.0,
 )
-flags.DEFINE_bool("rescale", True, "Learn rescaled values of actions, h(Q).")
+flags.DEFINE_bool(
+  "rescale",
+  True,
+  "Learn action values on the scale h(Q) of R2D2, close to a square root.",
+)
 flags.DEFINE_integer(
-  "capacity", 4096, "Sequences that are kept.", lower_bound=1
+  "capacity", 4096, "Number of sequences in the buffer.", lower_bound=1
 )
-flags.DEFINE_integer("batch", 64, "Sequences of an update.", lower_bound=1)
+flags.DEFINE_integer(
+  "batch", 64, "Number of sequences in an update.", lower_bound=1
+)
 flags.DEFINE_float(
   "replay_ratio",
   2.0,
-  "How often a sequence is learned from, on average.",
+  "Number of updates that use a sequence, on average.",
   lower_bound=1e-3,
 )
 flags.DEFINE_float(
-  "epsilon", 0.4, "Exploration of the boldest actor.", 0.0, 1.0
+  "epsilon",
+  0.4,
+  "Probability of a random action of the actor that explores most.",
+  0.0,
+  1.0,
 )
 flags.DEFINE_float(
   "priority_exponent",
   0.0,
-  "Exponent of the priorities by which sequences are drawn; 0: all alike.",
+  "Exponent of the priorities by which sequences are drawn. 0: uniformly.",
   0.0,
   1.0,
 )
 flags.DEFINE_float(
   "importance_exponent",
   0.0,
-  "Exponent of the weights that make up for priorities; 0: none.",
+  "Exponent of the importance weights that correct for the priorities. 0: "
+  "no correction.",
   0.0,
   1.0,
 )
 flags.DEFINE_integer(
-  "target_period", 100, "Updates between copies to the target network.", 1
+  "target_period",
+  100,
+  "Number of updates after which the target network is copied.",
+  1,
 )
 DEFAULTS = {
   "meta_batch": 64,

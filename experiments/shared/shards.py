@@ -8,8 +8,9 @@ from metajax.runs.flags import FLAGS
 flags.DEFINE_integer(
   "shards",
   0,
-  "Buffers of replay, that what is kept is split over; checkpoints restore on "
-  "as many devices as divide it. 0: one for each device.",
+  "Number of buffers over which the replayed data are split. A run can go "
+  "on with any number of devices that divides it. 0: one buffer for each "
+  "device.",
   lower_bound=0,
 )
 

@@ -16,10 +16,11 @@ flags.DEFINE_enum(
   "data",
   "digits",
   ["digits", "omniglot"],
-  "scikit-learn's digits, 8 x 8, or characters of Omniglot, 14 x 14 pixels.",
+  "Images. digits: scikit-learn's digits, 8 x 8 pixels. omniglot: "
+  "characters, 14 x 14 pixels.",
 )
 flags.DEFINE_integer(
-  "classes", 20, "Characters, with --data=omniglot.", lower_bound=2
+  "classes", 20, "Number of characters, with --data=omniglot.", lower_bound=2
 )
 
 

@@ -17,7 +17,7 @@ from metajax.tasks import few_shot_episodes
 from metajax.types import Array, Params
 
 flags.DEFINE_multi_integer(
-  "ways", [5, 20], "Classes of the few-shot tasks.", lower_bound=2
+  "ways", [5, 20], "Number of classes of the few-shot tasks.", lower_bound=2
 )
 
 QUERIES = 2

@@ -33,7 +33,7 @@ def match_units(
 ) -> Permutations:
   """Matches the hidden units of two models (weight matching).
 
-  Maximises the inner product of the parameters over permutations P ::
+  Maximises the inner product of the parameters over permutations P::
 
     sum over arrays of  <A, P B>
 

@@ -17,6 +17,7 @@ from metajax.context.linear_attention import (
   gradient_step,
   linear_attention,
 )
+from metajax.context.memory import External, memory_augmented
 from metajax.context.neural_process import (
   conditional_attentive_process,
   conditional_neural_process,
@@ -29,33 +30,48 @@ from metajax.context.sequence import (
   sequence_transformer,
   transformer_learner,
 )
+from metajax.context.sequences import READERS, build_reader
+from metajax.context.snail import snail
+from metajax.context.test_time_training import ttt_linear
 from metajax.context.transformer import Cache, Transformer, transformer
 from metajax.context.transformer_process import tnp_d
+from metajax.context.transformer_readers import (
+  interleaved_transformer,
+  paired_transformer,
+)
 
 __all__ = [
   "Bars",
   "Cache",
+  "External",
   "Joint",
   "LEARNERS",
+  "READERS",
   "SequenceTransformer",
   "Transformer",
   "alpaca",
   "attention_descent",
   "attentive_neural_process",
+  "build_reader",
   "conditional_attentive_process",
   "conditional_neural_process",
   "convolutional_process",
   "gradient_step",
+  "interleaved_transformer",
   "linear_attention",
   "log_density",
   "maximum_likelihood",
+  "memory_augmented",
   "of_marginals",
+  "paired_transformer",
   "prior_fitted",
   "quantile_edges",
   "sequence_transformer",
+  "snail",
   "tnp_a",
   "tnp_d",
   "tnp_nd",
   "transformer",
   "transformer_learner",
+  "ttt_linear",
 ]

@@ -17,6 +17,7 @@ from metajax.context.encoders import (
   remember,
 )
 from metajax.context.objectives import numbers, vectors
+from metajax.numerics import check_number
 from metajax.types import Array, Batch, Params, PRNGKey
 
 LEAST_SCALE = 0.1
@@ -60,9 +61,11 @@ def paths(
       as many; None: there is none.
 
   Raises:
-    ValueError: if the width is not a multiple of the number of heads.
+    ValueError: if the width is less than 1, or not a multiple of the number of
+      heads of a network that attends.
   """
-  if width < 1 or (attends and width % HEADS):
+  check_number("width", width, at_least=1)
+  if attends and width % HEADS:
     raise ValueError(
       f"width={width}: must be a multiple of {HEADS}, the number of heads."
     )

@@ -23,8 +23,7 @@ from metajax.context.prior_fitted import prior_fitted
 from metajax.context.transformer_process import tnp_d
 from metajax.types import LossFn, MetaLearner
 
-# Constructors by name, all of them with `num_outputs`, `width` and
-# `metrics`.
+# Constructors by name, all with `num_outputs`, `width` and `metrics`.
 LEARNERS: dict[str, Callable[..., MetaLearner]] = {
   "cnp": conditional_neural_process,
   "canp": conditional_attentive_process,

@@ -30,14 +30,15 @@ class SequenceTransformer(NamedTuple):
 
   Attributes:
     init: `(rng, inputs [n, ...]) -> params`.
-    read: `(params, batch) -> (outputs [n, num_outputs], Cache)`. Each output is
-      computed from the examples before it and its own input.
+    read: `(params, batch, past=None) -> (outputs [n, num_outputs], Cache)`.
+      Each output is computed from the examples before it and its own input.
+      `past` is a cache of examples that were read before.
     predict: `(params, cache, inputs [m, ...]) -> [m, num_outputs]`. Each input
       is read as if it were the next, and the last.
   """
 
   init: Callable[[PRNGKey, Any], Params]
-  read: Callable[[Params, Batch], tuple[Array, Cache]]
+  read: Callable[..., tuple[Array, Cache]]
   predict: Callable[[Params, Cache, Any], Array]
 
 
@@ -108,18 +109,24 @@ def sequence_transformer(
       )
     return tokens + params["positions"][place]
 
-  def read(params: Params, batch: Batch) -> tuple[Array, Cache]:
+  def read(
+    params: Params, batch: Batch, past: Cache | None = None
+  ) -> tuple[Array, Cache]:
     x = dense(params["inputs"], vectors(batch.inputs))
     y = dense(params["labels"], labels(batch))
     n, mask = len(x), real(batch)
     tokens = jnp.stack([x, y], axis=1).reshape(2 * n, width)
     nth = jnp.cumsum(mask) - mask
     place = jnp.stack([2 * nth, 2 * nth + 1], axis=1).ravel()
+    last = n
+    if past is not None:
+      place, last = place + past.mask.sum(), n + len(past.mask) // 2
     hidden, cache = network.read(
       params["blocks"],
-      placed(params, tokens, place, n),
+      placed(params, tokens, place, last),
       jnp.repeat(mask, 2),
       causal=True,
+      past=past,
     )
     return head(params, hidden[::2]), cache
 

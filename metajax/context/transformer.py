@@ -1,5 +1,6 @@
 """A transformer that reads tokens once, and is asked many times."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,13 +37,15 @@ class Transformer(NamedTuple):
 
   Attributes:
     init: `(rng) -> params`, of which every leaf is `[layers, ...]`.
-    read: `(params, tokens [n, width], mask=None, causal=False) -> (tokens
-      [n, width], Cache)`. Each token attends to all real tokens; with `causal`,
-      to itself and those before it.
-    ask: `(params, cache, tokens [m, width], among=None) -> tokens [m, width]`.
-      Each token attends to the real tokens of the cache. It attends to the
-      tokens of the same call, too, where `among [m, m]` is True. None: it
-      attends to no other, and not to itself. The cost is linear in m.
+    read: `(params, tokens [n, width], mask=None, causal=False, past=None) ->
+      (tokens [n, width], Cache)`. Each token attends to all real tokens; with
+      `causal`, to itself and those before it. `past` is a cache of what was
+      read before, which the tokens attend to, too, and which is in the result.
+    ask: `(params, cache, tokens [m, width], among=None, seen=None) -> tokens
+      [m, width]`. Each token attends to the real tokens of the cache; with
+      `seen [m, n]`, only where it is True. It attends to the tokens of the same
+      call, too, where `among [m, m]` is True. None: it attends to no other, and
+      not to itself. The cost is linear in m.
   """
 
   init: Callable[[PRNGKey], Params]
@@ -96,7 +99,8 @@ def transformer(
         known, mask = own, among
       if among is not None and cache is not None:
         known = jax.tree.map(lambda *z: jnp.concatenate(z), past, own)
-        first = jnp.broadcast_to(cache.mask, (len(x), len(cache.mask)))
+        shape = len(x), cache.mask.shape[-1]
+        first = jnp.broadcast_to(cache.mask, shape)
         mask = jnp.concatenate([first, among], axis=1)
       x = block(weights, x, known, mask, heads=heads, normed_first=normed_first)
       return x, own
@@ -111,17 +115,28 @@ def transformer(
     tokens: Array,
     mask: Array | None = None,
     causal: bool = False,
+    past: Cache | None = None,
   ) -> tuple[Array, Cache]:
     mask = jnp.ones(len(tokens), bool) if mask is None else mask
     among = jnp.broadcast_to(mask, (len(tokens), len(tokens)))
     if causal:
       among = jnp.tril(among)
-    tokens, known = run(params, tokens, among, None)
+    tokens, known = run(params, tokens, among, past)
+    if past is not None:
+      join = functools.partial(jnp.concatenate, axis=1)
+      known = jax.tree.map(lambda *z: join(z), past.layers, known)
+      mask = jnp.concatenate([past.mask, mask])
     return tokens, Cache(known, mask)
 
   def ask(
-    params: Params, cache: Cache, tokens: Array, among: Array | None = None
+    params: Params,
+    cache: Cache,
+    tokens: Array,
+    among: Array | None = None,
+    seen: Array | None = None,
   ) -> Array:
+    if seen is not None:
+      cache = cache._replace(mask=cache.mask & seen)
     return run(params, tokens, among, cache)[0]
 
   return Transformer(init, read, ask)

@@ -27,7 +27,17 @@ from metajax.learners.meta_gradients import gradient_of_mean, mean_of_gradients
 from metajax.learners.meta_sgd import meta_sgd
 from metajax.learners.options import Option, Setting
 from metajax.learners.partition import all_but_last_layer, last_layer
-from metajax.learners.recurrent import recurrent, sequence_learner
+from metajax.learners.reading import (
+  Reader,
+  SequenceLearner,
+  learn_by_reading,
+  with_encoder,
+)
+from metajax.learners.recurrent import (
+  recurrent,
+  recurrent_reader,
+  sequence_learner,
+)
 from metajax.learners.registry import (
   ANY_WAYS,
   CLASSIFIERS,
@@ -49,6 +59,8 @@ __all__ = [
   "OPTIONS",
   "Option",
   "REGISTRY",
+  "Reader",
+  "SequenceLearner",
   "Setting",
   "TRACED_STEPS",
   "all_but_last_layer",
@@ -62,6 +74,7 @@ __all__ = [
   "gradient_of_mean",
   "imaml",
   "last_layer",
+  "learn_by_reading",
   "learned_average",
   "learned_ensemble",
   "logistic",
@@ -73,6 +86,7 @@ __all__ = [
   "nearest_mean",
   "prototypical",
   "recurrent",
+  "recurrent_reader",
   "register",
   "reptile",
   "ridge",
@@ -81,4 +95,5 @@ __all__ = [
   "support_vector_machine",
   "svm",
   "taught",
+  "with_encoder",
 ]

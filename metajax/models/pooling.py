@@ -44,7 +44,7 @@ def max_pool(
   if not rows or not columns:
     raise ValueError(
       f"inputs {inputs.shape}: smaller than the window {window}; use larger "
-      "images or fewer layers."
+      "images (--image_size) or fewer layers."
     )
   x = inputs[:, : rows * window[0], : columns * window[1]]
   # The transpose of a split is one concatenation. That of slices would be a sum

@@ -1,5 +1,6 @@
 """Recurrent networks. Their state contains what they have learned of a task."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -140,6 +141,18 @@ def unroll(
 
   state, hidden = jax.lax.scan(one, state, (inputs, first))
   return hidden, state
+
+
+def over_leading_axes(step: Callable[..., Any]) -> Callable[..., Any]:
+  """Turns `(params, state, inputs [features])` into a `Recurrent.read`."""
+
+  def read(params: Params, state: Any, inputs: Array) -> tuple[Array, Any]:
+    one = functools.partial(step, params)
+    for _ in inputs.shape[:-1]:
+      one = jax.vmap(one)
+    return one(state, inputs)
+
+  return read
 
 
 def choose(which: Array, one: Any, other: Any) -> Any:

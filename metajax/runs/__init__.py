@@ -5,5 +5,6 @@ builds a learner by `learner_options.build`, opens a folder by `folder.start`,
 trains by `training.train`, scores by `scoring.scorer` and writes results by
 `report.finish`; see `experiments/maml_sinusoid.py`.
 
-No other part of metajax reads flags or imports this package.
+No other part of metajax reads flags. Only the command `metajax.compare_runs`
+imports this package.
 """

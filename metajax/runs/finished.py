@@ -35,14 +35,20 @@ def define_runs(name: str, instead_of: str) -> None:
   flags.DEFINE_integer("ways", 5, "Classes per task.", lower_bound=2)
   flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
   flags.DEFINE_integer(
-    "eval_inner_steps", 3, "Inner steps at test.", lower_bound=0
+    "eval_inner_steps", 3, "Number of inner steps at test.", lower_bound=0
   )
-  flags.DEFINE_integer(instead_of, 3, "Runs, a seed each.", lower_bound=2)
+  flags.DEFINE_integer(
+    instead_of,
+    3,
+    "Number of networks to train first, each from its own seed.",
+    lower_bound=2,
+  )
   flags.DEFINE_list(
     name,
     [],
-    f"Folders of runs of experiments.{EXPERIMENT} with this --ways, --filters, "
-    f"--inner_lr and batch normalisation, in place of --{instead_of}.",
+    f"Folders of finished runs of experiments.{EXPERIMENT} to use in place of "
+    f"training --{instead_of} networks. They must have the same --ways, "
+    "--filters and --inner_lr, and batch normalisation.",
   )
   flags.register_validator(
     name, lambda folders: len(folders) != 1, "needs two folders or more"

@@ -47,6 +47,7 @@ GROUPS = {
     "arms",
     "episodes",
     "environment",
+    "protocol",
   ),
   "network": (
     "model",
@@ -63,6 +64,7 @@ GROUPS = {
     "dtype",
     "units",
     "cell",
+    "width",
   ),
   "learner": (
     "learner",

@@ -17,20 +17,20 @@ HEARTBEAT, START = 30, 120
 flags.DEFINE_string(
   "coordinator",
   None,
-  "Where several processes, each started with the same flags, are one run: the "
-  "HOST:PORT at which the first of them listens; or auto, to ask SLURM, Open "
-  "MPI, Kubernetes or the TPU.",
+  "Address HOST:PORT of the first of several processes that are one run, "
+  "all started with the same flags; or auto, to ask SLURM, Open MPI, "
+  "Kubernetes or the TPU.",
 )
 flags.DEFINE_integer(
   "num_processes",
   None,
-  "How many processes are one run, with --coordinator=HOST:PORT.",
+  "Number of processes of the run, with --coordinator=HOST:PORT.",
   lower_bound=1,
 )
 flags.DEFINE_integer(
   "process_id",
   None,
-  "The number of this process, from 0, with --coordinator=HOST:PORT.",
+  "Number of this process, from 0, with --coordinator=HOST:PORT.",
   lower_bound=0,
 )
 

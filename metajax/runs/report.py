@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
 from metajax import recipes, saved
 from metajax.evaluation import Estimate
@@ -114,7 +115,10 @@ def show_finished(workdir: Path) -> bool:
   if found is None or not saved.is_whole(workdir):
     return False
   if is_main():
-    report_page.write(workdir, folder.command())
+    try:
+      report_page.write(workdir, folder.command())
+    except PermissionError as error:  # Of somebody else's run.
+      logging.warning("%s is not written anew: %s.", report_page.NAME, error)
     note = "finished before; delete results.json to evaluate again\n\n"
     show(workdir, found["metrics"], note=note)
   return True

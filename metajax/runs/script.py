@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import importlib.util
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,26 @@ from metajax.training.checkpoint import SaveError
 from metajax.training.loop import Interrupted, NonFinite
 
 INTERRUPTED = "interrupted; run the same command to go on."
+# Flags by the arguments of the library that have another name.
+ARGUMENTS = {
+  "clients_per_round": "meta_batch",
+  "n": "n_step",
+  "num_arms": "arms",
+  "num_episodes": "episodes",
+  "num_eval_steps": "eval_inner_steps",
+  "num_examples": "examples",
+  "num_pulls": "pulls",
+  "num_rotations": "rotations",
+  "num_steps": "inner_steps",
+  "shots": "presentations",
+}
+# What the user can do about an error of a path.
+REMEDIES = {
+  (PermissionError,): "get the permission",
+  (IsADirectoryError, NotADirectoryError, FileExistsError): (
+    "move away what is there"
+  ),
+}
 Presets = Mapping[str, Mapping[str, Any]]
 
 
@@ -132,7 +153,7 @@ def run(
     except (ValueError, OSError) as error:
       if FLAGS.debug:
         raise
-      fail(str(error))
+      fail(_said(error))
     # JAX raises one of these for sizes that no machine has room for.
     except (OverflowError, MemoryError, NotImplementedError) as error:
       fault = isinstance(error, NotImplementedError) and (
@@ -169,6 +190,31 @@ def fail(message: str, code: int = 2) -> None:
     # `sys.exit` would wait for the other processes, which wait for this one.
     os._exit(code)
   sys.exit(code)
+
+
+def _flag(found: re.Match[str]) -> str:
+  """Returns the flag for the beginning `name=` of a `name=value`."""
+  own = {flag.name for flag in FLAGS.get_key_flags_for_module(sys.argv[0])}
+  for name in (found[1], ARGUMENTS.get(found[1])):
+    if name in own:
+      return f"--{name}="
+  return found[0]
+
+
+def _said(error: Exception) -> str:
+  """Returns the message of an error, in the words of the command line.
+
+  A `name=value` of the library becomes the flag of that name, and an error of a
+  path has its remedy.
+  """
+  if isinstance(error, OSError) and error.filename is not None:
+    # The second name is the one that a file could not be given.
+    path = error.filename2 or error.filename
+    for kinds, remedy in REMEDIES.items():
+      if isinstance(error, kinds):
+        return f"{path}: {error.strerror}: {remedy}, or give another path."
+  # A word of its own. Folders of a sweep are named "seed=0", too.
+  return re.sub(r"(?<![^\s(])(\w+)=(?=\w|\()", _flag, str(error))
 
 
 def _help(script: str, unused: Sequence[str]) -> str:

@@ -13,8 +13,9 @@ from metajax.types import Params, PRNGKey
 flags.DEFINE_integer(
   "num_seeds",
   1,
-  "Train this seed and those after it, so many in all, in one program. Results "
-  "then are means over seeds, with 95% intervals for another seed's mean.",
+  "Number of trainings in one program, with --seed and the seeds after it. "
+  "Results are means over these seeds, with the 95% interval of the mean of "
+  "another seed.",
   lower_bound=1,
 )
 

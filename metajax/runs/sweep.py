@@ -31,9 +31,10 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
   "sweep_together",
   True,
-  "Train points of --sweep that differ in seed and step sizes alone, and in "
-  "other numbers of the learner, in one program, where the script can: the "
-  "same to rounding. Otherwise one after the other.",
+  "Train runs of --sweep that differ only in the seed, in step sizes or in "
+  "other numbers of the learner together, in one program, if the script "
+  "can. That is faster; results are equal up to rounding. If false, one run "
+  "follows the other.",
 )
 # The most points of one program, which holds the states and temporaries of all.
 MOST_TOGETHER = 32

@@ -91,7 +91,7 @@ def open_record(command: list[str], given: list[str]) -> Record:
     try:
       found = json.loads(path.read_text())
       points, before = dict(found["points"]), found["command"][1:]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
       raise ValueError(
         f"{path} is unreadable ({error}); choose another --workdir."
       ) from error

@@ -39,7 +39,7 @@ from metajax.types import (
 flags.DEFINE_string(
   "together",
   None,
-  "What --sweep tells a process: the points to train in one program.",
+  "Used by --sweep: the runs that this process trains in one program, as JSON.",
 )
 
 

@@ -126,7 +126,8 @@ def normal_gamma(
     query_shots: number of query numbers, or the least and most.
     mean: the prior mean of mu.
     count: observations that the prior mean is worth, above 0.
-    shape: the shape of the prior of the precision t, above 0.
+    shape: the shape of the prior of the precision t, 0.5 or more. With less,
+      some numbers would be too large for float32.
     rate: its rate, above 0.
 
   Returns:
@@ -136,8 +137,9 @@ def normal_gamma(
     Murphy, `Conjugate Bayesian analysis of the Gaussian distribution
     <https://www.cs.ubc.ca/~murphyk/Papers/bayesGauss.pdf>`_, 2007, section 3.
   """
-  for name, value in (("count", count), ("shape", shape), ("rate", rate)):
-    check_number(name, value, above=0)
+  check_number("count", count, above=0)
+  check_number("shape", shape, at_least=0.5)
+  check_number("rate", rate, above=0)
 
   def draw(rng: PRNGKey) -> tuple[Array, Array]:
     precision_key, mean_key = jax.random.split(rng)

@@ -112,13 +112,14 @@ def form_of(
   if small_classes and fewest < 2:
     raise ValueError(
       f"small_classes: the smallest class has {fewest} examples, must be 2 or "
-      "more, one to learn from and one to be judged on: leave it out."
+      "more, one for the support and one for the queries: remove the class."
     )
   if not small_classes and form.shots[1] + form.query_shots[1] > fewest:
     raise ValueError(
       f"shots={shots} and query_shots={query_shots}: together at most "
-      f"{fewest}, the number of examples of the smallest class; or give "
-      "small_classes=True, which masks those that are missing."
+      f"{fewest}, the number of examples of the smallest class: give smaller "
+      "ones, or remove the smallest classes. (In Python, small_classes=True "
+      "masks the missing examples.)"
     )
   return form
 

@@ -118,11 +118,14 @@ def gaussian_processes(
   def on_grid(batch: Batch, inputs: Array) -> tuple[tuple[Array, Array], Array]:
     """Returns means and scales `[K, m]`, and log p(targets, h) `[K]`."""
 
-    def at(hyper: Hyper) -> tuple[Array, Array, Array]:
-      return condition(covariance, hyper, batch, inputs)
+    def at(hyper: Hyper) -> Array:
+      mean, scale, evidence = condition(covariance, hyper, batch, inputs)
+      # One array: `map` takes no arrays of size 0, as of no inputs.
+      return jnp.concatenate([mean, scale, evidence[None]])
 
-    *moments, evidence = jax.lax.map(at, grid, batch_size=TOGETHER)
-    return tuple(moments), evidence + log_prior
+    found = jax.lax.map(at, grid, batch_size=TOGETHER)
+    means, scales = jnp.split(found[:, :-1], 2, axis=1)
+    return (means, scales), found[:, -1] + log_prior
 
   def posterior(support: Batch, inputs: Array) -> Predictive:
     if len(log_prior) == 1:

@@ -140,6 +140,10 @@ def _of_file(path: Path, function: Callable[[Any], Any]) -> Any:
   try:
     with Image.open(path) as image:
       return function(image)
+  except PermissionError as error:
+    raise ValueError(
+      f"{path}: permission denied: get the permission to read it."
+    ) from error
   # Pillow and its decoders raise errors of many kinds.
   except Exception as error:
     reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -36,7 +36,8 @@ def linear_regression(
 
   The mean is that of ridge regression with the penalty
   `noise^2 / weight_scale^2`. Without noise it is the least-squares solution of
-  smallest norm. The defaults are those of Garg et al.
+  smallest norm, and its standard deviation has the rounding of the targets,
+  which few or collinear examples amplify. The defaults are those of Garg et al.
 
   Args:
     num_inputs: d, the numbers in an input.
@@ -89,7 +90,9 @@ def linear_regression(
     x, y = jnp.pad(x, extra), jnp.pad(y, extra)
     # X = U diag(s) V': in the basis V each weight is learned by itself.
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)
-    penalty = (noise / weight_scale) ** 2
+    # Targets are rounded. Their size is sqrt(d) weight_scale.
+    rounding = jnp.finfo(s.dtype).eps * num_inputs**0.5
+    penalty = jnp.maximum(noise / weight_scale, rounding) ** 2
     seen = s > jnp.finfo(s.dtype).eps * max(x.shape) * s.max()
     safe = jnp.where(seen, s, 1)
     gain = jnp.where(seen, safe / (jnp.square(safe) + penalty), 0)

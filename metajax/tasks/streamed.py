@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -71,7 +72,8 @@ def _task(
 ) -> Episode:
   """Reads the images of a task, in a compiled program by a callback."""
   if not isinstance(rng, jax.core.Tracer):
-    found = _read_task(data, form, read, rng)
+    # Numpy would round quotients in another way than JAX.
+    found = jax.tree.map(jnp.asarray, _read_task(data, form, read, rng))
     return _finished(form.num_rotations, found, rng)
   drawn = places_drawn(data, rng, form=form)
   shapes = [

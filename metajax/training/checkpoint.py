@@ -1,7 +1,12 @@
 """Writes and reads checkpoints, and detects damaged ones."""
 
+import contextlib
+import gc
 import hashlib
+import logging as python_logging
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +49,9 @@ def open_checkpoints(directory: Path, *, keep: int = 2) -> Checkpoints:
   Args:
     directory: the folder.
     keep: number of checkpoints to keep. `save` deletes older ones.
+
+  Raises:
+    ValueError: if the folder cannot be made or listed.
   """
   directory = Path(directory).absolute()
   options = ocp.CheckpointManagerOptions(
@@ -51,9 +59,19 @@ def open_checkpoints(directory: Path, *, keep: int = 2) -> Checkpoints:
     cleanup_tmp_directories=True,
     enable_async_checkpointing=False,
   )
-  return Checkpoints(
-    ocp.CheckpointManager(directory, options=options), directory
-  )
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    next(directory.iterdir(), None)
+    with _quiet():
+      return Checkpoints(
+        ocp.CheckpointManager(directory, options=options), directory
+      )
+  # For a damaged file of its own, orbax raises errors of other types.
+  except Exception as error:
+    raise ValueError(
+      f"{directory}: cannot be read as checkpoints ({_reason(error)}): move "
+      "away what is there, or give another --workdir."
+    ) from error
 
 
 def save(
@@ -96,10 +114,9 @@ def restore(
 ) -> Restored | None:
   """Reads the newest checkpoint that is not damaged.
 
-  A damaged checkpoint gives a warning, and the one before it is tried. When an
-  undamaged one is found, the damaged ones are moved to another folder. A
-  truncated file may be read without an error, so each checkpoint has a digest
-  of its arrays.
+  If it is damaged, the one before it is read. The damaged ones are then moved
+  to another folder, and a warning names them. A truncated file may be read
+  without an error, so each checkpoint has a digest of its arrays.
 
   Args:
     checkpoints: from `open_checkpoints`.
@@ -114,58 +131,92 @@ def restore(
       not moved in this case.
   """
   damaged: list[int] = []
-  plain = _without_keys(like)
-  template = jax.tree.map(ocp.utils.to_shape_dtype_struct, plain)
   reason = ""
   for step in sorted(checkpoints.manager.all_steps(), reverse=True):
     if at_most is not None and step > at_most:
       continue
-    try:
-      found = checkpoints.manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(template),
-          notes=ocp.args.JsonRestore(),
-        ),
-      )
-      notes = dict(found["notes"])
-      if notes.pop("digest") != _digest(found["state"]):
-        raise ValueError("the arrays do not match their digest")
-    # Damaged files raise errors of many types.
-    except Exception as error:
-      reason = _reason(error)
-      logging.warning(
-        "checkpoint %d in %s is damaged (%s); trying the one before.",
-        step,
-        checkpoints.directory,
-        reason,
-      )
-      damaged.append(step)
-    else:
-      _move_aside(checkpoints, damaged)
-      return Restored(_with_keys(found["state"], like), notes)
+    with _quiet():
+      found = _read(checkpoints, step, like)
+      if not isinstance(found, Restored):
+        # The collector reports reads that orbax has begun and not awaited.
+        gc.collect()
+    if isinstance(found, Restored):
+      if damaged:
+        aside = _move_aside(checkpoints, damaged)
+        logging.warning(
+          "%s: checkpoint %s is damaged (%s) and was moved to %s; going on "
+          "from that of step %d.",
+          checkpoints.directory,
+          " and ".join(map(str, damaged)),
+          reason,
+          aside,
+          step,
+        )
+      return found
+    reason = reason or found
+    damaged.append(step)
   if damaged:
     raise ValueError(
       f"{checkpoints.directory}: none of its {len(damaged)} checkpoints is a "
       f"whole one of this model and optimizer ({reason}); use the code that "
-      "wrote them, or another --workdir."
+      "wrote them, or move this folder away to train anew."
     )
   return None
 
 
-def _reason(error: Exception) -> str:
+def _read(
+  checkpoints: Checkpoints, step: int, like: TrainState
+) -> Restored | str:
+  """Reads the checkpoint of a step, or returns what is wrong with it."""
+  template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_keys(like))
+  try:
+    found = checkpoints.manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(template),
+        notes=ocp.args.JsonRestore(),
+      ),
+    )
+    state, notes = found["state"], dict(found["notes"])
+    if notes.pop("digest") != _digest(state):
+      raise ValueError("the arrays do not match their digest")
+    if state.step != step:
+      raise ValueError(f"the state is that of step {state.step}")
+    return Restored(_with_keys(state, like), notes)
+  # Damaged files raise errors of many types.
+  except Exception as error:
+    return _reason(error)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps orbax from printing the errors that this module reports itself."""
+  hook, disabled = sys.unraisablehook, python_logging.root.manager.disable
+  sys.unraisablehook = lambda unraisable: None
+  python_logging.disable(max(disabled, python_logging.ERROR))
+  try:
+    yield
+  finally:
+    python_logging.disable(disabled)
+    sys.unraisablehook = hook
+
+
+def _reason(error: BaseException) -> str:
+  while error.__cause__ is not None:  # The first cause says most.
+    error = error.__cause__
   return (str(error).splitlines() or [repr(error)])[0][:200]
 
 
-def _move_aside(checkpoints: Checkpoints, steps: list[int]) -> None:
+def _move_aside(checkpoints: Checkpoints, steps: list[int]) -> Path:
+  """Moves checkpoints to another folder, and returns it."""
   aside = checkpoints.directory.parent / "damaged_checkpoints"
   for step in steps if is_main() else ():
     aside.mkdir(exist_ok=True)
     shutil.rmtree(aside / str(step), ignore_errors=True)
     (checkpoints.directory / str(step)).rename(aside / str(step))
-  if steps:
-    agree(0, 0)  # The other processes wait until the files are moved.
-    checkpoints.manager.reload()
+  agree(0, 0)  # The other processes wait until the files are moved.
+  checkpoints.manager.reload()
+  return aside
 
 
 def _without_keys(tree: Any) -> Any:

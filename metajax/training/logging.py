@@ -168,13 +168,16 @@ def _say(line: str) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-  """Returns the whole lines of a metrics file, less a last one cut short."""
+  """Returns the lines of a metrics file. Leaves out damaged ones.
+
+  A process that was killed leaves a last line that is cut short.
+  """
   lines = []
-  for line in path.read_text().splitlines():
-    try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+  for line in path.read_text(errors="replace").splitlines():
+    with contextlib.suppress(json.JSONDecodeError):
+      found = json.loads(line)
+      if isinstance(found, dict) and isinstance(found.get("step"), int):
+        lines.append(found)
   return lines
 
 

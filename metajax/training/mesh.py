@@ -36,7 +36,12 @@ def use_cpu_cores() -> None:
   )
   # The default is -1.
   if not chosen and jax.config.values["jax_num_cpu_devices"] < 0:
-    jax.config.update("jax_num_cpu_devices", usable_cores())
+    cores = usable_cores()
+    jax.config.update("jax_num_cpu_devices", cores)
+    # XLA has a thread for each core. A device that waits for the others in an
+    # all-reduce holds one. The others may need another: LAPACK's Cholesky
+    # factors of many matrices are spread over threads, and waited for.
+    os.environ.setdefault("NPROC", str(2 * cores))
 
 
 def usable_cores() -> int:

@@ -114,7 +114,7 @@ def read_ahead(
 def _key_of_task(
   key_of: Callable[[int], PRNGKey], meta_batch: int, size: int, number: int
 ) -> PRNGKey:
-  """Returns the key of a task, which all tasks of all steps are numbered."""
+  """Returns the key of a task by its number among those of all steps."""
   step, place = divmod(number, size)
   seed, task = divmod(place, meta_batch)
   return _folded(key_of(seed), step, task)

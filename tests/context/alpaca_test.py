@@ -32,6 +32,7 @@ MODEL = SimpleNamespace(
 )
 
 
+@pytest.mark.slow
 def test_prediction_is_that_of_the_gaussian_process():
   """k(x, x') = f(x)' P0^-1 f(x'), in units of the noise's variance."""
   learner = alpaca(MODEL, num_outputs=OUTPUTS)

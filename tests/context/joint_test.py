@@ -80,6 +80,7 @@ def test_tnp_a_conditionals_depend_on_earlier_targets_alone(task):
   assert size[np.tril_indices(QUERY)].min() > 1e-6
 
 
+@pytest.mark.slow
 def test_tnp_a_integrates_to_one(task):
   """Over the two targets of one number each, on a grid."""
   support, query = task

@@ -124,6 +124,7 @@ def test_support_is_a_set(case):
   assert np.abs(moved[query.mask, 0]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_padding_has_no_effect(case):
   """Neither how much there is, nor where, nor what is in it."""
   support, query = _task()
@@ -161,6 +162,7 @@ def _episodes():
   return jax.jit(jax.vmap(_family))(jax.random.split(RNG, TASKS))
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_those_of_the_loss(case):
   grads, metrics = case.meta_grad(case.params, _episodes(), RNG)
   chex.assert_trees_all_equal_shapes_and_dtypes(grads, case.params)

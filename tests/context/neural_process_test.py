@@ -85,6 +85,7 @@ def _bounds(params, episode, count, **options):
   return (SUPPORT + QUERY) * np.asarray(jax.jit(jax.vmap(one))(keys))
 
 
+@pytest.mark.slow
 def test_bounds_are_below_the_exact_evidence_and_grow(episode):
   """With one latent number the evidence is an integral over a line."""
   networks = paths(1, WIDTH, 0.1, attends=True, num_latent=1)
@@ -131,6 +132,7 @@ def test_bounds_are_below_the_exact_evidence_and_grow(episode):
   assert abs(weights.mean() - 1) < 4 * weights.std() / np.sqrt(count)
 
 
+@pytest.mark.slow
 def test_prediction_is_the_mixture_over_samples_of_the_prior(episode):
   learner = attentive_neural_process(
     width=WIDTH, num_latent=2, num_eval_samples=3

@@ -31,6 +31,9 @@ def case(request):
   params = jax.tree.map(
     lambda x: x + draw.normal(0, 0.3, x.shape), network.init(RNG, batch.inputs)
   )
+  network = network._replace(
+    read=jax.jit(network.read), predict=jax.jit(network.predict)
+  )
   return network, params, batch
 
 
@@ -38,6 +41,7 @@ def _part(batch, n):
   return jax.tree.map(lambda x: x[:n], batch)
 
 
+@pytest.mark.slow
 def test_outputs_are_those_of_every_prefix_alone(case):
   network, params, batch = case
   outputs, _ = network.read(params, batch)
@@ -103,7 +107,7 @@ def test_loss_is_over_prefixes_and_query(case):
   network, params, batch = case
   learner = transformer_learner(network, mean_squared_error)
   episode = Episode(_part(batch, 3), jax.tree.map(lambda x: x[3:], batch))
-  grads, metrics = learner.meta_grad(
+  grads, metrics = jax.jit(learner.meta_grad)(
     params, jax.tree.map(lambda x: jnp.asarray(x)[None], episode), RNG
   )
   # The one query comes next, so that all is one sequence.

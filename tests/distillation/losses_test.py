@@ -241,6 +241,7 @@ def test_nothing_of_what_counts_for_nothing_is_counted():
   assert smoothed(student, near, 0.1)[0] == np.inf
 
 
+@pytest.mark.slow
 def test_peers_may_mask_what_their_peers_mask():
   cohort = np.stack([STUDENT, TEACHER, STUDENT[::-1]])
   masked = np.concatenate([cohort, np.full((3, 6, 1), -INF)], axis=-1)

@@ -199,6 +199,7 @@ def test_student_learns_to_predict_as_the_teacher():
   assert _agreement(state.meta_params) > max(before, 0.95)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("students", [None, 2])
 def test_a_teachers_arrays_are_arguments_of_the_program(students):
   """As constants, members would be copied into the text of every program."""

@@ -384,6 +384,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
   _assert_refused(ended, ".*`python scripts/download_omniglot.py .*")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "flags, message",
   [
@@ -398,6 +399,14 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
       "--data_dir=.*: no classes for the split 'train'; give folders .*",
     ),
     (
+      ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=EMPTY"],
+      "--eval_data_dir=.*: no classes for the split 'train'; give folders .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=/nope"],
+      "--eval_data_dir=/nope: no such folder; give that of the images.",
+    ),
+    (
       ["--data=mini_imagenet", "--data_dir=IMAGES"],
       r"--data_dir=.*: \(26, 6, 8\) classes for training, validation and test, "
       r"must be \(64, 16, 20\) in miniImageNet; --data=folder takes any\.",
@@ -409,7 +418,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
     (["--standardize"], "--standardize has no effect here: leave it out."),
     (
       ["--data_dir=IMAGES", "--eval_data=folder", "--eval_data_dir=FEW"],
-      "--eval_data_dir=.*few: ways=5: must be at most 3, .* test split has .*",
+      "--eval_data_dir=.*: --ways=5: must be at most 3, .* test split has .*",
     ),
     (
       ["--data_dir=IMAGES", "--eval_data=fc100"],
@@ -432,6 +441,22 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
     (
       ["--stream"],
       "--stream: for --data=folder and mini_imagenet, not omniglot, which .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--shots=3"],
+      "--data_dir=.*: --shots=3 and --query_shots=3: together at most 2, .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--eval_query_shots=9"],
+      ".*: --shots=1 and --eval_query_shots=9: together .* validation split .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--learner=ridge", "--train_ways=30"],
+      ".*: --train_ways=30: must be at most 26, .* train split .*",
+    ),
+    (
+      ["--data_dir=IMAGES", "--model=resnet12"],
+      r"inputs .*: smaller than the window .*; use .* \(--image_size\) .*",
     ),
   ],
 )
@@ -499,6 +524,12 @@ def test_steps_without_parameters_of_their_own_are_refused(run, workdir):
   )
 
 
+def test_an_argument_of_the_library_is_told_as_the_flag(run, workdir):
+  flags = ["--learner=maml_plus_plus", "--inner_steps=0"]
+  ended = run(SINUSOID, [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, r"--inner_steps=0: must be 1 or more\.")
+
+
 def test_network_of_so_many_classes_is_not_trained_on_others(run, workdir):
   ended = run(OMNIGLOT, [f"--workdir={workdir}", "--train_ways=20"])
   _assert_refused(
@@ -530,7 +561,7 @@ def test_processes_that_cannot_be_are_refused(flags, message, run, workdir):
   "flags, message",
   [
     (["--sweep=filters=3,4"], "--sweep: this script has no flag 'filters'; .*"),
-    (["--sweep=inner_lr=0.1,x"], "--sweep: inner_lr=x: could not convert .*"),
+    (["--sweep=inner_lr=0.1,x"], "--sweep: --inner_lr=x: could not convert .*"),
     (["--sweep=data_dir=a,b"], "--sweep: this script has no flag .*"),
     (["--sweep=workdir=a,b"], "--sweep: --workdir says where or how .*"),
     (["--sweep="], "--sweep: is empty: .*"),
@@ -578,7 +609,7 @@ def test_a_folder_of_a_trace_is_tried_at_once(run, workdir):
 @pytest.mark.parametrize(
   "argument, message",
   [
-    ("--filters=8,16", r"filters=\(8, 16\): must be 4 numbers, one for .*"),
+    ("--filters=8,16", r"--filters=\(8, 16\): must be 4 numbers, one for .*"),
     (
       "--train_shots=1,2,3",
       ".*must be a number, or the lowest and the highe.*",
@@ -611,6 +642,8 @@ def test_flags_of_another_network_are_refused(flag, run, workdir):
     ("distill_omniglot", "--memory=remat"),
     ("omniglot_challenge", "--eval_tasks=7"),
     ("context_linear", "--inner_steps=2"),
+    ("context_classify", "--inner_lr=1.0"),
+    ("context_regression", "--memory=remat"),
   ],
 )
 def test_flags_without_use_are_neither_shown_nor_taken(
@@ -622,6 +655,45 @@ def test_flags_without_use_are_neither_shown_nor_taken(
   assert f"  {flag}=" not in shown
   ended = run(experiment, [f"--workdir={workdir}", argument])
   _assert_refused(ended, f"{flag} has no effect here: leave it out.")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--learner=maml"], "flag --learner=maml: value should be one of <alpaca"),
+    (["--tasks=linear"], "flag --tasks=linear: value should be one of <rbf"),
+    (["--eval_shots=0"], "flag --eval_shots=0: 0 is not a positive integer"),
+    (["--num_bars=2"], "flag --num_bars=2: 2 is not integer >= 3"),
+    (["--learner=cnp", "--layers=2"], "--layers=2: cnp has a fixed number of"),
+    (["--num_bars=9"], "--num_bars is for --learner=prior_fitted, not tnp_d"),
+    (["--objective=elbo"], "--objective is for --learner=anp, not tnp_d"),
+    (["--width=30"], "--width=30, .*, heads=4: must .* divide the width"),
+    (["--learner=canp", "--width=30"], "--width=30: must be a multiple of 8"),
+  ],
+)
+def test_learners_in_context_that_cannot_be_are_named(
+  flags, message, run, workdir
+):
+  ended = run("context_regression", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, f"{message}.*")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--learner=maml"], "flag --learner=maml: value should be one of <.*mann"),
+    (["--protocol=both"], "flag --protocol=both: value should be one of <pres"),
+    (["--width=-1"], "flag --width=-1: -1 is not a non-negative integer"),
+    (
+      ["--learner=ttt", "--width=30"],
+      "--width=30, heads=4, .* divide the width",
+    ),
+    (["--train_ways=5"], "--train_ways has no effect here"),
+  ],
+)
+def test_readers_that_cannot_be_built_are_named(flags, message, run, workdir):
+  ended = run("context_classify", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, f"{message}.*")
 
 
 def test_a_step_that_the_run_has_not_is_refused(run, tmp_path):
@@ -672,7 +744,7 @@ def test_chunk_is_at_most_the_tasks_of_a_device(chunk, run, workdir):
   )
   _assert_refused(
     ended,
-    rf"task_chunk={chunk}: must be 1 to [124], the tasks of a device\.",
+    rf"--task_chunk={chunk}: must be 1 to [124], the tasks of a device\.",
   )
 
 
@@ -755,7 +827,7 @@ def test_more_synthetic_images_than_real_ones_are_refused(run, workdir):
     (["--preset=oswald", "--width=8"], "--width has no effect here: .*"),
     (["--rows=attention"], "--rows has no effect here: .*"),
     (["--preset=oswald", "--rows=gd"], "--rows=gd: must be of attention, .*"),
-    (["--heads=3"], "width=64, .*, heads=3: must .* divide the width."),
+    (["--heads=3"], "--width=64, .*, --heads=3: must .* divide the width."),
   ],
 )
 def test_flags_of_linear_regression_that_cannot_be_are_named(
@@ -796,8 +868,13 @@ def test_workdir_below_a_file_is_refused(run, tmp_path):
   assert path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("content", ["", "{}", "null"], ids=repr)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "content", ["", "{}", "null", '{"flags": [1]}'], ids=repr
+)
 def test_unreadable_config_is_named_and_kept(content, run, tmp_path):
+  tmp_path /= "inner_lr=0.1,seed=0"  # As a sweep names it.
+  tmp_path.mkdir()
   path = tmp_path / "config.json"
   path.write_text(content)
   ended = run(SINUSOID, [f"--workdir={tmp_path}"])

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # In a process of its own, for the flags.
@@ -34,6 +36,7 @@ print(json.dumps(changed))
 """
 
 
+@pytest.mark.slow
 def test_each_own_flag_changes_one_thing_that_the_learner_is_given():
   done = subprocess.run(
     [sys.executable, "-c", SCRIPT],

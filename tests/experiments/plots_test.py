@@ -34,6 +34,7 @@ def test_images_of_any_size_and_colour_are_drawn(shape, tmp_path):
   assert path.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_standardised_images_are_drawn_as_they_look(tmp_path, monkeypatch):
   pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 4, 4, 3), np.uint8)
   channels = Channels((0.5, 0.25, 0.1), (0.5, 2.0, 0.2))

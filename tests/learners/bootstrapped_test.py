@@ -82,6 +82,7 @@ def test_gradient_is_that_of_the_distance_to_a_constant_target(
   assert optax.tree.norm(found) > 1e-3
 
 
+@pytest.mark.slow
 def test_target_at_the_present_point_gives_no_gradient():
   learner = bmg(MODEL, cross_entropy, optax.sgd(RATE), 2, target_steps=0)
   grads, _ = jax.jit(learner.meta_grad)(PARAMS, CLASSES, RNG)

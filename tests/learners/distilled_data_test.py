@@ -155,6 +155,7 @@ def _of_tasks():
   )(NOISE, episodes.query, jax.random.split(RNG, TASKS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learned", [(), ("targets", "log_step_size")])
 def test_gradient_is_the_tasks_mean_and_zero_where_nothing_is_learned(learned):
   """Without a choice, the inputs are learned."""

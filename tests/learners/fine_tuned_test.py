@@ -123,6 +123,7 @@ def test_a_class_without_examples_is_never_predicted(params, episode):
     assert np.isfinite(logits).all()
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(params, episode):
   with jax.enable_x64(True):
     support = episode.support

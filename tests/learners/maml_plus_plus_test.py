@@ -90,6 +90,7 @@ def test_equal_steps_are_maml_in_which_normalisations_do_not_adapt():
     assert not n or np.all(np.abs(np.asarray(g)).max(axis=1) > 0)
 
 
+@pytest.mark.slow
 def test_each_step_has_its_own_rates_and_normalisation():
   """By hand, with numbers of which no two are the same."""
   learner = _plus_plus()

@@ -20,6 +20,7 @@ MODEL = MLP(1, (6,))
 EPISODES = jax.jit(jax.vmap(sinusoid(4, 6)))(jax.random.split(RNG, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.05), optax.rmsprop(0.01)])
 def test_rates_of_one_are_maml(optimizer):
   learners = [

@@ -101,6 +101,7 @@ def test_state_moves_by_what_is_seen_and_weights_by_their_gradient(name):
 
 
 # Those whose state is that of the very passes of support and query.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", slow_but(FAST, ["maml", "imaml", "reptile", "prototypical"])
 )
@@ -139,6 +140,7 @@ class Frozen(nn.Module):
     return nn.Dense(WAYS)(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_plain_module_keeps_or_moves_its_statistics_as_it_says(frozen):
   """SGD once moved the variance of a frozen one from 1 to 36.6."""

@@ -194,6 +194,7 @@ def test_without_a_say_of_the_teacher_it_is_the_student():
   assert metrics["match"] > 0.01
 
 
+@pytest.mark.slow
 def test_nothing_is_learned_from_oneself():
   student, _ = _students("classes")
 

@@ -269,6 +269,7 @@ def test_an_inner_loop_is_the_librarys_own_training(library):
   _close(adapted, params)
 
 
+@pytest.mark.slow
 def test_meta_gradient_is_that_of_weights_and_its_state_the_mean(library):
   """Finite differences in float64, with the dropout of one key."""
   learner = _learner(library.model, 1)
@@ -360,6 +361,7 @@ def test_meta_training_writes_and_reads_state(library, tmp_path):
   chex.assert_trees_all_equal(restored.state, state)
 
 
+@pytest.mark.slow
 def test_evaluation_is_by_running_statistics_or_by_the_batchs(library):
   """Running ones do not let queries see each other."""
   params = _params(library.model)

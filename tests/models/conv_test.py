@@ -554,6 +554,7 @@ def test_context_scales_and_shifts_the_channels_of_the_third_block():
   assert np.abs(given - network.apply({"params": params}, 0 * wide)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_context_passes_a_normalisation_by_the_batch():
   """A constant channel would not: but for the edges, it is subtracted."""
   images = _normal(0, (3, 28, 28, 1))

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from metajax.forward import forward
 from metajax.models.adapters import from_linen
@@ -25,6 +26,7 @@ def _scaled(pixels):
   return pixels.astype(jnp.float32) / 255
 
 
+@pytest.mark.slow
 def test_it_is_the_model_of_the_changed_inputs():
   plain, changed = forward(from_linen(Net())), on_inputs(Net(), _scaled)
   key, mask = jax.random.key(0), jnp.array([True, True, True, False])

@@ -32,6 +32,7 @@ def _of(tokens):
   return _logits(tuple(map(tuple, np.asarray(tokens).tolist())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 3, 5])
 def test_a_token_matters_to_itself_and_to_what_follows(place):
   other = TOKENS.at[0, place].add(1) % 7
@@ -48,6 +49,7 @@ def test_order_matters():
   assert np.abs(first - second).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_values_nor_gradients():
   def loss(params, model):
     return jnp.square(model.apply(params, TOKENS)).mean()

@@ -62,6 +62,7 @@ def test_states_of_the_same_parameters_are_no_other():
     assert last < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("burn_in", [0, BURN_IN])
 @pytest.mark.parametrize("zero_state", [False, True])
 def test_discrepancy_equals_a_plain_loop(burn_in, zero_state):

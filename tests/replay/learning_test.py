@@ -139,6 +139,7 @@ def test_player_stores_the_state_before_each_step():
   np.testing.assert_allclose(trials.memories, states, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", NETWORKS)
 def test_later_sequences_go_on_as_if_all_had_been_read(cell):
   trials, sequences = _played()

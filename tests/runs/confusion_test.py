@@ -68,6 +68,7 @@ def test_a_pair_seen_once_ranks_below_one_confused_often():
   assert math.isclose(_bound(6, 10), confusion._lower_bound(6.0, 10.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_rotations", [1, 4])
 @pytest.mark.parametrize("labelled", [False, True])
 def test_classes_of_a_task_are_told_by_its_key(num_rotations, labelled):

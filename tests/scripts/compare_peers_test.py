@@ -66,6 +66,7 @@ def test_a_learner_without_a_peer_is_named():
   assert "error: --learner=cavia: must be one of maml, fomaml," in done.stderr
 
 
+@pytest.mark.slow
 def test_without_pytorch_it_says_what_to_install():
   script = """
 import runpy, sys

@@ -88,6 +88,7 @@ def test_they_are_computed_once_for_each_network_and_data(tmp_path):
   assert len(list(tmp_path.iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_splits_keep_labels_and_names_and_make_tasks(tmp_path):
   labels = np.repeat(np.arange(3), 4)[:11]
   images = Images(IMAGES, labels, ["ant", "bee", "cat"])

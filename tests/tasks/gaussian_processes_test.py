@@ -103,6 +103,7 @@ def _density(y, support, asked, length, scale, noise):
   return stats.multivariate_normal(cov=k).pdf(values)
 
 
+@pytest.mark.slow
 def test_posterior_over_hyper_parameters_is_that_of_scipys_quadrature():
   tasks = gaussian_processes(
     shots=3, length=(0.2, 0.9), scale=(0.3, 1.5), noise=0.2, nodes=30

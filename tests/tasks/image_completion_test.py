@@ -30,6 +30,7 @@ def test_values_are_those_of_the_pixels_of_one_image():
     assert sum(right) == 1
 
 
+@pytest.mark.slow
 def test_every_image_and_pixel_is_drawn():
   """The corners, too, and no image more than by chance."""
   support, _ = jax.vmap(TASKS)(jax.random.split(jax.random.key(1), 2000))

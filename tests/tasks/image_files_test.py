@@ -41,6 +41,18 @@ def _read(image, folder, name, **options):
   return pixels
 
 
+def test_an_image_that_may_not_be_read_is_not_called_none(
+  tmp_path, monkeypatch
+):
+  def refuse(path):
+    raise PermissionError(f"[Errno 13] Permission denied: '{path}'")
+
+  _make(tmp_path)
+  monkeypatch.setattr(Image, "open", refuse)
+  with pytest.raises(ValueError, match=r"class_0/0.png: permission denied"):
+    read_images([tmp_path / "class_0"], 4)
+
+
 def test_each_image_is_stored_once_however_classes_differ(tmp_path):
   _make(tmp_path)
   for example in range(2, 40):

@@ -124,6 +124,7 @@ def test_pixels_of_16_bits_keep_their_greys(tmp_path):
     read_images([folder], 4)
 
 
+@pytest.mark.slow
 def test_training_may_have_more_ways_than_the_smaller_splits(tmp_path):
   _make(tmp_path, 20)  # 13, 3 and 4 of them.
   splits = image_folder(tmp_path, ways=10, eval_ways=2, image_size=4)

@@ -43,6 +43,7 @@ def _scores():
   }
 
 
+@pytest.mark.slow
 def test_exact_predictions_are_calibrated():
   for scores in _scores().values():
     covered = scores["covered"]
@@ -55,17 +56,24 @@ def test_knowing_the_hyper_parameters_helps():
   assert told["error"].mean < not_told["error"].mean
 
 
+@pytest.mark.slow
 def test_revealed_tasks_are_the_same_tasks():
   key = jax.random.key(1)
-  episode, told = SAMPLE(key), jax.jit(revealed(TASKS))(key)
+  # Two compiled programs may round the last bit in two ways.
+  episode, told = TASKS(key), revealed(TASKS)(key)
   for plain, batch in zip(episode, told, strict=True):
     np.testing.assert_array_equal(plain.inputs, batch.inputs[0])
-    np.testing.assert_array_equal(plain.targets, batch.targets)
+    # Two programs round differently.
+    np.testing.assert_allclose(plain.targets, batch.targets, rtol=1e-5)
     assert (batch.inputs[1].length == batch.inputs[1].length[0]).all()
   hyper = jax.tree.map(lambda h: h[0], told.query.inputs[1])
   for a, b in zip(
     revealed(TASKS).posterior(told.support, told.query.inputs),
-    TASKS.given(hyper, episode.support, episode.query.inputs),
+    TASKS.given(
+      hyper,
+      told.support._replace(inputs=told.support.inputs[0]),
+      told.query.inputs[0],
+    ),
     strict=True,
   ):
     np.testing.assert_array_equal(a, b)
@@ -105,18 +113,29 @@ def test_joint_density_is_that_of_the_multivariate_normal():
 
 
 def test_evidence_gives_the_same_joint_density():
-  """Over a grid of hyper-parameters, with masks."""
+  """Over a grid of several chunks, with masks."""
+  tasks = gaussian_processes(
+    shots=(2, 6), query_shots=(3, 6), length=(0.1, 1.0), noise=0.1, nodes=70
+  )
 
   @jax.jit
   def both(key):
-    episode = TASKS(key)
+    episode = tasks(key)
     return (
-      joint_by_evidence(TASKS, episode),
-      joint_log_likelihood(TASKS.posterior, episode),
+      joint_by_evidence(tasks, episode),
+      joint_log_likelihood(tasks.posterior, episode),
     )
 
   for key in jax.random.split(jax.random.key(4), 3):
     np.testing.assert_allclose(*both(key), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_no_inputs_have_no_predictions():
+  tasks = gaussian_processes(length=(0.1, 1.0), nodes=70)
+  support, query = SAMPLE(jax.random.key(5))
+  found = tasks.posterior(support, query.inputs[:0])
+  assert found.mean.shape == found.variance.shape == (0, 1)
 
 
 def test_tasks_without_evidence_are_refused():

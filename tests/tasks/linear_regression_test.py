@@ -100,3 +100,20 @@ def test_targets_are_those_of_the_weights():
 def test_bad_arguments_are_refused(flags, message):
   with pytest.raises(ValueError, match=message):
     linear_regression(**flags)
+
+
+@pytest.mark.parametrize("least", [1e-2, 1e-3, 1e-4])
+def test_without_noise_rounding_is_in_the_deviation(least):
+  """Float32's rounding is amplified by the inverse of a singular value."""
+  rng = np.random.default_rng(0)
+  left, right = (np.linalg.qr(rng.normal(size=(20, 20)))[0] for _ in range(2))
+  x = np.float32(left * np.append(np.linspace(1, 9, 19), least) @ right)
+  weights = rng.normal(size=(20, 1))
+  asked = rng.normal(size=(100, 20)).astype(np.float32)
+  y = np.float32(x @ weights)
+  found = jax.jit(linear_regression(20).posterior)(Batch(x, y), asked)
+  away = np.abs(found.mean - asked @ weights) / found.scale
+  assert away.max() < 4
+  # And no more than that: targets rounded to 1 part in 2^23 say so much.
+  known = 20**0.5 * 2**-23 / least * np.abs(asked @ right[-1])
+  assert (found.scale[:, 0] < 1.5 * np.maximum(known, 2e-4)).all()

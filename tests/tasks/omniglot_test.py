@@ -589,6 +589,7 @@ def _characters(images):
   return {CHARACTER[image.tobytes()] for image in pixels}
 
 
+@pytest.mark.slow
 def test_no_character_crosses_the_splits_in_any_rotation(small):
   """Trap 9, by the pixels of the tasks themselves."""
   splits = omniglot(small, ways=5, image_size=SIZE)

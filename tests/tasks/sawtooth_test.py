@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from metajax.tasks import sinusoid
+from metajax.tasks import gaussian_processes, sinusoid
 from metajax.tasks.mixture import mixture
 from metajax.tasks.sawtooth import sawtooth
 
@@ -48,11 +48,22 @@ def test_ranges_are_those_of_the_paper():
   assert abs(y.var() - 1 / 12) < 0.01
 
 
-def test_a_mixture_with_sinusoids_draws_both():
-  both = mixture([sawtooth(10, 5), sinusoid(10, 5)])
-  x = jax.vmap(both)(jax.random.split(jax.random.key(2), 40)).support.inputs
-  beyond = (np.abs(x) > 2).any((1, 2))
-  assert 5 < beyond.sum() < 35
+@pytest.mark.slow
+def test_a_mixture_draws_all_its_families():
+  """Inputs beyond 2 are of sinusoids, values beyond 1.1 of no sawtooth."""
+  families = [
+    sawtooth((3, 10), 5),
+    sinusoid(10, 5, amplitude_range=(0.1, 1.0)),
+    gaussian_processes(shots=(3, 10), query_shots=5, scale=3.0),
+  ]
+  keys = jax.random.split(jax.random.key(2), 60)
+  support = jax.jit(jax.vmap(mixture(families)))(keys).support
+  waves = (np.abs(support.inputs) > 2).any((1, 2))
+  functions = (np.abs(support.targets) > 1.1).any((1, 2))
+  assert not (waves & functions).any()
+  others = ~waves & ~functions
+  for kind in (waves, functions, others):
+    assert 8 < kind.sum() < 32
 
 
 @pytest.mark.parametrize(

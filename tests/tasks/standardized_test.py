@@ -21,6 +21,7 @@ def test_channels_are_those_of_float64():
   assert found.deviation[2] == 1.0
 
 
+@pytest.mark.slow
 def test_tasks_are_the_same_but_for_their_scale():
   """Also where ways vary: padding is still zero."""
   plain = few_shot_episodes(IMAGES, (2, 3), 1, 2)

@@ -178,6 +178,7 @@ def _by_hand(w, clients, client, server, rounds, epochs, proximal):
   return w, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "momentum, server, proximal, sizes",
   [
@@ -430,6 +431,7 @@ def _chosen(trainer, clients, rounds):
   return visits > 1e-3, visits * np.asarray(clients.sizes)
 
 
+@pytest.mark.slow
 def test_clients_are_drawn_without_replacement_and_anew_in_each_round():
   count, drawn, rounds = 8, 3, 60
   sizes = np.arange(1, count + 1)

@@ -102,6 +102,17 @@ def test_last_line_cut_anywhere_is_left_out(tmp_path):
     assert read_jsonl(path) == expected
 
 
+def test_damaged_lines_are_left_out_and_those_after_them_kept(tmp_path):
+  _log(tmp_path, 0, [1, 2, 3, 4])
+  path = tmp_path / "metrics.jsonl"
+  first, second, third, fourth = path.read_bytes().splitlines()
+  noise = bytes([200, 255, 0, 130])
+  path.write_bytes(b"\n".join([first, noise, second[:9], b"[1, 2]", fourth]))
+  assert [line["step"] for line in read_jsonl(path)] == [1, 4]
+  _log(tmp_path, 4, [5])
+  assert [line["step"] for line in read_jsonl(path)] == [1, 4, 5]
+
+
 @pytest.mark.parametrize("cut", [0, 1, 5])
 def test_resumed_run_drops_what_came_after_its_first_step(cut, tmp_path):
   _log(tmp_path, 0, [1, 3, 4, 6])

@@ -1,13 +1,16 @@
 """Which devices a run uses: the mesh, and one device for each CPU core."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import metajax
 from metajax.training import mesh, task_mesh
@@ -162,3 +165,40 @@ def test_cores_cannot_be_claimed_once_devices_are_in_use():
   done = _use_cpu_cores("jax.devices()")
   assert done.returncode != 0
   assert done.stderr.splitlines()[-1].startswith("RuntimeError:")
+
+
+def _factorize_between_all_reduces():
+  """Factorises matrices on every device, in turn with an all-reduce."""
+  mesh.use_cpu_cores()
+  matrices = jnp.eye(49) + 0.01 * jnp.ones((64, 49, 49))
+
+  def step(x, _):
+    sums = jnp.linalg.cholesky(matrices + x).sum()
+    return x + 1e-6 * jax.lax.pmean(sums, "tasks"), None
+
+  @jax.jit
+  @functools.partial(
+    jax.shard_map, mesh=task_mesh(CORES), in_specs=P(), out_specs=P()
+  )
+  def steps(x):
+    return jax.lax.scan(step, x, length=100)[0]
+
+  print(steps(jnp.zeros(())))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CORES < 2, reason="one device never waits for another")
+def test_devices_that_wait_for_each_other_leave_threads_for_others():
+  """With a thread for each core, the factorisation waits for ever."""
+  environment = {k: v for k, v in os.environ.items() if k != "NPROC"}
+  root = Path(metajax.__file__).parents[1]
+  subprocess.run(
+    [sys.executable, __file__],
+    env={**environment, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)},
+    check=True,
+    timeout=100,
+  )
+
+
+if __name__ == "__main__":
+  _factorize_between_all_reduces()

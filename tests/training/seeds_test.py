@@ -103,6 +103,7 @@ def test_all_seeds_stop_where_one_is_not_finite():
   chex.assert_trees_all_equal(stopped, before)
 
 
+@pytest.mark.slow
 def test_a_seed_skips_a_step_that_the_others_take():
   keys = jnp.stack([jax.random.key(i) for i in range(3)])
   before, _ = _train(_goes_wrong(True), keys, 2)

@@ -73,6 +73,7 @@ def test_training_is_that_without_a_stream(task_chunk):
   assert read[-5 * BATCH :] == list(range(5 * BATCH))  # Each task once.
 
 
+@pytest.mark.slow
 def test_seeds_train_together_as_without_a_stream():
   rng, init = jax.random.split(jax.random.key(5)), jax.random.split(RNG)
   options = {"rng": rng, "init": init, "task_chunk": 3}
@@ -107,6 +108,7 @@ def _bad(predictions, targets):
   return jnp.where(targets.ravel()[0] > 3.9, jnp.nan, loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", slow_but([False], [True, False]))
 def test_steps_that_are_not_finite_are_those_without_a_stream(skip):
   options = {"learner": _learner(_bad), "skip_non_finite": skip}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import results_table
+from metajax import results_table
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_rows_of_the_docs_are_those_of_the_raw_results(capsys):
@@ -77,9 +77,27 @@ def test_every_result_on_record_is_printed(capsys):
   assert all(f"`{Path(path).stem}`" in printed for path in paths)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"experiment": "one"}', "[]"])
-def test_what_is_no_result_is_named(text, tmp_path):
+def _error(capsys, *paths):
+  with pytest.raises(SystemExit, match="2"):
+    results_table.main(list(map(str, paths)))
+  out, line = capsys.readouterr()
+  assert (out, line.count("\n")) == ("", 1)
+  return line
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["", "{}", '{"experiment": "one"}', "[]", "\udcff", '{"metrics": []}'],
+)
+def test_what_is_no_result_is_named(text, tmp_path, capsys):
   path = tmp_path / "results.json"
-  path.write_text(text)
-  with pytest.raises(SystemExit, match=f"error: {path} is no results.json"):
-    results_table.main([str(path)])
+  path.write_text(text, errors="surrogateescape")
+  message = f"error: {path} is no results.json of a run (.*): delete it, and .*"
+  assert re.match(message, _error(capsys, path))
+
+
+def test_a_folder_without_results_is_named(tmp_path, capsys):
+  line = _error(capsys, tmp_path)
+  assert line.startswith(f"error: {tmp_path}: no results.json in it, or in ")
+  line = _error(capsys, tmp_path / "no")
+  assert line.startswith(f"error: {tmp_path}/no: cannot be read (No such file")

@@ -1,0 +1,186 @@
+"""Characters learned in context, by networks that read them in order.
+
+  python -m experiments.context_classify --learner=mann --data_dir=DIR
+
+`--protocol=presentations` is that of Santoro et al. (2016, section 4.1): a task
+is 50 drawings of 5 new characters in random order, each with its label after
+it. The script reports the accuracy at the 1st, 2nd, 5th and 10th presentation
+of a character. `--protocol=few_shot` is that of Mishra et al. (2018, section
+5.1): a support of one drawing of each character, then a query. The presets are
+these protocols. `--preset=santoro` has the paper's 100,000 tasks.
+
+All learners have the same encoder, conv4, which is trained with them. MANN and
+SNAIL have the sizes of their papers. `--data` and `--data_dir` take other
+images, as in `few_shot`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments.shared import image_data, presentations
+from metajax.context import READERS, build_reader
+from metajax.context.sequences import WIDTHS
+from metajax.evaluation import Estimate, estimate
+from metajax.learners import learn_by_reading, with_encoder
+from metajax.losses import accuracy, cross_entropy
+from metajax.models.conv import conv4
+from metajax.runs import folder, plots, report, scoring, training
+from metajax.runs.flags import FLAGS, define_data_dir, flag_values
+from metajax.runs.script import run
+from metajax.training.logging import waiting
+from metajax.types import Params
+
+define_data_dir(", or of the images of another --data")
+flags.DEFINE_enum(
+  "learner",
+  "snail",
+  sorted(READERS),
+  "The network that reads.",
+  allow_override=True,
+)
+flags.DEFINE_enum(
+  "protocol",
+  "presentations",
+  ["presentations", "few_shot"],
+  "What is learned and reported. presentations: predictions of every image of "
+  "a sequence with --shots images of each class. few_shot: predictions of "
+  "queries after the support.",
+)
+flags.DEFINE_integer(
+  "width",
+  0,
+  "Width of the reader's layers: units, channels or numbers of a token. 0: its "
+  "default.",
+  lower_bound=0,
+)
+flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
+flags.DEFINE_integer(
+  "validation_tasks", 200, "Tasks of a validation.", lower_bound=2
+)
+DEFAULTS = {
+  "steps": 2000,
+  "shots": 10,
+  "query_shots": 1,
+  "image_size": 20,
+  "meta_batch": 16,
+  "outer_schedule": "cosine",
+}
+FEW_SHOT = {
+  "protocol": "few_shot",
+  "learner": "snail",
+  "shots": 1,
+  "image_size": 28,
+  "meta_batch": 32,
+  "steps": 40_000,
+}
+PRESETS = {
+  # 100,000 tasks of batches of 16.
+  "santoro": {"learner": "mann", "steps": 6250, "outer_schedule": "constant"},
+  "5w1s": FEW_SHOT,
+  "20w1s": FEW_SHOT | {"ways": 20},
+}
+UNUSED = ("inner_steps", "inner_lr", "memory", "train_ways")
+SHOWN = (1, 2, 3, 5, 10)
+# Percent in table 1 of each paper, by protocol, ways and shots: of each
+# presentation, or of the queries.
+PUBLISHED: dict[tuple[str, int, int], dict[str, Any]] = {
+  ("presentations", 5, 10): {
+    "mann": {1: 36.4, 2: 82.8, 3: 91.0, 4: 92.6, 5: 94.9, 10: 98.1},
+    "lstm": {1: 24.4, 2: 49.5, 3: 55.3, 4: 61.0, 5: 63.6, 10: 62.5},
+  },
+  ("few_shot", 5, 1): {"snail": 99.07},
+  ("few_shot", 20, 1): {"snail": 97.64},
+}
+
+
+def main() -> None:
+  by_presentation = FLAGS.protocol == "presentations"
+  sizes = {WIDTHS[FLAGS.learner]: FLAGS.width} if FLAGS.width else {}
+  length = FLAGS.ways * FLAGS.shots + 1
+  reader = build_reader(FLAGS.learner, length=length, **sizes)
+  reader(FLAGS.ways)  # Refuses a width that does not fit.
+  with waiting("loading data"):
+    data = image_data.load(FLAGS.ways, FLAGS.ways)
+  # Group normalisation is within an image, so no image sees later ones.
+  model = conv4(None, filters=FLAGS.filters, normalization="group")
+  learner = learn_by_reading(
+    model,
+    reader,
+    cross_entropy,
+    num_outputs=FLAGS.ways,
+    of_support=by_presentation,
+    metrics={"accuracy": accuracy},
+  )
+
+  def scorer(split: str, num_tasks: int) -> Callable[[Params], np.ndarray]:
+    """Returns `params -> accuracies [tasks, presentations or 1]`."""
+    family = getattr(data.splits, split)
+    if by_presentation:
+      whole = with_encoder(model, reader, FLAGS.ways)
+      return presentations.scorer(whole, family, split, num_tasks, FLAGS.shots)
+    scores = {"accuracy": accuracy}
+    score = scoring.task_scorer(learner, family, scores, split, num_tasks)
+    return lambda params: score(params)["accuracy"][:, None]
+
+  names = {0: "accuracy"}
+  if by_presentation:
+    shown = (k for k in SHOWN if k <= FLAGS.shots)
+    names = {k - 1: f"presentation_{k}" for k in shown}
+  validation = scorer("validation", FLAGS.validation_tasks)
+
+  def validate(params: Params) -> dict[str, float]:
+    values = validation(params)
+    return {name: float(values[:, i].mean()) for i, name in names.items()}
+
+  trainer = training.trainer(learner, data.splits.train)
+  workdir = folder.start(
+    "context_classify", data.fingerprint, eval_data=data.eval_fingerprint
+  )
+  if report.show_finished(workdir):
+    return
+  trained = training.train(trainer, workdir, validate)
+  test = scorer("test", FLAGS.eval_tasks)
+  with waiting("evaluating on test tasks"):
+    values = np.asarray(test(trained.state.meta_params))
+  published: dict[str, Any] = {}
+  if data.protocol["data"] == "omniglot" and FLAGS.eval_data is None:
+    tasks = FLAGS.protocol, FLAGS.ways, FLAGS.shots
+    published = PUBLISHED.get(tasks, {})
+  plots.learning_curve(
+    workdir,
+    {"accuracy": "training, queries"}
+    | {f"validation/{name}": f"validation, {name}" for name in names.values()},
+    "accuracy",
+  )
+  if by_presentation:
+    places = range(1, FLAGS.shots + 1)
+    lines = {FLAGS.learner: plots.line(places, 100 * values)} | {
+      f"{name}, published": {k: Estimate(v, 0.0, 1) for k, v in of.items()}
+      for name, of in published.items()
+    }
+    plots.curves(
+      workdir / "presentations.png",
+      lines,
+      "presentation of a character",
+      "accuracy in percent",
+    )
+  report.finish(
+    workdir,
+    "context_classify",
+    {
+      **data.protocol,
+      **flag_values("learner", "protocol", "width", "filters"),
+      "normalization": "group",
+      "transductive": False,
+      "published_percent": published,
+    },
+    {name: estimate(values[:, i]) for i, name in names.items()},
+    trained,
+  )
+
+
+if __name__ == "__main__":
+  run(main, PRESETS, DEFAULTS, unused=UNUSED)
