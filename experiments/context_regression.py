@@ -109,7 +109,8 @@ def main() -> None:
   if joint:
     scores["marginal_log_likelihood"] = context.of_marginals(log_likelihood)
   values = test(learner, tasks, scores)(params)
-  # The joint density of the exact posterior would take hours.
+  # Joint predictions are compared with the oracle alone. (The joint density of
+  # the exact posterior is `tasks.known.joint_by_evidence`.)
   exact = FLAGS.tasks not in WITHOUT_EXACT
   reference = "exact" if exact and not joint else "oracle"
   values["oracle_log_likelihood"] = best(tasks, test, joint, "oracle")

@@ -153,10 +153,10 @@ def learn_by_reading(
   predicted from the whole support.
 
   Args:
-    model: the encoder, see `encoded`.
+    model: the encoder, see `with_encoder`.
     reader: `(num_outputs) -> Reader`.
     loss_fn: `(predictions, targets) -> scalar`, a mean over examples.
-    num_outputs: see `encoded`.
+    num_outputs: see `with_encoder`.
     of_support: whether the loss is of support and query, or of the query alone.
     metrics: more such functions to be reported by `meta_grad` beside "loss",
       on the query alone.

@@ -26,7 +26,8 @@ def use_cpu_cores() -> None:
   devices, and 0.110 s with both cores as one device.
 
   Call it before JAX computes anything. It does nothing if `XLA_FLAGS` or
-  `jax_num_cpu_devices` already set the number of devices.
+  `jax_num_cpu_devices` already set the number of devices. Unless the
+  environment variable `NPROC` is set, XLA gets two threads for each core.
 
   Raises:
     RuntimeError: if JAX has already initialised its devices.

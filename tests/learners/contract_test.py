@@ -92,7 +92,7 @@ def _cases(names=tuple(REGISTRY), settings=tuple(testing.SETTINGS)):
 
 
 def _marks(name, setting):
-  """Regression is tested for a few learners at once, and slowly for all."""
+  """Marks regression as slow for all learners but a few."""
   few = setting == "classification" or name in ("maml", "reptile", "recurrent")
   return () if few else pytest.mark.slow
 

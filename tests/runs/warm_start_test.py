@@ -118,7 +118,7 @@ def test_another_network_is_named(trained, changed, message):
 def test_what_changes_no_array_may_differ(trained):
   learner = recipes.build(_recipe("cosine"))
   other = NETWORK | {"conv_lowering": "xla", "drop_rates": [0.1]}
-  warm_started(learner, other, trained[0])
+  assert warm_started(learner, other, trained[0]) is not learner
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
