@@ -89,4 +89,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  run(main, PRESETS, DEFAULTS, unused=("learner", "inner_steps"))
+  # Least squares and the posterior factorise matrices.
+  run(
+    main,
+    PRESETS,
+    DEFAULTS,
+    unused=("learner", "inner_steps"),
+    spare_threads=True,
+  )

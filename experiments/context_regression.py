@@ -166,4 +166,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  run(main, PRESETS, DEFAULTS, unused=UNUSED)
+  # Each task is drawn by a factorisation.
+  run(main, PRESETS, DEFAULTS, unused=UNUSED, spare_threads=True)

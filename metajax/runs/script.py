@@ -53,6 +53,7 @@ def run(
   *,
   needs: Sequence[str] = (),
   unused: Sequence[str] = (),
+  spare_threads: bool = False,
 ) -> None:
   """Runs a script: parses flags, applies the preset, reports errors in a line.
 
@@ -66,6 +67,7 @@ def run(
     needs: packages of the extra `rl` that the script needs.
     unused: flags of every script that have no effect in this one. Its help does
       not show them, and the script refuses them.
+    spare_threads: see `training.use_cpu_cores`.
   """
   for name, value in (defaults or {}).items():
     FLAGS.set_default(name, value)
@@ -114,7 +116,7 @@ def run(
         own = FLAGS.get_key_flags_for_module(script)
         sweep.run([flag.name for flag in own])
         return
-      use_cpu_cores()
+      use_cpu_cores(spare_threads=spare_threads)
       processes.join()
       _find_devices()
       if jax.distributed.is_initialized():

@@ -169,7 +169,7 @@ def test_cores_cannot_be_claimed_once_devices_are_in_use():
 
 def _factorize_between_all_reduces():
   """Factorises matrices on every device, in turn with an all-reduce."""
-  mesh.use_cpu_cores()
+  mesh.use_cpu_cores(spare_threads=True)
   matrices = jnp.eye(49) + 0.01 * jnp.ones((64, 49, 49))
 
   def step(x, _):
