@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 from absl import flags
 
 from metajax.learners import registry
@@ -89,12 +90,13 @@ def recipe(
       not know.
     loss: the name of a function of `metajax.losses`.
     num_outputs: the number of classes, or of numbers to predict.
-    eval_steps: inner steps at test.
+    eval_steps: inner steps at test. A traced number is not checked.
 
   Raises:
     ValueError: if a flag does not fit the learner.
   """
-  if not _has_step(name, eval_steps):
+  traced = isinstance(eval_steps, jax.core.Tracer)
+  if not traced and not _has_step(name, eval_steps):
     raise ValueError(
       f"--eval_inner_steps={eval_steps}: must be at most --inner_steps="
       f"{FLAGS.inner_steps}, since each step of {name} has parameters of its "
