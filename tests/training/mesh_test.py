@@ -188,9 +188,10 @@ def _factorize_between_all_reduces():
 
 @pytest.mark.slow
 @pytest.mark.skipif(CORES < 2, reason="one device never waits for another")
-def test_devices_that_wait_for_each_other_leave_threads_for_others():
+@pytest.mark.parametrize("threads", [{}, {"NPROC": "1"}], ids=["", "NPROC=1"])
+def test_devices_that_wait_for_each_other_leave_threads_for_others(threads):
   """With a thread for each core, the factorisation waits for ever."""
-  environment = {k: v for k, v in os.environ.items() if k != "NPROC"}
+  environment = {k: v for k, v in os.environ.items() if k != "NPROC"} | threads
   root = Path(metajax.__file__).parents[1]
   subprocess.run(
     [sys.executable, __file__],
