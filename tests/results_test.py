@@ -33,6 +33,7 @@ def _open_elsewhere(workdir):
   )
 
 
+@pytest.mark.slow
 def test_folder_belongs_to_one_process_as_long_as_it_lives(tmp_path):
   done = _open_elsewhere(tmp_path / "run")
   assert done.returncode == 0, done.stderr

@@ -183,6 +183,7 @@ def test_students_side_by_side_learn_as_each_would_alone():
     np.testing.assert_allclose(metrics["accuracy"], np.mean(accuracies))
 
 
+@pytest.mark.slow
 def test_student_learns_to_predict_as_the_teacher():
   """From the teacher alone: the labels are noise, and count for nothing."""
   trainer = supervised_trainer(

@@ -140,6 +140,7 @@ def _are_greys(values, first):
   return np.all((number >= 0) & (number < 25))
 
 
+@pytest.mark.slow
 def test_without_names_data_are_what_they_were(found):
   folder, omniglot = found["folder"], found["omniglot"]
   assert folder["shapes"] == [[3, 6, 6, 1], [3, 6, 6, 1]]
@@ -156,6 +157,7 @@ def test_without_names_data_are_what_they_were(found):
   assert "eval_data" not in omniglot["protocol"]
 
 
+@pytest.mark.slow
 def test_cifar_is_standardised_unless_told_otherwise(found):
   data, plain = found["cifar_fs"], found["plain"]
   assert data["shapes"] == [[7, 32, 32, 3], [3, 32, 32, 3]]
@@ -173,6 +175,7 @@ def test_cifar_is_standardised_unless_told_otherwise(found):
   assert plain["test"] == data["test"]
 
 
+@pytest.mark.slow
 def test_training_may_have_other_shots_than_the_test(found):
   data = found["several_shots"]
   assert [shape[0] for shape in data["support"]] == [3 * 5, 3]
@@ -181,11 +184,13 @@ def test_training_may_have_other_shots_than_the_test(found):
   assert found["omniglot"]["protocol"]["train_shots"] == 1
 
 
+@pytest.mark.slow
 def test_test_tasks_of_other_sizes_are_of_the_same_images(found):
   for name, data in found.items():
     assert data["remade"] == [True, 2, True], name
 
 
+@pytest.mark.slow
 def test_test_images_become_what_the_training_images_are(found):
   """Grey ones coloured, and standardised by the training's numbers."""
   data = found["cifar_on_folder"]
@@ -205,6 +210,7 @@ def test_test_images_become_what_the_training_images_are(found):
   assert _are_greys(np.rint(255 * drawn), 60)
 
 
+@pytest.mark.slow
 def test_coloured_test_images_become_grey_where_training_is(found):
   """By their luminance, of class i: 0.299 i + 0.587 * 2 i + 0.114 * 100."""
   data = found["folder_on_fc100"]
@@ -214,6 +220,7 @@ def test_coloured_test_images_become_grey_where_training_is(found):
   assert data["protocol"]["eval_data"] == "fc100"
 
 
+@pytest.mark.slow
 def test_polarity_is_that_of_the_training(found):
   """Omniglot's ink is 1 in training on it, and dark beside other images."""
   on_folder = found["omniglot_on_folder"]

@@ -322,6 +322,7 @@ def test_run_that_has_ended_is_only_evaluated_again(straight, repeated):
   assert [after[name] for name in same] == [before[name] for name in same]
 
 
+@pytest.mark.slow
 def test_results_that_are_there_are_shown_and_nothing_is_written(straight):
   before = _hashes(straight)
   ended = _run(straight)
@@ -351,6 +352,7 @@ def test_a_run_that_goes_on_is_one_that_was_longer_at_once(tmp_path):
   assert (shorter.code, "--steps=80, not 40" in shorter.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_run_whose_schedule_has_ended_does_not_go_on(straight):
   before = _hashes(straight)
   ended = _run(straight, steps=STEPS + 1)
@@ -363,6 +365,7 @@ def test_a_run_whose_schedule_has_ended_does_not_go_on(straight):
   assert _hashes(straight) == before
 
 
+@pytest.mark.slow
 def test_workdir_of_other_flags_is_left_alone(straight):
   before = _hashes(straight)
   ended = _run(straight, outer_lr=0.5)

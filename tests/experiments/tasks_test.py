@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # In a process of its own, for the flags. The learner tells which task it saw.
@@ -47,6 +49,7 @@ for split in ("validation", "test"):
 """
 
 
+@pytest.mark.slow
 def test_no_task_is_shared_by_training_validation_and_test():
   """With the same seed for all; a task is told by its first input."""
   done = subprocess.run(

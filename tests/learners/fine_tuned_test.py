@@ -81,6 +81,7 @@ def _by_hand(params, support, num_steps):
   return values
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_gradient_descent_on_everything(params, episode):
   with jax.enable_x64(True):
     found = _learner(3).adapt(params, episode.support, KEY)

@@ -55,6 +55,7 @@ def _run(package, folder, *arguments):
   )
 
 
+@pytest.mark.slow
 def test_a_learner_of_another_package_has_its_flags(package, tmp_path):
   shown = _run(package, tmp_path, "--help")
   assert shown.returncode == 0, shown.stderr

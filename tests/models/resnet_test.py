@@ -107,6 +107,7 @@ def test_evaluation_equals_numpy(normalization, pooled, size):
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradient_in_training_equals_finite_differences():
   """With the squares of DropBlock, which the same key draws again."""
   with jax.enable_x64(True):

@@ -425,6 +425,7 @@ def test_errors_of_a_narrow_network_are_wide():
     np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_finite_differences_at_constant_targets():
   """Targets are constants, and so are states behind burn-in."""
   narrow = jax.device_get((_params(), _params(seed=1), _batch()))

@@ -96,6 +96,7 @@ def test_calls_of_any_lengths_end_in_the_same_bits(trainer, history):
     chex.assert_trees_all_equal(jax.device_get(state), history[4])
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_in_the_same_bits(trainer, history, tmp_path):
   init, train = trainer
   checkpoints = checkpoint.open_checkpoints(tmp_path / "checkpoints")
@@ -177,6 +178,7 @@ def test_newest_sequences_take_the_place_of_the_oldest(history):
   np.testing.assert_array_equal(changed, is_new & (after.start > 0))
 
 
+@pytest.mark.slow
 def test_priorities_in_the_buffer_are_those_of_the_errors(trainer):
   """Whether a sequence was drawn or not: without learning they are the same.
 
@@ -345,6 +347,7 @@ def test_updates_after_a_trial_are_by_the_ratio(changes, updates):
   assert updates_per_step(REPLAY._replace(**changes), PULLS) == updates
 
 
+@pytest.mark.slow
 def test_metrics_are_of_rewards_that_bandits_pay(trainer):
   init, train = trainer
   _, metrics = train(init(INIT_KEY), 1)
@@ -354,6 +357,7 @@ def test_metrics_are_of_rewards_that_bandits_pay(trainer):
   assert metrics["loss"] == metrics["q"] == 0
 
 
+@pytest.mark.slow
 def test_loop_is_traced_once_for_the_whole_run(trainer):
   init, train = trainer
   state = init(INIT_KEY)

@@ -120,6 +120,7 @@ def test_padding_changes_nothing(name):
     np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_long_sequences_tell_the_hyper_parameters(name):
   """The posterior of 20,000 observations is close to `given`."""

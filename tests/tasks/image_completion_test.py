@@ -51,6 +51,7 @@ def test_every_image_and_pixel_is_drawn():
   assert (np.abs(counts - 2000 / 7) < 4.5 * (2000 / 7) ** 0.5).all()
 
 
+@pytest.mark.slow
 def test_digits_of_scikit_learn_are_images():
   images = (load_digits().images * 15.9375).astype(np.uint8)[..., None]
   support, query = image_completion(images, 20, 44, max_points=64)(

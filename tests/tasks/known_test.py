@@ -50,6 +50,7 @@ def test_exact_predictions_are_calibrated():
     assert abs(covered.mean - 0.9) < 4 * covered.ci95 / 1.96
 
 
+@pytest.mark.slow
 def test_knowing_the_hyper_parameters_helps():
   told, not_told = _scores()["given"], _scores()["posterior"]
   assert told["log_likelihood"].mean > not_told["log_likelihood"].mean + 0.02

@@ -535,6 +535,7 @@ def spread(tmp_path_factory):
     return dict(arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPREADS)
 def test_clients_spread_over_devices_learn_what_one_device_does(name, spread):
   for key, expected in _on_one_device()[2].items():

@@ -80,6 +80,7 @@ def test_seeds_train_together_as_without_a_stream():
   _assert_close(_trained(_stream(), **options), _trained(FAMILY, **options))
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_any_state_with_the_same_bits():
   whole, _ = _trained(_stream(), (5,))
   half, _ = _trained(_stream(), (2,))
