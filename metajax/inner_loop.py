@@ -129,8 +129,7 @@ def minimize(
     Networks <https://arxiv.org/abs/1703.03400>`_, 2017.
   """
   check_steps(num_steps=num_steps)
-  if memory not in get_args(Memory):
-    raise ValueError(f"memory={memory!r}: must be one of {get_args(Memory)}.")
+  check_memory(memory)
 
   def loss_of(phi: Params, k: Array, kept: Any) -> tuple[Array, Any]:
     phi = variables.combine(phi, params)
@@ -242,3 +241,9 @@ def check_steps(**numbers: int | Array) -> None:
   for name, steps in numbers.items():
     if not isinstance(steps, jax.core.Tracer) and steps < 0:
       raise ValueError(f"{name}={steps}: must be 0 or more.")
+
+
+def check_memory(memory: str) -> None:
+  """Raises a `ValueError` if `memory` is not one of `Memory`."""
+  if memory not in get_args(Memory):
+    raise ValueError(f"memory={memory!r}: must be one of {get_args(Memory)}.")

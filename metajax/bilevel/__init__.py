@@ -1,0 +1,67 @@
+"""Gradients through learning: of hyper-parameters, weights of data, losses."""
+
+from metajax.bilevel.balancing import exact_gradient, influence_balancing
+from metajax.bilevel.constraints import (
+  Constraint,
+  interval,
+  positive,
+  simplex,
+)
+from metajax.bilevel.estimators import (
+  Estimator,
+  backpropagation,
+  of_steps,
+  of_training,
+  truncated_backpropagation,
+)
+from metajax.bilevel.evolution import (
+  antithetic,
+  evolution,
+  noise_reuse_evolution,
+  persistent_evolution,
+  truncated_evolution,
+)
+from metajax.bilevel.gradients import Hypergradient, check, hypergradient
+from metajax.bilevel.implicit import implicit, implicit_minimum
+from metajax.bilevel.linear import conjugate_gradients, direct, neumann
+from metajax.bilevel.solvers import (
+  InnerState,
+  Solution,
+  Solver,
+  forward,
+  truncated,
+  unrolled,
+)
+
+__all__ = [
+  "Constraint",
+  "Estimator",
+  "Hypergradient",
+  "InnerState",
+  "Solution",
+  "Solver",
+  "antithetic",
+  "backpropagation",
+  "check",
+  "conjugate_gradients",
+  "direct",
+  "evolution",
+  "exact_gradient",
+  "forward",
+  "hypergradient",
+  "implicit",
+  "implicit_minimum",
+  "influence_balancing",
+  "interval",
+  "neumann",
+  "noise_reuse_evolution",
+  "of_steps",
+  "of_training",
+  "persistent_evolution",
+  "positive",
+  "simplex",
+  "truncated",
+  "truncated_backpropagation",
+  "truncated_evolution",
+  "unrolled",
+]

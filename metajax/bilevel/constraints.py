@@ -1,0 +1,55 @@
+"""Constrained hyper-parameters as functions of unconstrained ones."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax.numerics import check_number
+from metajax.types import Array
+
+
+class Constraint(NamedTuple):
+  """A smooth map from all real arrays onto a set, and back.
+
+  Learn the raw array, and use `of_raw(raw)` in the losses.
+
+  Attributes:
+    of_raw: the element of the set for any real array.
+    to_raw: a raw array for an element of the set.
+  """
+
+  of_raw: Callable[[Array], Array]
+  to_raw: Callable[[Array], Array]
+
+
+def positive() -> Constraint:
+  """Builds `x = exp(raw)`: steps of `raw` are relative changes of x."""
+  return Constraint(jnp.exp, jnp.log)
+
+
+def interval(low: float, high: float) -> Constraint:
+  """Builds `x = low + (high - low) sigmoid(raw)`.
+
+  Raises:
+    ValueError: if `high` is not above `low`.
+  """
+  check_number("high", high, above=low)
+
+  def to_raw(x: Array) -> Array:
+    return jnp.log(x - low) - jnp.log(high - x)
+
+  return Constraint(
+    lambda raw: low + (high - low) * jax.nn.sigmoid(raw), to_raw
+  )
+
+
+def simplex() -> Constraint:
+  """Builds `x = softmax(raw)` over the last axis: positive, with sum 1."""
+
+  def to_raw(x: Array) -> Array:
+    raw = jnp.log(x)
+    return raw - raw.mean(-1, keepdims=True)
+
+  return Constraint(lambda raw: jax.nn.softmax(raw, -1), to_raw)
