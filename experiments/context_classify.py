@@ -17,16 +17,17 @@ images, as in `few_shot`.
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 
 from experiments.shared import image_data, presentations
+from metajax import recipes
 from metajax.context import READERS, build_reader
 from metajax.context.sequences import WIDTHS
 from metajax.evaluation import Estimate, estimate
-from metajax.learners import learn_by_reading, with_encoder
-from metajax.losses import accuracy, cross_entropy
-from metajax.models.conv import conv4
+from metajax.learners import with_encoder
+from metajax.losses import accuracy
 from metajax.runs import folder, plots, report, scoring, training
 from metajax.runs.flags import FLAGS, define_data_dir, flag_values
 from metajax.runs.script import run
@@ -98,28 +99,35 @@ PUBLISHED: dict[tuple[str, int, int], dict[str, Any]] = {
 
 def main() -> None:
   by_presentation = FLAGS.protocol == "presentations"
-  sizes = {WIDTHS[FLAGS.learner]: FLAGS.width} if FLAGS.width else {}
-  length = FLAGS.ways * FLAGS.shots + 1
-  reader = build_reader(FLAGS.learner, length=length, **sizes)
+  sizes: dict[str, Any] = {"length": FLAGS.ways * FLAGS.shots + 1}
+  if FLAGS.width:
+    sizes[WIDTHS[FLAGS.learner]] = FLAGS.width
+  reader = build_reader(FLAGS.learner, **sizes)
   reader(FLAGS.ways)  # Refuses a width that does not fit.
   with waiting("loading data"):
     data = image_data.load(FLAGS.ways, FLAGS.ways)
   # Group normalisation is within an image, so no image sees later ones.
-  model = conv4(None, filters=FLAGS.filters, normalization="group")
-  learner = learn_by_reading(
-    model,
-    reader,
-    cross_entropy,
-    num_outputs=FLAGS.ways,
-    of_support=by_presentation,
-    metrics={"accuracy": accuracy},
+  network = {
+    "name": "conv4",
+    "filters": FLAGS.filters,
+    "normalization": "group",
+  }
+  recipe = recipes.Recipe(
+    FLAGS.learner,
+    network,
+    FLAGS.ways,
+    "cross_entropy",
+    options={**sizes, "of_support": by_presentation},
+    kind="reader",
   )
+  learner = recipes.build(recipe, {"accuracy": accuracy})
 
   def scorer(split: str, num_tasks: int) -> Callable[[Params], np.ndarray]:
     """Returns `params -> accuracies [tasks, presentations or 1]`."""
     family = getattr(data.splits, split)
     if by_presentation:
-      whole = with_encoder(model, reader, FLAGS.ways)
+      encoder = recipes.build_model(network, None)
+      whole = with_encoder(encoder, reader, FLAGS.ways)
       return presentations.scorer(whole, family, split, num_tasks, FLAGS.shots)
     scores = {"accuracy": accuracy}
     score = scoring.task_scorer(learner, family, scores, split, num_tasks)
@@ -179,6 +187,13 @@ def main() -> None:
     },
     {name: estimate(values[:, i]) for i, name in names.items()},
     trained,
+    recipe=recipe,
+    inverted=data.inverted,
+    channels=data.channels,
+    inputs=jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+      jax.eval_shape(data.splits.test, jax.random.key(0)).support.inputs,
+    ),
   )
 
 

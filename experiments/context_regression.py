@@ -20,6 +20,7 @@ joint density of a task's targets, and so is the oracle's.
 import functools
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 
 from experiments.shared import context_learners
@@ -32,7 +33,7 @@ from experiments.shared.random_functions import (
   best,
   with_supports,
 )
-from metajax import context
+from metajax import context, recipes
 from metajax.calibration import calibration_error, coverage
 from metajax.context.registry import JOINT
 from metajax.evaluation import Estimate, estimate
@@ -84,7 +85,8 @@ def main() -> None:
   name, family = FLAGS.learner, FAMILIES[FLAGS.tasks]
   joint = name in JOINT
   tasks = family(**POINTS)
-  learner = context_learners.learner(tasks)
+  recipe = context_learners.recipe(tasks)
+  learner = recipes.build(recipe, {"log_likelihood": context.log_density})
   validation = scoring.scorer(
     learner,
     tasks,
@@ -95,6 +97,8 @@ def main() -> None:
   )
   trainer = training.trainer(learner, tasks)
   workdir = folder.start("context_regression")
+  if report.show_finished(workdir):
+    return
   trained = training.train(
     trainer,
     workdir,
@@ -162,6 +166,8 @@ def main() -> None:
     },
     metrics,
     trained,
+    recipe=recipe,
+    inputs=jax.ShapeDtypeStruct((1,), jnp.float32),
   )
 
 

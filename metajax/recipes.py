@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import optax
 
 from metajax import losses
+from metajax.context import registry as in_context
+from metajax.context.sequences import READERS, build_reader
 from metajax.inner_loop import Memory
-from metajax.learners import ENCODED, REGISTRY
+from metajax.learners import ENCODED, REGISTRY, learn_by_reading
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.precision import compute_in
@@ -19,35 +21,50 @@ MODELS: dict[str, Callable[..., Model]] = {
   "mlp": MLP,
   "resnet12": resnet12,
 }
+LOSSES: dict[str, LossFn] = {
+  "cross_entropy": losses.cross_entropy,
+  "mean_squared_error": losses.mean_squared_error,
+}
 
 
 class Recipe(NamedTuple):
   """The description of a meta-learner, in JSON values only.
 
   Attributes:
-    learner: its name in `metajax.learners.REGISTRY`.
+    learner: its name in the table of its kind.
     model: the "name" of the model in `MODELS`, and its arguments. None: the
-      caller supplies the model.
+      caller supplies the model, or the learner has networks of its own.
     num_outputs: the outputs of the model: classes, or numbers to predict.
-    loss: the name of a function of `metajax.losses`.
+    loss: the name of a function of `metajax.losses`; "log_likelihood" for
+      learners that predict distributions.
     inner_optimizer: "name" (sgd or adam) and "learning_rate".
     num_steps: inner steps in training.
     num_eval_steps: inner steps at test.
     memory: see `metajax.inner_loop.minimize`.
     dtype: the dtype of the model's computations.
     options: arguments of this learner only.
+    kind: the table of the name. "model": `metajax.learners.REGISTRY`.
+      "context": `metajax.context.LEARNERS`. "reader":
+      `metajax.context.READERS`, whose model is the encoder. The last two have
+      no inner steps.
   """
 
   learner: str
   model: dict[str, Any] | None
   num_outputs: int
   loss: str
-  inner_optimizer: dict[str, Any]
-  num_steps: int
-  num_eval_steps: int
+  inner_optimizer: dict[str, Any] = {}
+  num_steps: int = 0
+  num_eval_steps: int = 0
   memory: Memory = "auto"
   dtype: str = "float32"
   options: dict[str, Any] = {}
+  kind: str = "model"
+
+  @property
+  def has_inner_steps(self) -> bool:
+    """Whether the learner adapts by inner steps."""
+    return self.kind == "model" and self.learner not in ENCODED
 
 
 def build(
@@ -65,23 +82,21 @@ def build(
   Raises:
     ValueError: for an unknown name, or if there is no model.
   """
+  return _known("kind", recipe.kind, KINDS)(recipe, metrics, model)
+
+
+def _of_model(
+  recipe: Recipe, metrics: Mapping[str, LossFn] | None, model: Model | None
+) -> MetaLearner:
   encoded = recipe.learner in ENCODED
-  if recipe.model is not None:
-    model = build_model(recipe.model, None if encoded else recipe.num_outputs)
-  if model is None:
-    raise ValueError("the model is one of your own: give it as `model`.")
-  if recipe.dtype != "float32":
-    model = compute_in(model, recipe.dtype)
+  outputs = None if encoded else recipe.num_outputs
+  model = _network(recipe, outputs, model)
   options = dict(recipe.options)
   if encoded:
     options["num_outputs"] = recipe.num_outputs
-  named_losses = {
-    name: getattr(losses, name)
-    for name in ("cross_entropy", "mean_squared_error")
-  }
   return _known("learner", recipe.learner, REGISTRY)(
     model,
-    _known("loss", recipe.loss, named_losses),
+    _known("loss", recipe.loss, LOSSES),
     _optimizer(**recipe.inner_optimizer),
     recipe.num_steps,
     num_eval_steps=recipe.num_eval_steps,
@@ -89,6 +104,56 @@ def build(
     memory=recipe.memory,
     **options,
   )
+
+
+def _of_context(
+  recipe: Recipe, metrics: Mapping[str, LossFn] | None, model: Model | None
+) -> MetaLearner:
+  if model is not None:
+    raise ValueError(f"model: {recipe.learner} has its own; leave it out.")
+  _known("learner", recipe.learner, in_context.LEARNERS)
+  return in_context.build(
+    recipe.learner,
+    num_outputs=recipe.num_outputs,
+    metrics=metrics,
+    **recipe.options,
+  )
+
+
+def _of_reader(
+  recipe: Recipe, metrics: Mapping[str, LossFn] | None, model: Model | None
+) -> MetaLearner:
+  _known("learner", recipe.learner, READERS)
+  options = dict(recipe.options)
+  of_support = options.pop("of_support", True)
+  return learn_by_reading(
+    _network(recipe, None, model),
+    build_reader(recipe.learner, **options),
+    _known("loss", recipe.loss, LOSSES),
+    num_outputs=recipe.num_outputs,
+    of_support=of_support,
+    metrics=metrics,
+  )
+
+
+KINDS: dict[str, Callable[..., MetaLearner]] = {
+  "model": _of_model,
+  "context": _of_context,
+  "reader": _of_reader,
+}
+
+
+def _network(
+  recipe: Recipe, num_outputs: int | None, model: Model | None
+) -> Model:
+  """Returns the model of a recipe, or the caller's."""
+  if recipe.model is not None:
+    model = build_model(recipe.model, num_outputs)
+  if model is None:
+    raise ValueError("the model is one of your own: give it as `model`.")
+  if recipe.dtype != "float32":
+    model = compute_in(model, recipe.dtype)
+  return model
 
 
 def build_model(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.learners import ANY_WAYS, ENCODED
+from metajax.learners import ANY_WAYS
 from metajax.learners.registry import register_installed
 from metajax.recipes import Recipe, build
 from metajax.results import write_json
@@ -149,7 +149,7 @@ def load(
       f"seed={seed}: {folder} has trainings 0 to {about.seeds - 1}."
     )
   if num_eval_steps is not None:
-    if recipe.learner in ENCODED:
+    if not recipe.has_inner_steps:
       raise ValueError(
         f"num_eval_steps={num_eval_steps}: {recipe.learner} has no inner "
         "steps; leave it out."
@@ -247,7 +247,8 @@ def with_outputs(loaded: Loaded, num_outputs: int) -> Loaded:
     ValueError: for another learner.
   """
   recipe = loaded.recipe._replace(num_outputs=num_outputs)
-  if recipe.learner not in ANY_WAYS or recipe.model is None:
+  any_ways = recipe.kind == "model" and recipe.learner in ANY_WAYS
+  if not any_ways or recipe.model is None:
     raise ValueError(
       f"num_outputs={num_outputs}: {recipe.learner} was trained for "
       f"{loaded.recipe.num_outputs} classes; only {sorted(ANY_WAYS)} take any."

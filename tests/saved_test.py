@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import metajax
-from metajax import recipes, saved
+from metajax import context, recipes, saved
 from metajax.learners import REGISTRY
+from metajax.predictive import log_likelihood
 from metajax.types import Batch
 from tests.slow import slow_but
 
@@ -77,6 +78,77 @@ def test_what_is_loaded_predicts_what_was_saved(recipe, tmp_path):
   np.testing.assert_allclose(
     found, _predictions(recipe, params), rtol=2e-5, atol=2e-5
   )
+
+
+# Small networks of their own, by kind and name; learners without a model.
+EDGES = [-1.5, -0.5, 0.1, 0.6, 2.0]
+LAYERS = {"width": 8, "hidden": 8, "heads": 2}
+IN_CONTEXT = {
+  **{name: {"width": 8} for name in ("cnp", "canp", "anp", "alpaca")},
+  "convcnp": {"width": 4, "layers": 1, "density": 8},
+  **{name: LAYERS | {"layers": 1} for name in ("tnp_d", "tnp_a", "tnp_nd")},
+  "prior_fitted": LAYERS | {"layers": 1, "edges": EDGES},
+}
+READING = {
+  **{name: {"units": 8} for name in ("lstm", "gru", "delta", "mann")},
+  "ttt": {"width": 8, "heads": 2},
+  "snail": {"channels": 4, "attention": [[4, 2], [4, 2]]},
+  "transformer": LAYERS,
+  "interleaved": LAYERS,
+}
+POINT = jax.ShapeDtypeStruct((1,), jnp.dtype("float32"))
+
+
+def test_every_learner_in_context_is_saved_below():
+  assert set(IN_CONTEXT) == set(context.LEARNERS)
+  assert set(READING) == set(context.READERS)
+
+
+@pytest.mark.parametrize("name", slow_but(["tnp_d"], IN_CONTEXT))
+def test_distributions_of_what_is_loaded_are_those_of_what_was_saved(
+  name, tmp_path
+):
+  recipe = recipes.Recipe(
+    name, None, 1, "log_likelihood", options=IN_CONTEXT[name], kind="context"
+  )
+  x = jnp.linspace(-1, 1, 6)[:, None]
+  support = Batch(x[:4], jnp.sin(x[:4]))
+  learner = recipes.build(recipe)
+  params = learner.init(jax.random.key(0), x)
+  saved.save(tmp_path, recipe, params, POINT)
+  loaded = metajax.load(tmp_path)
+  assert loaded.recipe == recipe
+  task_params = jax.jit(learner.adapt)(params, support, jax.random.key(0))
+  expected = jax.jit(learner.predict)(task_params, x)
+  found = loaded.predict(loaded.adapt(support), x)
+  for score in (context.log_density, context.of_marginals(log_likelihood)):
+    np.testing.assert_allclose(
+      score(found, jnp.cos(x)), score(expected, jnp.cos(x)), rtol=1e-6
+    )
+  with pytest.raises(ValueError, match=f"{name} has no inner steps"):
+    metajax.load(tmp_path, num_eval_steps=3)
+
+
+@pytest.mark.parametrize("name", slow_but(["snail"], READING))
+def test_readers_that_are_loaded_predict_what_was_saved(name, tmp_path):
+  recipe = recipes.Recipe(
+    name,
+    MLP,
+    WAYS,
+    "cross_entropy",
+    options=READING[name] | {"of_support": False, "length": WAYS + 1},
+    kind="reader",
+  )
+  params = _params(recipe)
+  saved.save(tmp_path, recipe, params, IMAGE)
+  loaded = metajax.load(tmp_path)
+  assert loaded.recipe == recipe
+  found = loaded.predict(loaded.adapt(SUPPORT), SUPPORT.inputs)
+  np.testing.assert_allclose(
+    found, _predictions(recipe, params), rtol=2e-5, atol=2e-5
+  )
+  with pytest.raises(ValueError, match="class 3 given, must be 0 to 2"):
+    loaded.adapt(SUPPORT._replace(targets=jnp.arange(1, 4)))
 
 
 def test_one_of_several_trainings_and_other_inner_steps(tmp_path):

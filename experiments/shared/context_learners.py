@@ -7,10 +7,11 @@ import numpy as np
 from absl import flags
 
 from metajax import context
-from metajax.context.registry import LAYERED, LEARNERS, build
+from metajax.context.registry import LAYERED, LEARNERS
+from metajax.recipes import Recipe
 from metajax.runs import rng_keys
 from metajax.runs.flags import FLAGS, flag_values
-from metajax.types import MetaLearner, TaskFamily
+from metajax.types import TaskFamily
 
 # In the place of the flag of the learners with a loss and a model of choice.
 flags.DEFINE_enum(
@@ -38,11 +39,11 @@ flags.DEFINE_enum(
 OWN = {"num_bars": "prior_fitted", "objective": "anp"}  # flag -> learner
 
 
-def learner(tasks: TaskFamily) -> MetaLearner:
-  """Builds the learner of the flags.
+def recipe(tasks: TaskFamily) -> Recipe:
+  """Describes the learner of the flags, for `recipes.build`.
 
   Args:
-    tasks: the tasks of the training, with targets `[n, 1]`.
+    tasks: the tasks of the training, with targets `[n, d]`.
 
   Raises:
     ValueError: for a flag that the learner does not have.
@@ -61,11 +62,16 @@ def learner(tasks: TaskFamily) -> MetaLearner:
       )
   if name == "anp":
     options["objective"] = FLAGS.objective
-  return build(
+  if name == "prior_fitted":
+    options["edges"] = _edges(tasks).tolist()
+  targets = jax.eval_shape(tasks, jax.random.key(0)).query.targets
+  return Recipe(
     name,
-    edges=_edges(tasks) if name == "prior_fitted" else None,
-    metrics={"log_likelihood": context.log_density},
-    **options,
+    None,
+    targets.shape[-1],
+    "log_likelihood",
+    options=options,
+    kind="context",
   )
 
 

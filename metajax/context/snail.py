@@ -1,6 +1,7 @@
 """SNAIL: causal convolutions and attention over examples and labels."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ def snail(
   *,
   length: int = 51,
   channels: int = 128,
-  attention: tuple[tuple[int, int], ...] = ATTENTION,
+  attention: Sequence[Sequence[int]] = ATTENTION,
 ) -> Reader:
   """Builds attention blocks with a block of convolutions between each two.
 
@@ -74,7 +75,8 @@ def snail(
     )
   dilations = [2**i for i in range(math.ceil(math.log2(max(2, length))))]
   layers: list[Layer] = []
-  for i, pair in enumerate(attention):
+  for i, (keys, values) in enumerate(attention):
+    pair = keys, values
     layers += [pair] if i == 0 else [*dilations, pair]
 
   def init(rng: PRNGKey, features: Array) -> Params:
