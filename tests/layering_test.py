@@ -52,7 +52,7 @@ ALLOWED = {
   "training": BASICS | LOOPS | {"training", "aggregation"},
   "players": BASICS | {"players", "tasks"},
   "replay": BASICS | LOOPS | {"replay", "models", "tasks", "training"},
-  "bilevel": BASICS | LOOPS | {"bilevel"},
+  "bilevel": BASICS | LOOPS | {"bilevel", "models"},
   "continual": BASICS | {"continual", "aggregation"},
   "evaluation.py": BASICS | {"training"},
 }

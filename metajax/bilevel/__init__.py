@@ -32,6 +32,13 @@ from metajax.bilevel.solvers import (
   truncated,
   unrolled,
 )
+from metajax.bilevel.weighting import (
+  Weighting,
+  equal_weights,
+  learning_to_reweight,
+  meta_weight_net,
+  train_weighted,
+)
 
 __all__ = [
   "Constraint",
@@ -40,11 +47,13 @@ __all__ = [
   "InnerState",
   "Solution",
   "Solver",
+  "Weighting",
   "antithetic",
   "backpropagation",
   "check",
   "conjugate_gradients",
   "direct",
+  "equal_weights",
   "evolution",
   "exact_gradient",
   "forward",
@@ -53,6 +62,8 @@ __all__ = [
   "implicit_minimum",
   "influence_balancing",
   "interval",
+  "learning_to_reweight",
+  "meta_weight_net",
   "neumann",
   "noise_reuse_evolution",
   "of_steps",
@@ -60,6 +71,7 @@ __all__ = [
   "persistent_evolution",
   "positive",
   "simplex",
+  "train_weighted",
   "truncated",
   "truncated_backpropagation",
   "truncated_evolution",

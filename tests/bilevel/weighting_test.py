@@ -1,0 +1,110 @@
+"""Learned weights of examples, against the formula of one step of SGD."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax import bilevel
+from metajax.types import Batch
+
+draw = np.random.default_rng(0).normal
+PARAMS = draw(size=3)
+BATCH = Batch(draw(size=(6, 3)), draw(size=6))
+CLEAN = Batch(draw(size=(4, 3)), draw(size=4))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def losses(params, batch):
+  return jnp.square(batch.inputs @ params - batch.targets)
+
+
+def _slopes(batch):
+  """The gradients of the losses, by hand, `[n, 3]`."""
+  errors = batch.inputs @ PARAMS - batch.targets
+  return 2 * errors[:, None] * batch.inputs
+
+
+def test_weights_are_aligned_gradients():
+  """u_i is the product of its gradient with that of the clean loss."""
+  weighting = bilevel.learning_to_reweight(losses, 0.1)
+  found, _ = jax.jit(weighting.weigh)((), PARAMS, BATCH, CLEAN)
+  aligned = np.maximum(_slopes(BATCH) @ _slopes(CLEAN).mean(0), 0)
+  assert 0 < (aligned > 0).sum() < 6
+  np.testing.assert_allclose(found, aligned / aligned.sum(), rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_meta_weight_net_takes_a_step_down_the_clean_loss():
+  """Its step is minus the rate times a finite difference."""
+  rate, step_size = 0.5, 0.1
+  weighting = bilevel.meta_weight_net(
+    losses, step_size, optimizer=optax.sgd(rate), hidden=4
+  )
+  state = weighting.init(jax.random.key(0))
+  state = jax.tree.map(lambda x: jnp.asarray(x, float), state)
+  weigh = jax.jit(weighting.weigh)
+  weights, (after, _) = weigh(state, PARAMS, BATCH, CLEAN)
+  np.testing.assert_allclose(weights.sum(), 1)
+  still = bilevel.meta_weight_net(
+    losses, step_size, optimizer=optax.sgd(0.0), hidden=4
+  )
+
+  @jax.jit
+  def clean_loss(theta):
+    weights, _ = still.weigh((theta, state[1]), PARAMS, BATCH, CLEAN)
+    moved = PARAMS - step_size * weights @ _slopes(BATCH)
+    return losses(moved, CLEAN).mean()
+
+  flat, unravel = jax.flatten_util.ravel_pytree(state[0])
+  slopes = [
+    (clean_loss(unravel(flat + h)) - clean_loss(unravel(flat - h))) / 2e-5
+    for h in 1e-5 * np.eye(flat.size)
+  ]
+  moved = jax.flatten_util.ravel_pytree(after)[0] - flat
+  np.testing.assert_allclose(moved, -rate * np.array(slopes), atol=1e-8)
+  assert np.abs(moved).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_flipped_labels_lose_their_weight():
+  """Half of the targets of a regression have the wrong sign."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  inputs = jax.random.normal(keys[0], (100, 3))
+  targets = inputs @ PARAMS
+  flipped = jnp.where(jnp.arange(100) < 50, -targets, targets)
+  errors = {}
+  for name, weighting in {
+    "equal": bilevel.equal_weights(),
+    "reweighted": bilevel.learning_to_reweight(losses, 0.1),
+  }.items():
+    found = jax.jit(
+      lambda rng, weighting=weighting: bilevel.train_weighted(
+        losses,
+        weighting,
+        optax.sgd(0.05),
+        jnp.zeros(3),
+        Batch(inputs, flipped),
+        Batch(inputs[-10:], targets[-10:]),
+        rng,
+        num_steps=300,
+        batch_size=20,
+        clean_size=10,
+      )
+    )(keys[1])
+    errors[name] = float(jnp.linalg.norm(found - PARAMS))
+  # Equal weights find nothing: the two halves cancel out.
+  assert errors["reweighted"] < 0.5 * errors["equal"]
+
+
+def test_bad_numbers_of_weightings_are_named():
+  with pytest.raises(ValueError, match="step_size=0: must be above 0"):
+    bilevel.learning_to_reweight(losses, 0)
+  with pytest.raises(ValueError, match="hidden=0: must be 1 or more"):
+    bilevel.meta_weight_net(losses, 0.1, hidden=0)
