@@ -12,6 +12,7 @@ from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.precision import compute_in
 from metajax.models.resnet import resnet12
+from metajax.tabular.classifier import tabular_classifier
 from metajax.types import LossFn, MetaLearner, Model
 
 MODELS: dict[str, Callable[..., Model]] = {
@@ -19,13 +20,18 @@ MODELS: dict[str, Callable[..., Model]] = {
   "mlp": MLP,
   "resnet12": resnet12,
 }
+# Learners that bring their networks, by name. Their recipes have no model, and
+# all that they need in `num_outputs` and `options`.
+WITH_NETWORK: dict[str, Callable[..., MetaLearner]] = {
+  "tabular_classifier": tabular_classifier
+}
 
 
 class Recipe(NamedTuple):
   """The description of a meta-learner, in JSON values only.
 
   Attributes:
-    learner: its name in `metajax.learners.REGISTRY`.
+    learner: its name in `metajax.learners.REGISTRY` or in `WITH_NETWORK`.
     model: the "name" of the model in `MODELS`, and its arguments. None: the
       caller supplies the model.
     num_outputs: the outputs of the model: classes, or numbers to predict.
@@ -65,6 +71,10 @@ def build(
   Raises:
     ValueError: for an unknown name, or if there is no model.
   """
+  if recipe.learner in WITH_NETWORK:
+    return WITH_NETWORK[recipe.learner](
+      num_classes=recipe.num_outputs, metrics=metrics, **recipe.options
+    )
   encoded = recipe.learner in ENCODED
   if recipe.model is not None:
     model = build_model(recipe.model, None if encoded else recipe.num_outputs)
