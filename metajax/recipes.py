@@ -14,6 +14,7 @@ from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.precision import compute_in
 from metajax.models.resnet import resnet12
+from metajax.tabular.classifier import tabular_classifier
 from metajax.types import LossFn, MetaLearner, Model
 
 MODELS: dict[str, Callable[..., Model]] = {
@@ -24,6 +25,9 @@ MODELS: dict[str, Callable[..., Model]] = {
 LOSSES: dict[str, LossFn] = {
   "cross_entropy": losses.cross_entropy,
   "mean_squared_error": losses.mean_squared_error,
+}
+TABULAR: dict[str, Callable[..., MetaLearner]] = {
+  "tabular_classifier": tabular_classifier,
 }
 
 
@@ -45,8 +49,8 @@ class Recipe(NamedTuple):
     options: arguments of this learner only.
     kind: the table of the name. "model": `metajax.learners.REGISTRY`.
       "context": `metajax.context.LEARNERS`. "reader":
-      `metajax.context.READERS`, whose model is the encoder. The last two have
-      no inner steps.
+      `metajax.context.READERS`, whose model is the encoder. "table":
+      `TABULAR`. The last three have no inner steps.
   """
 
   learner: str
@@ -136,10 +140,21 @@ def _of_reader(
   )
 
 
+def _of_table(
+  recipe: Recipe, metrics: Mapping[str, LossFn] | None, model: Model | None
+) -> MetaLearner:
+  if model is not None:
+    raise ValueError(f"model: {recipe.learner} has its own; leave it out.")
+  return _known("learner", recipe.learner, TABULAR)(
+    num_classes=recipe.num_outputs, metrics=metrics, **recipe.options
+  )
+
+
 KINDS: dict[str, Callable[..., MetaLearner]] = {
   "model": _of_model,
   "context": _of_context,
   "reader": _of_reader,
+  "table": _of_table,
 }
 
 

@@ -47,6 +47,7 @@ ALLOWED = {
   | LOOPS
   | {"learners", "aggregation", "distillation", "models"},
   "context": BASICS | LOOPS | {"context", "learners", "models", "predictive"},
+  "tabular": BASICS | {"tabular", "context", "learners", "tasks"},
   "aggregation": BASICS | {"aggregation"},
   "distillation": BASICS | LOOPS | {"distillation", "aggregation"},
   "training": BASICS | LOOPS | {"training", "aggregation"},
@@ -97,6 +98,7 @@ def test_every_part_has_its_place():
     "results_table.py",
     "runs",
     "saved.py",
+    "sklearn.py",
     "testing",
   }
 
