@@ -63,7 +63,7 @@ flags.DEFINE_integer(
   "horizon", 100, "Largest number of steps of an episode.", 1
 )
 flags.DEFINE_multi_integer(
-  "hidden", [32, 32], "Hidden units of each layer of the policy.", 1
+  "hidden", [64, 64], "Hidden units of each layer of the policy.", 1
 )
 flags.DEFINE_integer("validation_tasks", 20, "Goals of a validation.", 2)
 DEFAULTS = {

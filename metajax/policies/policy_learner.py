@@ -1,5 +1,6 @@
 """Policy learners: MAML and its relatives for reinforcement learning."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ from metajax.policies.surrogates import (
 )
 from metajax.tasks.playable import PlayableTasks
 from metajax.types import Array, Metrics, Params, PRNGKey
+
+_ESTIMATOR = Estimator()
 
 
 class Experience(NamedTuple):
@@ -84,7 +87,7 @@ def policy_learner(
   num_episodes: int = 20,
   inner_surrogate: Surrogate = low_variance_curvature,
   outer_surrogate: Surrogate = low_variance_curvature,
-  estimator: Estimator = Estimator(),
+  estimator: Estimator = _ESTIMATOR,
   first_order: bool = False,
   mask: Mask | None = None,
   learned_step_sizes: bool = False,
@@ -192,7 +195,8 @@ def policy_learner(
 
   def adapted(params: Params, before: Rollouts) -> Params:
     for k in range(num_steps):
-      params = adapt(params, jax.tree.map(lambda x: x[k], before), k)
+      of_step = jax.tree.map(operator.itemgetter(k), before)
+      params = adapt(params, of_step, k)
     return params
 
   def outer(
