@@ -1,6 +1,6 @@
 """Distributions of actions: categorical, and a Gaussian for each number."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class Distribution(Protocol):
   def entropy(self) -> Array:
     """Returns entropies in nats, `[...]`."""
 
-  def kl(self, other: "Distribution") -> Array:
+  def kl(self, other: Any) -> Array:
     """Returns the divergences `KL(self || other)` in nats, `[...]`."""
 
 
