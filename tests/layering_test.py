@@ -39,6 +39,7 @@ ALLOWED = {
   "forward.py": {"models", "types"},
   "losses.py": {"forward", "types"},
   "predictive.py": {"types"},
+  "advantages.py": {"types"},
   "calibration.py": {"losses", "numerics", "predictive", "types"},
   **{f"{name}.py": BASICS | LOOPS for name in sorted(LOOPS)},
   "tasks": BASICS | {"tasks"},
@@ -52,8 +53,13 @@ ALLOWED = {
   "distillation": BASICS | LOOPS | {"distillation", "aggregation"},
   "training": BASICS | LOOPS | {"training", "aggregation"},
   "players": BASICS | {"players", "tasks"},
-  "replay": BASICS | LOOPS | {"replay", "models", "tasks", "training"},
   "bilevel": BASICS | LOOPS | {"bilevel", "models"},
+  "policies": BASICS
+  | LOOPS
+  | {"advantages", "learners", "policies", "tasks", "training"},
+  "replay": BASICS
+  | LOOPS
+  | {"advantages", "replay", "models", "tasks", "training"},
   "continual": BASICS | {"continual", "aggregation"},
   "evaluation.py": BASICS | {"training"},
 }

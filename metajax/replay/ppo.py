@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax.advantages import generalized_advantages
 from metajax.models.recurrent import Recurrent, unroll
 from metajax.numerics import check_number, wide
 from metajax.replay.players import check_head, first_params
@@ -108,36 +109,6 @@ def checked_policy(outputs: Any, num_actions: int) -> tuple[Array, Array]:
       f"num_actions={num_actions}; build it with so many outputs."
     )
   return wide(logits), wide(values)
-
-
-def generalized_advantages(
-  rewards: Array, values: Array, discount: float, gae: float
-) -> Array:
-  """Computes advantages of one trial (Schulman et al. 2016, equation 16).
-
-  ::
-
-    A_t = sum_k (discount gae)^k (r_{t+k} + discount V_{t+k+1} - V_{t+k})
-
-  Args:
-    rewards: `[T]`, the reward of the action at t.
-    values: `[T + 1]`, the values of the observations. The last is 0 if the task
-      is over.
-    discount: discount of one step.
-    gae: lambda.
-
-  Returns:
-    Advantages `[T]`.
-  """
-  errors = rewards + discount * values[1:] - values[:-1]
-
-  def one(advantage: Array, error: Array) -> tuple[Array, Array]:
-    advantage = error + discount * gae * advantage
-    return advantage, advantage
-
-  nothing = jnp.zeros_like(errors[0])
-  _, advantages = jax.lax.scan(one, nothing, errors, reverse=True)
-  return advantages
 
 
 def policy_and_values(

@@ -1,0 +1,55 @@
+"""Meta-reinforcement learning by gradients: policies that adapt to a task."""
+
+from metajax.policies.advantages import Estimator, advantages, linear_values
+from metajax.policies.distributions import Categorical, DiagonalGaussian
+from metajax.policies.evaluation import played_steps, returns_by_step
+from metajax.policies.policy import (
+  Policy,
+  categorical_policy,
+  gaussian_policy,
+)
+from metajax.policies.policy_learner import (
+  POLICY_LEARNERS,
+  Experience,
+  PolicyLearner,
+  policy_learner,
+)
+from metajax.policies.rollouts import Rollouts, play_episodes
+from metajax.policies.surrogates import (
+  SURROGATES,
+  clipped,
+  dice,
+  exploration,
+  low_variance_curvature,
+  score_function,
+)
+from metajax.policies.trainer import policy_trainer
+from metajax.policies.trust_region import TrustRegion, trust_region_step
+
+__all__ = [
+  "POLICY_LEARNERS",
+  "SURROGATES",
+  "Categorical",
+  "DiagonalGaussian",
+  "Estimator",
+  "Experience",
+  "Policy",
+  "PolicyLearner",
+  "Rollouts",
+  "TrustRegion",
+  "advantages",
+  "categorical_policy",
+  "clipped",
+  "dice",
+  "exploration",
+  "gaussian_policy",
+  "linear_values",
+  "low_variance_curvature",
+  "play_episodes",
+  "played_steps",
+  "policy_learner",
+  "policy_trainer",
+  "returns_by_step",
+  "score_function",
+  "trust_region_step",
+]

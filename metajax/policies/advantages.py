@@ -1,0 +1,117 @@
+"""Advantages of rollouts: a linear baseline fitted per task, and GAE."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax.advantages import discounted_returns, generalized_advantages
+from metajax.numerics import check_number, dot
+from metajax.policies.rollouts import Rollouts
+from metajax.types import Array
+
+
+class Estimator(NamedTuple):
+  """How advantages are estimated.
+
+  Attributes:
+    discount: discount of one step, from 0 to 1.
+    gae: lambda of generalised advantage estimation, from 0 to 1. With 1,
+      advantages are returns minus the baseline.
+    baseline: whether to fit the linear baseline. Without it, values are 0.
+    scaled: whether to scale the advantages of a task to mean 0 and standard
+      deviation 1.
+  """
+
+  discount: float = 0.99
+  gae: float = 1.0
+  baseline: bool = True
+  scaled: bool = True
+
+
+def check_estimator(estimator: Estimator) -> None:
+  """Checks the numbers of an estimator.
+
+  Raises:
+    ValueError: if one is out of its range.
+  """
+  for name in ("discount", "gae"):
+    check_number(name, getattr(estimator, name), at_least=0, at_most=1)
+
+
+def advantages(rollouts: Rollouts, estimator: Estimator) -> Array:
+  """Estimates the advantages of the actions of one task, `[E, T]`.
+
+  What comes after an episode's end has the advantage 0. An episode that reaches
+  the horizon counts as ended there.
+  """
+  mask = rollouts.mask
+  rewards = jnp.where(mask, rollouts.rewards, 0.0)
+  returns = jax.vmap(lambda r: discounted_returns(r, estimator.discount))(
+    rewards
+  )
+  values = jnp.zeros_like(returns)
+  if estimator.baseline:
+    values = linear_values(rollouts.observations, returns, mask)
+  values = jnp.pad(jnp.where(mask, values, 0.0), ((0, 0), (0, 1)))
+  found = jax.vmap(
+    lambda r, v: generalized_advantages(r, v, estimator.discount, estimator.gae)
+  )(rewards, values)
+  if estimator.scaled:
+    mean = masked_mean(found, mask)
+    deviation = jnp.sqrt(masked_mean(jnp.square(found - mean), mask))
+    found = (found - mean) / (deviation + 1e-8)
+  return jnp.where(mask, found, 0.0)
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+  """Returns the mean of the values where the mask is True."""
+  return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def linear_values(
+  observations: Array, returns: Array, mask: Array, ridge: float = 1e-5
+) -> Array:
+  """Fits returns by least squares on features of observation and time.
+
+  ::
+
+    features = [s, s^2, t / 100, (t / 100)^2, (t / 100)^3, 1]
+    w = argmin_w  mean (features w - returns)^2 + ridge |D w|^2
+
+  where s is the observation, clipped to [-10, 10], t is the number of the step,
+  and D are the root mean squares of the features.
+
+  Args:
+    observations: `[E, T, ...]`.
+    returns: `[E, T]`, the targets.
+    mask: `[E, T]`; steps where it is False have no effect.
+    ridge: the weight of the penalty.
+
+  Returns:
+    The fitted values `[E, T]`.
+
+  References:
+    Duan et al., `Benchmarking Deep Reinforcement Learning for Continuous
+    Control <https://arxiv.org/abs/1604.06778>`_, 2016 (the baseline of rllab).
+  """
+  episodes, steps = returns.shape
+  seen = jnp.clip(observations.reshape(episodes, steps, -1), -10.0, 10.0)
+  time = jnp.broadcast_to(
+    jnp.arange(steps)[:, None] / 100, (*seen.shape[:2], 1)
+  )
+  features = jnp.concatenate(
+    [seen, seen**2, time, time**2, time**3, jnp.ones_like(time)], axis=-1
+  )
+  features = features.reshape(episodes * steps, -1)
+  rows = jnp.where(mask.reshape(-1, 1), features, 0.0)
+  count = jnp.maximum(mask.sum(), 1)
+  size = jnp.sqrt(jnp.square(rows).sum(0) / count)
+  # A feature that is always 0 keeps the weight 0.
+  size = jnp.where(size > 0, size, 1.0)
+  rows = rows / size
+  products = dot(rows.T, rows) / count
+  target = dot(rows.T, returns.reshape(-1)) / count
+  products = products + ridge * jnp.eye(rows.shape[-1], dtype=products.dtype)
+  weights = jax.scipy.linalg.solve(products, target, assume_a="pos")
+  return dot(features / size, weights).reshape(returns.shape)

@@ -1,0 +1,284 @@
+"""Policy learners: MAML and its relatives for reinforcement learning."""
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.inner_loop import minimize
+from metajax.learners.partition import Mask, last_layer, merge, split
+from metajax.numerics import check_number
+from metajax.policies.advantages import (
+  Estimator,
+  advantages,
+  check_estimator,
+  masked_mean,
+)
+from metajax.policies.policy import Policy
+from metajax.policies.rollouts import (
+  Rollouts,
+  along,
+  check_fits,
+  play_episodes,
+)
+from metajax.policies.surrogates import (
+  Surrogate,
+  exploration,
+  low_variance_curvature,
+)
+from metajax.tasks.playable import PlayableTasks
+from metajax.types import Array, Metrics, Params, PRNGKey
+
+_ESTIMATOR = Estimator()
+
+
+class Experience(NamedTuple):
+  """What a learner has seen of one task, before and after adaptation.
+
+  Attributes:
+    before: the rollouts of each inner step, `[K, E, T, ...]`.
+    after: the rollouts of the adapted policy, `[E, T, ...]`.
+  """
+
+  before: Rollouts
+  after: Rollouts
+
+
+class PolicyLearner(NamedTuple):
+  """A meta-learner whose data depend on its policy, as pure functions.
+
+  Attributes:
+    init: `(rng) -> params`.
+    adapt: `(params, rollouts, k) -> params`. The inner step k, from 0 on, on
+      the rollouts of one task. The result can be adapted again.
+    act: `(params, observations, rng) -> actions`, for `[n, ...]`.
+    play: `(params, task, rng, num_episodes) -> rollouts`.
+    collect: `(params, tasks, rng) -> experience` of drawn tasks, `[M, ...]`.
+      Adapts to each task, and plays before and after.
+    outer: `(params, experience) -> (loss, divergence, metrics)`, means over
+      tasks. The divergence is that of the adapted policies from the policies
+      that played, in nats per step.
+    curvature: `(params, experience) -> f`. The Hessian of `f(params)` is the
+      mean Fisher matrix of the adapted policies, where the derivative of the
+      adaptation is taken as the identity. A cheap metric for `trust_region`.
+    meta_grad: `(params, tasks, rng) -> (grads, metrics)`. The gradient of
+      `outer` on new experience.
+  """
+
+  init: Callable[[PRNGKey], Params]
+  adapt: Callable[[Params, Rollouts, int], Params]
+  act: Callable[[Params, Array, PRNGKey], Array]
+  play: Callable[[Params, Any, PRNGKey, int], Rollouts]
+  collect: Callable[[Params, Any, PRNGKey], Experience]
+  outer: Callable[[Params, Experience], tuple[Array, Array, Metrics]]
+  curvature: Callable[[Params, Experience], Callable[[Params], Array]]
+  meta_grad: Callable[[Params, Any, PRNGKey], tuple[Params, Metrics]]
+
+
+def policy_learner(
+  policy: Policy,
+  tasks: PlayableTasks,
+  *,
+  inner_lr: float | optax.Schedule = 0.1,
+  num_steps: int = 1,
+  num_episodes: int = 20,
+  inner_surrogate: Surrogate = low_variance_curvature,
+  outer_surrogate: Surrogate = low_variance_curvature,
+  estimator: Estimator = _ESTIMATOR,
+  first_order: bool = False,
+  mask: Mask | None = None,
+  learned_step_sizes: bool = False,
+  credit: float = 0.0,
+  fisher_every: int = 5,
+) -> PolicyLearner:
+  """Builds MAML for policies, and its relatives by the arguments.
+
+  ::
+
+    theta_{k+1} = theta_k - inner_lr(k) f * grad inner_surrogate(theta_k)
+    loss        = outer_surrogate(theta_K) on new episodes of theta_K
+
+  where f are 1, or learned factors of each parameter.
+
+  Args:
+    policy: the policy, which must fit the tasks.
+    tasks: the tasks.
+    inner_lr: the step size, or a function of the number of the inner step. The
+      surrogates are means over steps.
+    num_steps: inner steps in training, K, at least 0.
+    num_episodes: episodes for each inner step and after the last, E.
+    inner_surrogate: the loss of the inner step.
+    outer_surrogate: the loss after the last inner step.
+    estimator: how advantages are estimated.
+    first_order: if True, inner gradients are constants (FOMAML).
+    mask: which of the policy's parameters adapt; None: all.
+    learned_step_sizes: if True, f are meta-parameters (Meta-SGD).
+    credit: the weight of E-MAML's term, at least 0.
+    fisher_every: `curvature` reads every so many steps of the episodes.
+
+  Raises:
+    ValueError: if a number is out of its range, or if the policy does not fit
+      the tasks.
+
+  References:
+    Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+    Networks <https://arxiv.org/abs/1703.03400>`_, 2017, algorithm 3.
+  """
+  check_fits(policy, tasks)
+  check_estimator(estimator)
+  check_number("num_steps", num_steps, at_least=0)
+  check_number("num_episodes", num_episodes, at_least=1)
+  check_number("credit", credit, at_least=0)
+  check_number("fisher_every", fisher_every, at_least=1)
+  if not callable(inner_lr):
+    check_number("inner_lr", inner_lr, at_least=0)
+
+  def init(rng: PRNGKey) -> Params:
+    task_key, begin_key, rng = jax.random.split(rng, 3)
+    _, observation = tasks.begin(tasks.draw(task_key), begin_key)
+    params = {"policy": policy.init(rng, observation[None])}
+    fast, _ = split(params["policy"], mask)  # Raises if nothing adapts.
+    if learned_step_sizes:
+      params["factors"] = jax.tree.map(jnp.ones_like, fast)
+    return params
+
+  def adapt(params: Params, rollouts: Rollouts, k: int = 0) -> Params:
+    found = advantages(rollouts, estimator)
+    fast, slow = split(params["policy"], mask)
+    rate = inner_lr(k) if callable(inner_lr) else inner_lr
+
+    def loss(fast: Params, step: Array) -> Array:
+      del step
+      whole = merge(fast, slow)
+      log_probs = along(policy, whole, rollouts).log_prob(rollouts.actions)
+      old = jax.lax.stop_gradient(log_probs)
+      return inner_surrogate(log_probs, old, found, rollouts.mask)
+
+    def scale(grads: Params) -> Params:
+      factors = params.get("factors")
+      if factors is None:
+        return jax.tree.map(lambda g: -rate * g, grads)
+      return jax.tree.map(lambda g, f: -rate * f * g, grads, factors)
+
+    optimizer = optax.stateless(lambda grads, _: scale(grads))
+    stepped = minimize(loss, fast, optimizer, 1, first_order=first_order)
+    return {**params, "policy": merge(stepped.params, slow)}
+
+  def act(params: Params, observations: Array, rng: PRNGKey) -> Array:
+    return policy.apply(params["policy"], observations).sample(rng)
+
+  def play(
+    params: Params, task: Any, rng: PRNGKey, num_episodes: int
+  ) -> Rollouts:
+    return play_episodes(
+      policy, params["policy"], tasks, task, rng, num_episodes
+    )
+
+  def collect_one(params: Params, task: Any, rng: PRNGKey) -> Experience:
+    before = []
+    for k, key in enumerate(jax.random.split(rng, num_steps + 1)):
+      rollouts = play(params, task, key, num_episodes)
+      if k < num_steps:
+        before.append(rollouts)
+        params = adapt(params, rollouts, k)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(before or [rollouts]))
+    return jax.lax.stop_gradient(Experience(stacked, rollouts))
+
+  def collect(params: Params, drawn: Any, rng: PRNGKey) -> Experience:
+    keys = jax.random.split(rng, jax.tree.leaves(drawn)[0].shape[0])
+    return jax.vmap(lambda task, key: collect_one(params, task, key))(
+      drawn, keys
+    )
+
+  def adapted(params: Params, before: Rollouts) -> Params:
+    for k in range(num_steps):
+      of_step = jax.tree.map(operator.itemgetter(k), before)
+      params = adapt(params, of_step, k)
+    return params
+
+  def outer(
+    params: Params, experience: Experience
+  ) -> tuple[Array, Array, Metrics]:
+    def one(experience: Experience) -> tuple[Array, Array]:
+      after = experience.after
+      found = advantages(after, estimator)
+      phi = adapted(params, experience.before)
+      distribution = along(policy, phi["policy"], after)
+      log_probs = distribution.log_prob(after.actions)
+      loss = outer_surrogate(log_probs, after.log_probs, found, after.mask)
+      divergence = after.distribution.kl(distribution)
+      return loss, masked_mean(divergence, after.mask)
+
+    losses, divergences = jax.vmap(one)(experience)
+    loss = losses.mean()
+    if credit and num_steps:
+      loss = loss + credit * _credit(policy, params["policy"], experience)
+    metrics = {
+      "loss": loss,
+      "kl": divergences.mean(),
+      "return_before": experience.before.rewards[:, 0].sum(-1).mean(),
+      "return_after": experience.after.rewards.sum(-1).mean(),
+    }
+    return loss, divergences.mean(), metrics
+
+  def curvature(
+    params: Params, experience: Experience
+  ) -> Callable[[Params], Array]:
+    center = jax.lax.stop_gradient(params)
+    few = jax.tree.map(lambda x: x[:, :, ::fisher_every], experience.after)
+    phis = jax.vmap(lambda before: adapted(center, before))(experience.before)
+    phis = jax.lax.stop_gradient(phis)
+
+    def divergence(params: Params) -> Array:
+      moved = jax.tree.map(jnp.subtract, params, center)
+
+      def one(phi: Params, few: Rollouts) -> Array:
+        fixed = along(policy, phi["policy"], few)
+        phi = jax.tree.map(jnp.add, phi, moved)
+        return masked_mean(
+          fixed.kl(along(policy, phi["policy"], few)), few.mask
+        )
+
+      return jax.vmap(one)(phis, few).mean()
+
+    return divergence
+
+  def meta_grad(
+    params: Params, drawn: Any, rng: PRNGKey
+  ) -> tuple[Params, Metrics]:
+    experience = collect(params, drawn, rng)
+
+    def loss(params: Params) -> tuple[Array, Metrics]:
+      value, _, metrics = outer(params, experience)
+      return value, metrics
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  return PolicyLearner(
+    init, adapt, act, play, collect, outer, curvature, meta_grad
+  )
+
+
+def _credit(policy: Policy, params: Params, experience: Experience) -> Array:
+  """Returns E-MAML's term, with the mean return of the tasks as baseline."""
+  outcomes = experience.after.returns.mean(-1)
+  outcomes = outcomes - outcomes.mean()
+
+  def one(before: Rollouts, outcome: Array) -> Array:
+    first = jax.tree.map(lambda x: x[0], before)
+    log_probs = along(policy, params, first).log_prob(first.actions)
+    return exploration(log_probs, first.mask, outcome)
+
+  return jax.vmap(one)(experience.before, outcomes).mean()
+
+
+# Arguments of `policy_learner` by the name of the algorithm.
+POLICY_LEARNERS: dict[str, dict[str, Any]] = {
+  "maml": {},
+  "fomaml": {"first_order": True},
+  "meta_sgd": {"learned_step_sizes": True},
+  "anil": {"mask": last_layer},
+}

@@ -1,0 +1,139 @@
+"""The step of TRPO, compared with dense linear algebra in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.policies.distributions import Categorical
+from metajax.policies.trust_region import (
+  TrustRegion,
+  check_trust_region,
+  conjugate_gradients,
+  hessian_vector,
+  trust_region_step,
+)
+
+STATES, ACTIONS = 4, 3
+DRAW = np.random.default_rng(0).normal
+FEATURES = DRAW(size=(STATES, 5))
+REWARDS = DRAW(size=(STATES, ACTIONS))
+THETA = DRAW(size=(5, ACTIONS))
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def _policy(theta):
+  return Categorical(jnp.asarray(FEATURES) @ theta)
+
+
+def _outer(theta):
+  """Minus the expected reward of a bandit with features, and the divergence."""
+  probabilities = jnp.exp(_policy(theta)._log())
+  divergence = _policy(jnp.asarray(THETA)).kl(_policy(theta)).mean()
+  return -(probabilities * REWARDS).sum(-1).mean(), divergence, {}
+
+
+def _divergence(flat):
+  return _outer(flat.reshape(THETA.shape))[1]
+
+
+def _fisher():
+  """E score score', from the closed form of a softmax policy, [n, n]."""
+  p = np.exp(FEATURES @ THETA)
+  p /= p.sum(1, keepdims=True)
+  each = [
+    np.einsum("i,j,ab->iajb", x, x, np.diag(q) - np.outer(q, q))
+    for x, q in zip(FEATURES, p, strict=True)
+  ]
+  return np.mean(each, axis=0).reshape(THETA.size, THETA.size)
+
+
+def test_fisher_vector_product_is_that_of_the_dense_matrix():
+  vector = DRAW(size=THETA.size)
+  found = hessian_vector(
+    _divergence, jnp.asarray(THETA.ravel()), jnp.asarray(vector)
+  )
+  np.testing.assert_allclose(found, _fisher() @ vector, rtol=1e-8, atol=1e-12)
+
+
+def test_conjugate_gradients_solve_the_damped_system():
+  matrix = _fisher() + 0.01 * np.eye(THETA.size)
+  target = DRAW(size=THETA.size)
+  found = conjugate_gradients(
+    lambda v: jnp.asarray(matrix) @ v, jnp.asarray(target), THETA.size
+  )
+  np.testing.assert_allclose(found, np.linalg.solve(matrix, target), rtol=1e-6)
+
+
+def test_conjugate_gradients_stop_at_the_solution():
+  """Steps after the last direction would divide zero by zero."""
+  target = jnp.array([1.0, -2.0])
+  found = conjugate_gradients(lambda v: 2.0 * v, target, 10)
+  np.testing.assert_allclose(found, target / 2)
+  zero = conjugate_gradients(lambda v: 2.0 * v, jnp.zeros(2), 3)
+  np.testing.assert_array_equal(zero, np.zeros(2))
+
+
+def test_step_is_the_scaled_natural_gradient():
+  region = TrustRegion(max_kl=1e-6, cg_steps=THETA.size, damping=1e-3)
+  new, metrics = trust_region_step(_outer, jnp.asarray(THETA), region)
+  gradient = jax.grad(lambda t: _outer(t)[0])(jnp.asarray(THETA)).ravel()
+  matrix = _fisher() + 1e-3 * np.eye(THETA.size)
+  direction = np.linalg.solve(matrix, gradient)
+  length = np.sqrt(2e-6 / (gradient @ direction))
+  step = (np.asarray(new) - THETA).ravel() / float(metrics["step_length"])
+  np.testing.assert_allclose(step, -length * direction, rtol=1e-5)
+  # The damping makes the step shorter than the bound allows.
+  assert metrics["step_length"] == 1.0
+
+
+@pytest.mark.parametrize("max_kl", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_line_search_keeps_the_bound_and_lowers_the_loss(max_kl, scale):
+  """Also where the metric is wrong by a factor, and the step too long."""
+  region = TrustRegion(max_kl=max_kl, damping=1e-6, backtracks=60)
+  start = jnp.asarray(THETA)
+  new, metrics = trust_region_step(
+    _outer, start, region, curvature=lambda t: scale * _outer(t)[1]
+  )
+  loss, divergence, _ = _outer(new)
+  assert 0 < divergence <= max_kl
+  assert loss < _outer(start)[0]
+  np.testing.assert_allclose(metrics["kl"], divergence, rtol=1e-9)
+  assert (metrics["step_length"] < 0.9) == (scale < 1)
+
+
+def test_without_an_allowed_step_the_parameters_stay():
+  region = TrustRegion(max_kl=0.01, backtracks=1)
+  start = jnp.asarray(THETA)
+  new, metrics = trust_region_step(
+    _outer, start, region, curvature=lambda t: 1e-6 * _outer(t)[1]
+  )
+  # The damping is left in the metric, but a step of this length is too long.
+  assert float(_outer(new)[1]) <= 0.01
+  assert (metrics["step_length"] == 0) == bool((new == start).all())
+  flat = trust_region_step(
+    lambda t: (0.0 * t.sum(), t.sum() * 0, {}), start, region
+  )
+  np.testing.assert_array_equal(flat[0], start)
+  assert flat[1]["kl"] == flat[1]["step_length"] == 0
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"max_kl": 0.0}, "max_kl=0.0: must be"),
+    ({"cg_steps": 0}, "cg_steps=0: must be"),
+    ({"damping": -1.0}, "damping=-1.0: must be"),
+    ({"backtracks": 0}, "backtracks=0: must be"),
+    ({"shrink": 1.0}, "shrink=1.0: must be"),
+  ],
+)
+def test_numbers_out_of_range_are_named(changes, message):
+  with pytest.raises(ValueError, match=message):
+    check_trust_region(TrustRegion()._replace(**changes))
