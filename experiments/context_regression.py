@@ -23,8 +23,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.shared import context_learners
+from experiments.shared import attention_pictures, context_learners
+from experiments.shared.context_sizes import by_size
 from experiments.shared.predictive_bands import bands
+from experiments.shared.predictive_densities import densities
 from experiments.shared.random_functions import (
   BOUNDS,
   FAMILIES,
@@ -36,7 +38,7 @@ from experiments.shared.random_functions import (
 from metajax import context, recipes
 from metajax.calibration import calibration_error, coverage
 from metajax.context.registry import JOINT
-from metajax.evaluation import Estimate, estimate
+from metajax.evaluation import estimate
 from metajax.predictive import log_likelihood, mean_error
 from metajax.runs import folder, plots, report, scoring, training
 from metajax.runs.flags import FLAGS, flag_values
@@ -51,7 +53,7 @@ flags.DEFINE_integer(
 flags.DEFINE_multi_integer(
   "eval_shots",
   [3, 10, 30],
-  "Support points of the curve and the picture; repeat for several.",
+  "Support points of the curves and the pictures; repeat for several.",
   lower_bound=1,
 )
 DEFAULTS = {
@@ -72,7 +74,7 @@ PRESETS = {
   },
 }
 UNUSED = ("inner_steps", "inner_lr", "memory")
-QUERY_SHOTS = 30  # Of the curve.
+PLACES = (-1.5, -0.5, 0.5, 1.5)  # Of the densities.
 SCORES: dict[str, LossFn] = {
   "log_likelihood": context.log_density,
   "coverage_90": context.of_marginals(coverage(0.9)),
@@ -126,21 +128,7 @@ def main() -> None:
     values, [(f"{reference}_log_likelihood", "log_likelihood")]
   )
 
-  curves: dict[str, dict[float, Estimate]] = {name: {}, reference: {}}
-  for shots in FLAGS.eval_shots:
-    some = family(shots=shots, query_shots=QUERY_SHOTS)
-    own = test(learner, some, {"log_likelihood": context.log_density})(params)
-    curves[name][shots] = estimate(own["log_likelihood"])
-    other = best(some, test, joint, reference)
-    curves[reference][shots] = estimate(other)
-    metrics[f"log_likelihood_{shots}_shot"] = curves[name][shots]
-    metrics[f"{reference}_log_likelihood_{shots}_shot"] = estimate(other)
-  plots.curves(
-    workdir / "context_size.png",
-    curves,
-    "support points",
-    "log-likelihood in nats for each target",
-  )
+  metrics |= by_size(workdir, learner, params, family, test, reference, joint)
   plots.learning_curve(
     workdir,
     {
@@ -155,6 +143,12 @@ def main() -> None:
   key = jax.random.key(FLAGS.eval_seed)
   shown = with_supports(family, FLAGS.eval_shots, key)
   bands(workdir / "predictions.png", rows, shown, BOUNDS, key)
+  if exact and not joint:
+    densities(workdir / "densities.png", rows, shown, PLACES, key)
+  if name in attention_pictures.LEARNERS:
+    largest = shown[max(shown, key=lambda k: len(shown[k].support.inputs))]
+    path = workdir / "attention.png"
+    attention_pictures.attention(path, learner, params, largest, BOUNDS, key)
   report.finish(
     workdir,
     "context_regression",

@@ -42,7 +42,11 @@ FAMILIES: dict[str, Callable[..., KnownTasks]] = {
 
 
 def best(
-  tasks: KnownTasks, test: Scorer, joint: bool, known: str
+  tasks: KnownTasks,
+  test: Scorer,
+  joint: bool,
+  known: str,
+  score: LossFn = log_likelihood,
 ) -> np.ndarray:
   """Scores a learner that cannot be bettered.
 
@@ -53,13 +57,14 @@ def best(
       divided by their number, or the mean log-likelihood.
     known: "exact" for the posterior of the tasks, "oracle" for that of a
       learner which is told the hyper-parameters.
+    score: another score than the log-likelihood; `joint` must be False.
 
   Returns:
     The score of each task.
   """
   if known == "oracle":
     tasks = revealed(tasks)
-  answer, score = exact_learner(tasks), log_likelihood
+  answer = exact_learner(tasks)
   if joint:
     answer, score = _joint(tasks)
   return test(answer, tasks, {"best": score})(())["best"]

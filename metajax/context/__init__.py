@@ -6,6 +6,7 @@ likelihood.
 """
 
 from metajax.context.alpaca import alpaca
+from metajax.context.attended import attended
 from metajax.context.attentive import attentive_neural_process
 from metajax.context.autoregressive import tnp_a
 from metajax.context.bars import Bars, quantile_edges
@@ -50,6 +51,7 @@ __all__ = [
   "SequenceTransformer",
   "Transformer",
   "alpaca",
+  "attended",
   "attention_descent",
   "attentive_neural_process",
   "build_reader",

@@ -45,18 +45,25 @@ def attention(
     `[m, heads, c]`. It is what `jax.nn.dot_product_attention` computes, in the
     dtype of the arguments. JAX's softmax is in float32 for float64, too.
   """
-  keys, values = memory
-  if not len(keys):
+  if not len(memory.keys):
     return jnp.zeros_like(queries)
+  weights = attention_weights(queries, memory, mask)
+  values = memory.values
+  return jnp.einsum("hmn,nhc->mhc", weights.astype(values.dtype), values)
+
+
+def attention_weights(
+  queries: Array, memory: KeysValues, mask: Array | None = None
+) -> Array:
+  """Returns the weights `[heads, m, n]` of `attention`, which see."""
+  keys = memory.keys
   scores = wide(jnp.einsum("mhc,nhc->hmn", queries, keys))
   scores = scores * keys.shape[-1] ** -0.5
   if mask is None:
-    weights = jax.nn.softmax(scores, axis=-1)
-  else:
-    weights = jax.nn.softmax(jnp.where(mask, scores, LEAST), axis=-1)
-    # Without any token the softmax would be uniform over the padding.
-    weights = jnp.where(mask, weights, 0)
-  return jnp.einsum("hmn,nhc->mhc", weights.astype(values.dtype), values)
+    return jax.nn.softmax(scores, axis=-1)
+  weights = jax.nn.softmax(jnp.where(mask, scores, LEAST), axis=-1)
+  # Without any token the softmax would be uniform over the padding.
+  return jnp.where(mask, weights, 0)
 
 
 def init_block(rng: PRNGKey, width: int, hidden: int) -> Params:

@@ -57,12 +57,18 @@ def image_completion(
     image_key, pixel_key, division_key = jax.random.split(rng, 3)
     image = images[jax.random.randint(image_key, (), 0, len(images))]
     pixels = jax.random.permutation(pixel_key, height * width)
-    row, column = jnp.divmod(pixels[: points.num_points], width)
-    x = jnp.stack([_place(row, height), _place(column, width)], axis=-1)
-    y = image[row, column] / jnp.float32(255)
+    chosen = pixels[: points.num_points]
+    x = pixel_places(height, width)[chosen]
+    y = image.reshape(height * width, -1)[chosen] / jnp.float32(255)
     return divide(division_key, x, y, points)
 
   return jax.tree_util.Partial(sample, jnp.asarray(images))
+
+
+def pixel_places(height: int, width: int) -> Array:
+  """Returns the inputs `[height * width, 2]` of all pixels, row by row."""
+  row, column = jnp.divmod(jnp.arange(height * width), width)
+  return jnp.stack([_place(row, height), _place(column, width)], axis=-1)
 
 
 def _place(index: Array, size: int) -> Array:

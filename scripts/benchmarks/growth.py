@@ -56,7 +56,7 @@ def measure() -> Iterator[dict]:
       "grows": size,
       "values": values,
       **columns,
-      **{f"exponent_of_{k}": _exponent(values, y) for k, y in columns.items()},
+      **{f"exponent_of_{k}": exponent(values, y) for k, y in columns.items()},
       **machine(len(jax.local_devices())),
     }
 
@@ -100,5 +100,6 @@ def operations_of_products(jaxpr: Jaxpr) -> int:
   return total
 
 
-def _exponent(x: list[int], y: list[float]) -> float:
+def exponent(x: list[int], y: list[float]) -> float:
+  """Returns e of `y = c x^e`, by least squares of the logarithms."""
   return float(np.polyfit(np.log(x), np.log(y), 1)[0])

@@ -644,6 +644,7 @@ def test_flags_of_another_network_are_refused(flag, run, workdir):
     ("context_linear", "--inner_steps=2"),
     ("context_classify", "--inner_lr=1.0"),
     ("context_regression", "--memory=remat"),
+    ("context_images", "--inner_steps=2"),
   ],
 )
 def test_flags_without_use_are_neither_shown_nor_taken(
@@ -675,6 +676,24 @@ def test_learners_in_context_that_cannot_be_are_named(
   flags, message, run, workdir
 ):
   ended = run("context_regression", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, f"{message}.*")
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--data=photographs"], "flag --data=photographs: value should be one of"),
+    (["--learner=convcnp"], "--learner=convcnp: reads inputs of one number"),
+    (
+      ["--eval_shots=33"],
+      "--eval_shots=33: must be at most 32, half of the 64",
+    ),
+  ],
+)
+def test_images_that_cannot_be_completed_are_named(
+  flags, message, run, workdir
+):
+  ended = run("context_images", [f"--workdir={workdir}", *flags])
   _assert_refused(ended, f"{message}.*")
 
 

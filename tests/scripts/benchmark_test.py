@@ -66,7 +66,7 @@ def test_exponents_are_of_powers():
   x = [5, 10, 20]
   for exponent in (0.0, 1.0, 2.5):
     y = [3.0 * n**exponent for n in x]
-    np.testing.assert_allclose(growth._exponent(x, y), exponent, atol=1e-12)
+    np.testing.assert_allclose(growth.exponent(x, y), exponent, atol=1e-12)
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
