@@ -47,6 +47,7 @@ def test_gaussian_equals_scipy():
   )
 
 
+@pytest.mark.slow
 def test_gaussian_divergence_equals_an_integral():
   """Of the log-ratio under the first, on a fine grid, in each direction."""
   found = DiagonalGaussian(jnp.array(MEAN), jnp.array(LOG_SCALE))
@@ -60,6 +61,7 @@ def test_gaussian_divergence_equals_an_integral():
   np.testing.assert_allclose(found.kl(other), each.sum(-1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_have_the_moments_of_the_distribution():
   many = 20_000
   keys = jax.random.split(jax.random.key(0), many)
@@ -73,6 +75,7 @@ def test_samples_have_the_moments_of_the_distribution():
   np.testing.assert_allclose(share, _softmax(LOGITS), atol=0.015)
 
 
+@pytest.mark.slow
 def test_excluded_action_has_no_probability_and_finite_gradients():
   def total(logits):
     found = Categorical(logits)
@@ -85,6 +88,7 @@ def test_excluded_action_has_no_probability_and_finite_gradients():
   np.testing.assert_allclose(gradient, np.zeros(3), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale, outputs", [("free", 2), ("state", 4)])
 def test_scale_is_a_parameter_or_depends_on_the_observation(scale, outputs):
   model = MLP(outputs, (4,))
@@ -130,6 +134,7 @@ def test_policy_that_cannot_be_is_refused(build, message):
     build()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "policy",
   [

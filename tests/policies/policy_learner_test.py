@@ -70,6 +70,7 @@ def _loss(learner, experience):
   return lambda params: learner.outer(params, experience)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_outer_gradient_equals_finite_differences(num_steps):
   """Of a loss whose inner steps have no stopped ratio: the score function."""
@@ -106,6 +107,7 @@ def test_outer_gradient_equals_finite_differences(num_steps):
       np.testing.assert_allclose((above - below) / 2e-5, slope, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_first_order_has_another_gradient_at_the_same_loss():
   """With the identity as derivative, it is the gradient at the adapted one."""
   _, _, maml, params, experience = _parts("maml")
@@ -125,6 +127,7 @@ def test_divergence_is_zero_at_the_policy_that_played():
   np.testing.assert_allclose(divergence, 0.0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_curvature_without_adaptation_is_that_of_the_divergence():
   """With no inner step, the identity is the derivative of the adaptation."""
   _, _, learner, params, experience = _parts("maml", num_steps=0)
@@ -135,6 +138,7 @@ def test_curvature_without_adaptation_is_that_of_the_divergence():
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_anil_adapts_the_last_layer_alone():
   _, _, learner, params, experience = _parts("anil")
   rollouts = jax.tree.map(lambda x: x[0, 0], experience.before)
@@ -145,6 +149,7 @@ def test_anil_adapts_the_last_layer_alone():
   assert moved == last_layer(params["policy"])
 
 
+@pytest.mark.slow
 def test_learned_factors_scale_the_step_and_have_a_gradient():
   _, _, learner, params, experience = _parts("meta_sgd")
   rollouts = jax.tree.map(lambda x: x[0, 0], experience.before)
@@ -164,6 +169,7 @@ def test_learned_factors_scale_the_step_and_have_a_gradient():
   assert optax.tree.norm(grads["factors"]) > 0
 
 
+@pytest.mark.slow
 def test_credit_adds_the_gradient_of_the_first_episodes():
   """Written out: minus the outcome, less its mean, times the scores' sum."""
   policy, _, learner, params, experience = _parts("maml")

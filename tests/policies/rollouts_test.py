@@ -67,6 +67,7 @@ def test_rollouts_are_those_of_a_loop_over_the_actions():
   assert len(np.unique(rollouts.actions, axis=0)) > 1
 
 
+@pytest.mark.slow
 def test_stored_distributions_are_those_of_the_policy():
   policy, params, rollouts = _played()
   found = along(policy, params, rollouts)
@@ -75,6 +76,7 @@ def test_stored_distributions_are_those_of_the_policy():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [Estimator(), Estimator(gae=0.9)])
 def test_advantages_equal_a_loop_in_numpy(estimator):
   """The baseline is numpy's least squares, one row for each step played."""
@@ -122,6 +124,7 @@ def test_advantages_equal_a_loop_in_numpy(estimator):
   )
 
 
+@pytest.mark.slow
 def test_baseline_finds_values_that_are_linear_in_the_features():
   draw = np.random.default_rng(0).normal
   seen = draw(size=(20, 30, 2)).astype(np.float32)
@@ -130,6 +133,7 @@ def test_baseline_finds_values_that_are_linear_in_the_features():
   np.testing.assert_allclose(found, values, atol=0.02)
 
 
+@pytest.mark.slow
 def test_what_comes_after_the_end_changes_no_advantage():
   _, _, rollouts = _played()
   mask = rollouts.mask
@@ -141,6 +145,7 @@ def test_what_comes_after_the_end_changes_no_advantage():
   np.testing.assert_array_equal(estimate(rollouts), estimate(junk))
 
 
+@pytest.mark.slow
 def test_navigation_is_the_published_one():
   """The goal is off the grid of steps, then within 0.01 of a grid point."""
   tasks = navigation()

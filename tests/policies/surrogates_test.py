@@ -1,5 +1,7 @@
 """Derivatives of surrogates, compared with an enumeration of an MDP."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,16 @@ def _theta():
   return jnp.asarray(exact.THETA)
 
 
+@functools.cache
+def _gradient_of_return():
+  return np.asarray(jax.jit(jax.grad(exact.expected_return))(_theta()))
+
+
+@functools.cache
+def _hessian_of_return():
+  return np.asarray(jax.jit(jax.hessian(exact.expected_return))(_theta()))
+
+
 def _baseline():
   """An arbitrary function of state and time, which must not matter."""
   return np.array([[1.0, -2.0, 0.5], [0.7, 3.0, -1.0]])[
@@ -37,7 +49,7 @@ def _baseline():
 
 def _hessian(surrogate, advantages=exact.TO_GO):
   loss = exact.expected_surrogate(surrogate, advantages)
-  return -jax.hessian(loss)(_theta())
+  return -jax.jit(jax.hessian(loss))(_theta())
 
 
 def test_the_return_is_the_enumerated_one():
@@ -52,40 +64,46 @@ def test_the_return_is_the_enumerated_one():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SURROGATES, "clipped"])
 @pytest.mark.parametrize("with_baseline", [False, True])
 def test_gradient_is_that_of_the_return(name, with_baseline):
   surrogate = {**SURROGATES, "clipped": clipped(0.2)}[name]
   advantages = exact.TO_GO - (_baseline() if with_baseline else 0.0)
-  found = jax.grad(exact.expected_surrogate(surrogate, advantages))(_theta())
-  expected = jax.grad(exact.expected_return)(_theta())
-  np.testing.assert_allclose(-found, expected, rtol=1e-10, atol=1e-12)
+  loss = exact.expected_surrogate(surrogate, advantages)
+  found = jax.jit(jax.grad(loss))(_theta())
+  np.testing.assert_allclose(
+    -found, _gradient_of_return(), rtol=1e-10, atol=1e-12
+  )
 
 
-@pytest.mark.parametrize("with_baseline", [False, True])
+@pytest.mark.parametrize(
+  "with_baseline", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_hessian_of_dice_is_that_of_the_return(with_baseline):
   advantages = exact.TO_GO - (_baseline() if with_baseline else 0.0)
-  expected = jax.hessian(exact.expected_return)(_theta())
   found = _hessian(dice, advantages)
-  np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+  np.testing.assert_allclose(found, _hessian_of_return(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_third_derivative_of_dice_is_that_of_the_return():
-  third = jax.jacfwd(jax.hessian(exact.expected_return))(_theta())
+  third = jax.jit(jax.jacfwd(jax.hessian(exact.expected_return)))(_theta())
   loss = exact.expected_surrogate(dice, exact.TO_GO)
-  found = -jax.jacfwd(jax.hessian(loss))(_theta())
+  found = -jax.jit(jax.jacfwd(jax.hessian(loss)))(_theta())
   np.testing.assert_allclose(found, third, rtol=1e-9, atol=1e-12)
 
 
 def test_hessians_of_the_others_lack_the_terms_that_are_named():
-  first, second = exact.hessian_terms(_theta())
+  first, second = jax.jit(exact.hessian_terms)(_theta())
   lvc, score = _hessian(low_variance_curvature), _hessian(score_function)
   np.testing.assert_allclose(lvc, first + second, rtol=1e-9, atol=1e-12)
   np.testing.assert_allclose(score, second, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_bias_of_the_hessian_is_largest_for_the_score_function():
-  expected = jax.hessian(exact.expected_return)(_theta())
+  expected = _hessian_of_return()
 
   def error(surrogate):
     return float(jnp.linalg.norm(_hessian(surrogate) - expected))
@@ -102,24 +120,25 @@ def _meta_gradient(surrogate):
   def after(theta):
     return exact.expected_return(theta - STEP * jax.grad(loss)(theta))
 
-  return jax.grad(after)(_theta())
+  return jax.jit(jax.grad(after))(_theta())
 
 
+@pytest.mark.slow
 def test_meta_gradient_by_dice_is_that_of_the_return():
   def after(theta):
     ascent = jax.grad(exact.expected_return)(theta)
     return exact.expected_return(theta + STEP * ascent)
 
-  expected = jax.grad(after)(_theta())
+  expected = jax.jit(jax.grad(after))(_theta())
   # The same by finite differences.
-  small = 1e-5 * np.eye(4)
+  value, small = jax.jit(after), 1e-5 * np.eye(4)
   differences = [
-    (after(_theta() + d) - after(_theta() - d)) / 2e-5 for d in small
+    (value(_theta() + d) - value(_theta() - d)) / 2e-5 for d in small
   ]
   np.testing.assert_allclose(expected, differences, rtol=1e-6)
   np.testing.assert_allclose(_meta_gradient(dice), expected, rtol=1e-9)
-  first_order = jax.grad(exact.expected_return)(
-    _theta() + STEP * jax.grad(exact.expected_return)(_theta())
+  first_order = jax.jit(jax.grad(exact.expected_return))(
+    _theta() + STEP * _gradient_of_return()
   )
   errors = [
     float(jnp.linalg.norm(g - expected))
@@ -132,18 +151,21 @@ def test_meta_gradient_by_dice_is_that_of_the_return():
   assert min(errors) > 1e-3 * float(jnp.linalg.norm(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", [low_variance_curvature, dice])
 def test_off_policy_surrogate_reweights_the_actions(surrogate):
   """At a theta that did not act, DiCE still gives the change of the return."""
   behaviour = jnp.array([0.1, 0.2, -0.3, 0.0])
-  loss = exact.expected_surrogate(surrogate, exact.TO_GO, behaviour)
-  change = exact.expected_return(_theta()) - exact.expected_return(behaviour)
+  loss = jax.jit(exact.expected_surrogate(surrogate, exact.TO_GO, behaviour))
+  total = jax.jit(exact.expected_return)
+  change = total(_theta()) - total(behaviour)
   if surrogate is dice:
     np.testing.assert_allclose(-loss(_theta()), change, rtol=1e-9)
   else:  # The ratios of earlier steps are missing.
     assert abs(-float(loss(_theta()) - loss(behaviour)) - float(change)) > 1e-3
 
 
+@pytest.mark.slow
 def test_clipped_surrogate_by_hand():
   log_probs = jnp.log(jnp.array([[1.5, 0.5, 1.1, 1.5, 0.5]]))
   advantages = jnp.array([[1.0, 1.0, 1.0, -1.0, -1.0]])
@@ -155,10 +177,11 @@ def test_clipped_surrogate_by_hand():
     clipped(0)
 
 
+@pytest.mark.slow
 def test_exploration_term_is_the_gradient_through_the_first_episodes():
   """An outcome of a trajectory, such as the return after adapting to it."""
   outcome = jnp.asarray(np.random.default_rng(0).normal(size=len(exact.SEEN)))
-  weights = jax.lax.stop_gradient(exact.weights(_theta()))
+  weights = jax.jit(exact.weights)(_theta())
   mask = jnp.ones((1, exact.HORIZON), bool)
 
   def loss(theta):
@@ -167,10 +190,12 @@ def test_exploration_term_is_the_gradient_through_the_first_episodes():
     )
     return (weights * each).sum()
 
-  expected = jax.grad(lambda t: (exact.weights(t) * outcome).sum())(_theta())
-  np.testing.assert_allclose(-jax.grad(loss)(_theta()), expected, rtol=1e-9)
+  total = jax.jit(jax.grad(lambda t: (exact.weights(t) * outcome).sum()))
+  found = jax.jit(jax.grad(loss))(_theta())
+  np.testing.assert_allclose(-found, total(_theta()), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SURROGATES, "clipped"])
 def test_what_comes_after_the_end_changes_nothing(name):
   surrogate = {**SURROGATES, "clipped": clipped(0.2)}[name]
@@ -178,11 +203,10 @@ def test_what_comes_after_the_end_changes_nothing(name):
   new, old, found = draw(size=(3, 2, 5))
   mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
   found = np.where(mask, found, 0.0)
-  value, grad = jax.value_and_grad(surrogate)(new, old, found, mask)
-  junk = np.where(mask, new, 1e3)
-  other, other_grad = jax.value_and_grad(surrogate)(junk, old, found, mask)
+  both = jax.jit(jax.value_and_grad(surrogate))
+  value, grad = both(new, old, found, mask)
+  other, other_grad = both(np.where(mask, new, 1e3), old, found, mask)
   np.testing.assert_array_equal(value, other)
   np.testing.assert_array_equal(grad, other_grad)
   assert (np.asarray(grad)[~mask] == 0).all()
-  each = -np.sum(np.asarray(grad))
-  assert np.isfinite(each)
+  assert np.isfinite(grad).all()

@@ -1,5 +1,7 @@
 """The step of TRPO, compared with dense linear algebra in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,25 @@ def _outer(theta):
   return -(probabilities * REWARDS).sum(-1).mean(), divergence, {}
 
 
+def _step(region, scale=1.0):
+  # The numbers are arguments, so that the tests share a program.
+  return _compiled(region.cg_steps, region.backtracks)(
+    region.max_kl, region.damping, scale
+  )
+
+
+@functools.cache
+def _compiled(cg_steps, backtracks):
+  def step(max_kl, damping, scale):
+    region = TrustRegion(max_kl, cg_steps, damping, backtracks)
+    metric = lambda t: scale * _outer(t)[1]  # noqa: E731
+    return trust_region_step(
+      _outer, jnp.asarray(THETA), region, curvature=metric
+    )
+
+  return jax.jit(step)
+
+
 def _divergence(flat):
   return _outer(flat.reshape(THETA.shape))[1]
 
@@ -55,12 +76,13 @@ def _fisher():
 
 def test_fisher_vector_product_is_that_of_the_dense_matrix():
   vector = DRAW(size=THETA.size)
-  found = hessian_vector(
-    _divergence, jnp.asarray(THETA.ravel()), jnp.asarray(vector)
+  found = jax.jit(lambda x, v: hessian_vector(_divergence, x, v))(
+    THETA.ravel(), vector
   )
   np.testing.assert_allclose(found, _fisher() @ vector, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_conjugate_gradients_solve_the_damped_system():
   matrix = _fisher() + 0.01 * np.eye(THETA.size)
   target = DRAW(size=THETA.size)
@@ -70,6 +92,7 @@ def test_conjugate_gradients_solve_the_damped_system():
   np.testing.assert_allclose(found, np.linalg.solve(matrix, target), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_conjugate_gradients_stop_at_the_solution():
   """Steps after the last direction would divide zero by zero."""
   target = jnp.array([1.0, -2.0])
@@ -81,8 +104,8 @@ def test_conjugate_gradients_stop_at_the_solution():
 
 def test_step_is_the_scaled_natural_gradient():
   region = TrustRegion(max_kl=1e-6, cg_steps=THETA.size, damping=1e-3)
-  new, metrics = trust_region_step(_outer, jnp.asarray(THETA), region)
-  gradient = jax.grad(lambda t: _outer(t)[0])(jnp.asarray(THETA)).ravel()
+  new, metrics = _step(region)
+  gradient = jax.jit(jax.grad(lambda t: _outer(t)[0]))(THETA).ravel()
   matrix = _fisher() + 1e-3 * np.eye(THETA.size)
   direction = np.linalg.solve(matrix, gradient)
   length = np.sqrt(2e-6 / (gradient @ direction))
@@ -92,36 +115,27 @@ def test_step_is_the_scaled_natural_gradient():
   assert metrics["step_length"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_kl", [1e-4, 1e-2, 1.0])
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 def test_line_search_keeps_the_bound_and_lowers_the_loss(max_kl, scale):
   """Also where the metric is wrong by a factor, and the step too long."""
   region = TrustRegion(max_kl=max_kl, damping=1e-6, backtracks=60)
-  start = jnp.asarray(THETA)
-  new, metrics = trust_region_step(
-    _outer, start, region, curvature=lambda t: scale * _outer(t)[1]
-  )
+  new, metrics = _step(region, scale)
   loss, divergence, _ = _outer(new)
   assert 0 < divergence <= max_kl
-  assert loss < _outer(start)[0]
+  assert loss < _outer(THETA)[0]
   np.testing.assert_allclose(metrics["kl"], divergence, rtol=1e-9)
   assert (metrics["step_length"] < 0.9) == (scale < 1)
 
 
+@pytest.mark.slow
 def test_without_an_allowed_step_the_parameters_stay():
-  region = TrustRegion(max_kl=0.01, backtracks=1)
-  start = jnp.asarray(THETA)
-  new, metrics = trust_region_step(
-    _outer, start, region, curvature=lambda t: 1e-6 * _outer(t)[1]
-  )
-  # The damping is left in the metric, but a step of this length is too long.
-  assert float(_outer(new)[1]) <= 0.01
-  assert (metrics["step_length"] == 0) == bool((new == start).all())
-  flat = trust_region_step(
-    lambda t: (0.0 * t.sum(), t.sum() * 0, {}), start, region
-  )
-  np.testing.assert_array_equal(flat[0], start)
-  assert flat[1]["kl"] == flat[1]["step_length"] == 0
+  """A metric that is far too small makes the only step far too long."""
+  region = TrustRegion(max_kl=0.01, damping=1e-6, backtracks=1)
+  new, metrics = _step(region, 1e-4)
+  np.testing.assert_array_equal(new, THETA)
+  assert metrics["kl"] == metrics["step_length"] == 0
 
 
 @pytest.mark.parametrize(
