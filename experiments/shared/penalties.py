@@ -13,7 +13,7 @@ from sklearn.datasets import load_breast_cancer
 
 from metajax import bilevel
 from metajax.runs.flags import FLAGS
-from metajax.types import Array, Batch, PRNGKey
+from metajax.types import Array, Batch
 
 FEATURES, RELEVANT = 30, 6
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 100, 100, 1000
@@ -177,26 +177,33 @@ def search(problem: Problem, kind: str, budget: float) -> Tuned:
   raws = jnp.zeros((CHUNK, FEATURES))
   run = jax.jit(jax.vmap(one, (0, None)))
   run = run.lower(problem.splits, raws).compile()
-  began = time.process_time()
-  jax.block_until_ready(run(problem.splits, raws))
-  number = max(1, round(budget / (time.process_time() - began)))
-  found, began = [], time.process_time()
-  for raws in _trials(kind, number, jax.random.key(FLAGS.seed)):
+  # The first draw compiles, too.
+  jax.block_until_ready(run(problem.splits, _trials(kind, 0)))
+  found, began, seconds = [], time.process_time(), 0.0
+  while seconds < budget:
+    raws = _trials(kind, len(found))
     found.append(jax.block_until_ready(run(problem.splits, raws)))
-  seconds = time.process_time() - began
+    seconds = time.process_time() - began
   validation, test = jax.tree.map(lambda *x: np.concatenate(x, 1), *found)
   return Tuned(validation, test, seconds)
 
 
-def _trials(kind: str, chunks: int, rng: PRNGKey) -> Array:
-  """Logarithms of penalties, `[chunks, CHUNK, features]`."""
-  shape = chunks, CHUNK, FEATURES
+def _trials(kind: str, chunk: int) -> Array:
+  """Logarithms of penalties, `[CHUNK, features]`."""
+  shape = CHUNK, FEATURES
   if kind == "random":
-    return jax.random.uniform(rng, shape, minval=LOW, maxval=HIGH)
-  shared = jnp.linspace(LOW, HIGH, chunks * CHUNK)
-  # Not from one end to the other, so that the first chunk is a coarse grid.
-  shared = shared.reshape(CHUNK, chunks).T
-  return jnp.broadcast_to(shared[..., None], shape)
+    key = jax.random.fold_in(jax.random.key(FLAGS.seed), chunk)
+    return jax.random.uniform(key, shape, minval=LOW, maxval=HIGH)
+  # Each halves the widest gap of those before, so any number makes a grid.
+  first = 1 + chunk * CHUNK
+  places = np.array(
+    [
+      int(f"{i:b}"[::-1], 2) / 2 ** len(f"{i:b}")
+      for i in range(first, first + CHUNK)
+    ]
+  )
+  shared = LOW + (HIGH - LOW) * jnp.asarray(places, jnp.float32)
+  return jnp.broadcast_to(shared[:, None], shape)
 
 
 def errors_of_ridge(number: int) -> np.ndarray:

@@ -159,8 +159,8 @@ def persistent_evolution(
 
   where the two inner states of a pair are carried through the loop. The mean
   over the windows of a loop is unbiased for the smoothed objective, in which
-  each window has a noise of its own. Its variance grows with the number of
-  windows.
+  each window has a noise of its own. Its variance depends on how the gradients
+  of the windows are correlated.
 
   Args:
     begin: see `evolution`.
@@ -191,8 +191,8 @@ def noise_reuse_evolution(
 
   where each pair keeps its noise e for a whole loop. The mean over the windows
   of a loop is `evolution` with this noise, but has an estimate ready after each
-  window. Its variance is less than that of PES if the gradients of different
-  windows agree.
+  window. The paper gives conditions under which one estimate has less variance
+  than one of PES.
 
   Args:
     begin: see `evolution`.

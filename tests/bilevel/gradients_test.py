@@ -203,6 +203,24 @@ def test_one_step_is_t1_t2():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["conjugate_gradients", "neumann", "direct"])
+def test_hessian_around_an_implicit_solve(name):
+  """Forward over reverse mode, without `hypergradient`."""
+  solver = SOLVERS[name]
+  state = solver.init(START, RAW)
+
+  def value(raw):
+    return outer_loss(solver.solve(state, raw).params, raw)[0]
+
+  expected = [
+    (_closed(RAW + h)[1] - _closed(RAW - h)[1]) / 2e-5
+    for h in 1e-5 * np.eye(FEATURES)
+  ]
+  found = jax.jit(jax.hessian(value))(RAW)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.slow
 def test_vmap_over_hyper_parameters_and_a_warm_start():
   solver = SOLVERS["conjugate_gradients"]
   gradient = bilevel.hypergradient(solver, outer_loss, has_aux=True)
