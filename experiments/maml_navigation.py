@@ -88,16 +88,9 @@ def main() -> None:
   )
   params = trained.state.meta_params
   returns = np.asarray(score(params, "test", FLAGS.eval_tasks))
-  plots.learning_curve(
-    workdir,
-    {
-      "return_after": "training, after adaptation",
-      **{
-        f"validation/return_{k}_steps": f"{k} steps" for k in range(STEPS + 1)
-      },
-    },
-    "return of an episode",
-  )
+  legend = {f"validation/return_{k}_steps": f"{k} steps" for k in EVALUATED}
+  legend["return_after"] = "training, after adaptation"
+  plots.learning_curve(workdir, legend, "return of an episode")
   # The first test tasks, with the episodes that were scored.
   keys = jax.random.split(rng_keys.evaluation_key("test"), FLAGS.eval_tasks)
   task_keys, play_keys = jax.vmap(jax.random.split, out_axes=1)(keys[:DRAWN])
