@@ -644,6 +644,7 @@ def test_flags_of_another_network_are_refused(flag, run, workdir):
     ("context_linear", "--inner_steps=2"),
     ("context_classify", "--inner_lr=1.0"),
     ("context_regression", "--memory=remat"),
+    ("tabular", "--inner_steps=2"),
   ],
 )
 def test_flags_without_use_are_neither_shown_nor_taken(
