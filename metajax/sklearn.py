@@ -49,7 +49,8 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
 
     p(y | x) = 1/n_estimators sum_e softmax(logits of reading e)
 
-  Each reading has another permutation of the classes. If there are more
+  Each reading has another permutation of the classes, and other names of the
+  columns (`metajax.tabular.Columns`). If there are more
   features than `max_features`, or more rows than `max_rows`, it has a random
   part of them. More than 10 classes are told apart one against the rest.
 
@@ -152,17 +153,19 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     asked, count = self._standardized(X), len(self.classes_)
     draw = np.random.default_rng(self._seed)
     total = np.zeros((len(X), count))
-    for _ in range(self.n_estimators):
+    for number in range(self.n_estimators):
       rows, columns = self._part(draw)
       table = self._table[rows][:, columns]
       labels, questions = self._labels[rows], asked[:, columns]
       if count <= self.recipe_.num_outputs:
         order = draw.permutation(count)
-        total += self._read(table, order[labels], questions, count)[:, order]
+        total += self._read(table, order[labels], questions, count, number)[
+          :, order
+        ]
         continue
       for k in range(count):
         own = (labels == k).astype(np.int32)
-        total[:, k] += self._read(table, own, questions, 2)[:, 1]
+        total[:, k] += self._read(table, own, questions, 2, number)[:, 1]
     return total / total.sum(1, keepdims=True)
 
   def predict(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -187,7 +190,12 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     return chosen[: self.max_rows], columns
 
   def _read(
-    self, table: np.ndarray, labels: np.ndarray, asked: np.ndarray, count: int
+    self,
+    table: np.ndarray,
+    labels: np.ndarray,
+    asked: np.ndarray,
+    count: int,
+    number: int,
   ) -> np.ndarray:
     """Returns the probabilities `[asked, count]` of one reading."""
     rows, width = (
@@ -199,7 +207,8 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     support = Batch(
       _filled(table, rows, width), np.resize(labels, rows) * real, real
     )
-    task_params = adapt(self.weights_, support)
+    key = np.uint32([self._seed, number])
+    task_params = adapt(self.weights_, support, key)
     most = max(LEAST_ROWS, BUDGET // (4 * width * rows))
     size = min(_padded(len(asked), LEAST_ROWS), 2 ** (most.bit_length() - 1))
     parts = [
@@ -253,7 +262,7 @@ def _key(recipe: Recipe) -> str:
 def _programs(key: str) -> tuple[Any, Any]:
   learner = build(Recipe(**json.loads(key)))
 
-  def adapt(params: Any, support: Batch) -> Any:
-    return learner.adapt(params, support, jax.random.key(0))
+  def adapt(params: Any, support: Batch, key: np.ndarray) -> Any:
+    return learner.adapt(params, support, jax.random.wrap_key_data(key))
 
   return jax.jit(adapt), jax.jit(learner.predict)

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from metajax.batches import only_array, real
 from metajax.learners.heads import members_of, without_absent
 from metajax.learners.meta_gradients import gradient_of_mean, query_loss
 from metajax.losses import cross_entropy
+from metajax.tabular.columns import NAME
 from metajax.tabular.network import table_transformer
 from metajax.types import (
   Array,
@@ -37,9 +40,11 @@ def tabular_classifier(
   is absent (see `columns.Columns`). Targets are classes below `num_classes`. A
   class that the support lacks has the logit `heads.ABSENT`, which is finite.
 
-  Permuted rows or features change nothing. Permuted classes do: labels are
-  embedded by what the network has learned for each number. Average over
-  permutations of the classes to remove it.
+  Permuted rows change nothing. Permuted features change nothing if their names
+  are permuted with them: `adapt` draws a name for each column, with its key.
+  Permuted classes change the result: labels are embedded by what the network
+  has learned for each number. Average over names and over permutations of the
+  classes to remove both.
 
   Args:
     num_classes: the most classes.
@@ -68,12 +73,12 @@ def tabular_classifier(
     return network.init(rng)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
-    del rng
     inputs, mask = _table(support.inputs), real(support)
+    names = jax.random.normal(rng, (inputs.shape[1], NAME), inputs.dtype)
     labels = members_of(support.targets, mask, num_classes, inputs.dtype)
     return {
       "params": meta_params,
-      "memory": network.read(meta_params, inputs, labels, mask),
+      "memory": network.read(meta_params, inputs, labels, mask, names),
       # NaN, of a label out of range, counts as present.
       "present": (labels != 0).any(0),
     }

@@ -12,8 +12,10 @@ MOST = 5.0
 # A column varies if its deviation is above this fraction of its largest number.
 # Below it is the rounding of a mean in float32.
 LEAST = 1e-6
+# The random numbers by which the network tells columns apart.
+NAME = 16
 # The numbers by which `encode` describes a cell.
-CELL = 3
+CELL = 3 + NAME
 
 
 class Columns(NamedTuple):
@@ -26,6 +28,7 @@ class Columns(NamedTuple):
     observed: `[features]`, the number of observed values.
     present: `[features]` bool. A column is absent if it tells nothing: if it
       has no observed value, or equal values and none that is missing.
+    names: `[features, 16]`, random numbers by which columns are told apart.
   """
 
   mean: Array
@@ -33,14 +36,16 @@ class Columns(NamedTuple):
   ordered: Array
   observed: Array
   present: Array
+  names: Array
 
 
-def measure(inputs: Array, mask: Array) -> Columns:
+def measure(inputs: Array, mask: Array, names: Array) -> Columns:
   """Measures the columns of a support.
 
   Args:
     inputs: `[n, features]`; NaN is a missing value.
     mask: `[n]` bool, True for real rows.
+    names: `[features, 16]`, see `Columns`.
   """
   rows = mask[:, None]
   known = rows & ~jnp.isnan(inputs)
@@ -63,11 +68,12 @@ def measure(inputs: Array, mask: Array) -> Columns:
     ordered,
     observed,
     varies | incomplete,
+    names,
   )
 
 
 def encode(columns: Columns, inputs: Array) -> Array:
-  """Describes each cell by three numbers.
+  """Describes each cell by three numbers and the name of its column.
 
   ::
 
@@ -83,7 +89,7 @@ def encode(columns: Columns, inputs: Array) -> Array:
     inputs: `[m, features]`; NaN is a missing value.
 
   Returns:
-    `[m, features, 3]`.
+    `[m, features, 19]`.
   """
   missing = jnp.isnan(inputs)
   used = ~missing & (columns.deviation > 0)
@@ -94,7 +100,9 @@ def encode(columns: Columns, inputs: Array) -> Array:
   fraction = place / jnp.maximum(columns.observed, 1)
   r = 12**0.5 * (fraction.astype(z.dtype) - 0.5)
   z, r = (jnp.where(used, number, 0) for number in (z, r))
-  return jnp.stack([z, r, missing.astype(z.dtype)], axis=-1)
+  numbers = jnp.stack([z, r, missing.astype(z.dtype)], axis=-1)
+  names = jnp.broadcast_to(columns.names, (*z.shape, NAME))
+  return jnp.concatenate([numbers, names.astype(z.dtype)], axis=-1)
 
 
 def _places(ordered: Array, values: Array) -> Array:

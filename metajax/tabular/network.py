@@ -40,8 +40,8 @@ class TableTransformer(NamedTuple):
 
   Attributes:
     init: `(rng) -> params`. They are for any number of rows and features.
-    read: `(params, inputs [n, features], labels [n, classes], mask [n]) ->
-      Memory`. The labels are one-hot.
+    read: `(params, inputs [n, features], labels [n, classes], mask [n], names
+      [features, 16]) -> Memory`. The labels are one-hot.
     ask: `(params, memory, inputs [m, features]) -> logits [m, classes]`. The
       cost is linear in m, and no row has an effect on another.
   """
@@ -61,7 +61,8 @@ def table_transformer(
 ) -> TableTransformer:
   """Builds a transformer of tables, without positions.
 
-  Each cell is a token, and so is each row's target. A layer is::
+  Each cell is a token, and so is each row's target, to which a linear function
+  of the sum of its row's cells is added. A layer is::
 
     x_rf = x_rf + attention over the cells of row r
     x_rf = x_rf + attention over the support's cells of column f
@@ -71,9 +72,11 @@ def table_transformer(
   are of the support. The logits are a function of the last token of a row's
   target. No other token of the last layer is computed.
 
-  The network has no positions. So the order of the rows and of the features has
-  no effect, and it takes any number of both. Absent columns (`Columns.present`)
-  have none, either.
+  The network has no positions. So the order of the rows has no effect, nor that
+  of the features with their names, and it takes any number of both. Absent
+  columns (`Columns.present`) have no effect, either. The names are random
+  vectors, one for each column. Without them, standardised columns would look
+  alike, and a row would be the set of its values.
 
   Args:
     width: width of the tokens.
@@ -101,11 +104,12 @@ def table_transformer(
     )
 
   def init(rng: PRNGKey) -> Params:
-    cell, label, asked, head, *rest = jax.random.split(rng, 4 + num_layers)
+    cell, label, asked, row, head, *rest = jax.random.split(rng, 5 + num_layers)
     return {
       "cell": init_mlp(cell, (CELL, width, width)),
       "label": init_dense(label, num_classes, width),
       "asked": jax.random.normal(asked, (width,)) * width**-0.5,
+      "row": init_dense(row, width, width),
       "layers": [layers.init_layer(key, width, hidden) for key in rest],
       "norm": init_norm(width),
       "head": init_mlp(head, (width, hidden, num_classes)),
@@ -113,13 +117,20 @@ def table_transformer(
 
   def tokens(params: Params, columns: Columns, inputs: Any, y: Array) -> Array:
     cells = mlp(params["cell"], encode(columns, inputs))
+    present = columns.present[:, None]
+    total = jnp.sum(cells, axis=1, where=present)
+    y = y + dense(
+      params["row"], total / jnp.sqrt(jnp.maximum(present.sum(), 1))
+    )
     return jnp.concatenate([y[:, None], cells], axis=1)
 
   def cells_of(columns: Columns) -> Array:
     return jnp.concatenate([jnp.ones(1, bool), columns.present])
 
-  def read(params: Params, inputs: Array, labels: Array, mask: Array) -> Memory:
-    columns = measure(inputs, mask)
+  def read(
+    params: Params, inputs: Array, labels: Array, mask: Array, names: Array
+  ) -> Memory:
+    columns = measure(inputs, mask, names)
     present = cells_of(columns)
     x = tokens(params, columns, inputs, dense(params["label"], labels))
     *first, last = params["layers"]

@@ -13,7 +13,7 @@ from metajax.tasks.form import Number, checked_bounds
 from metajax.types import Array, Batch, Episode, PRNGKey, TaskFamily
 
 # The shares of tables about clusters, and of those whose classes are of trees.
-CLUSTERS, TREES = 0.25, 0.3
+CLUSTERS, TREES = 0.35, 0.3
 
 
 def tabular_prior(

@@ -645,6 +645,7 @@ def test_flags_of_another_network_are_refused(flag, run, workdir):
     ("context_classify", "--inner_lr=1.0"),
     ("context_regression", "--memory=remat"),
     ("context_images", "--inner_steps=2"),
+    ("tabular", "--inner_steps=2"),
   ],
 )
 def test_flags_without_use_are_neither_shown_nor_taken(

@@ -1,0 +1,109 @@
+"""The scikit-learn classifier, with weights that have learned nothing."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.utils.estimator_checks import check_estimator
+
+from metajax import saved
+from metajax.recipes import Recipe, build
+from metajax.sklearn import InContextClassifier
+from metajax.types import Batch
+
+RECIPE = Recipe(
+  "tabular_classifier",
+  None,
+  num_outputs=3,
+  loss="cross_entropy",
+  inner_optimizer={},
+  num_steps=0,
+  num_eval_steps=0,
+  options={"width": 8, "hidden": 8, "num_layers": 2, "heads": 2},
+)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("weights")
+  inputs = jax.ShapeDtypeStruct((4,), jnp.float32)
+  params = build(RECIPE).init(jax.random.key(0), jnp.zeros((1, 4)))
+  saved.save(folder, RECIPE, params, inputs)
+  return str(folder)
+
+
+def table(classes=3, rows=30, features=3):
+  draw = np.random.default_rng(0)
+  y = np.arange(rows) % classes
+  x = draw.normal(size=(rows, features)) + y[:, None]
+  return x, np.asarray([f"class {k}" for k in range(classes)])[y]
+
+
+def test_probabilities_are_those_of_the_network(weights):
+  """One reading with padding, against the learner of the same folder."""
+  x, y = table()
+  x[3, 1] = np.nan
+  ours = InContextClassifier(weights, n_estimators=1).fit(x[:20], y[:20])
+  found = ours.predict_proba(x[20:])
+  loaded = saved.load(weights)
+  draw = np.random.default_rng(ours._seed)
+  columns, order = draw.permutation(3), draw.permutation(3)
+  targets = order[np.unique(y, return_inverse=True)[1]]
+  key = jax.random.wrap_key_data(np.uint32([ours._seed, 0]))
+  # Names are drawn for the padded table.
+  padded = np.full((30, 4), np.nan, np.float32)
+  padded[:, :3] = x[:, columns]
+  support = Batch(padded[:20], targets[:20])
+  task_params = loaded.learner.adapt(loaded.meta_params, support, key)
+  logits = loaded.learner.predict(task_params, padded[20:])
+  expected = np.asarray(jax.nn.softmax(logits))[:, order]
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  assert list(ours.classes_) == ["class 0", "class 1", "class 2"]
+  assert set(ours.predict(x)) <= set(y)
+
+
+def test_pickled_and_cloned(weights):
+  x, y = table()
+  ours = InContextClassifier(weights, n_estimators=2).fit(x, y)
+  before = ours.predict_proba(x)
+  again = pickle.loads(pickle.dumps(ours))
+  np.testing.assert_array_equal(before, again.predict_proba(x))
+  anew = clone(ours).fit(x, y)
+  np.testing.assert_array_equal(before, anew.predict_proba(x))
+
+
+def test_more_classes_rows_and_features_than_a_reading_takes(weights):
+  x, y = table(classes=5, rows=40, features=6)
+  ours = InContextClassifier(
+    weights, n_estimators=2, max_rows=20, max_features=2
+  )
+  with pytest.warns(UserWarning, match="max_rows=20"):
+    ours.fit(x, y)
+  found = ours.predict_proba(x)
+  assert found.shape == (40, 5)
+  np.testing.assert_allclose(found.sum(1), 1)
+
+
+def test_scales_of_any_size(weights):
+  x, y = table()
+  ours = InContextClassifier(weights, n_estimators=1)
+  before = ours.fit(x, y).predict_proba(x)
+  scaled = ours.fit(1e300 * x, y).predict_proba(1e300 * x)
+  np.testing.assert_allclose(before, scaled, atol=1e-5)
+
+
+def test_bad_arguments_are_refused(weights, tmp_path):
+  x, y = table()
+  with pytest.raises(ValueError, match="n_estimators=0: must be 1 or more"):
+    InContextClassifier(weights, n_estimators=0).fit(x, y)
+  with pytest.raises(ValueError, match="has no learner.json"):
+    InContextClassifier(tmp_path).fit(x, y)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_accepts_the_classifier(weights):
+  check_estimator(InContextClassifier(weights, n_estimators=1))
