@@ -25,6 +25,7 @@ READERS = {
   "transformer": ({"width": 32, "layers": 2}, 2e-3, 300),
   "mann": ({"units": 64, "slots": 16, "width": 16, "reads": 2}, 4e-3, 600),
   "lstm": ({"units": 64}, 4e-3, 600),
+  "gru": ({"units": 64}, 4e-3, 600),
 }
 
 
