@@ -10,8 +10,8 @@ clean images alone, learning to reweight (Ren et al. 2018), Meta-Weight-Net (Shu
 et al. 2019), and an oracle without the wrong labels. It reports test
 accuracies, and paired differences from plain training over seeds.
 
-It takes 7 minutes on a shared core. Plain training has 59.5%, the clean images
-alone 85.2, reweighting 79.1, Meta-Weight-Net 85.7 and the oracle 95.3.
+It takes 6 minutes on a shared core. Plain training has 88.1%, the clean images
+alone 85.4, reweighting 91.9, Meta-Weight-Net 90.7 and the oracle 95.2.
 """
 
 import sys
@@ -47,7 +47,7 @@ flags.DEFINE_integer("clean", 5, "Number of clean images of a class.", 1)
 flags.DEFINE_integer("hidden", 64, "Number of hidden units.", 1)
 flags.DEFINE_integer("batch", 100, "Number of training images in a step.", 1)
 flags.DEFINE_integer("trainings", 10, "Number of seeds that are compared.", 2)
-DEFAULTS = {"steps": 1500, "inner_lr": 0.1}
+DEFAULTS = {"steps": 1500, "inner_lr": 0.01}
 UNUSED = (
   "learner meta_batch task_chunk inner_steps outer_lr outer_schedule memory "
   "eval_tasks eval_seed log_every eval_every checkpoint_every coordinator "

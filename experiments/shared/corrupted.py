@@ -14,6 +14,7 @@ from metajax.runs.flags import FLAGS
 from metajax.types import Batch
 
 NUM_TEST = 597
+OF_CLASS = 90  # Each class has more images than these, in every split.
 
 
 class Split(NamedTuple):
@@ -37,7 +38,7 @@ def splits(number: int) -> Split:
   """Draws splits by --seed, stacked on a leading axis.
 
   Raises:
-    ValueError: if --clean is more than there is of a class.
+    ValueError: if --clean leaves no image of a class to train on.
   """
   digits = load_digits()
   images = (digits.images / 16).astype(np.float32).reshape(-1, 64)
@@ -54,12 +55,13 @@ def _split(
   order = draw.permutation(len(labels))
   test, order = order[:NUM_TEST], order[NUM_TEST:]
   of_class = [order[labels[order] == c] for c in range(10)]
-  fewest = min(map(len, of_class)) - 1
-  if FLAGS.clean > fewest:
-    raise ValueError(f"--clean={FLAGS.clean}: must be at most {fewest}.")
+  if FLAGS.clean >= OF_CLASS:
+    raise ValueError(
+      f"--clean={FLAGS.clean}: must be below {OF_CLASS}, the images of a class "
+      "that are not for the test."
+    )
   clean = np.concatenate([x[: FLAGS.clean] for x in of_class])
-  # The sizes of all splits are those of the smallest class.
-  kept = [x[FLAGS.clean :][: 90 - FLAGS.clean] for x in of_class]
+  kept = [x[FLAGS.clean : OF_CLASS] for x in of_class]
   targets = labels.copy()
   if FLAGS.corruption == "imbalance":
     few = max(1, len(kept[0]) // FLAGS.ratio)

@@ -180,7 +180,7 @@ def search(problem: Problem, kind: str, budget: float) -> Tuned:
   # The first draw compiles, too.
   jax.block_until_ready(run(problem.splits, _trials(kind, 0)))
   found, began, seconds = [], time.process_time(), 0.0
-  while seconds < budget:
+  while not found or seconds < budget:
     raws = _trials(kind, len(found))
     found.append(jax.block_until_ready(run(problem.splits, raws)))
     seconds = time.process_time() - began
