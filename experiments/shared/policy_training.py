@@ -96,7 +96,9 @@ def protocol() -> dict[str, object]:
   """Returns the values of the flags above, for `results.json`."""
   names = "algorithm surrogate outer episodes inner_steps inner_lr"
   names += {"trpo": " max_kl", "ppo": " epochs", "adam": ""}[FLAGS.outer]
+  without = {"outer_lr": None, "outer_schedule": None}  # TRPO reads neither.
   return {
+    **(without if FLAGS.outer == "trpo" else {}),
     **flag_values(*names.split()),
     "outer_optimizer": "trpo" if FLAGS.outer == "trpo" else "adam",
     "devices": 1,
