@@ -64,7 +64,7 @@ def build(policy: Policy, tasks: PlayableTasks) -> Training:
   learner = policy_learner(
     policy,
     tasks,
-    # As the paper, which halves the step size after the first step.
+    # A step size for the first step is too long for the later ones.
     inner_lr=lambda k: FLAGS.inner_lr / (2 if k else 1),
     num_steps=FLAGS.inner_steps,
     num_episodes=FLAGS.episodes,
