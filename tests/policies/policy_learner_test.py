@@ -44,6 +44,7 @@ def _parts(name, num_steps=1, credit=0.0):
   return policy, tasks, learner, params, experience
 
 
+@pytest.mark.slow
 def test_adaptation_is_a_gradient_step_on_the_normal_density():
   """The gradient of log N is written out; the bias of the head is compared."""
   _, _, learner, params, experience = _parts("maml")
