@@ -64,7 +64,7 @@ def build(policy: Policy, tasks: PlayableTasks) -> Training:
   learner = policy_learner(
     policy,
     tasks,
-    # As the paper, which halves the step size after the first step.
+    # A step size for the first step is too long for the later ones.
     inner_lr=lambda k: FLAGS.inner_lr / (2 if k else 1),
     num_steps=FLAGS.inner_steps,
     num_episodes=FLAGS.episodes,
@@ -96,7 +96,9 @@ def protocol() -> dict[str, object]:
   """Returns the values of the flags above, for `results.json`."""
   names = "algorithm surrogate outer episodes inner_steps inner_lr"
   names += {"trpo": " max_kl", "ppo": " epochs", "adam": ""}[FLAGS.outer]
+  without = {"outer_lr": None, "outer_schedule": None}  # TRPO reads neither.
   return {
+    **(without if FLAGS.outer == "trpo" else {}),
     **flag_values(*names.split()),
     "outer_optimizer": "trpo" if FLAGS.outer == "trpo" else "adam",
     "devices": 1,

@@ -46,7 +46,7 @@ def returns_by_step(
   num_tasks: int,
   num_steps: int,
   num_episodes: int,
-  tasks_at_once: int = 40,
+  tasks_at_once: int = 20,
 ) -> Array:
   """Plays new tasks, and returns their mean returns after each inner step.
 
