@@ -212,7 +212,7 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     support = Batch(
       _filled(table, rows, width), np.resize(labels, rows) * real, real
     )
-    key = np.uint32([self._seed, number])
+    key = np.asarray([self._seed, number], np.uint32)
     task_params = adapt(self.weights_, support, key)
     most = max(LEAST_ROWS, BUDGET // (4 * width * rows))
     size = min(_padded(len(asked), LEAST_ROWS), 2 ** (most.bit_length() - 1))
@@ -267,7 +267,7 @@ def _key(recipe: Recipe) -> str:
 def _programs(key: str) -> tuple[Any, Any]:
   learner = build(Recipe(**json.loads(key)))
 
-  def adapt(params: Any, support: Batch, key: np.ndarray) -> Any:
+  def adapt(params: Any, support: Batch, key: Any) -> Any:
     return learner.adapt(params, support, jax.random.wrap_key_data(key))
 
   return jax.jit(adapt), jax.jit(learner.predict)
