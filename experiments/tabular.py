@@ -9,8 +9,8 @@ tables in one pass, without training: the tables of scikit-learn, on random
 splits, beside logistic regression, random forests and gradient boosting with
 their default settings.
 
-The default takes some minutes, and learns little. `--preset=core` is for half
-an hour of one CPU core. `--preset=nano` has the sizes of nanoTabPFN: width 96,
+The default takes some minutes, and learns little. `--preset=core` is 20,800
+tables, for one CPU core. `--preset=nano` has the sizes of nanoTabPFN: width 96,
 80,000 tables. The folder of a run is what `metajax.sklearn.InContextClassifier`
 takes as `weights`.
 """
@@ -63,7 +63,7 @@ DEFAULTS = {
   "log_every": 50,
 }
 PRESETS = {
-  # Half an hour of a busy CPU core: 25,600 tables.
+  # One CPU core: 20,800 tables.
   "core": {
     "steps": 2600,
     "meta_batch": 8,

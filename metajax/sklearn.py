@@ -4,7 +4,7 @@
 
   from metajax.sklearn import InContextClassifier
 
-  classifier = InContextClassifier().fit(x, y)
+  classifier = InContextClassifier(weights="runs/tabular-...").fit(x, y)
   probabilities = classifier.predict_proba(new_x)
 """
 
@@ -59,7 +59,7 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
 
   Args:
     weights: the folder of a run of `experiments.tabular`. None: the weights
-      that come with metajax.
+      that come with metajax; this version has none, so `fit` refuses it.
     n_estimators: number of readings.
     max_features: the most features of a reading. None: as many as
       `default_features` says of the weights.
@@ -116,6 +116,11 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     )
     check_classification_targets(y)
     self.classes_, labels = np.unique(y, return_inverse=True)
+    if self.weights is None and not WEIGHTS.exists():
+      raise ValueError(
+        "weights=None: this version of metajax comes without weights; give the "
+        "folder of a run of experiments.tabular."
+      )
     loaded = saved.load(WEIGHTS if self.weights is None else self.weights)
     if loaded.recipe.learner != "tabular_classifier":
       raise ValueError(
@@ -203,11 +208,11 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
       _padded(table.shape[1], LEAST_FEATURES),
     )
     adapt, predict = _programs(_key(self.recipe_))
-    real = np.arange(rows) < len(table)
+    real: Any = np.arange(rows) < len(table)
     support = Batch(
       _filled(table, rows, width), np.resize(labels, rows) * real, real
     )
-    key = np.uint32([self._seed, number])
+    key = np.asarray([self._seed, number], np.uint32)
     task_params = adapt(self.weights_, support, key)
     most = max(LEAST_ROWS, BUDGET // (4 * width * rows))
     size = min(_padded(len(asked), LEAST_ROWS), 2 ** (most.bit_length() - 1))
@@ -262,7 +267,7 @@ def _key(recipe: Recipe) -> str:
 def _programs(key: str) -> tuple[Any, Any]:
   learner = build(Recipe(**json.loads(key)))
 
-  def adapt(params: Any, support: Batch, key: np.ndarray) -> Any:
+  def adapt(params: Any, support: Batch, key: Any) -> Any:
     return learner.adapt(params, support, jax.random.wrap_key_data(key))
 
   return jax.jit(adapt), jax.jit(learner.predict)

@@ -42,6 +42,7 @@ def table(classes=3, rows=30, features=3):
   return x, np.asarray([f"class {k}" for k in range(classes)])[y]
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_network(weights):
   """One reading with padding, against the learner of the same folder."""
   x, y = table()
@@ -65,6 +66,7 @@ def test_probabilities_are_those_of_the_network(weights):
   assert set(ours.predict(x)) <= set(y)
 
 
+@pytest.mark.slow
 def test_pickled_and_cloned(weights):
   x, y = table()
   ours = InContextClassifier(weights, n_estimators=2).fit(x, y)
@@ -75,6 +77,7 @@ def test_pickled_and_cloned(weights):
   np.testing.assert_array_equal(before, anew.predict_proba(x))
 
 
+@pytest.mark.slow
 def test_more_classes_rows_and_features_than_a_reading_takes(weights):
   x, y = table(classes=5, rows=40, features=6)
   ours = InContextClassifier(
@@ -87,6 +90,7 @@ def test_more_classes_rows_and_features_than_a_reading_takes(weights):
   np.testing.assert_allclose(found.sum(1), 1)
 
 
+@pytest.mark.slow
 def test_scales_of_any_size(weights):
   x, y = table()
   ours = InContextClassifier(weights, n_estimators=1)

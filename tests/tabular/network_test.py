@@ -68,6 +68,7 @@ def test_order_of_rows_and_features_has_no_effect():
   assert np.abs(before - logits(support, asked[:, ::-1])).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_padding_and_absent_features_have_no_effect():
   support, asked, _ = table()
   before = logits(support, asked)
@@ -99,6 +100,7 @@ def test_queries_have_no_effect_on_each_other():
   )
 
 
+@pytest.mark.slow
 def test_scales_have_no_effect_and_outliers_are_clipped():
   support, asked, _ = table()
   before = logits(support, asked)
@@ -112,6 +114,7 @@ def test_scales_have_no_effect_and_outliers_are_clipped():
   np.testing.assert_allclose(*(logits(support, x) for x in far), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_absent_class_is_masked_with_finite_gradients():
   support, asked, targets = table()
   out = np.asarray(learned(params(), support, asked))
@@ -129,6 +132,7 @@ def test_absent_class_is_masked_with_finite_gradients():
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["layers"][0]))
 
 
+@pytest.mark.slow
 def test_empty_support_gives_equal_chances():
   support, asked, _ = table()
   empty = support._replace(mask=np.zeros(ROWS, bool))

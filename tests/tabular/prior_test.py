@@ -19,6 +19,7 @@ def tables():
   return jax.tree.map(np.asarray, jax.jit(jax.vmap(family))(keys))
 
 
+@pytest.mark.slow
 def test_tables_have_gaps_absent_features_and_padding_that_is_finite(tables):
   (x, y, real), query = tables
   assert x.shape == (TABLES, ROWS, FEATURES)
@@ -38,6 +39,7 @@ def test_tables_have_gaps_absent_features_and_padding_that_is_finite(tables):
   assert y.min() >= 0 and y.max() < 10
 
 
+@pytest.mark.slow
 def test_a_query_is_of_a_class_of_its_support(tables):
   (_, y, real), query = tables
   for i in range(TABLES):
@@ -45,6 +47,7 @@ def test_a_query_is_of_a_class_of_its_support(tables):
     np.testing.assert_array_equal(query.mask[i], seen)
 
 
+@pytest.mark.slow
 def test_tables_are_drawn_by_their_key_alone(tables):
   family = tabular_prior(FEATURES, shots=(10, ROWS), query_shots=ASKED)
   keys = jax.random.split(jax.random.key(0), TABLES)
@@ -69,6 +72,7 @@ def test_tables_can_be_learned(tables):
   assert np.mean(right) > np.mean(frequent) + 0.08
 
 
+@pytest.mark.slow
 def test_cuts_and_maxima_give_classes_of_the_scores():
   """Without classes to share, a class is an interval or a largest score."""
   scores = jax.random.normal(jax.random.key(1), (50, 10))
