@@ -10,7 +10,7 @@ of the mask:
 - `mask`: `[E, T]` bool, False after an episode's end.
 
 H is the Hessian of the expected return J. By the product rule it is a sum of
-three terms (Rothfuss et al. 2019, equation 6), where Q_t is the return from t
+three terms (Rothfuss et al. 2019), where Q_t is the return from t
 on::
 
   H = H_1 + H_2 + H_12 + H_12'
@@ -53,8 +53,8 @@ def low_variance_curvature(
 ) -> Array:
   """Computes `-mean (pi_t / old pi_t) A_t`, the ratio of each step alone.
 
-  On policy it is LVC (Rothfuss et al. 2019, section 5.2). Off policy it is the
-  objective of TRPO (Schulman et al. 2015, equation 14).
+  On policy it is LVC (Rothfuss et al. 2019). Off policy it is the objective of
+  TRPO (Schulman et al. 2015).
 
   References:
     Rothfuss et al., `ProMP: Proximal Meta-Policy Search
@@ -82,7 +82,7 @@ def dice(
     Foerster et al., `DiCE: The Infinitely Differentiable Monte Carlo Estimator
     <https://arxiv.org/abs/1802.05098>`_, 2018.
     Farquhar et al., `Loaded DiCE <https://arxiv.org/abs/1909.10549>`_, 2019
-    (equation 11, this form).
+    (this form).
   """
   difference = jnp.where(mask, log_probs - old_log_probs, 0.0)
   whole = jnp.cumsum(difference, axis=-1)
@@ -108,7 +108,7 @@ def clipped(clip: float = 0.2) -> Surrogate:
     Schulman et al., `Proximal Policy Optimization Algorithms
     <https://arxiv.org/abs/1707.06347>`_, 2017, equation 7.
     Rothfuss et al., `ProMP: Proximal Meta-Policy Search
-    <https://arxiv.org/abs/1810.06784>`_, 2019, equation 12.
+    <https://arxiv.org/abs/1810.06784>`_, 2019.
   """
   check_number("clip", clip, above=0)
   return functools.partial(_clipped, clip)

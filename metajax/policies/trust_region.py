@@ -119,7 +119,7 @@ def trust_region_step(
 
   References:
     Schulman et al., `Trust Region Policy Optimization
-    <https://arxiv.org/abs/1502.05477>`_, 2015, appendix C.
+    <https://arxiv.org/abs/1502.05477>`_, 2015.
   """
   flat, whole = ravel_pytree(params)
 
