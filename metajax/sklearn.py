@@ -4,7 +4,7 @@
 
   from metajax.sklearn import InContextClassifier
 
-  classifier = InContextClassifier(weights="runs/tabular-...").fit(x, y)
+  classifier = InContextClassifier().fit(x, y)
   probabilities = classifier.predict_proba(new_x)
 """
 
@@ -59,7 +59,7 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
 
   Args:
     weights: the folder of a run of `experiments.tabular`. None: the weights
-      that come with metajax; this version has none, so `fit` refuses it.
+      that come with metajax (`--preset=core`).
     n_estimators: number of readings.
     max_features: the most features of a reading. None: as many as
       `default_features` says of the weights.
@@ -116,11 +116,6 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     )
     check_classification_targets(y)
     self.classes_, labels = np.unique(y, return_inverse=True)
-    if self.weights is None and not WEIGHTS.exists():
-      raise ValueError(
-        "weights=None: this version of metajax comes without weights; give the "
-        "folder of a run of experiments.tabular."
-      )
     loaded = saved.load(WEIGHTS if self.weights is None else self.weights)
     if loaded.recipe.learner != "tabular_classifier":
       raise ValueError(
@@ -175,7 +170,8 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
 
   def predict(self, X: Any) -> np.ndarray:  # noqa: N803
     """Returns the most probable labels `[rows]` of a table."""
-    return self.classes_[self.predict_proba(X).argmax(1)]
+    chances = self.predict_proba(X)  # Refuses an estimator without a table.
+    return self.classes_[chances.argmax(1)]
 
   def _standardized(self, x: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""The scikit-learn classifier, with weights that have learned nothing."""
+"""The scikit-learn classifier, mostly with weights that have learned nothing."""
 
 import pickle
 
@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.datasets import load_wine
+from sklearn.model_selection import train_test_split
 from sklearn.utils.estimator_checks import check_estimator
 
 from metajax import saved
@@ -19,9 +21,7 @@ RECIPE = Recipe(
   None,
   num_outputs=3,
   loss="cross_entropy",
-  inner_optimizer={},
-  num_steps=0,
-  num_eval_steps=0,
+  kind="table",
   options={"width": 8, "hidden": 8, "num_layers": 2, "heads": 2},
 )
 
@@ -111,3 +111,13 @@ def test_bad_arguments_are_refused(weights, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_scikit_learn_accepts_the_classifier(weights):
   check_estimator(InContextClassifier(weights, n_estimators=1))
+
+
+@pytest.mark.slow
+def test_the_weights_of_the_package_classify_wines():
+  """docs/tabular.md has 97.9% over 20 splits; guessing has 40%."""
+  x, y = load_wine(return_X_y=True)
+  x, new_x, y, new_y = train_test_split(
+    x, y, train_size=0.5, stratify=y, random_state=0
+  )
+  assert InContextClassifier().fit(x, y).score(new_x, new_y) > 0.93
