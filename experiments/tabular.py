@@ -110,6 +110,8 @@ def main() -> None:
   )
   trainer = training.trainer(learner, tasks)
   workdir = folder.start("tabular")
+  if report.show_finished(workdir):
+    return
   trained = training.train(
     trainer,
     workdir,

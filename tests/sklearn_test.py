@@ -1,4 +1,4 @@
-"""The scikit-learn classifier, mostly with weights that have learned nothing."""
+"""The classifier for scikit-learn; most weights here have learned nothing."""
 
 import pickle
 
