@@ -206,7 +206,7 @@ def test_credit_adds_the_gradient_of_the_first_episodes():
   [
     (TrustRegion(max_kl=0.05), 1),
     (optax.adam(0.03), 1),
-    (optax.adam(0.02), 4),
+    (optax.adam(0.005), 4),
   ],
   ids=["trpo", "adam", "ppo"],
 )
@@ -228,7 +228,7 @@ def test_training_improves_the_return_after_adaptation(outer, epochs):
   state = trainer.init(jax.random.key(0))
 
   @jax.jit
-  def gain(params):
+  def after_adaptation(params):
     returns = returns_by_step(
       learner,
       tasks,
@@ -238,13 +238,13 @@ def test_training_improves_the_return_after_adaptation(outer, epochs):
       num_steps=1,
       num_episodes=10,
     ).mean(0)
-    return returns[1] - returns[0]
+    return returns[1]
 
-  before = gain(state.meta_params)
+  before = after_adaptation(state.meta_params)
   train, _ = trainer.compile(state)
   state, metrics = train(state, 40)
   assert state.step == 40
-  assert gain(state.meta_params) > before + 0.3
+  assert after_adaptation(state.meta_params) > before + 0.3
   if isinstance(outer, TrustRegion):
     assert 0 < metrics["kl"] <= 0.05
 
