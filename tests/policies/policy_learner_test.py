@@ -202,15 +202,15 @@ def test_credit_adds_the_gradient_of_the_first_episodes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "outer, epochs",
+  "outer, epochs, steps",
   [
-    (TrustRegion(max_kl=0.05), 1),
-    (optax.adam(0.03), 1),
-    (optax.adam(0.005), 4),
+    (TrustRegion(max_kl=0.05), 1, 100),
+    (optax.adam(0.03), 1, 40),
+    (optax.adam(0.005), 4, 40),
   ],
   ids=["trpo", "adam", "ppo"],
 )
-def test_training_improves_the_return_after_adaptation(outer, epochs):
+def test_training_improves_the_return_after_adaptation(outer, epochs, steps):
   tasks = navigation(10)
   policy = gaussian_policy(MLP(2, (16,)), tasks.actions, initial_scale=0.5)
   extra = {"outer_surrogate": clipped()} if epochs > 1 else {}
@@ -237,14 +237,15 @@ def test_training_improves_the_return_after_adaptation(outer, epochs):
       num_tasks=40,
       num_steps=1,
       num_episodes=10,
-    ).mean(0)
-    return returns[1]
+    )
+    return returns[:, 1]
 
   before = after_adaptation(state.meta_params)
   train, _ = trainer.compile(state)
-  state, metrics = train(state, 40)
-  assert state.step == 40
-  assert after_adaptation(state.meta_params) > before + 0.3
+  state, metrics = train(state, steps)
+  assert state.step == steps
+  gains = after_adaptation(state.meta_params) - before  # Of the same tasks.
+  assert gains.mean() > 2 * gains.std() / len(gains) ** 0.5
   if isinstance(outer, TrustRegion):
     assert 0 < metrics["kl"] <= 0.05
 
