@@ -234,7 +234,7 @@ def test_training_improves_the_return_after_adaptation(outer, epochs, steps):
       tasks,
       params,
       jax.random.key(3),
-      num_tasks=40,
+      num_tasks=200,
       num_steps=1,
       num_episodes=10,
     )
