@@ -98,8 +98,11 @@ def direct(*, max_size: int = 4096) -> LinearSolver:
         f"max_size={max_size}: the matrix has {flat.size} unknowns; take "
         "conjugate_gradients, or raise it."
       )
-    one = lambda x: ravel_pytree(product(unravel(x)))[0]  # noqa: E731
-    matrix = jax.vmap(one)(jnp.eye(flat.size, dtype=flat.dtype))
+
+    def row(x: Array) -> Array:
+      return ravel_pytree(product(unravel(x)))[0]
+
+    matrix = jax.vmap(row)(jnp.eye(flat.size, dtype=flat.dtype))
     values, vectors = jnp.linalg.eigh(matrix, symmetrize_input=True)
     sizes = jnp.abs(values)
     least = flat.size * jnp.finfo(flat.dtype).eps * sizes.max()
