@@ -88,6 +88,8 @@ def main() -> None:
         f"--unroll={steps}: must be a multiple of --window={FLAGS.window}."
       )
   workdir = folder.start("gradient_estimators")
+  if report.show_finished(workdir, "loops", saves_learner=False):
+    return
   began = time.perf_counter()
   metrics: dict[str, Estimate] = {}
   table: dict[str, dict[int, dict[str, float]]] = {}

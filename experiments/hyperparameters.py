@@ -39,6 +39,8 @@ UNUSED = (
 
 def main() -> None:
   workdir = folder.start("hyperparameters")
+  if report.show_finished(workdir, "splits", saves_learner=False):
+    return
   began = time.perf_counter()
   metrics: dict[str, Estimate] = {}
   curves: dict[str, dict[str, penalties.Tuned]] = {}

@@ -104,6 +104,8 @@ def methods() -> dict[str, Method]:
 
 def main() -> None:
   workdir = folder.start("rer_continual")
+  if report.show_finished(workdir, "streams", saves_learner=False):
+    return
   began = time.perf_counter()
   train, validation, test = load()
   both = jax.tree.map(lambda *x: jnp.concatenate(x), train, validation)

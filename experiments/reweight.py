@@ -96,6 +96,8 @@ def accuracies(name: str, data: corrupted.Split, keys: PRNGKey) -> Array:
 
 def main() -> None:
   workdir = folder.start("reweight")
+  if report.show_finished(workdir, "seeds", saves_learner=False):
+    return
   began = time.perf_counter()
   data = corrupted.splits(FLAGS.trainings)
   keys = jax.random.split(jax.random.key(FLAGS.seed), FLAGS.trainings)

@@ -109,10 +109,18 @@ def publish(workdir: Path, steps: int, metrics: Mapping[str, Estimate]) -> None:
   loggers.finish(workdir, steps, scores, pictures)
 
 
-def show_finished(workdir: Path) -> bool:
-  """Prints the results of a run that has ended. Returns False if it has not."""
+def show_finished(
+  workdir: Path, of: str = "tasks", *, saves_learner: bool = True
+) -> bool:
+  """Prints the results of a run that has ended. Returns False if it has not.
+
+  Args:
+    workdir: the folder of the run.
+    of: what the intervals are over.
+    saves_learner: if True, a run without a whole learner has not ended.
+  """
   found = read_results(workdir)
-  if found is None or not saved.is_whole(workdir):
+  if found is None or (saves_learner and not saved.is_whole(workdir)):
     return False
   if is_main():
     try:
@@ -120,7 +128,7 @@ def show_finished(workdir: Path) -> bool:
     except PermissionError as error:  # Of somebody else's run.
       logging.warning("%s is not written anew: %s.", report_page.NAME, error)
     note = "finished before; delete results.json to evaluate again\n\n"
-    show(workdir, found["metrics"], note=note)
+    show(workdir, found["metrics"], of, note=note)
   return True
 
 
