@@ -25,7 +25,7 @@ from experiments.shared import image_data, presentations
 from metajax import recipes
 from metajax.context import READERS, build_reader
 from metajax.context.sequences import WIDTHS
-from metajax.evaluation import Estimate, estimate
+from metajax.evaluation import estimate
 from metajax.learners import with_encoder
 from metajax.losses import accuracy
 from metajax.runs import folder, plots, report, scoring, training
@@ -84,17 +84,6 @@ PRESETS = {
   "20w1s": FEW_SHOT | {"ways": 20},
 }
 UNUSED = ("inner_steps", "inner_lr", "memory", "train_ways")
-SHOWN = (1, 2, 3, 5, 10)
-# Percent in table 1 of each paper, by protocol, ways and shots: of each
-# presentation, or of the queries.
-PUBLISHED: dict[tuple[str, int, int], dict[str, Any]] = {
-  ("presentations", 5, 10): {
-    "mann": {1: 36.4, 2: 82.8, 3: 91.0, 4: 92.6, 5: 94.9, 10: 98.1},
-    "lstm": {1: 24.4, 2: 49.5, 3: 55.3, 4: 61.0, 5: 63.6, 10: 62.5},
-  },
-  ("few_shot", 5, 1): {"snail": 99.07},
-  ("few_shot", 20, 1): {"snail": 97.64},
-}
 
 
 def main() -> None:
@@ -135,7 +124,7 @@ def main() -> None:
 
   names = {0: "accuracy"}
   if by_presentation:
-    shown = (k for k in SHOWN if k <= FLAGS.shots)
+    shown = (k for k in presentations.SHOWN if k <= FLAGS.shots)
     names = {k - 1: f"presentation_{k}" for k in shown}
   validation = scorer("validation", FLAGS.validation_tasks)
 
@@ -156,7 +145,7 @@ def main() -> None:
   published: dict[str, Any] = {}
   if data.protocol["data"] == "omniglot" and FLAGS.eval_data is None:
     tasks = FLAGS.protocol, FLAGS.ways, FLAGS.shots
-    published = PUBLISHED.get(tasks, {})
+    published = presentations.PUBLISHED.get(tasks, {})
   plots.learning_curve(
     workdir,
     {"accuracy": "training, queries"}
@@ -164,17 +153,7 @@ def main() -> None:
     "accuracy",
   )
   if by_presentation:
-    places = range(1, FLAGS.shots + 1)
-    lines = {FLAGS.learner: plots.line(places, 100 * values)} | {
-      f"{name}, published": {k: Estimate(v, 0.0, 1) for k, v in of.items()}
-      for name, of in published.items()
-    }
-    plots.curves(
-      workdir / "presentations.png",
-      lines,
-      "presentation of a character",
-      "accuracy in percent",
-    )
+    presentations.draw(workdir, FLAGS.learner, values, published)
   report.finish(
     workdir,
     "context_classify",
