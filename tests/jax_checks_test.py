@@ -8,6 +8,8 @@ import pytest
 
 from metajax import inner_loop
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 CHECKS = {
   "tracer_leaks": jax.checking_leaks,
   "key_reuse": lambda: jax.debug_key_reuse(True),

@@ -52,6 +52,8 @@ def _step(name, dtype=np.float32):
   return run, (jax.random.key(0), _episodes(dtype))
 
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 FAST = ("maml", "imaml", "prototypical", "recurrent")
 
 

@@ -17,20 +17,12 @@ from metajax.training import TrainState, checkpoint
 # Orbax leaves the futures of a failed read to the garbage collector. Most are
 # collected in silence by `restore`, but a read that ends later is reported
 # later, as it goes by.
-pytestmark = pytest.mark.filterwarnings(
-  "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+  pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+  pytest.mark.usefixtures("quick_collections"),
+]
 NOTES = {"wall_seconds": 1.5, "compile_seconds": 0.1}
 DAMAGED = "damaged_checkpoints"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections():
-  """For what other tests have left not to be looked through each time."""
-  gc.collect()
-  gc.freeze()
-  yield
-  gc.unfreeze()
 
 
 def _state(step):
