@@ -61,6 +61,7 @@ def test_calibration_error_of_few_examples_is_as_documented():
   np.testing.assert_allclose(errors.mean(), 0.34 / n**0.5, rtol=0.04)
 
 
+@pytest.mark.slow
 def test_masked_examples_have_no_effect():
   mask = np.arange(1000) % 3 == 0
   y = np.where(mask[:, None], EVEN, 50.0)

@@ -136,6 +136,7 @@ def test_what_does_not_fit_is_named(
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", sorted(ANY_WAYS))
 def test_learners_of_any_number_of_classes_take_more(learner, folder, tmp_path):
   """Three shades, by a learner that was trained on two classes."""

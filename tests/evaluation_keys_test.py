@@ -48,6 +48,7 @@ def _numbers(keys):
   return set(map(tuple, np.asarray(jax.random.key_data(keys)).tolist()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "training", [_of_meta_trainer, _of_episode_replay, _of_replay]
 )

@@ -425,6 +425,7 @@ def _permuted_copies(name, size=4):
   return stack_models([params, *copies]), params, axes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [1, 3])
 @pytest.mark.parametrize("name", ["mlp with batch norm", "conv4, flattened"])
 def test_permuted_copies_become_equal_copies(name, rounds):

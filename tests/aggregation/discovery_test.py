@@ -357,6 +357,7 @@ def test_statistics_of_training_have_the_order_of_their_channels():
 # --- The promise of align_stack. ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "transformer block"])
 def test_aligned_models_compute_what_they_did(name):
   model, shape, _ = NETWORKS[name]

@@ -105,6 +105,7 @@ def test_narrow_models_come_back_from_their_task_vectors():
   np.testing.assert_array_equal(found, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_sums_of_task_vectors_are_wide(dtype):
   """300 vectors of 1, and of 4e4 with scales that cancel."""
@@ -118,6 +119,7 @@ def test_sums_of_task_vectors_are_wide(dtype):
     assert task_arithmetic(jnp.ones(1, dtype), large, scales) == 1.0
 
 
+@pytest.mark.slow
 def test_densities_can_be_swept():
   draw = np.random.default_rng(0)
   vectors = draw.normal(size=(5, 60))

@@ -382,5 +382,6 @@ assert "all-reduce" in program and "all-gather" not in program
 """
 
 
+@pytest.mark.slow
 def test_average_of_a_sharded_stack_is_summed_over_the_devices():
   run_python("-c", SHARDED, devices=4)

@@ -42,6 +42,7 @@ def test_density_integrates_to_one(density):
   )
 
 
+@pytest.mark.slow
 def test_mean_and_variance_are_those_of_the_density(bars, density):
   line = _line()[:, None, None]
   mean = np.trapezoid(line * density, _line(), axis=0)
@@ -81,6 +82,7 @@ def test_gradients_are_finite_in_the_tails_and_at_edges(bars, y):
   np.testing.assert_allclose(logits.logits.sum(-1), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_examples_are_independent_of_each_other(bars):
   """So that scores of masked batches can take them one at a time."""
   targets = jnp.linspace(-2, 2, N * D).reshape(N, D)

@@ -45,6 +45,7 @@ def _terms(predictions, targets):
   return predictions.conditional(targets, None)
 
 
+@pytest.mark.slow
 def test_tnp_a_is_the_sum_of_its_conditionals(task):
   """Target i from the support and a query i - 1 long, one at a time."""
   learner = tnp_a(num_outputs=OUTPUTS, **SIZES)
@@ -64,6 +65,7 @@ def test_tnp_a_is_the_sum_of_its_conditionals(task):
   assert np.abs(found[-1] - marginal[-1]).min() > 1e-6
 
 
+@pytest.mark.slow
 def test_tnp_a_conditionals_depend_on_earlier_targets_alone(task):
   """The Jacobian is zero above the diagonal, and only there."""
   support, query = task

@@ -133,6 +133,7 @@ def test_padding_changes_nothing_and_no_example_predicts_zero(batch, inputs):
   np.testing.assert_array_equal(none, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plus_plus", [False, True])
 def test_learned_step_sizes_have_the_gradient_of_finite_differences(
   plus_plus, batch, inputs

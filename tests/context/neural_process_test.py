@@ -50,6 +50,7 @@ def _solver(learner):
   return solve
 
 
+@pytest.mark.slow
 def test_cnp_equals_numpy(episode):
   """And its loss is over the support and the query."""
   learner = conditional_neural_process(width=WIDTH)

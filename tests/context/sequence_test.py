@@ -103,6 +103,7 @@ def test_too_many_examples_are_named(case):
     network.read(params, double)
 
 
+@pytest.mark.slow
 def test_loss_is_over_prefixes_and_query(case):
   network, params, batch = case
   learner = transformer_learner(network, mean_squared_error)

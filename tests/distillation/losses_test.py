@@ -200,6 +200,7 @@ def test_class_that_only_the_student_masks_is_infinite_but_not_its_gradient():
   assert grads[0, 2] == 0  # Nothing moves it from there.
 
 
+@pytest.mark.slow
 def test_hessian_with_masks_is_that_of_the_log_normaliser():
   with jax.enable_x64(True):
     student, teacher = (jnp.array(x, float) for x in MASKS["top 1 of 4"])
@@ -221,6 +222,7 @@ def test_divergence_is_exact_in_float64():
     np.testing.assert_allclose(found, expected, rtol=rtol)
 
 
+@pytest.mark.slow
 def test_nothing_of_what_counts_for_nothing_is_counted():
   """Where the labels, or the teacher, are infinitely far but weigh 0."""
   student = jnp.array([[1.0, 2.0, -jnp.inf]])
@@ -256,6 +258,7 @@ def test_peers_may_mask_what_their_peers_mask():
   np.testing.assert_array_equal(grads[..., 5], jnp.zeros((3, 6)))
 
 
+@pytest.mark.slow
 def test_hyper_parameters_are_swept_and_learned():
   student, teacher = _float32(STUDENT, TEACHER)
 
@@ -283,6 +286,7 @@ def test_hyper_parameters_are_swept_and_learned():
   )
 
 
+@pytest.mark.slow
 def test_high_temperature_is_logit_matching():
   """Value and gradient (Hinton et al. 2015, equation 4)."""
   student, teacher = _float32(STUDENT, TEACHER)

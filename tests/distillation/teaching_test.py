@@ -52,6 +52,7 @@ def _value_and_grad(loss_fn):
   return jax.value_and_grad(pair, has_aux=True)
 
 
+@pytest.mark.slow
 def test_student_alone_descends_the_cross_entropy():
   loss, metrics, _ = alone(MODEL)(_member(1), BATCH, RNG)
   logits = MODEL.apply(_member(1), INPUTS)
@@ -75,6 +76,7 @@ def test_teacher_computed_before_or_on_the_fly_is_the_same():
   assert metrics["agreement"] < 1
 
 
+@pytest.mark.slow
 def test_ensemble_teaches_the_mean_of_its_probabilities():
   logits = np.stack([MODEL.apply(_member(m), INPUTS) for m in range(4)])
   exp = np.exp(logits.astype(float))
@@ -156,6 +158,7 @@ def test_names_that_are_not_in_the_batch_are_refused(own):
     side_by_side(taught(MODEL), own=own)(STACK, BATCH, RNG)
 
 
+@pytest.mark.slow
 def test_students_side_by_side_learn_as_each_would_alone():
   """Each with a teacher of its own, or all with one."""
   goals = jnp.stack([MODEL.apply(_member(m), INPUTS) for m in range(4)], 1)
@@ -243,6 +246,7 @@ class Normalized(nn.Module):
     return nn.Dense(MODEL.num_outputs)(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [alone, taught])
 def test_students_pass_in_training(build):
   """Their statistics take the batch in, by a half here; dropout has a key."""

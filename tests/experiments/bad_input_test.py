@@ -17,6 +17,7 @@ import PIL.Image
 import pytest
 
 from metajax.learners import REGISTRY
+from tests.slow import slow_but
 
 ROOT = Path(__file__).resolve().parents[2]
 SINUSOID, OMNIGLOT = "maml_sinusoid", "few_shot"
@@ -585,6 +586,7 @@ def test_no_coordinator_to_be_found_is_told(run, workdir):
   _assert_refused(ended, "--coordinator=auto: no SLURM, .* says here .*")
 
 
+@pytest.mark.slow
 def test_a_platform_that_is_not_there_is_named(workdir):
   ended = subprocess.run(
     [
@@ -634,23 +636,26 @@ def test_flags_of_another_network_are_refused(flag, run, workdir):
   _assert_refused(ended, f"--{flag} has no effect here: leave it out.")
 
 
+UNUSED_FLAGS = [
+  ("rer_continual", "--steps=5"),
+  ("federated_omniglot", "--learner=anil"),
+  ("distill_omniglot", "--memory=remat"),
+  ("omniglot_challenge", "--eval_tasks=7"),
+  ("context_linear", "--inner_steps=2"),
+  ("context_classify", "--inner_lr=1.0"),
+  ("context_regression", "--memory=remat"),
+  ("context_images", "--inner_steps=2"),
+  ("tabular", "--inner_steps=2"),
+]
+
+
 @pytest.mark.parametrize(
-  "experiment, argument",
-  [
-    ("rer_continual", "--steps=5"),
-    ("federated_omniglot", "--learner=anil"),
-    ("distill_omniglot", "--memory=remat"),
-    ("omniglot_challenge", "--eval_tasks=7"),
-    ("context_linear", "--inner_steps=2"),
-    ("context_classify", "--inner_lr=1.0"),
-    ("context_regression", "--memory=remat"),
-    ("context_images", "--inner_steps=2"),
-    ("tabular", "--inner_steps=2"),
-  ],
+  "case",
+  slow_but([("federated_omniglot", "--learner=anil")], UNUSED_FLAGS),
+  ids="".join,
 )
-def test_flags_without_use_are_neither_shown_nor_taken(
-  experiment, argument, run, workdir
-):
+def test_flags_without_use_are_neither_shown_nor_taken(case, run, workdir):
+  experiment, argument = case
   flag = argument.split("=")[0]
   shown = run(experiment, ["--help"]).stdout
   assert re.search(r"^  --\w+=<", shown, re.MULTILINE)
@@ -836,6 +841,7 @@ def test_student_in_the_workdir_of_a_teacher_is_refused(run, tmp_path):
   assert (teachers[1] / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_more_synthetic_images_than_real_ones_are_refused(run, workdir):
   ended = run("distill_dataset", [f"--workdir={workdir}", "--per_class=1000"])
   _assert_refused(ended, "--per_class=1000: must be at most 120, .*")

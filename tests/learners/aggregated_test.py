@@ -476,6 +476,7 @@ def _text_size(learner):
   return len(lowered.as_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "build",
   [

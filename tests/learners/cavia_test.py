@@ -65,6 +65,7 @@ def test_context_of_images_is_in_further_channels():
   )
 
 
+@pytest.mark.slow
 def test_first_order_takes_no_gradient_through_the_loop():
   """The gradient is that of the query at a context that is a constant."""
   learner = cavia(

@@ -48,6 +48,7 @@ def _logits(learner, params, episode):
   return learner.predict(adapted, episode.query.inputs)
 
 
+@pytest.mark.slow
 def test_without_a_step_it_is_the_cosine_head(params, episode):
   with jax.enable_x64(True):
     head = embedding(MODEL, cosine(WAYS), cross_entropy, normalize=True)
@@ -114,6 +115,7 @@ def test_meta_gradient_is_the_derivative_through_the_steps(params, episode):
     np.testing.assert_allclose(found, slope, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_class_without_examples_is_never_predicted(params, episode):
   with jax.enable_x64(True):
     support = jax.tree.map(

@@ -471,6 +471,7 @@ def _nnx_model():
   return SimpleNamespace(init=init, apply=apply)
 
 
+@pytest.mark.slow
 def test_linen_nnx_and_plain_models_have_the_same_meta_gradient():
   episodes = _episodes()
   inputs = episodes.support.inputs[0]

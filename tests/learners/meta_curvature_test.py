@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from metajax.learners import maml, meta_curvature
 from metajax.losses import cross_entropy
@@ -36,6 +37,7 @@ def _start():
   return jax.jit(_build(meta_curvature).init)(RNG, SUPPORT.inputs)
 
 
+@pytest.mark.slow
 def test_identities_make_it_maml():
   params, plain = _start(), _build(maml)
   expected, _ = jax.jit(plain.meta_grad)(params["params"], EPISODES, RNG)

@@ -70,6 +70,7 @@ def test_arrays_of_a_mask_of_ones_own_adapt():
   assert moved == {"Dense_0/kernel", "Dense_2/bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_order", [False, True])
 def test_mask_of_everything_is_maml(first_order):
   everything = functools.partial(jax.tree.map, lambda _: True)

@@ -172,6 +172,7 @@ def test_outer_step_of_sgd_moves_by_epsilon_to_the_average_of_models():
   np.testing.assert_allclose(outer_step(1.0), average, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_federated_averaging_with_tasks_as_clients_is_reptile():
   """Full batch: an epoch is an inner step, a round an outer step."""
   num_steps, rounds = 3, 4

@@ -408,6 +408,7 @@ def test_padding_is_refused_where_it_would_count(library):
   )
 
 
+@pytest.mark.slow
 def test_importing_the_adapters_imports_no_other_library():
   code = (
     "import sys, metajax.models.adapters;"

@@ -158,6 +158,7 @@ def test_batch_norm_and_its_derivatives_are_the_definitions(
     check_grads(loss(ours), (params, x), order=2, modes=("fwd", "rev"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_pooling_in_a_normalisation_is_pooling_after_it(name):
   x = jax.random.normal(RNG, (3, 4, 6, 8))

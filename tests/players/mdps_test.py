@@ -157,6 +157,7 @@ def test_posterior_samples_have_its_moments():
   np.testing.assert_allclose(samples[:, 1].var(0), variance, rtol=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separately", [False, True])
 def test_best_of_samples_is_taken_where_it_says(separately, monkeypatch):
   """By value iteration in numpy on the samples that the player drew."""

@@ -458,6 +458,7 @@ def first(trainer):
   return state, metrics, [*PARTS]
 
 
+@pytest.mark.slow
 def test_every_epoch_learns_once_from_every_trial(first):
   _, _, parts = first
   assert len(parts) == TRAINED.epochs * TRAINED.minibatches

@@ -10,6 +10,7 @@ from metajax.learners import TRACED_STEPS
 from metajax.runs import learner_options
 from metajax.runs.flags import FLAGS
 from metajax.types import Batch
+from tests.slow import slow_but
 
 NETWORK = {"name": "mlp", "hidden": [2]}
 
@@ -24,7 +25,9 @@ def _parsed():
   FLAGS.unparse_flags()
 
 
-@pytest.mark.parametrize("name", sorted(TRACED_STEPS))
+@pytest.mark.parametrize(
+  "name", slow_but(("maml", "maml_plus_plus"), sorted(TRACED_STEPS))
+)
 def test_recipe_takes_a_traced_number_of_steps(name):
   inputs = jnp.linspace(-1, 1, 3)[:, None]
   if name == "cavia":

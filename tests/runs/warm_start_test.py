@@ -79,6 +79,7 @@ def test_an_embedding_within_meta_parameters_is_found(trained, tmp_path):
   _assert_equal(found, params)
 
 
+@pytest.mark.slow
 def test_the_trainer_starts_there_with_several_seeds(trained):
   folder, params = trained
   learner = warm_started(recipes.build(_recipe("svm")), NETWORK, folder)

@@ -97,6 +97,7 @@ def test_estimates_are_those_of_the_documentation():
   np.testing.assert_allclose(seconds, [72e-6, 44e-6], rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "arguments, message",
   [

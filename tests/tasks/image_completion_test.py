@@ -11,6 +11,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (7, 5, 9, 3), np.uint8)
 TASKS = image_completion(IMAGES, (3, 20), (2, 20), max_points=30)
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_pixels_of_one_image():
   for key in jax.random.split(jax.random.key(0), 5):
     support, query = TASKS(key)

@@ -73,6 +73,7 @@ def test_targets_have_the_posterior_that_is_claimed():
   assert stats.kstest(ranks, "uniform").pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_targets_are_those_of_the_weights():
   tasks = linear_regression(3, shots=4, query_shots=2, weight_scale=2.0)
   weights = tasks.draw(jax.random.key(1))

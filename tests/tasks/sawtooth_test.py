@@ -15,6 +15,7 @@ def _series(x, frequency, shift, terms):
   return 0.5 - waves.sum(-1, keepdims=True) / np.pi
 
 
+@pytest.mark.slow
 def test_targets_are_the_series():
   tasks = sawtooth(
     50,

@@ -84,6 +84,7 @@ def _steps_on_disk(directory):
   return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
 
 
+@pytest.mark.slow
 def test_every_bit_dtype_and_note_comes_back(tmp_path):
   state = _state(5)
   checkpoints = checkpoint.open_checkpoints(tmp_path / "a" / "checkpoints")
@@ -146,6 +147,7 @@ def two_saved(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_damage_to_any_one_file_is_noticed_or_harmless(
   two_saved, tmp_path, caplog
 ):

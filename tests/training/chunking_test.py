@@ -44,6 +44,7 @@ def compiled_once(monkeypatch, per_task):
   monkeypatch.setattr(chunking, "trace_one_task", lambda *_: traced)
 
 
+@pytest.mark.slow
 def test_budget_is_counted_in_the_program_of_one_task(per_task):
   # A hidden layer of the support and one of the query, at the least.
   assert per_task > 2 * 16 * 8 * 4

@@ -343,6 +343,7 @@ def _computed(sizes, **arguments):
 UNEVEN = (4,) * 4 + (200,) + (4,) * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [4, None])
 def test_a_round_costs_what_its_examples_do(batch_size):
   """Not what clients times the largest would: 2,000 examples a pass."""

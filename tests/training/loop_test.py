@@ -394,6 +394,7 @@ def test_handlers_of_signals_are_put_back_however_the_run_ends(end, tmp_path):
       signal.signal(signum, old)
 
 
+@pytest.mark.slow
 def test_interrupted_training_ends_in_the_same_bits(tmp_path):
   """The real trainer; interrupted twice, once before any checkpoint is due."""
   trainer = meta_trainer(

@@ -161,6 +161,7 @@ def test_a_device_for_each_core_unless_the_number_is_set(
   assert done.stdout.split() == [str(expected), str(divisors.max())]
 
 
+@pytest.mark.slow
 def test_cores_cannot_be_claimed_once_devices_are_in_use():
   done = _use_cpu_cores("jax.devices()")
   assert done.returncode != 0

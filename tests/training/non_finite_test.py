@@ -91,6 +91,7 @@ UPDATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UPDATES)
 def test_updates_are_watched_as_gradients_are(kind, tmp_path):
   grad, optimizer = UPDATES[kind]
@@ -164,6 +165,7 @@ def _fit(trainer, workdir, num_steps=9, log_every=3, **options):
   return fit(trainer, KEY, schedule, workdir, tasks_per_step=4, **options)
 
 
+@pytest.mark.slow
 def test_the_loop_leaves_a_checkpoint_of_the_step(tmp_path):
   trainer = _trainer()
   for _ in range(2):  # Running it again ends there again.

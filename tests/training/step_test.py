@@ -406,6 +406,7 @@ def spread(tmp_path_factory):
     return dict(arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in SPREADS if n != "1 device"])
 def test_meta_gradient_metrics_and_scores_are_those_of_one_device(name, spread):
   one = "1 device/"

@@ -65,6 +65,7 @@ def _assert_close(one, other):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task_chunk", slow_but([4], [1, 4, 6]))
 def test_training_is_that_without_a_stream(task_chunk):
   read = []

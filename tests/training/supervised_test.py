@@ -89,6 +89,7 @@ def test_batches_reach_every_example_equally():
   assert np.abs(counts - steps * BATCH * p).max() < bound
 
 
+@pytest.mark.slow
 def test_a_cohort_trains_as_its_members_do_alone():
   def init(rng):
     return jax.random.normal(rng, (2, 3))
