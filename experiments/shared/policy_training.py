@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import optax
 from absl import flags
 
@@ -65,7 +66,7 @@ def build(policy: Policy, tasks: PlayableTasks) -> Training:
     policy,
     tasks,
     # A step size for the first step is too long for the later ones.
-    inner_lr=lambda k: FLAGS.inner_lr / (2 if k else 1),
+    inner_lr=lambda k: FLAGS.inner_lr * jnp.where(k > 0, 0.5, 1.0),
     num_steps=FLAGS.inner_steps,
     num_episodes=FLAGS.episodes,
     inner_surrogate=SURROGATES[FLAGS.surrogate],

@@ -22,6 +22,7 @@ from metajax.policies.rollouts import (
   Rollouts,
   along,
   check_fits,
+  play_and_adapt,
   play_episodes,
 )
 from metajax.policies.surrogates import (
@@ -41,10 +42,16 @@ class Experience(NamedTuple):
   Attributes:
     before: the rollouts of each inner step, `[K, E, T, ...]`.
     after: the rollouts of the adapted policy, `[E, T, ...]`.
+    advantages_before: the advantages of `before`, `[K, E, T]`.
+    advantages_after: the advantages of `after`, `[E, T]`.
+    adapted: the adapted parameters, which played `after`.
   """
 
   before: Rollouts
   after: Rollouts
+  advantages_before: Array
+  advantages_after: Array
+  adapted: Params
 
 
 class PolicyLearner(NamedTuple):
@@ -53,7 +60,8 @@ class PolicyLearner(NamedTuple):
   Attributes:
     init: `(rng) -> params`.
     adapt: `(params, rollouts, k) -> params`. The inner step k, from 0 on, on
-      the rollouts of one task. The result can be adapted again.
+      the rollouts of one task. The result can be adapted again. k may be
+      traced.
     act: `(params, observations, rng) -> actions`, for `[n, ...]`.
     play: `(params, task, rng, num_episodes) -> rollouts`.
     collect: `(params, tasks, rng) -> experience` of drawn tasks, `[M, ...]`.
@@ -61,15 +69,16 @@ class PolicyLearner(NamedTuple):
     outer: `(params, experience) -> (loss, divergence, metrics)`, means over
       tasks. The divergence is that of the adapted policies from the policies
       that played, in nats per step.
-    curvature: `(params, experience) -> f`. The Hessian of `f(params)` is the
-      mean Fisher matrix of the adapted policies, where the derivative of the
-      adaptation is taken as the identity. A cheap metric for `trust_region`.
+    curvature: `(params, experience) -> f`, for the parameters that collected
+      the experience. The Hessian of `f(params)` is the mean Fisher matrix of
+      the adapted policies, where the derivative of the adaptation is taken as
+      the identity. A cheap metric for `trust_region`.
     meta_grad: `(params, tasks, rng) -> (grads, metrics)`. The gradient of
       `outer` on new experience.
   """
 
   init: Callable[[PRNGKey], Params]
-  adapt: Callable[[Params, Rollouts, int], Params]
+  adapt: Callable[[Params, Rollouts, int | Array], Params]
   act: Callable[[Params, Array, PRNGKey], Array]
   play: Callable[[Params, Any, PRNGKey, int], Rollouts]
   collect: Callable[[Params, Any, PRNGKey], Experience]
@@ -106,8 +115,8 @@ def policy_learner(
   Args:
     policy: the policy, which must fit the tasks.
     tasks: the tasks.
-    inner_lr: the step size, or a function of the number of the inner step. The
-      surrogates are means over steps.
+    inner_lr: the step size, or a function of the number of the inner step, a
+      traced int32. The surrogates are means over steps.
     num_steps: inner steps in training, K, at least 0.
     num_episodes: episodes for each inner step and after the last, E.
     inner_surrogate: the loss of the inner step.
@@ -145,8 +154,12 @@ def policy_learner(
       params["factors"] = jax.tree.map(jnp.ones_like, fast)
     return params
 
-  def adapt(params: Params, rollouts: Rollouts, k: int = 0) -> Params:
-    found = advantages(rollouts, estimator)
+  def adapt(params: Params, rollouts: Rollouts, k: int | Array = 0) -> Params:
+    return inner_step(params, rollouts, advantages(rollouts, estimator), k)
+
+  def inner_step(
+    params: Params, rollouts: Rollouts, found: Array, k: int | Array
+  ) -> Params:
     fast, slow = split(params["policy"], mask)
     rate = inner_lr(k) if callable(inner_lr) else inner_lr
 
@@ -178,14 +191,24 @@ def policy_learner(
     )
 
   def collect_one(params: Params, task: Any, rng: PRNGKey) -> Experience:
-    before = []
-    for k, key in enumerate(jax.random.split(rng, num_steps + 1)):
-      rollouts = play(params, task, key, num_episodes)
-      if k < num_steps:
-        before.append(rollouts)
-        params = adapt(params, rollouts, k)
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(before or [rollouts]))
-    return jax.lax.stop_gradient(Experience(stacked, rollouts))
+    rollouts, adapted = play_and_adapt(
+      lambda params, rng: play(params, task, rng, num_episodes),
+      adapt,
+      params,
+      rng,
+      num_steps,
+    )
+    found = jax.vmap(lambda one: advantages(one, estimator))(rollouts)
+    before = slice(max(num_steps, 1))  # Without an inner step, those after it.
+    return jax.lax.stop_gradient(
+      Experience(
+        jax.tree.map(lambda x: x[before], rollouts),
+        jax.tree.map(lambda x: x[-1], rollouts),
+        found[before],
+        found[-1],
+        adapted,
+      )
+    )
 
   def collect(params: Params, drawn: Any, rng: PRNGKey) -> Experience:
     keys = jax.random.split(rng, jax.tree.leaves(drawn)[0].shape[0])
@@ -193,19 +216,21 @@ def policy_learner(
       drawn, keys
     )
 
-  def adapted(params: Params, before: Rollouts) -> Params:
+  def adapted(params: Params, experience: Experience) -> Params:
     for k in range(num_steps):
-      of_step = jax.tree.map(operator.itemgetter(k), before)
-      params = adapt(params, of_step, k)
+      rollouts, found = jax.tree.map(
+        operator.itemgetter(k),
+        (experience.before, experience.advantages_before),
+      )
+      params = inner_step(params, rollouts, found, k)
     return params
 
   def outer(
     params: Params, experience: Experience
   ) -> tuple[Array, Array, Metrics]:
     def one(experience: Experience) -> tuple[Array, Array]:
-      after = experience.after
-      found = advantages(after, estimator)
-      phi = adapted(params, experience.before)
+      after, found = experience.after, experience.advantages_after
+      phi = adapted(params, experience)
       distribution = along(policy, phi["policy"], after)
       log_probs = distribution.log_prob(after.actions)
       loss = outer_surrogate(log_probs, after.log_probs, found, after.mask)
@@ -227,22 +252,18 @@ def policy_learner(
   def curvature(
     params: Params, experience: Experience
   ) -> Callable[[Params], Array]:
-    center = jax.lax.stop_gradient(params)
     few = jax.tree.map(lambda x: x[:, :, ::fisher_every], experience.after)
-    phis = jax.vmap(lambda before: adapted(center, before))(experience.before)
-    phis = jax.lax.stop_gradient(phis)
+    center = params
 
     def divergence(params: Params) -> Array:
       moved = jax.tree.map(jnp.subtract, params, center)
 
       def one(phi: Params, few: Rollouts) -> Array:
-        fixed = along(policy, phi["policy"], few)
         phi = jax.tree.map(jnp.add, phi, moved)
-        return masked_mean(
-          fixed.kl(along(policy, phi["policy"], few)), few.mask
-        )
+        found = along(policy, phi["policy"], few)
+        return masked_mean(few.distribution.kl(found), few.mask)
 
-      return jax.vmap(one)(phis, few).mean()
+      return jax.vmap(one)(experience.adapted, few).mean()
 
     return divergence
 

@@ -1,5 +1,6 @@
 """Episodes of one task, played in parallel by a policy."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -109,6 +110,44 @@ def play_episodes(
   _, rollouts = jax.lax.scan(one, (state, observation, goes_on), keys)
   rollouts = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rollouts)
   return jax.lax.stop_gradient(rollouts)
+
+
+def play_and_adapt(
+  play: Callable[[Params, PRNGKey], Rollouts],
+  adapt: Callable[[Params, Rollouts, Array], Params],
+  params: Params,
+  rng: PRNGKey,
+  num_steps: int,
+) -> tuple[Rollouts, Params]:
+  """Plays before and after each of K inner steps on what was played last.
+
+  It is a loop, so that a program contains the episodes and the inner step once.
+
+  Args:
+    play: `(params, rng) -> rollouts`, of one task.
+    adapt: `(params, rollouts, k) -> params`, where k is a traced int32.
+    params: the first parameters.
+    rng: a key.
+    num_steps: K, at least 0.
+
+  Returns:
+    The rollouts `[K + 1, E, T, ...]`, and the parameters that played the last.
+  """
+
+  def one(
+    params: Params, step: tuple[Array, PRNGKey]
+  ) -> tuple[Params, Rollouts]:
+    k, key = step
+    rollouts = play(params, key)
+    # k has no axis of tasks, so the last adaptation costs nothing.
+    params = jax.lax.cond(
+      k < num_steps, lambda p: adapt(p, rollouts, k), lambda p: p, params
+    )
+    return params, rollouts
+
+  keys = jax.random.split(rng, num_steps + 1)
+  params, rollouts = jax.lax.scan(one, params, (jnp.arange(len(keys)), keys))
+  return rollouts, params
 
 
 def along(policy: Policy, params: Params, rollouts: Rollouts) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+from jax.scipy.sparse.linalg import cg
 
 from metajax.numerics import check_number
 from metajax.types import Array, Metrics, Params
@@ -43,49 +44,19 @@ def check_trust_region(region: TrustRegion) -> None:
   check_number("shrink", region.shrink, above=0, below=1)
 
 
-def hessian_vector(
-  divergence: Callable[[Array], Array], params: Array, vector: Array
-) -> Array:
-  """Multiplies the Hessian of `divergence` at `params` by a vector, `[n]`.
+def hessian_product(
+  divergence: Callable[[Array], Array], params: Array
+) -> Callable[[Array], Array]:
+  """Returns `(vector) -> H vector` for the Hessian of `divergence` at `params`.
 
   The Hessian of a mean divergence KL(policy at params || policy) is the Fisher
-  matrix.
-  """
-  return jax.jvp(jax.grad(divergence), (params,), (vector,))[1]
-
-
-def conjugate_gradients(
-  multiply: Callable[[Array], Array], target: Array, num_steps: int
-) -> Array:
-  """Solves `A x = target` from 0 for a positive definite matrix A.
-
-  It stops changing x when the residual is zero, or where A has no positive
-  curvature.
+  matrix. What does not depend on the vector is computed once.
 
   Args:
-    multiply: `(vector) -> A vector`.
-    target: `[n]`.
-    num_steps: the number of steps.
-
-  Returns:
-    x, `[n]`.
+    divergence: `(params) -> scalar`.
+    params: `[n]`.
   """
-
-  def one(carry: tuple, _: None) -> tuple[tuple, None]:
-    x, residual, direction, size = carry
-    product = multiply(direction)
-    curvature = direction @ product
-    safe = (curvature > 0) & (size > 0)
-    length = jnp.where(safe, size / jnp.where(safe, curvature, 1.0), 0.0)
-    x, residual = x + length * direction, residual - length * product
-    new_size = residual @ residual
-    share = jnp.where(safe, new_size / jnp.where(safe, size, 1.0), 0.0)
-    direction = residual + share * direction
-    return (x, residual, direction, jnp.where(safe, new_size, 0.0)), None
-
-  start = (jnp.zeros_like(target), target, target, target @ target)
-  (x, *_), _ = jax.lax.scan(one, start, None, length=num_steps)
-  return x
+  return jax.linearize(jax.grad(divergence), params)[1]
 
 
 def trust_region_step(
@@ -130,11 +101,14 @@ def trust_region_step(
   (before, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(flat)
   divergence = curvature or (lambda params: outer(params)[1])
 
-  def multiply(vector: Array) -> Array:
-    product = hessian_vector(lambda x: divergence(whole(x)), flat, vector)
-    return product + region.damping * vector
+  fisher_product = hessian_product(lambda x: divergence(whole(x)), flat)
 
-  direction = conjugate_gradients(multiply, gradient, region.cg_steps)
+  def multiply(vector: Array) -> Array:
+    return fisher_product(vector) + region.damping * vector
+
+  # A direction that is not finite, or not one of descent, fails the line search
+  # below. Conjugate gradients need no check of their own.
+  direction, _ = cg(multiply, gradient, tol=0.0, maxiter=region.cg_steps)
   squared = direction @ multiply(direction)
   length = jnp.sqrt(2 * region.max_kl / jnp.maximum(squared, 1e-20))
 
