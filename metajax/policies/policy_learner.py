@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.inner_loop import minimize
+from metajax.inner_loop import Memory, minimize
 from metajax.learners.partition import Mask, last_layer, merge, split
 from metajax.numerics import check_number
 from metajax.policies.advantages import (
@@ -69,10 +69,9 @@ class PolicyLearner(NamedTuple):
     outer: `(params, experience) -> (loss, divergence, metrics)`, means over
       tasks. The divergence is that of the adapted policies from the policies
       that played, in nats per step.
-    curvature: `(params, experience) -> f`, for the parameters that collected
-      the experience. The Hessian of `f(params)` is the mean Fisher matrix of
-      the adapted policies, where the derivative of the adaptation is taken as
-      the identity. A cheap metric for `trust_region`.
+    fisher: `(params, experience) -> (vector -> F vector)`, for the parameters
+      that collected the experience and trees like them. F is the Hessian of the
+      divergence there, on every `fisher_every`-th step of the episodes.
     meta_grad: `(params, tasks, rng) -> (grads, metrics)`. The gradient of
       `outer` on new experience.
   """
@@ -83,7 +82,7 @@ class PolicyLearner(NamedTuple):
   play: Callable[[Params, Any, PRNGKey, int], Rollouts]
   collect: Callable[[Params, Any, PRNGKey], Experience]
   outer: Callable[[Params, Experience], tuple[Array, Array, Metrics]]
-  curvature: Callable[[Params, Experience], Callable[[Params], Array]]
+  fisher: Callable[[Params, Experience], Callable[[Params], Params]]
   meta_grad: Callable[[Params, Any, PRNGKey], tuple[Params, Metrics]]
 
 
@@ -126,7 +125,7 @@ def policy_learner(
     mask: which of the policy's parameters adapt; None: all.
     learned_step_sizes: if True, f are meta-parameters (Meta-SGD).
     credit: the weight of E-MAML's term, at least 0.
-    fisher_every: `curvature` reads every so many steps of the episodes.
+    fisher_every: `fisher` reads every so many steps of the episodes.
 
   Raises:
     ValueError: if a number is out of its range, or if the policy does not fit
@@ -158,7 +157,11 @@ def policy_learner(
     return inner_step(params, rollouts, advantages(rollouts, estimator), k)
 
   def inner_step(
-    params: Params, rollouts: Rollouts, found: Array, k: int | Array
+    params: Params,
+    rollouts: Rollouts,
+    found: Array,
+    k: int | Array,
+    memory: Memory = "auto",
   ) -> Params:
     fast, slow = split(params["policy"], mask)
     rate = inner_lr(k) if callable(inner_lr) else inner_lr
@@ -177,7 +180,9 @@ def policy_learner(
       return jax.tree.map(lambda g, f: -rate * f * g, grads, factors)
 
     optimizer = optax.stateless(lambda grads, _: scale(grads))
-    stepped = minimize(loss, fast, optimizer, 1, first_order=first_order)
+    stepped = minimize(
+      loss, fast, optimizer, 1, first_order=first_order, memory=memory
+    )
     return {**params, "policy": merge(stepped.params, slow)}
 
   def act(params: Params, observations: Array, rng: PRNGKey) -> Array:
@@ -191,14 +196,17 @@ def policy_learner(
     )
 
   def collect_one(params: Params, task: Any, rng: PRNGKey) -> Experience:
-    rollouts, adapted = play_and_adapt(
-      lambda params, rng: play(params, task, rng, num_episodes),
-      adapt,
+    def play_one(params: Params, rng: PRNGKey) -> tuple[Rollouts, Array]:
+      rollouts = play(params, task, rng, num_episodes)
+      return rollouts, advantages(rollouts, estimator)
+
+    (rollouts, found), adapted = play_and_adapt(
+      play_one,
+      lambda params, played, k: inner_step(params, played[0], played[1], k),
       params,
       rng,
       num_steps,
     )
-    found = jax.vmap(lambda one: advantages(one, estimator))(rollouts)
     before = slice(max(num_steps, 1))  # Without an inner step, those after it.
     return jax.lax.stop_gradient(
       Experience(
@@ -216,13 +224,15 @@ def policy_learner(
       drawn, keys
     )
 
-  def adapted(params: Params, experience: Experience) -> Params:
+  def adapted(
+    params: Params, experience: Experience, memory: Memory = "auto"
+  ) -> Params:
     for k in range(num_steps):
       rollouts, found = jax.tree.map(
         operator.itemgetter(k),
         (experience.before, experience.advantages_before),
       )
-      params = inner_step(params, rollouts, found, k)
+      params = inner_step(params, rollouts, found, k, memory)
     return params
 
   def outer(
@@ -249,23 +259,38 @@ def policy_learner(
     }
     return loss, divergences.mean(), metrics
 
-  def curvature(
+  def fisher(
     params: Params, experience: Experience
-  ) -> Callable[[Params], Array]:
-    few = jax.tree.map(lambda x: x[:, :, ::fisher_every], experience.after)
-    center = params
+  ) -> Callable[[Params], Params]:
+    def some(time: int, tree: Any) -> Any:
+      return jax.tree.map(
+        lambda x: jax.lax.slice_in_dim(x, 0, None, fisher_every, time), tree
+      )
 
-    def divergence(params: Params) -> Array:
-      moved = jax.tree.map(jnp.subtract, params, center)
+    few = experience._replace(
+      before=some(3, experience.before),
+      after=some(2, experience.after),
+      advantages_before=some(3, experience.advantages_before),
+    )
 
-      def one(phi: Params, few: Rollouts) -> Array:
-        phi = jax.tree.map(jnp.add, phi, moved)
-        found = along(policy, phi["policy"], few)
-        return masked_mean(few.distribution.kl(found), few.mask)
+    def distributions(params: Params) -> Any:
+      # "plain" can be differentiated forward, too.
+      return jax.vmap(
+        lambda one: along(
+          policy, adapted(params, one, "plain")["policy"], one.after
+        )
+      )(few)
 
-      return jax.vmap(one)(experience.adapted, few).mean()
+    def divergence(new: Any, old: Any) -> Array:
+      one = jax.vmap(lambda new, old, mask: masked_mean(old.kl(new), mask))
+      return one(new, old, few.after.mask).mean()
 
-    return divergence
+    # The Gauss-Newton product: the divergence has no gradient at `params`.
+    found, push = jax.linearize(distributions, params)
+    pull = jax.linear_transpose(push, params)
+    gradient = jax.grad(divergence)
+    _, curve = jax.linearize(lambda new: gradient(new, found), found)
+    return lambda vector: pull(curve(push(vector)))[0]
 
   def meta_grad(
     params: Params, drawn: Any, rng: PRNGKey
@@ -279,7 +304,7 @@ def policy_learner(
     return jax.grad(loss, has_aux=True)(params)
 
   return PolicyLearner(
-    init, adapt, act, play, collect, outer, curvature, meta_grad
+    init, adapt, act, play, collect, outer, fisher, meta_grad
   )
 
 

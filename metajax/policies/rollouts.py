@@ -113,41 +113,39 @@ def play_episodes(
 
 
 def play_and_adapt(
-  play: Callable[[Params, PRNGKey], Rollouts],
-  adapt: Callable[[Params, Rollouts, Array], Params],
+  play: Callable[[Params, PRNGKey], Any],
+  adapt: Callable[[Params, Any, Array], Params],
   params: Params,
   rng: PRNGKey,
   num_steps: int,
-) -> tuple[Rollouts, Params]:
+) -> tuple[Any, Params]:
   """Plays before and after each of K inner steps on what was played last.
 
   It is a loop, so that a program contains the episodes and the inner step once.
 
   Args:
-    play: `(params, rng) -> rollouts`, of one task.
-    adapt: `(params, rollouts, k) -> params`, where k is a traced int32.
+    play: `(params, rng) -> played`, a tree of arrays such as rollouts.
+    adapt: `(params, played, k) -> params`, where k is a traced int32.
     params: the first parameters.
     rng: a key.
     num_steps: K, at least 0.
 
   Returns:
-    The rollouts `[K + 1, E, T, ...]`, and the parameters that played the last.
+    What was played, `[K + 1, ...]`, and the parameters that played the last.
   """
 
-  def one(
-    params: Params, step: tuple[Array, PRNGKey]
-  ) -> tuple[Params, Rollouts]:
+  def one(params: Params, step: tuple[Array, PRNGKey]) -> tuple[Params, Any]:
     k, key = step
-    rollouts = play(params, key)
+    played = play(params, key)
     # k has no axis of tasks, so the last adaptation costs nothing.
     params = jax.lax.cond(
-      k < num_steps, lambda p: adapt(p, rollouts, k), lambda p: p, params
+      k < num_steps, lambda p: adapt(p, played, k), lambda p: p, params
     )
-    return params, rollouts
+    return params, played
 
   keys = jax.random.split(rng, num_steps + 1)
-  params, rollouts = jax.lax.scan(one, params, (jnp.arange(len(keys)), keys))
-  return rollouts, params
+  params, played = jax.lax.scan(one, params, (jnp.arange(len(keys)), keys))
+  return played, params
 
 
 def along(policy: Policy, params: Params, rollouts: Rollouts) -> Any:

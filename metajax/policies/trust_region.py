@@ -44,27 +44,12 @@ def check_trust_region(region: TrustRegion) -> None:
   check_number("shrink", region.shrink, above=0, below=1)
 
 
-def hessian_product(
-  divergence: Callable[[Array], Array], params: Array
-) -> Callable[[Array], Array]:
-  """Returns `(vector) -> H vector` for the Hessian of `divergence` at `params`.
-
-  The Hessian of a mean divergence KL(policy at params || policy) is the Fisher
-  matrix. What does not depend on the vector is computed once.
-
-  Args:
-    divergence: `(params) -> scalar`.
-    params: `[n]`.
-  """
-  return jax.linearize(jax.grad(divergence), params)[1]
-
-
 def trust_region_step(
   outer: Callable[[Params], tuple[Array, Array, Metrics]],
   params: Params,
   region: TrustRegion,
   *,
-  curvature: Callable[[Params], Array] | None = None,
+  fisher: Callable[[Params], Params] | None = None,
 ) -> tuple[Params, Metrics]:
   """Takes the step that decreases a loss most, within a bound of divergence.
 
@@ -80,9 +65,10 @@ def trust_region_step(
     outer: `(params) -> (loss, divergence, metrics)`.
     params: the parameters; the divergence is 0 there.
     region: the configuration, see `check_trust_region`.
-    curvature: a function whose Hessian at `params` is F; None: the divergence.
-      Another function, such as one of fewer data, only changes the direction:
-      the line search keeps the bound with the divergence itself.
+    fisher: `(vector) -> F vector` for trees like `params`; None: F is the
+      Hessian of the divergence. Another matrix, such as one of fewer data, only
+      changes the direction: the line search keeps the bound with the divergence
+      itself.
 
   Returns:
     The new parameters, and metrics: those of `outer` at `params`, and "kl" and
@@ -99,17 +85,19 @@ def trust_region_step(
     return value, metrics
 
   (before, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(flat)
-  divergence = curvature or (lambda params: outer(params)[1])
-
-  fisher_product = hessian_product(lambda x: divergence(whole(x)), flat)
+  if fisher is None:
+    # What does not depend on the vector is computed once.
+    slope = jax.grad(lambda params: outer(params)[1])
+    _, fisher = jax.linearize(slope, params)
 
   def multiply(vector: Array) -> Array:
-    return fisher_product(vector) + region.damping * vector
+    return ravel_pytree(fisher(whole(vector)))[0] + region.damping * vector
 
   # A direction that is not finite, or not one of descent, fails the line search
   # below. Conjugate gradients need no check of their own.
   direction, _ = cg(multiply, gradient, tol=0.0, maxiter=region.cg_steps)
-  squared = direction @ multiply(direction)
+  # The residual is orthogonal to x, so x' (F + damping) x = x' g.
+  squared = direction @ gradient
   length = jnp.sqrt(2 * region.max_kl / jnp.maximum(squared, 1e-20))
 
   def goes_on(carry: tuple) -> Array:
