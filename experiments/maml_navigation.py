@@ -10,11 +10,11 @@ an episode before and after 1, 2 and 3 steps on 100 new goals. The paper has
 --outer=trpo is the paper's outer step. --outer=ppo takes several epochs of Adam
 on ProMP's clipped objective, without its KL penalty. --outer=adam takes one
 step of Adam. The policy is smaller than that of the published code, which has
-(100, 100) hidden units. The step size is halved after the first inner step.
+(100, 100) hidden units. Each inner step is --later_lr times as long as the one
+before. The paper halves the second, which overshoots here.
 
---steps=69 took 18 minutes on a small share of a busy core, 8 of them to
-compile. It gets -41.0, -13.2, -8.5 and -8.9. That is short of the paper, and
-longer trainings have not been measured.
+It takes 15 minutes on a share of two busy cores, one of them to compile, and
+gets -39.2, -10.8, -4.5 and -3.9.
 """
 
 import jax
