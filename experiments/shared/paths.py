@@ -1,6 +1,5 @@
 """A picture of paths in the plane, before and after each inner step."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +10,17 @@ from metajax.types import Array
 
 
 def draw(
-  path: Path, goals: Array, played: Sequence[Rollouts], *, shown: int = 4
+  path: Path, goals: Array, rollouts: Rollouts, *, shown: int = 4
 ) -> None:
   """Draws a row for each task, and a column for each number of inner steps.
 
   Args:
     path: the PNG file.
     goals: `[tasks, 2]`.
-    played: rollouts `[tasks, E, T, ...]` by the number of inner steps.
+    rollouts: `[tasks, K + 1, E, T, ...]`, before and after K inner steps.
     shown: episodes in a panel.
   """
-  rows, columns = len(goals), len(played)
+  rows, columns = rollouts.mask.shape[:2]
   figure, axes = pyplot().subplots(
     rows,
     columns,
@@ -32,11 +31,11 @@ def draw(
     layout="constrained",
   )
   for i, goal in enumerate(np.asarray(goals)):
-    for k, rollouts in enumerate(played):
+    for k in range(columns):
       panel = axes[i, k]
-      for e in range(min(shown, rollouts.mask.shape[1])):
-        places = np.asarray(rollouts.observations[i, e])
-        places = places[np.asarray(rollouts.mask[i, e])]
+      for e in range(min(shown, rollouts.mask.shape[2])):
+        places = np.asarray(rollouts.observations[i, k, e])
+        places = places[np.asarray(rollouts.mask[i, k, e])]
         panel.plot(*places.T, linewidth=0.8)
       panel.plot(*goal, "k*", markersize=9)
       panel.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal")

@@ -32,6 +32,12 @@ flags.DEFINE_float(
   "max_kl", 0.01, "TRPO: bound of the divergence, in nats per step.", 1e-6
 )
 flags.DEFINE_integer("epochs", 5, "PPO: updates on the same episodes.", 1)
+flags.DEFINE_float(
+  "later_lr",
+  0.3,
+  "Factor of the inner step size from one inner step to the next.",
+  0,
+)
 flags.DEFINE_integer(
   "episodes", 20, "Episodes for each inner step and after the last.", 1
 )
@@ -65,7 +71,7 @@ def build(policy: Policy, tasks: PlayableTasks) -> Training:
     policy,
     tasks,
     # A step size for the first step is too long for the later ones.
-    inner_lr=lambda k: FLAGS.inner_lr / (2 if k else 1),
+    inner_lr=lambda k: FLAGS.inner_lr * FLAGS.later_lr**k,
     num_steps=FLAGS.inner_steps,
     num_episodes=FLAGS.episodes,
     inner_surrogate=SURROGATES[FLAGS.surrogate],
@@ -94,7 +100,7 @@ def build(policy: Policy, tasks: PlayableTasks) -> Training:
 
 def protocol() -> dict[str, object]:
   """Returns the values of the flags above, for `results.json`."""
-  names = "algorithm surrogate outer episodes inner_steps inner_lr"
+  names = "algorithm surrogate outer episodes inner_steps inner_lr later_lr"
   names += {"trpo": " max_kl", "ppo": " epochs", "adam": ""}[FLAGS.outer]
   without = {"outer_lr": None, "outer_schedule": None}  # TRPO reads neither.
   return {

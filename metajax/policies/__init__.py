@@ -2,7 +2,11 @@
 
 from metajax.policies.advantages import Estimator, advantages, linear_values
 from metajax.policies.distributions import Categorical, DiagonalGaussian
-from metajax.policies.evaluation import played_steps, returns_by_step
+from metajax.policies.evaluation import (
+  played_steps,
+  played_tasks,
+  returns_by_step,
+)
 from metajax.policies.policy import (
   Policy,
   categorical_policy,
@@ -47,6 +51,7 @@ __all__ = [
   "low_variance_curvature",
   "play_episodes",
   "played_steps",
+  "played_tasks",
   "policy_learner",
   "policy_trainer",
   "returns_by_step",

@@ -4,35 +4,83 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from metajax.numerics import check_number
 from metajax.policies.policy_learner import PolicyLearner
-from metajax.policies.rollouts import Rollouts
+from metajax.policies.rollouts import Rollouts, play_and_adapt
 from metajax.tasks.playable import PlayableTasks
 from metajax.types import Array, Params, PRNGKey
 
 
 def played_steps(
   learner: PolicyLearner, num_steps: int, num_episodes: int
-) -> Callable[[Params, Any, PRNGKey], list[Rollouts]]:
+) -> Callable[[Params, Any, PRNGKey], Rollouts]:
   """Returns `(params, task, rng) -> rollouts` before and after each inner step.
 
   Args:
     learner: the learner.
-    num_steps: the number of inner steps.
-    num_episodes: episodes for each inner step. The same episodes are scored.
+    num_steps: the number of inner steps, K.
+    num_episodes: episodes for each inner step, E. The same episodes are scored.
+
+  Returns:
+    A function whose rollouts are `[K + 1, E, T, ...]`.
   """
   check_number("num_steps", num_steps, at_least=0)
   check_number("num_episodes", num_episodes, at_least=1)
 
-  def play(params: Params, task: Any, rng: PRNGKey) -> list[Rollouts]:
-    played: list[Rollouts] = []
-    for k, key in enumerate(jax.random.split(rng, num_steps + 1)):
-      if k:
-        params = learner.adapt(params, played[-1], k - 1)
-      played.append(learner.play(params, task, key, num_episodes))
-    return played
+  def play(params: Params, task: Any, rng: PRNGKey) -> Rollouts:
+    rollouts, _ = play_and_adapt(
+      lambda params, rng: learner.play(params, task, rng, num_episodes),
+      learner.adapt,
+      params,
+      rng,
+      num_steps,
+    )
+    return rollouts
+
+  return play
+
+
+def played_tasks(
+  learner: PolicyLearner,
+  tasks: PlayableTasks,
+  *,
+  num_steps: int,
+  num_episodes: int,
+  tasks_at_once: int = 20,
+) -> Callable[[Params, PRNGKey, int], tuple[Any, Rollouts]]:
+  """Returns `(params, rng, num_tasks) -> (drawn, rollouts)` of new tasks.
+
+  It compiles one program, of `tasks_at_once` tasks, for any number of tasks.
+
+  Args:
+    learner: the learner.
+    tasks: the tasks.
+    num_steps: inner steps, K.
+    num_episodes: episodes for each inner step, E.
+    tasks_at_once: tasks that are played in parallel.
+
+  Returns:
+    A function whose `rng` fixes the tasks and all that happens in them. It
+    returns the tasks `[num_tasks, ...]` and the rollouts `[num_tasks, K + 1, E,
+    T, ...]`. A call with at least as many tasks has the same first tasks.
+  """
+  check_number("tasks_at_once", tasks_at_once, at_least=1)
+  one = _one_task(learner, tasks, num_steps, num_episodes)
+  several = jax.jit(jax.vmap(one, in_axes=(None, 0)))
+
+  def play(
+    params: Params, rng: PRNGKey, num_tasks: int
+  ) -> tuple[Any, Rollouts]:
+    check_number("num_tasks", num_tasks, at_least=1)
+    chunks = -(-num_tasks // tasks_at_once)
+    keys = jax.random.split(rng, chunks * tasks_at_once)
+    played = [
+      jax.device_get(several(params, keys[i : i + tasks_at_once]))
+      for i in range(0, len(keys), tasks_at_once)
+    ]
+    return jax.tree.map(lambda *x: np.concatenate(x)[:num_tasks], *played)
 
   return play
 
@@ -63,12 +111,27 @@ def returns_by_step(
   Returns:
     Returns without discount, means over episodes, `[num_tasks, K + 1]`.
   """
-  play = played_steps(learner, num_steps, num_episodes)
+  play = _one_task(learner, tasks, num_steps, num_episodes)
 
   def one(key: PRNGKey) -> Array:
-    task_key, play_key = jax.random.split(key)
-    played = play(params, tasks.draw(task_key), play_key)
-    return jnp.stack([rollouts.returns.mean() for rollouts in played])
+    return play(params, key)[1].returns.mean(-1)
 
   keys = jax.random.split(rng, num_tasks)
   return jax.lax.map(one, keys, batch_size=min(tasks_at_once, num_tasks))
+
+
+def _one_task(
+  learner: PolicyLearner,
+  tasks: PlayableTasks,
+  num_steps: int,
+  num_episodes: int,
+) -> Callable[[Params, PRNGKey], tuple[Any, Rollouts]]:
+  """Returns `(params, rng) -> (task, rollouts)` of one new task."""
+  play = played_steps(learner, num_steps, num_episodes)
+
+  def one(params: Params, key: PRNGKey) -> tuple[Any, Rollouts]:
+    task_key, play_key = jax.random.split(key)
+    task = tasks.draw(task_key)
+    return task, play(params, task, play_key)
+
+  return one

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.inner_loop import minimize
+from metajax.inner_loop import Memory, minimize
 from metajax.learners.partition import Mask, last_layer, merge, split
 from metajax.numerics import check_number
 from metajax.policies.advantages import (
@@ -22,6 +22,7 @@ from metajax.policies.rollouts import (
   Rollouts,
   along,
   check_fits,
+  play_and_adapt,
   play_episodes,
 )
 from metajax.policies.surrogates import (
@@ -41,10 +42,16 @@ class Experience(NamedTuple):
   Attributes:
     before: the rollouts of each inner step, `[K, E, T, ...]`.
     after: the rollouts of the adapted policy, `[E, T, ...]`.
+    advantages_before: the advantages of `before`, `[K, E, T]`.
+    advantages_after: the advantages of `after`, `[E, T]`.
+    adapted: the adapted parameters, which played `after`.
   """
 
   before: Rollouts
   after: Rollouts
+  advantages_before: Array
+  advantages_after: Array
+  adapted: Params
 
 
 class PolicyLearner(NamedTuple):
@@ -53,7 +60,8 @@ class PolicyLearner(NamedTuple):
   Attributes:
     init: `(rng) -> params`.
     adapt: `(params, rollouts, k) -> params`. The inner step k, from 0 on, on
-      the rollouts of one task. The result can be adapted again.
+      the rollouts of one task. The result can be adapted again. k may be
+      traced.
     act: `(params, observations, rng) -> actions`, for `[n, ...]`.
     play: `(params, task, rng, num_episodes) -> rollouts`.
     collect: `(params, tasks, rng) -> experience` of drawn tasks, `[M, ...]`.
@@ -61,20 +69,20 @@ class PolicyLearner(NamedTuple):
     outer: `(params, experience) -> (loss, divergence, metrics)`, means over
       tasks. The divergence is that of the adapted policies from the policies
       that played, in nats per step.
-    curvature: `(params, experience) -> f`. The Hessian of `f(params)` is the
-      mean Fisher matrix of the adapted policies, where the derivative of the
-      adaptation is taken as the identity. A cheap metric for `trust_region`.
+    fisher: `(params, experience) -> (vector -> F vector)`, for the parameters
+      that collected the experience and trees like them. F is the Hessian of the
+      divergence there, on every `fisher_every`-th step of the episodes.
     meta_grad: `(params, tasks, rng) -> (grads, metrics)`. The gradient of
       `outer` on new experience.
   """
 
   init: Callable[[PRNGKey], Params]
-  adapt: Callable[[Params, Rollouts, int], Params]
+  adapt: Callable[[Params, Rollouts, int | Array], Params]
   act: Callable[[Params, Array, PRNGKey], Array]
   play: Callable[[Params, Any, PRNGKey, int], Rollouts]
   collect: Callable[[Params, Any, PRNGKey], Experience]
   outer: Callable[[Params, Experience], tuple[Array, Array, Metrics]]
-  curvature: Callable[[Params, Experience], Callable[[Params], Array]]
+  fisher: Callable[[Params, Experience], Callable[[Params], Params]]
   meta_grad: Callable[[Params, Any, PRNGKey], tuple[Params, Metrics]]
 
 
@@ -106,8 +114,8 @@ def policy_learner(
   Args:
     policy: the policy, which must fit the tasks.
     tasks: the tasks.
-    inner_lr: the step size, or a function of the number of the inner step. The
-      surrogates are means over steps.
+    inner_lr: the step size, or a function of the number of the inner step, a
+      traced int32. The surrogates are means over steps.
     num_steps: inner steps in training, K, at least 0.
     num_episodes: episodes for each inner step and after the last, E.
     inner_surrogate: the loss of the inner step.
@@ -117,7 +125,7 @@ def policy_learner(
     mask: which of the policy's parameters adapt; None: all.
     learned_step_sizes: if True, f are meta-parameters (Meta-SGD).
     credit: the weight of E-MAML's term, at least 0.
-    fisher_every: `curvature` reads every so many steps of the episodes.
+    fisher_every: `fisher` reads every so many steps of the episodes.
 
   Raises:
     ValueError: if a number is out of its range, or if the policy does not fit
@@ -145,8 +153,16 @@ def policy_learner(
       params["factors"] = jax.tree.map(jnp.ones_like, fast)
     return params
 
-  def adapt(params: Params, rollouts: Rollouts, k: int = 0) -> Params:
-    found = advantages(rollouts, estimator)
+  def adapt(params: Params, rollouts: Rollouts, k: int | Array = 0) -> Params:
+    return inner_step(params, rollouts, advantages(rollouts, estimator), k)
+
+  def inner_step(
+    params: Params,
+    rollouts: Rollouts,
+    found: Array,
+    k: int | Array,
+    memory: Memory = "auto",
+  ) -> Params:
     fast, slow = split(params["policy"], mask)
     rate = inner_lr(k) if callable(inner_lr) else inner_lr
 
@@ -164,7 +180,9 @@ def policy_learner(
       return jax.tree.map(lambda g, f: -rate * f * g, grads, factors)
 
     optimizer = optax.stateless(lambda grads, _: scale(grads))
-    stepped = minimize(loss, fast, optimizer, 1, first_order=first_order)
+    stepped = minimize(
+      loss, fast, optimizer, 1, first_order=first_order, memory=memory
+    )
     return {**params, "policy": merge(stepped.params, slow)}
 
   def act(params: Params, observations: Array, rng: PRNGKey) -> Array:
@@ -178,14 +196,27 @@ def policy_learner(
     )
 
   def collect_one(params: Params, task: Any, rng: PRNGKey) -> Experience:
-    before = []
-    for k, key in enumerate(jax.random.split(rng, num_steps + 1)):
-      rollouts = play(params, task, key, num_episodes)
-      if k < num_steps:
-        before.append(rollouts)
-        params = adapt(params, rollouts, k)
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(before or [rollouts]))
-    return jax.lax.stop_gradient(Experience(stacked, rollouts))
+    def play_one(params: Params, rng: PRNGKey) -> tuple[Rollouts, Array]:
+      rollouts = play(params, task, rng, num_episodes)
+      return rollouts, advantages(rollouts, estimator)
+
+    (rollouts, found), adapted = play_and_adapt(
+      play_one,
+      lambda params, played, k: inner_step(params, played[0], played[1], k),
+      params,
+      rng,
+      num_steps,
+    )
+    before = slice(max(num_steps, 1))  # Without an inner step, those after it.
+    return jax.lax.stop_gradient(
+      Experience(
+        jax.tree.map(lambda x: x[before], rollouts),
+        jax.tree.map(lambda x: x[-1], rollouts),
+        found[before],
+        found[-1],
+        adapted,
+      )
+    )
 
   def collect(params: Params, drawn: Any, rng: PRNGKey) -> Experience:
     keys = jax.random.split(rng, jax.tree.leaves(drawn)[0].shape[0])
@@ -193,19 +224,23 @@ def policy_learner(
       drawn, keys
     )
 
-  def adapted(params: Params, before: Rollouts) -> Params:
+  def adapted(
+    params: Params, experience: Experience, memory: Memory = "auto"
+  ) -> Params:
     for k in range(num_steps):
-      of_step = jax.tree.map(operator.itemgetter(k), before)
-      params = adapt(params, of_step, k)
+      rollouts, found = jax.tree.map(
+        operator.itemgetter(k),
+        (experience.before, experience.advantages_before),
+      )
+      params = inner_step(params, rollouts, found, k, memory)
     return params
 
   def outer(
     params: Params, experience: Experience
   ) -> tuple[Array, Array, Metrics]:
     def one(experience: Experience) -> tuple[Array, Array]:
-      after = experience.after
-      found = advantages(after, estimator)
-      phi = adapted(params, experience.before)
+      after, found = experience.after, experience.advantages_after
+      phi = adapted(params, experience)
       distribution = along(policy, phi["policy"], after)
       log_probs = distribution.log_prob(after.actions)
       loss = outer_surrogate(log_probs, after.log_probs, found, after.mask)
@@ -224,27 +259,38 @@ def policy_learner(
     }
     return loss, divergences.mean(), metrics
 
-  def curvature(
+  def fisher(
     params: Params, experience: Experience
-  ) -> Callable[[Params], Array]:
-    center = jax.lax.stop_gradient(params)
-    few = jax.tree.map(lambda x: x[:, :, ::fisher_every], experience.after)
-    phis = jax.vmap(lambda before: adapted(center, before))(experience.before)
-    phis = jax.lax.stop_gradient(phis)
+  ) -> Callable[[Params], Params]:
+    def some(time: int, tree: Any) -> Any:
+      return jax.tree.map(
+        lambda x: jax.lax.slice_in_dim(x, 0, None, fisher_every, time), tree
+      )
 
-    def divergence(params: Params) -> Array:
-      moved = jax.tree.map(jnp.subtract, params, center)
+    few = experience._replace(
+      before=some(3, experience.before),
+      after=some(2, experience.after),
+      advantages_before=some(3, experience.advantages_before),
+    )
 
-      def one(phi: Params, few: Rollouts) -> Array:
-        fixed = along(policy, phi["policy"], few)
-        phi = jax.tree.map(jnp.add, phi, moved)
-        return masked_mean(
-          fixed.kl(along(policy, phi["policy"], few)), few.mask
+    def distributions(params: Params) -> Any:
+      # "plain" can be differentiated forward, too.
+      return jax.vmap(
+        lambda one: along(
+          policy, adapted(params, one, "plain")["policy"], one.after
         )
+      )(few)
 
-      return jax.vmap(one)(phis, few).mean()
+    def divergence(new: Any, old: Any) -> Array:
+      one = jax.vmap(lambda new, old, mask: masked_mean(old.kl(new), mask))
+      return one(new, old, few.after.mask).mean()
 
-    return divergence
+    # The Gauss-Newton product: the divergence has no gradient at `params`.
+    found, push = jax.linearize(distributions, params)
+    pull = jax.linear_transpose(push, params)
+    gradient = jax.grad(divergence)
+    _, curve = jax.linearize(lambda new: gradient(new, found), found)
+    return lambda vector: pull(curve(push(vector)))[0]
 
   def meta_grad(
     params: Params, drawn: Any, rng: PRNGKey
@@ -258,7 +304,7 @@ def policy_learner(
     return jax.grad(loss, has_aux=True)(params)
 
   return PolicyLearner(
-    init, adapt, act, play, collect, outer, curvature, meta_grad
+    init, adapt, act, play, collect, outer, fisher, meta_grad
   )
 
 

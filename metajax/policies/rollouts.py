@@ -1,5 +1,6 @@
 """Episodes of one task, played in parallel by a policy."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -109,6 +110,42 @@ def play_episodes(
   _, rollouts = jax.lax.scan(one, (state, observation, goes_on), keys)
   rollouts = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rollouts)
   return jax.lax.stop_gradient(rollouts)
+
+
+def play_and_adapt(
+  play: Callable[[Params, PRNGKey], Any],
+  adapt: Callable[[Params, Any, Array], Params],
+  params: Params,
+  rng: PRNGKey,
+  num_steps: int,
+) -> tuple[Any, Params]:
+  """Plays before and after each of K inner steps on what was played last.
+
+  It is a loop, so that a program contains the episodes and the inner step once.
+
+  Args:
+    play: `(params, rng) -> played`, a tree of arrays such as rollouts.
+    adapt: `(params, played, k) -> params`, where k is a traced int32.
+    params: the first parameters.
+    rng: a key.
+    num_steps: K, at least 0.
+
+  Returns:
+    What was played, `[K + 1, ...]`, and the parameters that played the last.
+  """
+
+  def one(params: Params, step: tuple[Array, PRNGKey]) -> tuple[Params, Any]:
+    k, key = step
+    played = play(params, key)
+    # k has no axis of tasks, so the last adaptation costs nothing.
+    params = jax.lax.cond(
+      k < num_steps, lambda p: adapt(p, played, k), lambda p: p, params
+    )
+    return params, played
+
+  keys = jax.random.split(rng, num_steps + 1)
+  params, played = jax.lax.scan(one, params, (jnp.arange(len(keys)), keys))
+  return played, params
 
 
 def along(policy: Policy, params: Params, rollouts: Rollouts) -> Any:

@@ -110,7 +110,7 @@ def _by_region(
     lambda params: learner.outer(params, experience),
     params,
     region,
-    curvature=learner.curvature(params, experience),
+    fisher=learner.fisher(params, experience),
   )
   new = state._replace(step=state.step + 1, meta_params=found)
   return choose(all_finite((found, metrics)), new, state), metrics

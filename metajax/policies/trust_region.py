@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+from jax.scipy.sparse.linalg import cg
 
 from metajax.numerics import check_number
 from metajax.types import Array, Metrics, Params
@@ -43,57 +44,12 @@ def check_trust_region(region: TrustRegion) -> None:
   check_number("shrink", region.shrink, above=0, below=1)
 
 
-def hessian_vector(
-  divergence: Callable[[Array], Array], params: Array, vector: Array
-) -> Array:
-  """Multiplies the Hessian of `divergence` at `params` by a vector, `[n]`.
-
-  The Hessian of a mean divergence KL(policy at params || policy) is the Fisher
-  matrix.
-  """
-  return jax.jvp(jax.grad(divergence), (params,), (vector,))[1]
-
-
-def conjugate_gradients(
-  multiply: Callable[[Array], Array], target: Array, num_steps: int
-) -> Array:
-  """Solves `A x = target` from 0 for a positive definite matrix A.
-
-  It stops changing x when the residual is zero, or where A has no positive
-  curvature.
-
-  Args:
-    multiply: `(vector) -> A vector`.
-    target: `[n]`.
-    num_steps: the number of steps.
-
-  Returns:
-    x, `[n]`.
-  """
-
-  def one(carry: tuple, _: None) -> tuple[tuple, None]:
-    x, residual, direction, size = carry
-    product = multiply(direction)
-    curvature = direction @ product
-    safe = (curvature > 0) & (size > 0)
-    length = jnp.where(safe, size / jnp.where(safe, curvature, 1.0), 0.0)
-    x, residual = x + length * direction, residual - length * product
-    new_size = residual @ residual
-    share = jnp.where(safe, new_size / jnp.where(safe, size, 1.0), 0.0)
-    direction = residual + share * direction
-    return (x, residual, direction, jnp.where(safe, new_size, 0.0)), None
-
-  start = (jnp.zeros_like(target), target, target, target @ target)
-  (x, *_), _ = jax.lax.scan(one, start, None, length=num_steps)
-  return x
-
-
 def trust_region_step(
   outer: Callable[[Params], tuple[Array, Array, Metrics]],
   params: Params,
   region: TrustRegion,
   *,
-  curvature: Callable[[Params], Array] | None = None,
+  fisher: Callable[[Params], Params] | None = None,
 ) -> tuple[Params, Metrics]:
   """Takes the step that decreases a loss most, within a bound of divergence.
 
@@ -109,9 +65,10 @@ def trust_region_step(
     outer: `(params) -> (loss, divergence, metrics)`.
     params: the parameters; the divergence is 0 there.
     region: the configuration, see `check_trust_region`.
-    curvature: a function whose Hessian at `params` is F; None: the divergence.
-      Another function, such as one of fewer data, only changes the direction:
-      the line search keeps the bound with the divergence itself.
+    fisher: `(vector) -> F vector` for trees like `params`; None: F is the
+      Hessian of the divergence. Another matrix, such as one of fewer data, only
+      changes the direction: the line search keeps the bound with the divergence
+      itself.
 
   Returns:
     The new parameters, and metrics: those of `outer` at `params`, and "kl" and
@@ -128,14 +85,19 @@ def trust_region_step(
     return value, metrics
 
   (before, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(flat)
-  divergence = curvature or (lambda params: outer(params)[1])
+  if fisher is None:
+    # What does not depend on the vector is computed once.
+    slope = jax.grad(lambda params: outer(params)[1])
+    _, fisher = jax.linearize(slope, params)
 
   def multiply(vector: Array) -> Array:
-    product = hessian_vector(lambda x: divergence(whole(x)), flat, vector)
-    return product + region.damping * vector
+    return ravel_pytree(fisher(whole(vector)))[0] + region.damping * vector
 
-  direction = conjugate_gradients(multiply, gradient, region.cg_steps)
-  squared = direction @ multiply(direction)
+  # A direction that is not finite, or not one of descent, fails the line search
+  # below. Conjugate gradients need no check of their own.
+  direction, _ = cg(multiply, gradient, tol=0.0, maxiter=region.cg_steps)
+  # The residual is orthogonal to x, so x' (F + damping) x = x' g.
+  squared = direction @ gradient
   length = jnp.sqrt(2 * region.max_kl / jnp.maximum(squared, 1e-20))
 
   def goes_on(carry: tuple) -> Array:

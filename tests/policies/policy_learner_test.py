@@ -71,30 +71,37 @@ def _loss(learner, experience):
   return lambda params: learner.outer(params, experience)[0]
 
 
+def _float64(num_steps):
+  """A learner without a stopped ratio in its inner steps, for float64."""
+  tasks = navigation(6)
+  policy = gaussian_policy(MODEL, tasks.actions)
+  learner = policy_learner(
+    policy,
+    tasks,
+    inner_lr=RATE,
+    num_steps=num_steps,
+    num_episodes=EPISODES,
+    inner_surrogate=score_function,
+    fisher_every=1,
+  )
+  # Biases of zero would put the first step of an episode, at the origin, on
+  # the kinks of the ReLUs.
+  draw = np.random.default_rng(0).normal
+  params = jax.tree.map(
+    lambda x: jnp.float64(x) + 0.2 * draw(size=x.shape),
+    learner.init(jax.random.key(0)),
+  )
+  drawn = jax.vmap(tasks.draw)(jax.random.split(jax.random.key(1), TASKS))
+  experience = jax.jit(learner.collect)(params, drawn, jax.random.key(2))
+  return learner, params, experience, draw
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [2])
 def test_outer_gradient_equals_finite_differences(num_steps):
   """Of a loss whose inner steps have no stopped ratio: the score function."""
   with jax.enable_x64(True):
-    tasks = navigation(6)
-    policy = gaussian_policy(MODEL, tasks.actions)
-    learner = policy_learner(
-      policy,
-      tasks,
-      inner_lr=RATE,
-      num_steps=num_steps,
-      num_episodes=EPISODES,
-      inner_surrogate=score_function,
-    )
-    # Biases of zero would put the first step of an episode, at the origin, on
-    # the kinks of the ReLUs.
-    draw = np.random.default_rng(0).normal
-    params = jax.tree.map(
-      lambda x: jnp.float64(x) + 0.2 * draw(size=x.shape),
-      learner.init(jax.random.key(0)),
-    )
-    drawn = jax.vmap(tasks.draw)(jax.random.split(jax.random.key(1), TASKS))
-    experience = jax.jit(learner.collect)(params, drawn, jax.random.key(2))
+    learner, params, experience, draw = _float64(num_steps)
     loss = jax.jit(_loss(learner, experience))
     gradient = jax.jit(jax.grad(_loss(learner, experience)))(params)
     for _ in range(2):
@@ -133,14 +140,26 @@ def test_divergence_is_zero_at_the_policy_that_played():
 
 
 @pytest.mark.slow
-def test_curvature_without_adaptation_is_that_of_the_divergence():
-  """With no inner step, the identity is the derivative of the adaptation."""
-  _, _, learner, params, experience = _parts("maml", num_steps=0)
-  moved = jax.tree.map(lambda x: x + 0.1, params)
-  found = jax.jit(lambda p: learner.curvature(params, experience)(p))(moved)
-  _, expected, _ = jax.jit(learner.outer)(moved, experience)
-  assert expected > 1e-4
-  np.testing.assert_allclose(found, expected, rtol=1e-4)
+@pytest.mark.parametrize("num_steps", [0, 2])
+def test_fisher_product_is_the_hessian_of_the_divergence(num_steps):
+  """With the derivative of the adaptation, by forward over reverse."""
+  with jax.enable_x64(True):
+    learner, params, experience, draw = _float64(num_steps)
+    way = jax.tree.map(lambda x: jnp.asarray(draw(size=x.shape)), params)
+    found = jax.jit(lambda p, e, v: learner.fisher(p, e)(v))(
+      params, experience, way
+    )
+
+    def gradient(params, experience):
+      return jax.grad(lambda p: learner.outer(p, experience)[1])(params)
+
+    expected = jax.jit(
+      lambda p, e, v: jax.jvp(lambda p: gradient(p, e), (p,), (v,))[1]
+    )(params, experience, way)
+    for x, y in zip(
+      jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+      np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.slow
