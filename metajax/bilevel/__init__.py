@@ -7,6 +7,7 @@ from metajax.bilevel.constraints import (
   positive,
   simplex,
 )
+from metajax.bilevel.descent import Descender, Descent, descent
 from metajax.bilevel.estimators import (
   Estimator,
   backpropagation,
@@ -42,6 +43,8 @@ from metajax.bilevel.weighting import (
 
 __all__ = [
   "Constraint",
+  "Descender",
+  "Descent",
   "Estimator",
   "Hypergradient",
   "InnerState",
@@ -52,6 +55,7 @@ __all__ = [
   "backpropagation",
   "check",
   "conjugate_gradients",
+  "descent",
   "direct",
   "equal_weights",
   "evolution",
