@@ -24,6 +24,7 @@ from metajax.bilevel.evolution import (
 )
 from metajax.bilevel.gradients import Hypergradient, check, hypergradient
 from metajax.bilevel.implicit import implicit, implicit_minimum
+from metajax.bilevel.learned_loss import LearnedLoss, learned_loss
 from metajax.bilevel.linear import conjugate_gradients, direct, neumann
 from metajax.bilevel.solvers import (
   InnerState,
@@ -48,6 +49,7 @@ __all__ = [
   "Estimator",
   "Hypergradient",
   "InnerState",
+  "LearnedLoss",
   "Solution",
   "Solver",
   "Weighting",
@@ -66,6 +68,7 @@ __all__ = [
   "implicit_minimum",
   "influence_balancing",
   "interval",
+  "learned_loss",
   "learning_to_reweight",
   "meta_weight_net",
   "neumann",
