@@ -19,13 +19,10 @@ def _estimator(name):
   return getattr(bilevel, name)(begin, window, HORIZON, **noise)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name",
-  [
-    pytest.param("truncated_backpropagation"),
-    pytest.param("truncated_evolution", marks=pytest.mark.slow),
-    pytest.param("persistent_evolution", marks=pytest.mark.slow),
-  ],
+  ["truncated_backpropagation", "truncated_evolution", "persistent_evolution"],
 )
 def test_workers_have_staggered_loops_of_their_own(name):
   estimator = _estimator(name)
