@@ -54,6 +54,7 @@ ALLOWED = {
   "training": BASICS | LOOPS | {"training", "aggregation"},
   "players": BASICS | {"players", "tasks"},
   "bilevel": BASICS | LOOPS | {"bilevel", "models"},
+  "learned_optimizers": BASICS | {"learned_optimizers", "models"},
   "policies": BASICS
   | LOOPS
   | {"advantages", "learners", "policies", "tasks", "training"},

@@ -7,6 +7,7 @@ from metajax.bilevel.constraints import (
   positive,
   simplex,
 )
+from metajax.bilevel.descent import Descender, Descent, descent
 from metajax.bilevel.estimators import (
   Estimator,
   backpropagation,
@@ -23,6 +24,7 @@ from metajax.bilevel.evolution import (
 )
 from metajax.bilevel.gradients import Hypergradient, check, hypergradient
 from metajax.bilevel.implicit import implicit, implicit_minimum
+from metajax.bilevel.learned_loss import LearnedLoss, learned_loss
 from metajax.bilevel.linear import conjugate_gradients, direct, neumann
 from metajax.bilevel.solvers import (
   InnerState,
@@ -42,9 +44,12 @@ from metajax.bilevel.weighting import (
 
 __all__ = [
   "Constraint",
+  "Descender",
+  "Descent",
   "Estimator",
   "Hypergradient",
   "InnerState",
+  "LearnedLoss",
   "Solution",
   "Solver",
   "Weighting",
@@ -52,6 +57,7 @@ __all__ = [
   "backpropagation",
   "check",
   "conjugate_gradients",
+  "descent",
   "direct",
   "equal_weights",
   "evolution",
@@ -62,6 +68,7 @@ __all__ = [
   "implicit_minimum",
   "influence_balancing",
   "interval",
+  "learned_loss",
   "learning_to_reweight",
   "meta_weight_net",
   "neumann",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from metajax.bilevel.estimators import (
   Begin,
   Estimator,
+  Place,
   Window,
   renewed,
   whole_loop,
@@ -131,18 +132,18 @@ def truncated_evolution(
     lambda outer, inner, rng: window(inner, outer, rng)[1], sigma, pairs
   )
 
-  def init(outer: Outer, rng: PRNGKey) -> tuple[Any, Array]:
+  def init(outer: Outer, rng: PRNGKey) -> Place:
     del outer
-    return begin(rng), jnp.int32(0)
+    return Place(begin(rng), jnp.int32(0))
 
-  def estimate(state: tuple, outer: Outer, rng: PRNGKey) -> tuple:
+  def estimate(state: Place, outer: Outer, rng: PRNGKey) -> tuple:
     inner, number = state
     key, own_key, begin_key = jax.random.split(rng, 3)
     grads, _ = gradient(outer, inner, key)
     inner, loss = window(inner, outer, own_key)
     ended = number + 1 >= horizon
     inner = renewed(ended, begin(begin_key), inner)
-    return grads, loss, (inner, jnp.where(ended, 0, number + 1))
+    return grads, loss, Place(inner, jnp.where(ended, 0, number + 1))
 
   return Estimator(init, estimate)
 

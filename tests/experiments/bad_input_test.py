@@ -847,6 +847,14 @@ def test_more_synthetic_images_than_real_ones_are_refused(run, workdir):
   _assert_refused(ended, "--per_class=1000: must be at most 120, .*")
 
 
+def test_windows_that_do_not_fill_a_training_are_refused(run, workdir):
+  ended = run(
+    "learned_optimizer",
+    [f"--workdir={workdir}", "--inner_steps=50", "--window=20"],
+  )
+  _assert_refused(ended, "--inner_steps=50: must be a multiple of --window=20.")
+
+
 @pytest.mark.parametrize(
   "flags, message",
   [

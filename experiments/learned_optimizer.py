@@ -1,0 +1,159 @@
+"""Learns an optimizer, and tests it on longer, wider and other trainings.
+
+  python -m experiments.learned_optimizer
+
+The optimizer is a small MLP on features of each parameter (Metz et al. 2019).
+It is meta-trained on trainings of an MLP on scikit-learn's digits, by
+persistent evolution strategies (PES, Vicol et al. 2021) and by truncated
+backpropagation. The objective is the mean loss of the minibatches over all
+steps. It is compared with Adam, whose step size is that of a grid with the
+lowest mean loss on the same training, and with Adam tuned so on each test. The
+tests are five times as many steps, four times as many hidden units, scikit-
+learn's breast cancer data, and Omniglot if --data_dir or METAJAX_DATA_DIR has
+it. All optimizers get the same number of steps, and the same batches.
+
+It took 34 minutes on a busy shared core. By truncated backpropagation the mean
+loss on the digits is 0.156, by PES 0.236, and with Adam 0.216.
+"""
+
+import functools
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+from experiments.shared import optimizee_curves, optimizees
+from metajax import bilevel, learned_optimizers
+from metajax.evaluation import Estimate, estimate_over_seeds
+from metajax.results import write_results
+from metajax.runs import folder, report
+from metajax.runs.flags import FLAGS, flag_values
+from metajax.runs.script import run
+from metajax.types import PRNGKey
+
+flags.DEFINE_integer("window", 20, "Number of inner steps in a window.", 1)
+flags.DEFINE_integer("workers", 2, "Number of trainings at once.", 1)
+flags.DEFINE_integer("pairs", 4, "Number of antithetic pairs, with PES.", 1)
+flags.DEFINE_float(
+  "sigma", 0.01, "Deviation of the noise of the pairs.", lower_bound=1e-6
+)
+flags.DEFINE_integer("hidden", 32, "Number of hidden units.", 1)
+flags.DEFINE_integer("batch", 64, "Number of training images in a step.", 1)
+flags.DEFINE_integer("trainings", 10, "Number of seeds of the tests.", 2)
+DEFAULTS = {"steps": 1000, "inner_steps": 200, "outer_lr": 3e-3}
+UNUSED = (
+  "learner meta_batch task_chunk inner_lr outer_schedule memory eval_tasks "
+  "log_every eval_every checkpoint_every coordinator num_processes process_id "
+  "must_save stall_seconds"
+).split()
+VALIDATION, TIMES = 5, 10  # Seeds of a choice, choices in a meta-training.
+
+
+def meta_train(name: str, problem: optimizees.Problem, seed: PRNGKey) -> Any:
+  """Returns the learned parameters with the lowest loss of validation seeds."""
+  learned = learned_optimizers.mlp_optimizer()
+  init_key, start_key, key = jax.random.split(seed, 3)
+  theta = learned.init(init_key)
+  begin, step = optimizees.loop(problem, learned.optimizer, theta)
+  horizon = problem.steps // FLAGS.window
+  build = getattr(bilevel, name)
+  if name == "persistent_evolution":
+    build = functools.partial(build, **flag_values("sigma", "pairs"))
+  descender = bilevel.descent(
+    build(begin, bilevel.of_steps(step, FLAGS.window), horizon),
+    optax.chain(optax.clip_by_global_norm(1.0), optax.adam(FLAGS.outer_lr)),
+    workers=FLAGS.workers,
+    horizon=horizon,
+  )
+  run_steps = jax.jit(descender.run, static_argnums=2)
+  trained = optimizees.trainer(problem, learned.optimizer)
+  keys = optimizees.validation_keys(VALIDATION)
+  now, best, chosen = descender.init(theta, start_key), np.inf, theta
+  choices = np.linspace(0, FLAGS.steps, min(TIMES, FLAGS.steps) + 1, dtype=int)
+  for done in choices[1:]:
+    now, losses = run_steps(now, key, int(done - now.step))
+    found = trained(now.outer, keys).losses.mean()
+    print(
+      f"{name}, {done} steps: loss {losses.mean():.4f}, validation {found:.4f}",
+      file=sys.stderr,
+    )
+    if found < best:
+      best, chosen = found, now.outer
+  if not np.isfinite(best):
+    raise ValueError(f"{name} diverges: give a smaller --outer_lr or --sigma.")
+  return chosen
+
+
+def main() -> None:
+  problems, keys = optimizees.problems(), optimizees.test_keys()
+  workdir = folder.start("learned_optimizer")
+  began = time.perf_counter()
+  validation = optimizees.validation_keys(VALIDATION)
+  thetas, seconds = {}, {}
+  for name in ("persistent_evolution", "truncated_backpropagation"):
+    started = time.process_time()
+    rng = jax.random.key(FLAGS.seed)
+    thetas[name] = meta_train(name, problems["digits"], rng)
+    seconds[name] = time.process_time() - started
+    learned_optimizers.save(workdir / f"{name}.safetensors", thetas[name])
+  curves: dict[str, dict[str, optimizee_curves.Curves]] = {}
+  rates: dict[str, float] = {}
+  metrics: dict[str, Estimate] = {}
+  for problem_name, problem in problems.items():
+    adam = optimizees.trainer(problem, optax.adam)
+    rates[problem_name] = optimizees.tuned(adam, validation)
+    mlp = optimizees.trainer(
+      problem, learned_optimizers.mlp_optimizer().optimizer
+    )
+    found = {name: mlp(theta, keys) for name, theta in thetas.items()}
+    found["adam"] = adam(jnp.float32(rates["digits"]), keys)
+    if problem_name != "digits":
+      found["adam_tuned_here"] = adam(jnp.float32(rates[problem_name]), keys)
+    curves[problem_name] = found
+    for name, values in found.items():
+      adams = optimizee_curves.scores(found["adam"])
+      for part, mine in optimizee_curves.scores(values).items():
+        key = f"{problem_name}_{part}_{name}"
+        metrics[key] = estimate_over_seeds(mine.tolist(), len(mine))
+        if name != "adam":
+          metrics[f"{key}_minus_adam"] = estimate_over_seeds(
+            (mine - adams[part]).tolist(), len(mine)
+          )
+  optimizee_curves.draw(
+    workdir / "learned_optimizer.png",
+    {name: problem.steps for name, problem in problems.items()},
+    curves,
+  )
+  write_results(
+    workdir,
+    experiment="learned_optimizer",
+    protocol={
+      **flag_values("window", "workers", "pairs", "sigma", "hidden", "batch"),
+      **flag_values("inner_steps", "outer_lr", "trainings"),
+      "adam_step_sizes": rates,
+      "meta_training_cpu_seconds": seconds,
+      "median_losses": {
+        name: {k: optimizee_curves.medians(v) for k, v in found.items()}
+        for name, found in curves.items()
+      },
+      "metrics": "loss: of the training set, mean over a training; last_loss: "
+      "over its last tenth; accuracy: of the test set at the end, in percent; "
+      "intervals of Student's t over seeds, which all optimizers share",
+    },
+    metrics=metrics,
+    wall_seconds=time.perf_counter() - began,
+    compile_seconds=0.0,
+    steps=FLAGS.steps,
+    seed=FLAGS.seed,
+  )
+  report.publish(workdir, FLAGS.steps, metrics)
+  report.show(workdir, metrics, "seeds")
+
+
+if __name__ == "__main__":
+  run(main, defaults=DEFAULTS, unused=UNUSED)

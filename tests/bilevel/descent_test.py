@@ -1,0 +1,84 @@
+"""The descent along estimates, against a loop over its workers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax import bilevel
+
+HORIZON, WORKERS, STEPS = 6, 3, 5
+NOISE = {"sigma": 0.3, "pairs": 2}
+
+
+def _estimator(name):
+  begin, step = bilevel.influence_balancing()
+  noise = {} if "backpropagation" in name else NOISE
+  window = bilevel.of_steps(step, 2)
+  return getattr(bilevel, name)(begin, window, HORIZON, **noise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "name",
+  ["truncated_backpropagation", "truncated_evolution", "persistent_evolution"],
+)
+def test_workers_have_staggered_loops_of_their_own(name):
+  estimator = _estimator(name)
+  optimizer = optax.sgd(0.01, momentum=0.5)
+  descender = bilevel.descent(
+    estimator, optimizer, workers=WORKERS, horizon=HORIZON
+  )
+  start_key, rng = jax.random.split(jax.random.key(0))
+  start = descender.init(0.5, start_key)
+  assert start.workers.number.tolist() == [0, 2, 4]
+  run = jax.jit(descender.run, static_argnums=2)
+  after, losses = run(start, rng, STEPS)
+  assert int(after.step) == STEPS
+
+  estimate = jax.jit(estimator.estimate)
+  outer = jnp.float32(0.5)
+  opt_state = optimizer.init(outer)
+  workers = [
+    estimator.init(outer, key)._replace(number=jnp.int32(number))
+    for key, number in zip(
+      jax.random.split(start_key, WORKERS), (0, 2, 4), strict=True
+    )
+  ]
+  for s in range(STEPS):
+    keys = jax.random.split(jax.random.fold_in(rng, s), WORKERS)
+    found = [
+      estimate(state, outer, key)
+      for state, key in zip(workers, keys, strict=True)
+    ]
+    grads, each, workers = zip(*found, strict=True)
+    np.testing.assert_allclose(losses[s], np.mean(each), rtol=1e-5)
+    updates, opt_state = optimizer.update(sum(grads) / WORKERS, opt_state)
+    outer = outer + updates
+  np.testing.assert_allclose(after.outer, outer, rtol=1e-5)
+  assert abs(outer - 0.5) > 1e-3
+
+
+@pytest.mark.slow
+def test_calls_of_any_lengths_end_alike():
+  descender = bilevel.descent(
+    _estimator("persistent_evolution"),
+    optax.adam(0.01),
+    workers=WORKERS,
+    horizon=HORIZON,
+  )
+  rng = jax.random.key(1)
+  start = descender.init(0.5, rng)
+  whole, losses = descender.run(start, rng, STEPS)
+  first, early = descender.run(start, rng, 2)
+  parts, late = descender.run(first, rng, STEPS - 2)
+  np.testing.assert_array_equal(parts.outer, whole.outer)
+  np.testing.assert_array_equal([*early, *late], losses)
+
+
+def test_bad_numbers_of_a_descent_are_named():
+  estimator = _estimator("truncated_backpropagation")
+  for name in "workers", "horizon":
+    with pytest.raises(ValueError, match=f"{name}=0: must be 1 or more"):
+      bilevel.descent(estimator, optax.sgd(0.1), **{name: 0})

@@ -1,0 +1,116 @@
+"""Learned hyper-parameters, against the optimizers of optax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax import learned_optimizers
+
+PARAMS = {"w": np.array([[0.5, -1.0, 2.0]]), "b": np.array([0.3, 0.0])}
+draw = np.random.default_rng(0).normal
+GRADS = {"w": draw(size=(6, 1, 3)), "b": draw(size=(6, 2))}
+GRADS["b"][:, 1] = 0.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def assert_alike(*pairs):
+  """Pairs of optimizers have the same updates, in one compiled program."""
+
+  def updates_of(optimizer):
+    def step(state, grads):
+      updates, state = optimizer.update(grads, state, PARAMS)
+      return state, updates
+
+    return jax.lax.scan(step, optimizer.init(PARAMS), GRADS)[1]
+
+  compiled = jax.jit(lambda: [list(map(updates_of, x)) for x in pairs])
+  for found, expected in compiled():
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12),
+      found,
+      expected,
+    )
+
+
+def start(learned):
+  return learned.init(jax.random.key(0))
+
+
+def test_all_start_as_those_of_optax():
+  pairs = []
+  for each in "leaf", "element":
+    for momentum in 0.0, 0.8:
+      learned = learned_optimizers.learned_sgd(
+        PARAMS, 0.1, momentum=momentum, each=each
+      )
+      theta = start(learned)
+      shape = (1, 1, 3) if each == "element" else (1,)
+      assert theta["log_step_size"]["w"].shape == shape
+      plain = optax.sgd(0.1, momentum=momentum or None)
+      pairs.append((learned.optimizer(theta), plain))
+    learned = learned_optimizers.learned_adam(
+      PARAMS, 0.1, b1=0.7, b2=0.8, each=each
+    )
+    plain = optax.adam(0.1, b1=0.7, b2=0.8, eps_root=1e-16)
+    pairs.append((learned.optimizer(start(learned)), plain))
+  assert_alike(*pairs)
+
+
+def test_leaves_have_step_sizes_and_momenta_of_their_own():
+  learned = learned_optimizers.learned_sgd(PARAMS, 0.1, momentum=0.5)
+  theta = start(learned)
+  theta["log_step_size"]["b"] = jnp.log(jnp.full(1, 0.3))
+  theta["logit_momentum"]["b"] = jnp.log(0.9 / 0.1)
+  plain = optax.partition(
+    {"w": optax.sgd(0.1, momentum=0.5), "b": optax.sgd(0.3, momentum=0.9)},
+    {"w": "w", "b": "b"},
+  )
+  assert_alike((learned.optimizer(theta), plain))
+
+
+def test_schedule_is_geometric_between_its_times_and_constant_after_them():
+  learned = learned_optimizers.learned_adam(PARAMS, 0.2, times=(0, 3))
+  theta = start(learned)
+  ends = jnp.log(jnp.array([0.2, 0.05]))
+  theta["log_step_size"] = {"w": ends, "b": ends}
+
+  def schedule(step):  # That of optax computes in float32.
+    return 0.2 * 0.25 ** (jnp.minimum(step, 3).astype(float) / 3)
+
+  plain = optax.adam(schedule, eps_root=1e-16)
+  assert_alike((learned.optimizer(theta), plain))
+
+
+@pytest.mark.parametrize(
+  "given, message",
+  [
+    ({"step_size": 0}, "step_size=0: must be above 0"),
+    ({"each": "tensor"}, "each='tensor': must be one of"),
+    ({"times": (3, 3)}, r"times=\(3, 3\): must be steps from 0 that"),
+    ({"times": ()}, r"times=\(\): must be steps"),
+    ({"times": (-1, 3)}, "must be steps from 0"),
+    ({"params": np.ones(2, complex)}, "is complex128; must be real"),
+  ],
+)
+def test_bad_arguments_are_named(given, message):
+  arguments = {"params": PARAMS, "step_size": 0.1, **given}
+  for build in learned_optimizers.learned_sgd, learned_optimizers.learned_adam:
+    with pytest.raises(ValueError, match=message):
+      build(**arguments)
+
+
+def test_decays_out_of_range_are_named():
+  with pytest.raises(ValueError, match="momentum=1.0: must be"):
+    learned_optimizers.learned_sgd(PARAMS, 0.1, momentum=1.0)
+  for name in "b1", "b2":
+    with pytest.raises(ValueError, match=f"{name}=0: must be above 0 and"):
+      learned_optimizers.learned_adam(PARAMS, 0.1, **{name: 0})
+  with pytest.raises(ValueError, match="eps_root=0: must be above 0"):
+    learned_optimizers.learned_adam(PARAMS, 0.1, eps_root=0)
