@@ -92,6 +92,8 @@ def meta_train(name: str, problem: optimizees.Problem, seed: PRNGKey) -> Any:
 def main() -> None:
   problems, keys = optimizees.problems(), optimizees.test_keys()
   workdir = folder.start("learned_optimizer")
+  if report.show_finished(workdir, "seeds", saves_learner=False):
+    return
   began = time.perf_counter()
   validation = optimizees.validation_keys(VALIDATION)
   thetas, seconds = {}, {}
