@@ -11,7 +11,7 @@ import pytest
 from metajax.learners.partition import last_layer
 from metajax.models.mlp import MLP
 from metajax.policies.advantages import Estimator, advantages
-from metajax.policies.evaluation import returns_by_step
+from metajax.policies.evaluation import played_tasks, returns_by_step
 from metajax.policies.policy import categorical_policy, gaussian_policy
 from metajax.policies.policy_learner import POLICY_LEARNERS, policy_learner
 from metajax.policies.surrogates import clipped, score_function
@@ -267,6 +267,37 @@ def test_training_improves_the_return_after_adaptation(outer, epochs, steps):
   assert gains.mean() > 2 * gains.std() / len(gains) ** 0.5
   if isinstance(outer, TrustRegion):
     assert 0 < metrics["kl"] <= 0.05
+
+
+@pytest.mark.slow
+def test_played_tasks_are_those_of_a_loop_written_out():
+  """In chunks of 2, the last of them not full; steps of 0.7 and 0.35."""
+  policy, tasks, _, params, _ = _parts("maml")
+  learner = policy_learner(
+    policy, tasks, inner_lr=lambda k: RATE * 0.5**k, num_episodes=EPISODES
+  )
+  options = {"num_steps": 2, "num_episodes": EPISODES}
+  rng = jax.random.key(5)
+  drawn, rollouts = played_tasks(learner, tasks, tasks_at_once=2, **options)(
+    params, rng, 3
+  )
+  play = jax.jit(lambda p, task, key: learner.play(p, task, key, EPISODES))
+  adapt = jax.jit(learner.adapt, static_argnums=2)
+  returns = np.zeros((3, 3))
+  for i, key in enumerate(jax.random.split(rng, 3)):
+    task_key, play_key = jax.random.split(key)
+    task, phi = tasks.draw(task_key), params
+    np.testing.assert_array_equal(drawn[i], task)
+    for k, step_key in enumerate(jax.random.split(play_key, 3)):
+      played = play(phi, task, step_key)
+      returns[i, k] = played.returns.mean()
+      phi = adapt(phi, played, k)
+  assert np.ptp(returns, axis=1).min() > 1e-3
+  np.testing.assert_allclose(rollouts.returns.mean(-1), returns, rtol=1e-4)
+  again = jax.jit(
+    lambda p: returns_by_step(learner, tasks, p, rng, num_tasks=3, **options)
+  )(params)
+  np.testing.assert_allclose(again, returns, rtol=1e-4)
 
 
 @pytest.mark.slow
