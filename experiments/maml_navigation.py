@@ -96,7 +96,10 @@ def main() -> None:
     FLAGS.eval_tasks,
   )
   returns = rollouts.returns.mean(-1)
-  legend = {f"validation/return_{k}_steps": f"{k} steps" for k in EVALUATED}
+  legend = {
+    f"validation/return_{k}_steps": f"{k} step{'s'[: k != 1]}"
+    for k in EVALUATED
+  }
   legend["return_after"] = "training, after adaptation"
   plots.learning_curve(workdir, legend, "return of an episode")
   # The first test tasks, with the episodes that were scored.
