@@ -234,6 +234,7 @@ def test_remat_keeps_parameters_only_between_steps():
   assert remat < plain / 4
 
 
+@pytest.mark.slow
 def test_nested_memory_grows_as_the_root_of_the_steps():
   """4 times the steps, 2 times the states, which are 64 x 64 floats."""
   loss_fn, params = _problem(width=64, examples=1)

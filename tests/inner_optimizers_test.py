@@ -34,10 +34,7 @@ NEVER_NONE = ("galore", "scale_by_galore")
 FEW = (
   "adam",
   "noisy_sgd",
-  "polyak_sgd",
   "sam opaque",
-  "scale_by_backtracking_linesearch",
-  "schedule_free_sgd",
   "sgd",
 )
 

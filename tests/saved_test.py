@@ -104,6 +104,7 @@ def test_every_learner_in_context_is_saved_below():
   assert set(READING) == set(context.READERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["tnp_d"], IN_CONTEXT))
 def test_distributions_of_what_is_loaded_are_those_of_what_was_saved(
   name, tmp_path
@@ -129,6 +130,7 @@ def test_distributions_of_what_is_loaded_are_those_of_what_was_saved(
     metajax.load(tmp_path, num_eval_steps=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["snail"], READING))
 def test_readers_that_are_loaded_predict_what_was_saved(name, tmp_path):
   recipe = recipes.Recipe(

@@ -453,6 +453,7 @@ def _pairs(stack):
   return (_product(sums, sums) - _product(stack, stack)) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "conv4, flattened"])
 def test_alignment_of_different_models_keeps_what_each_computes(name):
   apply, shapes, axes = _network(name)

@@ -76,6 +76,7 @@ def _ties(vectors, weights, density):
   return merged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 1.0])
 def test_ties_equals_a_loop(density):
   draw = np.random.default_rng(0)

@@ -114,6 +114,7 @@ def test_order_of_three_tokens():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", ["cholesky", "low_rank"])
 def test_tnp_nd_is_a_normal_distribution(covariance, task):
   learner = tnp_nd(num_outputs=OUTPUTS, covariance=covariance, rank=5, **SIZES)

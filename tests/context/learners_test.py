@@ -183,6 +183,7 @@ def test_gradients_are_finite_and_those_of_the_loss(case):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "case", ["cnp", "tnp_a"], indirect=True, scope="module"
 )

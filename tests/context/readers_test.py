@@ -94,6 +94,7 @@ def test_outputs_are_the_predictions_of_every_prefix(case):
     np.testing.assert_allclose(outputs[i, i], predictions[i, i], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_outputs_know_nothing_of_their_label_and_of_later_examples(case):
   """By differences: variant i has another example i."""
   outputs = case.solve()[0][0]

@@ -54,6 +54,7 @@ def test_outputs_are_those_of_every_prefix_alone(case):
     np.testing.assert_allclose(others[0], alone[0], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_outputs_know_nothing_of_their_label_and_later_examples(case):
   network, params, batch = case
 

@@ -103,6 +103,7 @@ def test_cache_equals_one_pass_over_all_tokens(network, causal, among):
   np.testing.assert_allclose(found, expected[SUPPORT:], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_causal_tokens_know_nothing_of_later_ones(network):
   """The Jacobian is zero above the diagonal, and only there."""
   made, params, _ = network

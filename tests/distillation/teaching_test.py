@@ -92,6 +92,7 @@ def test_all_predictions_are_those_of_the_teacher():
     predict_all(lambda x: TEACHER(x) / 0, INPUTS)
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_are_arguments_not_constants():
   """So a second ensemble of the same shapes takes no new program."""
   traces = []

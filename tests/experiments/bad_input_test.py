@@ -685,6 +685,7 @@ def test_learners_in_context_that_cannot_be_are_named(
   _assert_refused(ended, f"{message}.*")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "flags, message",
   [
@@ -732,6 +733,7 @@ def test_a_step_that_the_run_has_not_is_refused(run, tmp_path):
   assert ended.code == 2
 
 
+@pytest.mark.slow
 def test_sizes_beyond_any_machine_are_an_error_in_a_line(run, tmp_path):
   data = tmp_path / "images"
   for name in range(24):
@@ -847,6 +849,7 @@ def test_more_synthetic_images_than_real_ones_are_refused(run, workdir):
   _assert_refused(ended, "--per_class=1000: must be at most 120, .*")
 
 
+@pytest.mark.slow
 def test_windows_that_do_not_fill_a_training_are_refused(run, workdir):
   ended = run(
     "learned_optimizer",

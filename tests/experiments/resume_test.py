@@ -377,6 +377,7 @@ def test_workdir_of_other_flags_is_left_alone(straight):
   assert _hashes(straight) == before
 
 
+@pytest.mark.slow
 def test_results_say_what_was_measured_and_how(straight):
   results = _results(straight)
   assert list(results) == [

@@ -47,6 +47,7 @@ def relu(x):
   return np.maximum(x, 0)
 
 
+@pytest.mark.slow
 def test_mlp_is_a_loop_over_tensors_and_their_elements():
   decays, second_decay = (0.5, 0.9), 0.95
   learned = learned_optimizers.mlp_optimizer(

@@ -131,6 +131,7 @@ def _average_by_hand(logits, members, group_of):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "group_of, names",
   [
@@ -262,6 +263,7 @@ def _geometric_mean(p, weights):
   return np.log(product / product.sum(axis=-1, keepdims=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "pool, by_hand",
   [(average_probabilities, _log_of_mean), (log_pool, _geometric_mean)],
@@ -328,6 +330,7 @@ def test_new_ensemble_in_regression_is_the_mean_prediction():
   )
 
 
+@pytest.mark.slow
 def test_members_that_do_not_adapt_have_their_posterior_at_beta_n():
   """A Gaussian likelihood; the logits are the log of the prior."""
   sigma, prior = 0.7, np.array([1.0, 2.0, 5.0])
@@ -361,6 +364,7 @@ def test_members_that_do_not_adapt_have_their_posterior_at_beta_n():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_meta_gradient_of_an_ensemble_equals_finite_differences():
   episodes = jax.tree.map(
     lambda *leaves: jnp.stack(leaves), *(_classes(seed) for seed in range(3))
@@ -396,6 +400,7 @@ def test_meta_gradient_of_an_ensemble_equals_finite_differences():
   np.testing.assert_allclose(metrics["accuracy"], share, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", ["the same in all tasks", "the task's own"])
 def test_outer_steps_learn_which_member_to_trust(right):
   """Of linear models that do not adapt; targets come from one of them."""

@@ -92,9 +92,11 @@ def _cases(names=tuple(REGISTRY), settings=tuple(testing.SETTINGS)):
 
 
 def _marks(name, setting):
-  """Marks regression as slow for all learners but a few."""
-  few = setting == "classification" or name in ("maml", "reptile", "recurrent")
-  return () if few else pytest.mark.slow
+  """Marks all as slow but learners that are unlike each other."""
+  few = ["maml", "reptile", "recurrent"]
+  if setting == "classification":
+    few += ["imaml", "meta_sgd", "prototypical", "ridge"]
+  return () if name in few else pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=_cases(), ids="-".join)

@@ -157,6 +157,7 @@ def _centred(logits):
   return logits - logits.mean(-1, keepdims=True)
 
 
+@pytest.mark.slow
 @in_float64
 @pytest.mark.parametrize("is_separable", [False, True])
 def test_logistic_is_scikit_learns(is_separable):

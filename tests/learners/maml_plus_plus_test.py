@@ -170,9 +170,8 @@ def test_first_order_stage_is_fomaml_and_still_learns_the_rates():
   _close(_grad(learner, meta_params, step=10), _grad(learner, meta_params))
 
 
-@pytest.mark.parametrize(
-  "several, first", [pytest.param(4, 8, marks=pytest.mark.slow), (4, 4)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("several, first", [(4, 8), (4, 4)])
 def test_stages_follow_each_other_and_end_in_the_learner(several, first):
   for step in (0, 3, 4, 7, 8, 100):
     # The learner that has no other stage than this step's.

@@ -195,6 +195,7 @@ HEADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["ridge"], HEADS))
 def test_heads_do_not_see_padding(name):
   head = HEADS[name]

@@ -32,6 +32,7 @@ def _fit(cost):
 
 
 # More examples than numbers, where the dual has many solutions, and fewer.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "n, d, cost, tolerance", [(20, 30, 0.1, 1e-6), (20, 6, 1.0, 1e-6)]
 )

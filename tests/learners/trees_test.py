@@ -103,6 +103,7 @@ def test_inputs_may_be_trees(name):
   )
 
 
+@pytest.mark.slow
 def test_evaluation_of_trees():
   learner = _build("maml", ON_TREES)
   stored = jax.tree.map(jnp.asarray, _with_trees(_episodes()))
@@ -165,6 +166,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", slow_but(FAST, [n for n in DISTINCT if n not in READERS])
 )
@@ -259,6 +261,7 @@ CASES = [("maml", kind) for kind in ODD]
 CASES += [(n, "all") for n in DISTINCT if n not in NO_LAYERS and n != "maml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "case",
   slow_but([("maml", "all"), ("reptile", "all")], CASES),

@@ -347,6 +347,7 @@ def test_flax_layer_keeps_its_parameters(channels):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "lowering, convolves",
   [("patches", False), ("blocks", False), ("auto", False), ("xla", True)],

@@ -96,18 +96,12 @@ def _pixels(x):
   return [x[:, a::2, b::2] for a in range(2) for b in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("window", "taps"),
-  [
-    pytest.param(None, None, marks=pytest.mark.slow),
-    ((2, 2), None),
-    pytest.param((3, 2), None, marks=pytest.mark.slow),
-    pytest.param((2, 2), _pixels, marks=pytest.mark.slow),
-  ],
+  [(None, None), ((2, 2), None), ((3, 2), None), ((2, 2), _pixels)],
 )
-@pytest.mark.parametrize(
-  "masked", [pytest.param(False, marks=pytest.mark.slow), True]
-)
+@pytest.mark.parametrize("masked", [False, True])
 def test_batch_norm_and_its_derivatives_are_the_definitions(
   window, taps, masked, monkeypatch
 ):

@@ -203,6 +203,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [_in_numpy, _in_torch])
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_are_the_same(name, other):

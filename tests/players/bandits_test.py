@@ -90,6 +90,7 @@ def _assert_best(choices, scores):
   assert len(np.unique(choices)) == scores.shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 def test_memory_counts_the_steps_of_its_own_task(name):
   """Before a task's first step was another's: that is not counted."""
@@ -264,6 +265,7 @@ def test_random_player_acts_uniformly_and_remembers_nothing():
   assert _is_uniform(np.bincount(actions, minlength=5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [1, 4])
 @pytest.mark.parametrize("successes, failures", [*PAIRS, ([1, 3], [1, 1])])
 def test_likeliest_sample_is_that_of_the_highest_density(

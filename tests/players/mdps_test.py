@@ -131,6 +131,7 @@ def test_ucrl2_takes_the_best_transitions_within_their_bounds(scale):
   np.testing.assert_allclose(memory.plan, _plan(means + width, best), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_posterior_samples_have_its_moments():
   """The last step's values are sampled mean rewards."""
   player = posterior_sampling(SIZES)

@@ -103,6 +103,7 @@ def test_beb_adds_both_bonuses(scale):
   np.testing.assert_allclose(plan, _solve(value), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-4, 0.05, 0.3, 1.0])
 def test_ucrl2_goes_to_the_best_state_from_the_worst_ones(scale):
   visits, seen, rewards, to_states = _counts()

@@ -54,6 +54,7 @@ def _assert_equal(found, expected):
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.slow
 def test_an_embedding_is_taken_and_numbers_beside_it_are_new(trained):
   folder, params = trained
   learner = recipes.build(_recipe("cosine"))

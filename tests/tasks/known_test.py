@@ -113,6 +113,7 @@ def test_joint_density_is_that_of_the_multivariate_normal():
   np.testing.assert_allclose(found, known, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_evidence_gives_the_same_joint_density():
   """Over a grid of several chunks, with masks."""
   tasks = gaussian_processes(

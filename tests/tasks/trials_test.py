@@ -303,6 +303,7 @@ def _reset_in_every_step(tasks, environment):
   return tasks._replace(reset=reset, step=step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "tasks, environment",
   [

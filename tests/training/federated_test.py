@@ -101,6 +101,7 @@ def _visits(trainer, clients, rounds=1):
 # --- Against other computations. ---
 
 
+@pytest.mark.slow
 def test_fedsgd_is_one_step_on_the_pooled_examples():
   """One full-batch step of every client, on classes: integer targets."""
   draw, classes = np.random.default_rng(0), 3
@@ -354,6 +355,7 @@ def test_a_round_costs_what_its_examples_do(batch_size):
   assert exact <= computed <= (exact if batch_size else 2 * exact)
 
 
+@pytest.mark.slow
 def test_chunks_are_of_clients_alike_in_size():
   # What a chunk does together is counted once.
   computed = 3 * _computed((4, 40) * 3, batch_size=4, client_chunk=3)
@@ -495,6 +497,7 @@ def _on_one_device():
   return trainer, train, _rounds(trainer, train, 5)
 
 
+@pytest.mark.slow
 def test_two_rounds_and_three_are_five():
   trainer, train, expected = _on_one_device()
   found = _rounds(trainer, train, 2, 3)

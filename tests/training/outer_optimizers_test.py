@@ -179,6 +179,7 @@ def test_each_seed_searches_as_it_would_alone():
     chex.assert_trees_all_close(found, alone.meta_params, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_supervised_training_searches_over_the_batch_of_the_step():
   """A batch of equal examples, so that the loop by hand knows it."""
   data = jnp.zeros((4,))
@@ -257,6 +258,7 @@ def _schedule_free_average(num_steps):
   return y, x
 
 
+@pytest.mark.slow
 def test_schedule_free_is_validated_where_its_average_is(tmp_path):
   name, validated = "schedule_free_sgd", []
 
@@ -313,6 +315,7 @@ def test_evaluation_params_of_seeds_and_of_parts():
   np.testing.assert_allclose(found["w"][1], 2 * PARAMS["w"] + 1.0 / 0.9)
 
 
+@pytest.mark.slow
 def test_sam_is_evaluated_where_it_started_its_ascent():
   state = _train(_meta_trainer("sam"), 1)
   assert not np.allclose(state.meta_params["w"], PARAMS["w"])

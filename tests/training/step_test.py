@@ -422,6 +422,7 @@ def test_meta_gradient_metrics_and_scores_are_those_of_one_device(name, spread):
     )
 
 
+@pytest.mark.slow
 def test_8_devices_take_the_mean_over_single_tasks(spread, float64):
   """pmean, neither psum nor a mean of gradients summed twice."""
   # By hand, on this process's one device, task by task.
