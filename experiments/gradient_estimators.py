@@ -26,7 +26,6 @@ from absl import flags
 from experiments.shared import estimator_plots
 from metajax import bilevel
 from metajax.evaluation import Estimate, estimate
-from metajax.results import write_results
 from metajax.runs import folder, report
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
@@ -116,23 +115,20 @@ def main() -> None:
       row = {k: f"{v:.3g}" for k, v in table[name][steps].items()}
       print(f"{steps} steps, {name}: {row}", file=sys.stderr)
   estimator_plots.draw(workdir / "estimators.png", table)
-  write_results(
+  report.finish_whole(
     workdir,
-    experiment="gradient_estimators",
-    protocol={
+    "gradient_estimators",
+    {
       **flag_values("unroll", "window", "pairs", "sigma", "outer", "loops"),
       "metrics": "mean estimate of a loop / exact gradient; intervals over "
       "loops",
       "table": table,
     },
-    metrics=metrics,
-    wall_seconds=time.perf_counter() - began,
-    compile_seconds=0.0,
+    metrics,
+    began=began,
+    of="loops",
     steps=max(FLAGS.unroll),
-    seed=FLAGS.seed,
   )
-  report.publish(workdir, max(FLAGS.unroll), metrics)
-  report.show(workdir, metrics, "loops")
 
 
 if __name__ == "__main__":

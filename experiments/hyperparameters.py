@@ -23,7 +23,6 @@ from absl import flags
 
 from experiments.shared import penalties, penalty_plots
 from metajax.evaluation import Estimate, estimate
-from metajax.results import write_results
 from metajax.runs import folder, report
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
@@ -71,10 +70,10 @@ def main() -> None:
     penalties.errors_of_ridge(FLAGS.splits)
   )
   penalty_plots.draw(workdir / "penalties.png", curves)
-  write_results(
+  report.finish_whole(
     workdir,
-    experiment="hyperparameters",
-    protocol={
+    "hyperparameters",
+    {
       **flag_values("splits", "outer_lr"),
       "trials": {
         name: {k: v.validation.shape[1] for k, v in tuned.items()}
@@ -86,14 +85,10 @@ def main() -> None:
       },
       "metrics": "losses without penalty; intervals over splits",
     },
-    metrics=metrics,
-    wall_seconds=time.perf_counter() - began,
-    compile_seconds=0.0,
-    steps=FLAGS.steps,
-    seed=FLAGS.seed,
+    metrics,
+    began=began,
+    of="splits",
   )
-  report.publish(workdir, FLAGS.steps, metrics)
-  report.show(workdir, metrics, "splits")
 
 
 if __name__ == "__main__":

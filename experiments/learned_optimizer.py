@@ -30,7 +30,6 @@ from absl import flags
 from experiments.shared import optimizee_curves, optimizees
 from metajax import bilevel, learned_optimizers
 from metajax.evaluation import Estimate, estimate_over_seeds
-from metajax.results import write_results
 from metajax.runs import folder, report
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
@@ -131,10 +130,10 @@ def main() -> None:
     {name: problem.steps for name, problem in problems.items()},
     curves,
   )
-  write_results(
+  report.finish_whole(
     workdir,
-    experiment="learned_optimizer",
-    protocol={
+    "learned_optimizer",
+    {
       **flag_values("window", "workers", "pairs", "sigma", "hidden", "batch"),
       **flag_values("inner_steps", "outer_lr", "trainings"),
       "adam_step_sizes": rates,
@@ -147,14 +146,10 @@ def main() -> None:
       "over its last tenth; accuracy: of the test set at the end, in percent; "
       "intervals of Student's t over seeds, which all optimizers share",
     },
-    metrics=metrics,
-    wall_seconds=time.perf_counter() - began,
-    compile_seconds=0.0,
-    steps=FLAGS.steps,
-    seed=FLAGS.seed,
+    metrics,
+    began=began,
+    of="seeds",
   )
-  report.publish(workdir, FLAGS.steps, metrics)
-  report.show(workdir, metrics, "seeds")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ from experiments.shared.digit_streams import (
 )
 from metajax import continual
 from metajax.evaluation import Estimate, estimate
-from metajax.results import write_results
 from metajax.runs import folder, plots, report
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
@@ -142,10 +141,10 @@ def main() -> None:
     "tasks learned so far",
     "mean accuracy on them in percent",
   )
-  write_results(
+  report.finish_whole(
     workdir,
-    experiment="rer_continual",
-    protocol={
+    "rer_continual",
+    {
       **flag_values("stream", "tasks", "examples", "num_streams", "hidden"),
       **flag_values("capacity", "batch", "batches"),
       "numbers_of_methods": chosen,
@@ -156,14 +155,11 @@ def main() -> None:
       },
       "eval_seed": FLAGS.eval_seed,
     },
-    metrics=metrics,
-    wall_seconds=time.perf_counter() - began,
-    compile_seconds=0.0,
+    metrics,
+    began=began,
+    of="streams",
     steps=FLAGS.tasks * FLAGS.examples,
-    seed=FLAGS.seed,
   )
-  report.publish(workdir, FLAGS.tasks * FLAGS.examples, metrics)
-  report.show(workdir, metrics, "streams")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from experiments.shared import corrupted
 from metajax import bilevel
 from metajax.evaluation import Estimate, estimate_over_seeds
 from metajax.models.mlp import MLP
-from metajax.results import write_results
 from metajax.runs import folder, report
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
@@ -120,24 +119,20 @@ def main() -> None:
   for name in list(found)[1:]:
     metrics[f"{name}_minus_plain"] = over_seeds(found[name] - found["plain"])
   corrupted.draw(workdir / "reweight.png", found)
-  write_results(
+  report.finish_whole(
     workdir,
-    experiment="reweight",
-    protocol={
+    "reweight",
+    {
       **flag_values("corruption", "flipped", "ratio", "clean", "hidden"),
       **flag_values("batch", "trainings", "inner_lr"),
       "train": data.train.targets.shape[1],
       "metrics": "test accuracy in percent; intervals of Student's t over "
       "seeds, each with a split and an initialisation of its own",
     },
-    metrics=metrics,
-    wall_seconds=time.perf_counter() - began,
-    compile_seconds=0.0,
-    steps=FLAGS.steps,
-    seed=FLAGS.seed,
+    metrics,
+    began=began,
+    of="seeds",
   )
-  report.publish(workdir, FLAGS.steps, metrics)
-  report.show(workdir, metrics, "seeds")
 
 
 def over_seeds(values: np.ndarray) -> Estimate:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,47 @@ def finish(
     note=f"{steps} meta-steps in {trained.wall_seconds:.1f} s, of which "
     f"{trained.compile_seconds:.1f} s compiling\n\n",
   )
+
+
+def finish_whole(
+  workdir: Path,
+  experiment: str,
+  protocol: Mapping[str, Any],
+  metrics: Mapping[str, Estimate],
+  *,
+  began: float,
+  of: str,
+  steps: int | None = None,
+) -> None:
+  """Does what `finish` does, for a script that trains in one piece.
+
+  Such a script has no checkpoints, and saves no learner.
+
+  Args:
+    workdir: the folder of the run.
+    experiment: the name of the experiment.
+    protocol: entries of `results.json`.
+    metrics: the results by name.
+    began: `time.perf_counter()` at the start, in seconds.
+    of: what the intervals are over, as for `show_finished`.
+    steps: the number of steps; None: --steps.
+
+  Raises:
+    ValueError: if a result is not finite. All files are written before.
+  """
+  steps = FLAGS.steps if steps is None else steps
+  write_results(
+    workdir,
+    experiment=experiment,
+    protocol=protocol,
+    metrics=metrics,
+    wall_seconds=time.perf_counter() - began,
+    compile_seconds=0.0,
+    steps=steps,
+    seed=FLAGS.seed,
+  )
+  publish(workdir, steps, metrics)
+  show(workdir, metrics, of)
 
 
 def publish(workdir: Path, steps: int, metrics: Mapping[str, Estimate]) -> None:

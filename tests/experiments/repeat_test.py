@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# They have no checkpoints, and write their results by themselves.
+# They have no checkpoints.
 SCRIPTS = [
   path
   for path in sorted(ROOT.glob("experiments/*.py"))
-  if "write_results(" in path.read_text()
+  if "report.finish_whole(" in path.read_text()
 ]
 
 
