@@ -268,6 +268,7 @@ class _Reversing:
     return reverse(jnp.tanh(inputs @ params["w"])) @ params["v"]
 
 
+@pytest.mark.slow
 def test_a_learner_with_such_a_model_has_the_right_meta_gradient():
   model = _Reversing()
   draw = np.random.default_rng(0).normal

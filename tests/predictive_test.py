@@ -61,6 +61,7 @@ def test_continuous_ones_are_scipys(name):
       )
 
 
+@pytest.mark.slow
 def test_student_is_accurate_near_its_centre_in_float32():
   """One of the two forms of its cdf is wrong by 1e-4 there."""
   z = np.linspace(-0.02, 0.02, 9, dtype=np.float32)
@@ -103,6 +104,7 @@ def test_mixture_of_one_weight_for_all_numbers_is_of_equal_ones():
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_mixture_of_a_weight_of_zero_is_that_of_the_others():
   found = jax.tree.map(jnp.asarray, _mixture(np.array([[[0.0, 1.0, 0.0]]]))[0])
   known = stats.norm(MEAN, SCALE / 9)

@@ -436,6 +436,7 @@ def test_permuted_copies_become_equal_copies(name, rounds):
   chex.assert_trees_all_equal(aligned, expected)
 
 
+@pytest.mark.slow
 def test_average_of_aligned_copies_computes_what_they_do():
   stack, params, axes = _permuted_copies("mlp")
   apply = _network("mlp")[0]

@@ -147,6 +147,7 @@ def test_average_compiles_and_has_the_weights_gradient():
   np.testing.assert_allclose(grad, [-0.75, 0.25], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_full_batch_step_of_every_client_is_one_step_on_their_data():
   """FedAvg with one local step, weighted by the numbers of examples."""
   sizes, step_size = [3, 10, 7], 0.1
@@ -187,6 +188,7 @@ def test_greedy_soup_takes_what_helps_in_the_order_of_scores():
   )
 
 
+@pytest.mark.slow
 def test_greedy_soup_is_never_worse_than_the_best_model():
   for seed in range(20):
     draw = np.random.default_rng(seed).normal

@@ -24,6 +24,7 @@ def _mlp(layers, x):
   return _dense(layers[-1], x)
 
 
+@pytest.mark.slow
 def test_weights_are_softmax_of_products_and_padding_has_none():
   learner = tnp_d(width=8, hidden=8, layers=2, heads=2)
 

@@ -35,6 +35,7 @@ def case():
   return jax.jit(solve), support
 
 
+@pytest.mark.slow
 def test_predictions_move_with_the_support(case):
   solve, support = case
   inputs = np.linspace(-1, 1, 7)[:, None]

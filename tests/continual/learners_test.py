@@ -201,6 +201,7 @@ def test_meta_replay_of_whole_steps_and_no_draws_is_online_sgd():
     _close(found.params, _flat(expected.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "learner",
   [

@@ -133,6 +133,7 @@ def _trained_loss(synthetic, params, num_steps):
   return -(ONE_HOT * _log_softmax(logits)).sum(-1).mean()
 
 
+@pytest.mark.slow
 def test_unrolled_is_the_loss_after_training_and_so_is_its_gradient(float64):
   objective = jax.jit(jax.value_and_grad(unrolled(Tanh, 7)))
   for key in KEYS:

@@ -72,6 +72,7 @@ def test_relational_distance_compares_pairs():
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_relational_angle_compares_triples():
   def cosine(x, i, j, k):
     one, other = x[i] - x[j], x[k] - x[j]

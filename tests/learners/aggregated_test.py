@@ -169,6 +169,7 @@ def test_meta_gradient_of_an_average_equals_finite_differences(group_of, names):
   assert np.abs(differences).min() > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fomaml", "reptile"])
 def test_any_learners_estimate_is_passed_on_to_the_weights(name):
   """d theta_g / d w_g = softmax(w_g)_m (theta_m - theta)_g."""

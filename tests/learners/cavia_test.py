@@ -50,6 +50,7 @@ def test_network_stays_and_only_the_context_adapts():
   assert np.all(adapted["context"] != 0)
 
 
+@pytest.mark.slow
 def test_context_of_images_is_in_further_channels():
   model = conv4(2, filters=8, num_blocks=1, normalization="none")
   learner = cavia(model, cross_entropy, optax.sgd(1.0), 1, num_context=2)

@@ -246,6 +246,7 @@ def test_labels_that_are_no_classes_are_refused(make):
     make(2).fit(np.ones((2, 3)), np.float32([0.0, 1.0]))
 
 
+@pytest.mark.slow
 def test_logistic_of_narrow_features_is_fitted_in_float32():
   features, labels, others = _data(12, 3)
   narrow = jnp.asarray(features, jnp.bfloat16)

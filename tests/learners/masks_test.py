@@ -238,6 +238,7 @@ def test_a_class_without_examples_is_predicted_of_nothing(name):
   assert set(np.argmax(logits, -1).tolist()) <= {0, 3}
 
 
+@pytest.mark.slow
 def test_prototypes_without_a_number_of_classes():
   """No default makes NaN: the width of the embedding says nothing of it."""
   named, unnamed = (

@@ -58,6 +58,7 @@ def test_weights_are_those_of_scikit_learn(n, d, cost, tolerance):
   )
 
 
+@pytest.mark.slow
 def test_two_examples_have_a_closed_form():
   """w_0 = -w_1 = s (a - b), where the margin is 1 or the cost is reached.
 
@@ -110,6 +111,7 @@ def test_tasks_by_vmap_are_the_tasks_alone():
     np.testing.assert_allclose(weights, alone, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 1e-4, 1e4])
 def test_features_of_any_size_give_finite_weights_and_gradients(scale):
   features, labels = _data(8, 5)
@@ -130,6 +132,7 @@ def test_impossible_costs(cost):
     support_vector_machine(MLP(None), cross_entropy, cost=cost)
 
 
+@pytest.mark.slow
 def test_cosines_are_those_of_numpy():
   features, labels = _data(9, 6)
   others = np.random.default_rng(1).normal(size=(3, 6))

@@ -66,6 +66,7 @@ def test_derivatives_of_three_orders_are_those_of_finite_differences():
     check_grads(loss, (x,), order=3, modes=("fwd", "rev"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_lowest_of_some_channels(ties):
   x = _images((3, 8, 6, 4), ties)

@@ -42,6 +42,7 @@ def test_a_token_matters_to_itself_and_to_what_follows(place):
   np.testing.assert_allclose(changed[1], 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_order_matters():
   """Of the same tokens, the last alike, another prediction."""
   tokens = np.array([[1, 2, 3, 4, 5, 6], [2, 1, 3, 4, 5, 6]])

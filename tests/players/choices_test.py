@@ -68,6 +68,7 @@ def test_gamma_draws_are_independent(drawn):
   assert np.all(np.abs([*between, *within]) < 4.5 / np.sqrt(DRAWS))
 
 
+@pytest.mark.slow
 def test_each_task_draws_its_own_when_mapped():
   keys = jax.random.split(jax.random.key(2), 3)
   shapes = jnp.full((3, 50), 2.0)

@@ -100,6 +100,7 @@ def test_bonus_is_added_to_rarely_tried_actions():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.1, 0.4, 3.0])
 def test_ucrl2_takes_the_best_transitions_within_their_bounds(scale):
   """A linear program finds them, one for each state and action."""

@@ -89,6 +89,7 @@ def test_greedy_has_hardly_a_prior():
   np.testing.assert_allclose(plan, _solve(value), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-4, 3e-3, 1.0])
 def test_beb_adds_both_bonuses(scale):
   visits, seen, rewards, to_states = _counts()

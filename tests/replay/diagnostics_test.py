@@ -82,6 +82,7 @@ def test_discrepancy_equals_a_plain_loop(burn_in, zero_state):
   np.testing.assert_allclose(found, [np.mean(first), np.mean(last)], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sequence_that_is_the_whole_trial_is_refused():
   with pytest.raises(ValueError, match="length=12: is the whole trial"):
     q_discrepancy(

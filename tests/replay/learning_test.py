@@ -157,6 +157,7 @@ def test_later_sequences_go_on_as_if_all_had_been_read(cell):
     )
 
 
+@pytest.mark.slow
 def test_zero_state_begins_anew_whatever_was_stored():
   params, sequences = _params(), _batch()
   zero_state = _values(OBJECTIVE._replace(zero_state=True))
@@ -242,6 +243,7 @@ def test_unroll_forgets_what_came_before_a_first_step():
     np.testing.assert_allclose(hidden[t, 1], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", NETWORKS)
 def test_unroll_resets_all_parts_of_a_state(cell):
   network = NETWORKS[cell]
@@ -381,6 +383,7 @@ def test_acting_priorities_are_of_the_values_that_the_actor_had(changes):
   np.testing.assert_allclose(found.ravel(), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_numbers_of_an_objective_may_be_swept_and_learned():
   """Traced, they are no truth; a vmap over them is a loop."""
   params, target_params, sequences = _params(), _params(seed=1), _batch()

@@ -110,6 +110,7 @@ def test_resumed_run_ends_in_the_same_bits(trainer, history, tmp_path):
   chex.assert_trees_all_equal(jax.device_get(resumed), history[4])
 
 
+@pytest.mark.slow
 def test_trainer_starts_with_an_empty_buffer_and_equal_networks(history):
   start, buffer = history[0], history[0].opt_state.buffer
   assert buffer.current_index[0] == 0
@@ -249,6 +250,7 @@ def test_sequences_are_drawn_as_often_as_their_priorities_say():
   assert scipy.stats.chisquare(counts, draws * linear).pvalue < 0.001
 
 
+@pytest.mark.slow
 def test_new_sequences_have_their_own_priorities_on_a_ring():
   """Larger and smaller than 1, and not the integer that flashbax makes."""
   buffer = make_buffer(Replay(capacity=5, batch=2, priority_exponent=1.0))
@@ -409,6 +411,7 @@ def test_recurrent_player_learns_to_learn_a_bandit():
   assert 5.2 < float(metrics["reward"]) < 5.9
 
 
+@pytest.mark.slow
 def test_draws_of_nothing_are_replaced_by_a_sequence():
   """flashbax draws an empty place now and then, when its sums have drifted."""
   buffer = flashbax.make_prioritised_item_buffer(

@@ -50,6 +50,7 @@ def _h_inverse(x, eps=EPS):
   return np.sign(x) * (((root - 1) / (2 * eps)) ** 2 - 1)
 
 
+@pytest.mark.slow
 @MANY
 @given(NUMBERS, st.sampled_from([1e-1, 1e-2, 1e-3]))
 def test_rescaling_is_the_papers(x, eps):

@@ -55,6 +55,7 @@ def table(seed=0):
   return Batch(x[:ROWS], y[:ROWS], mask), x[ROWS:], y[ROWS:]
 
 
+@pytest.mark.slow
 def test_order_of_rows_and_features_has_no_effect():
   support, asked, _ = table()
   before = logits(support, asked)

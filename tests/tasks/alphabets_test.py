@@ -71,6 +71,7 @@ def test_examples_of_a_class_are_all_different():
   assert all(len(set(row)) == 9 for row in numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_rotations", [2, 4])
 def test_alphabet_is_turned_as_a_whole(num_rotations):
   episodes = _draw(num_rotations)

@@ -45,6 +45,7 @@ def test_normal_mean_is_the_integral_over_it():
   np.testing.assert_allclose(found, known, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seen", [[], [1.4], [0.3, 2.0, -0.4]])
 def test_normal_gamma_is_the_integral_over_mean_and_precision(seen):
   y = 0.9

@@ -192,6 +192,7 @@ def test_noise_has_a_floor_in_tasks_and_posterior():
   np.testing.assert_array_less(np.full((10, 1), 1e-5), found.variance * 1.001)
 
 
+@pytest.mark.slow
 def test_numbers_of_tnp_are_those_of_its_program():
   """n ~ U{3..46}, m ~ U{3..49 - n}; the chi-square test of n over 4,400."""
   tasks = tnp_processes()

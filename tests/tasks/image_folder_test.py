@@ -72,6 +72,7 @@ def test_examples_are_of_their_class_different_and_all_in_use(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_equal_classes_are_those_of_few_shot_episodes(tmp_path):
   """Every example of a class is as likely: frequencies of the first one."""
   for name, first in (("train", 0), ("val", 3), ("test", 6)):

@@ -140,6 +140,7 @@ def test_no_inputs_have_no_predictions():
   assert found.mean.shape == found.variance.shape == (0, 1)
 
 
+@pytest.mark.slow
 def test_tasks_without_evidence_are_refused():
   with pytest.raises(ValueError, match="no log_evidence; use joint_log_likel"):
     joint_by_evidence(revealed(TASKS), TASKS(jax.random.key(0)))

@@ -215,6 +215,7 @@ def test_numbers_that_do_not_vary_are_those_without_a_mask():
   assert [b.inputs.shape for b in episode] == [(18,), (16,)]
 
 
+@pytest.mark.slow
 def test_turned_classes_may_vary_too():
   images = np.random.default_rng(0).integers(1, 256, (20, 3, 3, 1), np.uint8)
   family = labelled_episodes(

@@ -33,6 +33,7 @@ def test_posterior_is_the_closed_form(n):
   np.testing.assert_allclose(found.variance[:, 0], variance, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 4, 9])
 def test_without_noise_it_is_least_squares_of_smallest_norm(n):
   x, _, asked = _data(n, 4)

@@ -24,6 +24,7 @@ def _drawn(family, count):
   return jax.tree.map(np.asarray, _draw(family, keys))
 
 
+@pytest.mark.slow
 def test_families_are_drawn_as_their_weights_say():
   episodes = _drawn(MIXED, 4000)
   of = episodes.support.inputs // 100
@@ -62,6 +63,7 @@ def test_arrays_are_arguments_and_no_constants():
   assert _draw._cache_size() <= before + 1
 
 
+@pytest.mark.slow
 def test_where_some_are_masked_the_others_get_a_mask_of_ones():
   masked = few_shot_episodes(NUMBERS[0], 2, 1, 1, small_classes=True)
   episodes = _drawn(mixture([masked, PLAIN[1]]), 50)

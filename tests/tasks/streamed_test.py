@@ -96,6 +96,7 @@ def test_tasks_of_arrays_are_those_in_memory(image_size, arrays):
   _assert_same(make(stream=True).test, make().test)
 
 
+@pytest.mark.slow
 def test_augmentations_are_those_in_memory(files):
   """They are drawn on the device, by the same key."""
 
@@ -106,6 +107,7 @@ def test_augmentations_are_those_in_memory(files):
   _assert_same(make(True), make(False))
 
 
+@pytest.mark.slow
 def test_draws_are_of_the_precision_of_the_program(files):
   """JAX draws other integers with 64 bits, and reads in other threads."""
   family = image_folder(files, ways=3, image_size=SIZE)
@@ -154,6 +156,7 @@ def test_coloured_images_become_grey_by_their_luminance(files):
   np.testing.assert_array_equal(grey[:][..., 0], expected)
 
 
+@pytest.mark.slow
 def test_pixels_of_masked_examples_are_not_read(files):
   """Class 0 has 3 images, of which a task needs 2 + 3."""
   images = read_image_folder(files, SIZE, stored=True)

@@ -71,6 +71,7 @@ def test_a_task_with_a_result_beyond_the_budget_is_not_compiled(monkeypatch):
     choose_task_chunk(LEARNER, TASKS, 12, budget_bytes=2**20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks_per_device", [1, 7, 12, 32, 97])
 def test_chunk_fits_and_leaves_less_than_half_of_the_room(
   tasks_per_device, per_task, compiled_once

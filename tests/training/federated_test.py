@@ -403,6 +403,7 @@ def test_order_is_drawn_uniformly_for_each_client_and_round():
   assert (np.abs(counts - n / 3) < bound).all()
 
 
+@pytest.mark.slow
 def test_smaller_clients_take_fewer_steps():
   """With momentum a client would go on moving without any gradient."""
   sizes, epochs, batch_size = (7, 4, 2, 1), 3, 2

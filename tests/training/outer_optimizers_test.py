@@ -324,6 +324,7 @@ def test_sam_is_evaluated_where_it_started_its_ascent():
   chex.assert_trees_all_equal(evaluation_params(state), state.meta_params)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Specifying a key")
 def test_noisy_sgd_goes_on_from_a_checkpoint_with_its_key(tmp_path):
   trainer = _meta_trainer("noisy_sgd")

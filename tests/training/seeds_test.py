@@ -95,6 +95,7 @@ def _goes_wrong(skip):
   )
 
 
+@pytest.mark.slow
 def test_all_seeds_stop_where_one_is_not_finite():
   keys = jnp.stack([jax.random.key(i) for i in range(3)])
   stopped, _ = _train(_goes_wrong(False), keys, 6)
