@@ -28,17 +28,19 @@ from metajax.policies.surrogates import (
   low_variance_curvature,
   score_function,
 )
-from metajax.policies.trainer import policy_trainer
+from metajax.policies.trainer import KLPenalty, Penalized, policy_trainer
 from metajax.policies.trust_region import TrustRegion, trust_region_step
 
 __all__ = [
   "POLICY_LEARNERS",
   "PPO",
+  "Penalized",
   "SURROGATES",
   "Categorical",
   "DiagonalGaussian",
   "Estimator",
   "Experience",
+  "KLPenalty",
   "Policy",
   "PolicyLearner",
   "Rollouts",
