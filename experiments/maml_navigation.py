@@ -58,7 +58,7 @@ DRAWN = 3  # Goals in the picture.
 
 
 def main() -> None:
-  tasks = navigation(FLAGS.horizon)
+  tasks = policy_training.seen(navigation(FLAGS.horizon))
   policy = gaussian_policy(MLP(2, FLAGS.hidden), tasks.actions)
   learner, trainer, rates = policy_training.build(policy, tasks)
 

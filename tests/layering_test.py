@@ -39,7 +39,6 @@ ALLOWED = {
   "forward.py": {"models", "types"},
   "losses.py": {"forward", "types"},
   "predictive.py": {"types"},
-  "advantages.py": {"types"},
   "calibration.py": {"losses", "numerics", "predictive", "types"},
   **{f"{name}.py": BASICS | LOOPS for name in sorted(LOOPS)},
   "tasks": BASICS | {"tasks"},
@@ -52,15 +51,15 @@ ALLOWED = {
   "aggregation": BASICS | {"aggregation"},
   "distillation": BASICS | LOOPS | {"distillation", "aggregation"},
   "training": BASICS | LOOPS | {"training", "aggregation"},
-  "players": BASICS | {"players", "tasks"},
+  "players": BASICS | {"models", "players", "tasks"},
   "bilevel": BASICS | LOOPS | {"bilevel", "models"},
   "learned_optimizers": BASICS | {"learned_optimizers", "models"},
   "policies": BASICS
   | LOOPS
-  | {"advantages", "learners", "policies", "tasks", "training"},
+  | {"learners", "models", "players", "policies", "tasks", "training"},
   "replay": BASICS
   | LOOPS
-  | {"advantages", "replay", "models", "tasks", "training"},
+  | {"models", "players", "replay", "tasks", "training"},
   "continual": BASICS | {"continual", "aggregation"},
   "evaluation.py": BASICS | {"training"},
 }

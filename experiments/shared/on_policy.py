@@ -5,7 +5,7 @@ from absl import flags
 
 from experiments.shared.replaying import MAX_NORM, Trainee
 from metajax.models.recurrent import recurrent
-from metajax.replay import PPO, policy_player, ppo_trainer
+from metajax.policies import PPO, policy_player, ppo_trainer
 from metajax.runs import rng_keys, training
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.tasks.trials import Trials

@@ -36,7 +36,7 @@ def draw(
       for e in range(min(shown, rollouts.mask.shape[2])):
         places = np.asarray(rollouts.observations[i, k, e])
         places = places[np.asarray(rollouts.mask[i, k, e])]
-        panel.plot(*places.T, linewidth=0.8)
+        panel.plot(*places.T[:2], linewidth=0.8)
       panel.plot(*goal, "k*", markersize=9)
       panel.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal")
       if i == 0:

@@ -1,4 +1,4 @@
-"""Meta-reinforcement learning by gradients: policies that adapt to a task."""
+"""Policies that learn a task, by gradient steps or in a recurrent state."""
 
 from metajax.policies.advantages import Estimator, advantages, linear_values
 from metajax.policies.distributions import Categorical, DiagonalGaussian
@@ -18,6 +18,7 @@ from metajax.policies.policy_learner import (
   PolicyLearner,
   policy_learner,
 )
+from metajax.policies.recurrent_ppo import PPO, policy_player, ppo_trainer
 from metajax.policies.rollouts import Rollouts, play_episodes
 from metajax.policies.surrogates import (
   SURROGATES,
@@ -27,16 +28,19 @@ from metajax.policies.surrogates import (
   low_variance_curvature,
   score_function,
 )
-from metajax.policies.trainer import policy_trainer
+from metajax.policies.trainer import KLPenalty, Penalized, policy_trainer
 from metajax.policies.trust_region import TrustRegion, trust_region_step
 
 __all__ = [
   "POLICY_LEARNERS",
+  "PPO",
+  "Penalized",
   "SURROGATES",
   "Categorical",
   "DiagonalGaussian",
   "Estimator",
   "Experience",
+  "KLPenalty",
   "Policy",
   "PolicyLearner",
   "Rollouts",
@@ -53,7 +57,9 @@ __all__ = [
   "played_steps",
   "played_tasks",
   "policy_learner",
+  "policy_player",
   "policy_trainer",
+  "ppo_trainer",
   "returns_by_step",
   "score_function",
   "trust_region_step",

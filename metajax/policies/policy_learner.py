@@ -17,6 +17,11 @@ from metajax.policies.advantages import (
   check_estimator,
   masked_mean,
 )
+from metajax.policies.context import (
+  context_alone,
+  with_context,
+  without_context,
+)
 from metajax.policies.policy import Policy
 from metajax.policies.rollouts import (
   Rollouts,
@@ -72,6 +77,9 @@ class PolicyLearner(NamedTuple):
     fisher: `(params, experience) -> (vector -> F vector)`, for the parameters
       that collected the experience and trees like them. F is the Hessian of the
       divergence there, on every `fisher_every`-th step of the episodes.
+    drift: `(params, experience) -> divergence`. That of the policies before
+      each inner step from those that played there, a mean over inner steps and
+      tasks, in nats per step. ProMP penalises it.
     meta_grad: `(params, tasks, rng) -> (grads, metrics)`. The gradient of
       `outer` on new experience.
   """
@@ -83,6 +91,7 @@ class PolicyLearner(NamedTuple):
   collect: Callable[[Params, Any, PRNGKey], Experience]
   outer: Callable[[Params, Experience], tuple[Array, Array, Metrics]]
   fisher: Callable[[Params, Experience], Callable[[Params], Params]]
+  drift: Callable[[Params, Experience], Array]
   meta_grad: Callable[[Params, Any, PRNGKey], tuple[Params, Metrics]]
 
 
@@ -99,6 +108,7 @@ def policy_learner(
   first_order: bool = False,
   mask: Mask | None = None,
   learned_step_sizes: bool = False,
+  context: int = 0,
   credit: float = 0.0,
   fisher_every: int = 5,
 ) -> PolicyLearner:
@@ -124,12 +134,15 @@ def policy_learner(
     first_order: if True, inner gradients are constants (FOMAML).
     mask: which of the policy's parameters adapt; None: all.
     learned_step_sizes: if True, f are meta-parameters (Meta-SGD).
+    context: with 1 or more, so many context parameters adapt, and nothing else
+      (CAVIA). They begin at 0 in every task. The policy's model reads them
+      after the observation.
     credit: the weight of E-MAML's term, at least 0.
     fisher_every: `fisher` reads every so many steps of the episodes.
 
   Raises:
-    ValueError: if a number is out of its range, or if the policy does not fit
-      the tasks.
+    ValueError: if a number is out of its range, if the policy does not fit the
+      tasks, or if both a mask and a context are given.
 
   References:
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -141,8 +154,15 @@ def policy_learner(
   check_number("num_episodes", num_episodes, at_least=1)
   check_number("credit", credit, at_least=0)
   check_number("fisher_every", fisher_every, at_least=1)
+  check_number("context", context, at_least=0)
   if not callable(inner_lr):
     check_number("inner_lr", inner_lr, at_least=0)
+  if context:
+    if mask is not None:
+      raise ValueError(
+        f"context={context}: only the context adapts; give no mask beside it."
+      )
+    policy, mask = with_context(policy, context), context_alone
 
   def init(rng: PRNGKey) -> Params:
     task_key, begin_key, rng = jax.random.split(rng, 3)
@@ -228,16 +248,19 @@ def policy_learner(
     params: Params, experience: Experience, memory: Memory = "auto"
   ) -> Params:
     for k in range(num_steps):
-      rollouts, found = jax.tree.map(
-        operator.itemgetter(k),
-        (experience.before, experience.advantages_before),
-      )
-      params = inner_step(params, rollouts, found, k, memory)
+      params = inner_step(params, *_before(experience, k), k, memory)
     return params
+
+  def at_start(params: Params) -> Params:
+    if not context:
+      return params
+    return {**params, "policy": without_context(params["policy"])}
 
   def outer(
     params: Params, experience: Experience
   ) -> tuple[Array, Array, Metrics]:
+    params = at_start(params)
+
     def one(experience: Experience) -> tuple[Array, Array]:
       after, found = experience.after, experience.advantages_after
       phi = adapted(params, experience)
@@ -277,7 +300,7 @@ def policy_learner(
       # "plain" can be differentiated forward, too.
       return jax.vmap(
         lambda one: along(
-          policy, adapted(params, one, "plain")["policy"], one.after
+          policy, adapted(at_start(params), one, "plain")["policy"], one.after
         )
       )(few)
 
@@ -292,6 +315,21 @@ def policy_learner(
     _, curve = jax.linearize(lambda new: gradient(new, found), found)
     return lambda vector: pull(curve(push(vector)))[0]
 
+  def drift(params: Params, experience: Experience) -> Array:
+    def one(experience: Experience) -> Array:
+      phi, total = at_start(params), jnp.zeros(())
+      for k in range(num_steps):
+        rollouts, found = _before(experience, k)
+        divergence = rollouts.distribution.kl(
+          along(policy, phi["policy"], rollouts)
+        )
+        total = total + masked_mean(divergence, rollouts.mask)
+        if k + 1 < num_steps:
+          phi = inner_step(phi, rollouts, found, k)
+      return total / max(num_steps, 1)
+
+    return jax.vmap(one)(experience).mean()
+
   def meta_grad(
     params: Params, drawn: Any, rng: PRNGKey
   ) -> tuple[Params, Metrics]:
@@ -304,7 +342,14 @@ def policy_learner(
     return jax.grad(loss, has_aux=True)(params)
 
   return PolicyLearner(
-    init, adapt, act, play, collect, outer, fisher, meta_grad
+    init, adapt, act, play, collect, outer, fisher, drift, meta_grad
+  )
+
+
+def _before(experience: Experience, k: int) -> tuple[Rollouts, Array]:
+  """Returns the rollouts and advantages of the inner step k."""
+  return jax.tree.map(
+    operator.itemgetter(k), (experience.before, experience.advantages_before)
   )
 
 
@@ -327,4 +372,6 @@ POLICY_LEARNERS: dict[str, dict[str, Any]] = {
   "fomaml": {"first_order": True},
   "meta_sgd": {"learned_step_sizes": True},
   "anil": {"mask": last_layer},
+  "cavia": {"context": 5},
+  "pretrained": {"num_steps": 0},
 }

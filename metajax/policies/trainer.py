@@ -1,8 +1,9 @@
-"""Meta-training of policy learners: TRPO, PPO or any optax optimizer."""
+"""Meta-training of policy learners: TRPO, ProMP or any optax optimizer."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -27,7 +28,42 @@ from metajax.training.state import (
   next_state,
   trainer_on,
 )
-from metajax.types import Metrics, PRNGKey
+from metajax.types import Array, Metrics, PRNGKey
+
+
+class KLPenalty(NamedTuple):
+  """ProMP's penalty, `weight * drift`, whose weight follows the drift.
+
+  After a step, the weight is halved if the drift is below target / 1.5, and
+  doubled if it is above 1.5 target.
+
+  Attributes:
+    weight: the first weight, above 0.
+    target: the target of `PolicyLearner.drift`, in nats per step, above 0.
+    adaptive: whether the weight changes.
+
+  References:
+    Schulman et al., `Proximal Policy Optimization Algorithms
+    <https://arxiv.org/abs/1707.06347>`_, 2017, section 4.
+    Rothfuss et al., `ProMP: Proximal Meta-Policy Search
+    <https://arxiv.org/abs/1810.06784>`_, 2019, equation 13.
+  """
+
+  weight: float = 5e-4
+  target: float = 0.01
+  adaptive: bool = True
+
+
+class Penalized(NamedTuple):
+  """The state of an optimizer beside that of a penalty.
+
+  Attributes:
+    optimizer: the state of the optimizer.
+    weight: the weight of the penalty.
+  """
+
+  optimizer: optax.OptState
+  weight: Array
 
 
 def policy_trainer(
@@ -38,6 +74,7 @@ def policy_trainer(
   meta_batch: int,
   rng: PRNGKey,
   epochs: int = 1,
+  penalty: KLPenalty | None = None,
 ) -> Trainer:
   """Builds a trainer that draws and plays new tasks in every step.
 
@@ -49,13 +86,16 @@ def policy_trainer(
     rng: the key of all tasks and actions.
     epochs: updates on the experience of a step, at least 1. More than 1 need a
       learner with a clipped outer surrogate, and are not for TRPO.
+    penalty: ProMP's penalty of the policies before adaptation. Not for TRPO.
 
   Returns:
     A `Trainer`, on one device. Its metrics are those of the learner's `outer`
-    before the last update of a step.
+    before the last update of a step; with a penalty, also "drift" there and
+    "penalty_weight", the weight of the step.
 
   Raises:
-    ValueError: if a number is out of its range, or for several epochs of TRPO.
+    ValueError: if a number is out of its range, or for several epochs or a
+      penalty of TRPO.
   """
   check_number("meta_batch", meta_batch, at_least=1)
   check_number("epochs", epochs, at_least=1)
@@ -64,6 +104,13 @@ def policy_trainer(
     check_trust_region(optimizer)
     if epochs > 1:
       raise ValueError(f"epochs={epochs}: TRPO takes one step; give 1.")
+    if penalty is not None:
+      raise ValueError(
+        f"penalty={penalty}: TRPO bounds the divergence itself; give None."
+      )
+  if penalty is not None:
+    check_number("weight", penalty.weight, above=0)
+    check_number("target", penalty.target, above=0)
   transform: Any = optax.identity() if by_region else optimizer
   mesh = task_mesh(1)
   replicated = NamedSharding(mesh, P())
@@ -74,29 +121,52 @@ def policy_trainer(
     experience = learner.collect(state.meta_params, drawn, play_key)
     if by_region:
       return _by_region(learner, optimizer, state, experience)
-    first = state.step
+    first, weight = state.step, None
+    inner = state
+    if penalty is not None:
+      inner = state._replace(opt_state=state.opt_state.optimizer)
+      weight = state.opt_state.weight
 
     def update(inner: TrainState, _: None) -> tuple[TrainState, Metrics]:
       def loss(params: Any) -> tuple[Any, Metrics]:
         value, _, metrics = learner.outer(params, experience)
+        if weight is not None:
+          drift = learner.drift(params, experience)
+          value = value + weight * drift
+          metrics |= {"drift": drift, "penalty_weight": weight}
         return value, metrics
 
       grads, metrics = jax.grad(loss, has_aux=True)(inner.meta_params)
       metrics["gradient_norm"] = optax.tree.norm(grads)
       return next_state(transform, inner, grads, metrics["loss"]), metrics
 
-    inner, metrics = jax.lax.scan(update, state, None, length=epochs)
+    inner, metrics = jax.lax.scan(update, inner, None, length=epochs)
     # If one update was not finite, the step keeps none of its updates.
     every = inner.step - first == epochs
+    if penalty is not None and weight is not None:
+      drift = learner.drift(inner.meta_params, experience)
+      weight = _next_weight(penalty, weight, drift)
+      inner = inner._replace(opt_state=Penalized(inner.opt_state, weight))
     new = choose(every, inner._replace(step=first + 1), state)
     return new, {name: x[-1] for name, x in metrics.items()}
 
   @jax.jit
   def init(rng: PRNGKey) -> TrainState:
-    return first_state(transform, learner.init(rng))
+    state = first_state(transform, learner.init(rng))
+    if penalty is None:
+      return state
+    weight = jnp.float32(penalty.weight)
+    return state._replace(opt_state=Penalized(state.opt_state, weight))
 
   rng = place(rng, replicated)
   return trainer_on(mesh, init, mean_over_steps(step, rng))
+
+
+def _next_weight(penalty: KLPenalty, weight: Array, drift: Array) -> Array:
+  if not penalty.adaptive:
+    return weight
+  factor = jnp.where(drift < penalty.target / 1.5, 0.5, 1.0)
+  return weight * jnp.where(drift > penalty.target * 1.5, 2.0, factor)
 
 
 def _by_region(

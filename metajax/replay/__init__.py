@@ -8,7 +8,6 @@ from metajax.replay.diagnostics import Discrepancy, q_discrepancy
 from metajax.replay.episodes import EpisodeReplay, episode_replay_trainer
 from metajax.replay.learning import Objective, replay_loss
 from metajax.replay.players import epsilon_ladder, q_player
-from metajax.replay.ppo import PPO, policy_player, ppo_trainer
 from metajax.replay.sequences import Sequence, cut
 from metajax.replay.trainer import (
   ReplayState,
@@ -27,7 +26,6 @@ __all__ = [
   "Discrepancy",
   "EpisodeReplay",
   "Objective",
-  "PPO",
   "Replay",
   "ReplayState",
   "Sequence",
@@ -36,8 +34,6 @@ __all__ = [
   "epsilon_ladder",
   "importance_weights",
   "n_step_double_q",
-  "policy_player",
-  "ppo_trainer",
   "q_discrepancy",
   "q_player",
   "replay_loss",

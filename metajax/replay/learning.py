@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from metajax.models.recurrent import Recurrent, choose, unroll
 from metajax.numerics import check_number
+from metajax.players.recurrent import encode
 from metajax.replay.players import action_values, checked_values
-from metajax.replay.sequences import Sequence, encode
+from metajax.replay.sequences import Sequence
 from metajax.replay.values import n_step_double_q, sequence_priority
 from metajax.tasks.trials import Trial
 from metajax.types import Array, Metrics, Params

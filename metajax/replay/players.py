@@ -1,6 +1,5 @@
 """Players that take the actions of a recurrent Q-network."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,8 +8,8 @@ from jax.typing import ArrayLike
 
 from metajax.models.recurrent import Recurrent
 from metajax.numerics import check_number, wide
-from metajax.replay.sequences import encode
-from metajax.tasks.trials import Player, Step, Trials, first_step
+from metajax.players.recurrent import encode
+from metajax.tasks.trials import Player, Step
 from metajax.types import Array, Params, PRNGKey
 
 
@@ -71,31 +70,6 @@ def checked_values(values: Any, num_actions: int) -> Array:
       '"dueling" or "linear".'
     )
   return wide(values)
-
-
-def first_params(network: Recurrent, tasks: Trials, rng: PRNGKey) -> Params:
-  """Initialises the parameters of a network for the given tasks."""
-  _, observation = jax.eval_shape(tasks.reset, rng)
-  step = first_step(jnp.zeros(observation.shape))
-  return network.init(rng, encode(step, tasks.num_actions))
-
-
-def check_head(
-  network: Recurrent, tasks: Trials, checked: Callable[[Any, int], Any]
-) -> None:
-  """Calls `checked(outputs, num_actions)` on the outputs of a network's head.
-
-  The outputs are traced, so nothing is computed.
-  """
-
-  def read(rng: PRNGKey) -> None:
-    params = first_params(network, tasks, rng)
-    _, observation = tasks.reset(rng)
-    features = encode(first_step(observation), tasks.num_actions)
-    hidden, _ = network.read(params, network.start(), features)
-    checked(network.head(params, hidden), tasks.num_actions)
-
-  jax.eval_shape(read, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def epsilon_ladder(

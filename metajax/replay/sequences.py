@@ -62,23 +62,3 @@ def cut(trial: Trial, length: int, period: int) -> Sequence:
     jax.tree.map(lambda x: x[starts], states),
     starts,
   )
-
-
-def encode(step: Step, num_actions: int) -> Array:
-  """Encodes steps as the inputs of a recurrent player, `[..., features]`.
-
-  The features are the observation, the last action (one-hot), its reward, and
-  whether it ended an episode (Duan et al. 2016, section 2.3). At the first step
-  of a task, all but the observation are zeros.
-  """
-  axes = step.reward.shape
-  past = jnp.concatenate(
-    [
-      jax.nn.one_hot(step.action, num_actions),
-      step.reward[..., None],
-      step.ended.astype(jnp.float32)[..., None],
-    ],
-    axis=-1,
-  )
-  past = jnp.where(step.first[..., None], 0.0, past)
-  return jnp.concatenate([step.observation.reshape(*axes, -1), past], axis=-1)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from metajax import optimizers
 from metajax.models.recurrent import Recurrent
 from metajax.numerics import check_number
+from metajax.players.recurrent import check_head, first_params
 from metajax.replay.buffers import (
   Replay,
   add,
@@ -31,10 +32,8 @@ from metajax.replay.learning import (
   replay_loss,
 )
 from metajax.replay.players import (
-  check_head,
   checked_values,
   epsilon_ladder,
-  first_params,
   q_player,
 )
 from metajax.replay.sequences import Sequence, cut, sequence_starts

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from metajax.tasks.trials import Trials, trials
+from metajax.tasks.environment_tasks import environment_tasks
+from metajax.tasks.playable import PlayableTasks
+from metajax.tasks.trials import Trials, trials_of
 from metajax.types import Array, PRNGKey
 
 
@@ -55,7 +57,19 @@ class BernoulliArms(environment.Environment):
 
 
 def bandits(num_arms: int, num_pulls: int) -> Trials:
-  """Returns trials of bandits. Probabilities are uniform in `[0, 1]`.
+  """Returns trials of `bandit_tasks`, of one episode each.
+
+  Raises:
+    ValueError: if there are fewer than 2 arms, or no pulls.
+  """
+  tasks = bandit_tasks(num_arms, num_pulls)
+  return trials_of(tasks, num_pulls, new_starts=False)
+
+
+def bandit_tasks(num_arms: int, num_pulls: int) -> PlayableTasks:
+  """Returns tasks of bandits. Probabilities are uniform in `[0, 1]`.
+
+  An episode is `num_pulls` pulls.
 
   Raises:
     ValueError: if there are fewer than 2 arms, or no pulls.
@@ -71,4 +85,6 @@ def bandits(num_arms: int, num_pulls: int) -> Trials:
       max_steps_in_episode=num_pulls,
     )
 
-  return trials(BernoulliArms(num_arms), num_pulls, sample_params=sample_params)
+  return environment_tasks(
+    BernoulliArms(num_arms), num_pulls, sample_params=sample_params
+  )

@@ -86,6 +86,14 @@ def observer(environment: Any) -> Callable[[Any], Array]:
   return observe
 
 
+def box_size(environment: Any) -> int | None:
+  """Returns d if the actions are vectors `[d]` of real numbers, else None."""
+  space = _told(environment, "action_space")
+  shape = getattr(space, "shape", None)
+  is_box = hasattr(space, "low") and hasattr(space, "high")
+  return int(shape[0]) if is_box and shape and len(shape) == 1 else None
+
+
 def is_discrete(space: Any) -> bool:
   """Returns whether a space has the numbers 0, 1, ..., `space.n - 1`."""
   return (

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from metajax.numerics import check_number
 from metajax.types import Array, PRNGKey
 
@@ -25,8 +28,8 @@ Actions = Discrete | Continuous
 class PlayableTasks(NamedTuple):
   """A distribution of tasks, each of which can be played many times.
 
-  `tasks.trials.Trials` play one episode after the other. Here episodes of one
-  task are independent, so that they can run in parallel.
+  Episodes of one task are independent, so that they can run in parallel.
+  `tasks.trials.trials_of` plays them one after the other.
 
   Attributes:
     draw: `(rng) -> task`.
@@ -66,3 +69,84 @@ def playable(
       raise ValueError(f"{name}={value!r}: must be an integer, 1 or more.")
     check_number(name, value, at_least=1)
   return PlayableTasks(draw, begin, step, actions, horizon)
+
+
+def discretized(tasks: PlayableTasks, table: Array) -> PlayableTasks:
+  """Returns continuous tasks with the actions of a table alone.
+
+  Args:
+    tasks: tasks of `Continuous(size)` actions.
+    table: `[number, size]`. Action i of the new tasks is row i.
+
+  Raises:
+    ValueError: if the actions are discrete, or if the table does not fit.
+  """
+  table = jnp.asarray(table, jnp.float32)
+  size = tasks.actions.size if isinstance(tasks.actions, Continuous) else None
+  if size is None or table.ndim != 2 or table.shape[1] != size:
+    raise ValueError(
+      f"table: an array {table.shape} for tasks of {tasks.actions}; must be "
+      "[number, size] for tasks of Continuous(size)."
+    )
+
+  def step(
+    task: Any, state: Any, action: Array, rng: PRNGKey
+  ) -> tuple[Any, Array, Array, Array]:
+    return tasks.step(task, state, table[action], rng)
+
+  return playable(
+    tasks.draw,
+    tasks.begin,
+    step,
+    actions=Discrete(table.shape[0]),
+    horizon=tasks.horizon,
+  )
+
+
+def same_start(tasks: PlayableTasks) -> PlayableTasks:
+  """Returns tasks all episodes of which begin in the same way.
+
+  The start is drawn with the task. What `begin` draws, such as the goal of a
+  maze, is then part of the task.
+  """
+
+  def draw(rng: PRNGKey) -> Any:
+    draw_key, begin_key = jax.random.split(rng)
+    task = tasks.draw(draw_key)
+    return task, tasks.begin(task, begin_key)
+
+  def begin(task: Any, rng: PRNGKey) -> tuple[Any, Array]:
+    del rng
+    return task[1]
+
+  def step(
+    task: Any, state: Any, action: Array, rng: PRNGKey
+  ) -> tuple[Any, Array, Array, Array]:
+    return tasks.step(task[0], state, action, rng)
+
+  return tasks._replace(draw=draw, begin=begin, step=step)
+
+
+def told(tasks: PlayableTasks) -> PlayableTasks:
+  """Returns tasks that show themselves, for a player that need not learn.
+
+  The numbers of the task, as one vector, are appended to the observation, which
+  becomes a vector, too. The best policy of these tasks is an upper bound for
+  all that learn the task from its rewards.
+  """
+
+  def shown(task: Any, observation: Array) -> Array:
+    leaves = [observation, *jax.tree.leaves(task)]
+    return jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in leaves])
+
+  def begin(task: Any, rng: PRNGKey) -> tuple[Any, Array]:
+    state, observation = tasks.begin(task, rng)
+    return state, shown(task, observation)
+
+  def step(
+    task: Any, state: Any, action: Array, rng: PRNGKey
+  ) -> tuple[Any, Array, Array, Array]:
+    state, observation, reward, ended = tasks.step(task, state, action, rng)
+    return state, shown(task, observation), reward, ended
+
+  return tasks._replace(begin=begin, step=step)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from metajax.tasks.trials import Trials, trials
+from metajax.tasks.environment_tasks import environment_tasks
+from metajax.tasks.playable import PlayableTasks
+from metajax.tasks.trials import Trials, trials_of
 from metajax.types import Array, PRNGKey
 
 
@@ -86,9 +88,7 @@ def tabular_mdps(
   num_actions: int = 5,
   horizon: int = 10,
 ) -> Trials:
-  """Returns trials of MDPs with flat Dirichlet transitions.
-
-  The mean rewards are drawn from N(1, 1).
+  """Returns trials of `mdp_tasks`.
 
   Args:
     num_episodes: episodes of a trial.
@@ -99,8 +99,30 @@ def tabular_mdps(
   Raises:
     ValueError: if a number is not positive.
   """
+  if num_episodes < 1:
+    raise ValueError(f"num_episodes={num_episodes}: must be 1 or more.")
+  tasks = mdp_tasks(
+    num_states=num_states, num_actions=num_actions, horizon=horizon
+  )
+  return trials_of(tasks, num_episodes * horizon, new_starts=False)
+
+
+def mdp_tasks(
+  *, num_states: int = 10, num_actions: int = 5, horizon: int = 10
+) -> PlayableTasks:
+  """Returns tasks of MDPs with flat Dirichlet transitions.
+
+  The mean rewards are drawn from N(1, 1).
+
+  Args:
+    num_states: number of states, including the first, 0.
+    num_actions: number of actions in every state.
+    horizon: steps of an episode.
+
+  Raises:
+    ValueError: if a number is not positive.
+  """
   for name, value in {
-    "num_episodes": num_episodes,
     "num_states": num_states,
     "num_actions": num_actions,
     "horizon": horizon,
@@ -119,7 +141,6 @@ def tabular_mdps(
       max_steps_in_episode=horizon,
     )
 
-  environment = TabularMDP(num_states, num_actions)
-  return trials(
-    environment, num_episodes * horizon, sample_params=sample_params
+  return environment_tasks(
+    TabularMDP(num_states, num_actions), horizon, sample_params=sample_params
   )

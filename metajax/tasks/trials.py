@@ -1,8 +1,9 @@
 """Reinforcement learning tasks: trials in which a player learns a new task.
 
-Any environment with gymnax's interface is a distribution of tasks. The term
-trial is that of RL^2 (Duan et al. 2016, section 2.2). A trial draws a task, and
-the player acts in it for a fixed number of steps, over several episodes.
+The term trial is that of RL^2 (Duan et al. 2016, section 2.2). A trial draws a
+task, and the player acts in it for a fixed number of steps, over several
+episodes. `PlayableTasks` and environments with gymnax's interface become trials
+by `trials_of` and `trials`.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.tasks.environments import action_table, observer
+from metajax.tasks.environment_tasks import environment_tasks
+from metajax.tasks.environments import action_table
+from metajax.tasks.playable import Discrete, PlayableTasks
+from metajax.tasks.starts import where_ended
 from metajax.types import Array, PRNGKey
 
 
@@ -64,14 +68,14 @@ class Trials(NamedTuple):
 
 
 class Task(NamedTuple):
-  """A task of `trials` in progress.
+  """A task of trials in progress.
 
   Attributes:
-    params: the parameters of the environment.
-    start: the observation and state with which every episode begins. With
+    params: what `draw` returned. For an environment, its parameters.
+    start: the state and observation with which every episode begins. With
       `new_starts`, the key of all later starts and the number of those already
       drawn.
-    state: the state of the environment.
+    state: the state of the episode.
   """
 
   params: Any
@@ -89,27 +93,16 @@ def trials(
 ) -> Trials:
   """Makes trials of an environment with gymnax's interface.
 
-  A task draws the environment's parameters and the start of its episodes. All
-  episodes of a task have the same start. `reset_env` therefore draws, for
-  example, the goal of a maze or the arms of a bandit once for a task. With
-  `new_starts`, each episode draws a new start, and only the parameters define
-  the task. The starts depend on the key of the task, not on the player.
-
-  `reset_env` runs once for a task. With `new_starts` it also runs in each step
-  that ends an episode. Under `vmap` it runs in each step that ends an episode
-  of any task.
+  They are `trials_of` its `environment_tasks`. By default all episodes of a
+  task have the same start. `reset_env` therefore draws, for example, the goal
+  of a maze or the arms of a bandit once for a task.
 
   Args:
-    environment: an environment with gymnax's `reset_env`, `step_env` and
-      `is_truncated`. Its automatic reset is not used. Observations of a
-      discrete space become one-hot. Trees of arrays become one vector. Other
-      arrays do not change.
+    environment: see `environment_tasks`.
     num_steps: the length of a trial, at least 1.
-    sample_params: `(rng) -> params`; None: every task has the default
-      parameters.
-    actions: `[num_actions, ...]`, a table of the environment's actions, for
-      environments whose actions are not numbers from 0 on. If actions are
-      trees, a tree of such arrays.
+    sample_params: see `environment_tasks`.
+    actions: see `environment_tasks`. Actions that are not 0, 1, ...,
+      `num_actions - 1` need a table.
     new_starts: whether each episode of a task draws a new start.
 
   Raises:
@@ -117,27 +110,62 @@ def trials(
       these methods, or if its actions are not 0, 1, ..., `num_actions - 1` and
       no fitting table is given.
   """
-  if num_steps < 1:
-    raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
-  num_actions, actions = action_table(environment, actions)
-  observe = observer(environment)
-  if sample_params is None:
-    params = environment.default_params
-    sample_params = lambda rng: params  # noqa: E731
+  _check_steps(num_steps)
+  action_table(environment, actions)  # Raises for vectors without a table.
+  tasks = environment_tasks(
+    environment,
+    num_steps + 1,  # The environment ends its episodes itself.
+    sample_params=sample_params,
+    actions=actions,
+  )
+  return trials_of(tasks, num_steps, new_starts=new_starts)
 
-  def reset_env(key: PRNGKey, params: Any) -> tuple[Array, Any]:
-    observation, state = environment.reset_env(key, params)
-    return observe(observation), state
 
-  begin_where = _where_ended(reset_env)
+def trials_of(
+  tasks: PlayableTasks, num_steps: int, *, new_starts: bool = True
+) -> Trials:
+  """Makes trials of playable tasks: episodes one after the other.
+
+  An episode ends where the task says so, or at the tasks' horizon. The next one
+  begins in the same step. The starts depend on the key of the task, not on the
+  player.
+
+  `begin` runs once for a task. With `new_starts` it also runs in each step that
+  ends an episode. Under `vmap` it runs in each step that ends an episode of any
+  task.
+
+  Args:
+    tasks: tasks of discrete actions.
+    num_steps: the length of a trial, at least 1.
+    new_starts: whether each episode begins anew. If not, all episodes of a
+      trial have the start of the first.
+
+  Raises:
+    ValueError: if `num_steps` is not positive, or if actions are continuous.
+  """
+  _check_steps(num_steps)
+  actions = tasks.actions
+  if not isinstance(actions, Discrete):
+    raise ValueError(
+      f"tasks: their actions are {actions}, but players of trials choose "
+      "from Discrete(number); give those to choose from, "
+      "playable.discretized(tasks, an array [number, size])."
+    )
+  if tasks.horizon <= num_steps:
+    tasks = _ended_by_horizon(tasks)
+
+  def begin(rng: PRNGKey, params: Any) -> tuple[Any, Array]:
+    return tasks.begin(params, rng)
+
+  begin_where = where_ended(begin)
 
   def reset(rng: PRNGKey) -> tuple[Task, Array]:
-    params_key, reset_key = jax.random.split(rng)
-    params = sample_params(params_key)
+    draw_key, begin_key = jax.random.split(rng)
+    params = tasks.draw(draw_key)
     if new_starts:
-      reset_key, episodes_key = jax.random.split(reset_key)
-    observation, state = reset_env(reset_key, params)
-    start = (observation, state)
+      begin_key, episodes_key = jax.random.split(begin_key)
+    state, observation = begin(begin_key, params)
+    start = state, observation
     if new_starts:
       start = episodes_key, jnp.int32(0)
     return Task(params, start, state), observation
@@ -146,63 +174,42 @@ def trials(
     task: Task, action: Array, rng: PRNGKey
   ) -> tuple[Task, Array, Array, Array]:
     params, start, state = task
-    if actions is not None:
-      action = jax.tree.map(lambda x: x[action], actions)
-    observation, state, reward, terminated, _ = environment.step_env(
-      rng, state, action, params
-    )
-    ended = terminated | environment.is_truncated(state, params)
-    seen = observe(observation), state
+    *seen, reward, ended = tasks.step(params, state, action, rng)
     if new_starts:
       episodes_key, number = start
       key = jax.random.fold_in(episodes_key, number)
-      observation, state = begin_where(ended, key, params, seen)
+      state, observation = begin_where(ended, key, params, tuple(seen))
       start = episodes_key, number + ended
     else:
-      observation, state = jax.tree.map(
-        lambda new, old: jnp.where(ended, new, old), start, seen
+      state, observation = jax.tree.map(
+        lambda new, old: jnp.where(ended, new, old), start, tuple(seen)
       )
     return Task(params, start, state), observation, reward, ended
 
-  return Trials(reset, step, num_actions, num_steps)
+  return Trials(reset, step, actions.number, num_steps)
 
 
-def _where_ended(reset: Callable[[PRNGKey, Any], Any]) -> Callable[..., Any]:
-  """Returns `(ended, key, params, old)` -> a fresh start where ended, else old.
+def _check_steps(num_steps: int) -> None:
+  if num_steps < 1:
+    raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
 
-  Under `vmap`, a plain `lax.cond` would run both branches in every step. This
-  function runs the reset for all tasks at once, and only in a step that ends an
-  episode of some task.
-  """
 
-  @jax.custom_batching.custom_vmap
-  def begin(ended: Array, key: PRNGKey, params: Any, old: Any) -> Any:
-    # All arguments have the leading axes of `ended`.
-    fresh = reset
-    for _ in range(ended.ndim):
-      fresh = jax.vmap(fresh)
+def _ended_by_horizon(tasks: PlayableTasks) -> PlayableTasks:
+  """Returns the tasks with episodes that end themselves at the horizon."""
 
-    def choose(new: Array, old: Array) -> Array:
-      axes = [1] * (jnp.ndim(old) - ended.ndim)
-      return jnp.where(ended.reshape(*ended.shape, *axes), new, old)
+  def begin(task: Any, rng: PRNGKey) -> tuple[Any, Array]:
+    state, observation = tasks.begin(task, rng)
+    return (state, jnp.int32(0)), observation
 
-    return jax.lax.cond(
-      ended.any(),
-      lambda: jax.tree.map(choose, fresh(key, params), old),
-      lambda: old,
-    )
+  def step(
+    task: Any, state: Any, action: Array, rng: PRNGKey
+  ) -> tuple[Any, Array, Array, Array]:
+    inner, time = state
+    inner, observation, reward, ended = tasks.step(task, inner, action, rng)
+    time = time + 1
+    return (inner, time), observation, reward, ended | (time >= tasks.horizon)
 
-  @begin.def_vmap
-  def _(axis_size: int, batched: Any, *arguments: Any) -> tuple[Any, Any]:
-    arguments = jax.tree.map(
-      lambda x, has: x if has else jnp.broadcast_to(x, (axis_size, *x.shape)),
-      arguments,
-      tuple(batched),
-    )
-    begun = begin(*arguments)
-    return begun, jax.tree.map(lambda _: True, begun)
-
-  return begin
+  return tasks._replace(begin=begin, step=step)
 
 
 def with_last_observation(tasks: Trials) -> Trials:

@@ -18,13 +18,12 @@ from metajax.learners import maml
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import recurrent
+from metajax.policies import PPO, ppo_trainer
 from metajax.replay import (
-  PPO,
   EpisodeReplay,
   Objective,
   Replay,
   episode_replay_trainer,
-  ppo_trainer,
   replay_trainer,
 )
 from metajax.tasks.bandits import bandits

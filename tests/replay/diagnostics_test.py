@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from metajax.models.recurrent import recurrent
+from metajax.players.recurrent import encode
 from metajax.replay import Objective, q_discrepancy, q_player
-from metajax.replay.sequences import encode
 from metajax.tasks.bandits import bandits
 from metajax.tasks.trials import play
 

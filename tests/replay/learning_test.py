@@ -9,6 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from metajax.models.recurrent import recurrent, unroll
+from metajax.players.recurrent import encode
 from metajax.replay import (
   Objective,
   Sequence,
@@ -18,7 +19,6 @@ from metajax.replay import (
   replay_loss,
 )
 from metajax.replay.learning import acting_priorities, q_values
-from metajax.replay.sequences import encode
 from metajax.tasks.trials import Trials, play
 
 # Sequences start at 0, 3, 6 and 7.

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metajax.players.recurrent import encode
 from metajax.replay import cut
-from metajax.replay.sequences import encode, sequence_starts
+from metajax.replay.sequences import sequence_starts
 from metajax.tasks.trials import Step, Trial
 
 

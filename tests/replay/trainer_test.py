@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 
 from metajax.models.recurrent import recurrent
+from metajax.players.recurrent import first_params
 from metajax.replay import (
   Objective,
   Replay,
@@ -19,7 +20,6 @@ from metajax.replay import (
   updates_per_step,
 )
 from metajax.replay.buffers import add, make_buffer, without_empty
-from metajax.replay.players import first_params
 from metajax.tasks.bandits import bandits
 from metajax.tasks.trials import play
 from metajax.training import checkpoint, task_mesh

@@ -1,4 +1,4 @@
-"""RL^2: trains a recurrent player on policy by PPO, without replay."""
+"""RL^2: a recurrent policy learns a task in its state, and PPO trains it."""
 
 import functools
 from typing import Any, NamedTuple
@@ -9,11 +9,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.advantages import generalized_advantages
 from metajax.models.recurrent import Recurrent, unroll
 from metajax.numerics import check_number, wide
-from metajax.replay.players import check_head, first_params
-from metajax.replay.sequences import encode
+from metajax.players.recurrent import check_head, encode, first_params
+from metajax.policies.advantages import generalized_advantages
+from metajax.policies.surrogates import clipped
 from metajax.tasks.trials import Player, Step, Trials, play
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
@@ -159,11 +159,10 @@ def ppo_loss(
     network, params, rollout.steps, num_actions
   )
   chosen = _of_actions(log_policy, rollout.steps)
-  ratio = jnp.exp(chosen - rollout.log_probs)
   advantages = rollout.advantages
   advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-  clipped = jnp.clip(ratio, 1 - ppo.clip, 1 + ppo.clip)
-  policy = -jnp.minimum(ratio * advantages, clipped * advantages).mean()
+  every = jnp.ones(advantages.shape, bool)
+  policy = clipped(ppo.clip)(chosen, rollout.log_probs, advantages, every)
   error = 0.5 * jnp.square(values[:, :-1] - rollout.returns).mean()
   entropy = -(jnp.exp(log_policy) * log_policy).sum(-1).mean()
   loss = policy + ppo.value * error - ppo.entropy * entropy
@@ -216,11 +215,11 @@ def ppo_trainer(
   for name, highest in {
     "discount": 1,
     "gae": 1,
-    "clip": None,
     "entropy": None,
     "value": None,
   }.items():
     check_number(name, getattr(ppo, name), at_least=0, at_most=highest)
+  check_number("clip", ppo.clip, above=0)
   check_head(network, tasks, checked_policy)
   share, rest = divmod(ppo.actors, mesh.size)
   if rest or share < 1 or share % ppo.minibatches:

@@ -11,16 +11,15 @@ import pytest
 import scipy.stats
 
 from metajax.models.recurrent import recurrent
-from metajax.replay import PPO, policy_player, ppo_trainer
-from metajax.replay import ppo as ppo_module
-from metajax.replay.players import first_params
-from metajax.replay.ppo import (
+from metajax.players.recurrent import encode, first_params
+from metajax.policies import PPO, policy_player, ppo_trainer
+from metajax.policies import recurrent_ppo as ppo_module
+from metajax.policies.advantages import generalized_advantages
+from metajax.policies.recurrent_ppo import (
   Rollout,
-  generalized_advantages,
   policy_and_values,
   ppo_loss,
 )
-from metajax.replay.sequences import encode
 from metajax.tasks.trials import Trials, first_step, play
 from metajax.training import task_mesh
 
@@ -573,7 +572,7 @@ def test_two_steps_of_one_call_are_two_calls_of_one_in_the_same_bits(
     ({"epochs": 0}, "epochs=0, minibatches=2: must be 1 or more"),
     ({"discount": 1.5}, "discount=1.5: must be 0 to 1"),
     ({"gae": -0.1}, "gae=-0.1: must be 0 to 1"),
-    ({"clip": -0.2}, "clip=-0.2: must be 0 or more"),
+    ({"clip": -0.2}, "clip=-0.2: must be above 0"),
     ({"entropy": float("nan")}, "entropy=nan: must be 0 or more"),
     ({"value": -1.0}, "value=-1.0: must be 0 or more"),
   ],

@@ -1,0 +1,56 @@
+"""What recurrent players of trials read, by replay and by PPO alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax.models.recurrent import Recurrent
+from metajax.tasks.trials import Step, Trials, first_step
+from metajax.types import Array, Params, PRNGKey
+
+
+def encode(step: Step, num_actions: int) -> Array:
+  """Encodes steps as the inputs of a recurrent player, `[..., features]`.
+
+  The features are the observation, the last action (one-hot), its reward, and
+  whether it ended an episode (Duan et al. 2016, section 2.3). At the first step
+  of a task, all but the observation are zeros.
+  """
+  axes = step.reward.shape
+  past = jnp.concatenate(
+    [
+      jax.nn.one_hot(step.action, num_actions),
+      step.reward[..., None],
+      step.ended.astype(jnp.float32)[..., None],
+    ],
+    axis=-1,
+  )
+  past = jnp.where(step.first[..., None], 0.0, past)
+  return jnp.concatenate([step.observation.reshape(*axes, -1), past], axis=-1)
+
+
+def first_params(network: Recurrent, tasks: Trials, rng: PRNGKey) -> Params:
+  """Initialises the parameters of a network for the given tasks."""
+  _, observation = jax.eval_shape(tasks.reset, rng)
+  step = first_step(jnp.zeros(observation.shape))
+  return network.init(rng, encode(step, tasks.num_actions))
+
+
+def check_head(
+  network: Recurrent, tasks: Trials, checked: Callable[[Any, int], Any]
+) -> None:
+  """Calls `checked(outputs, num_actions)` on the outputs of a network's head.
+
+  The outputs are traced, so nothing is computed.
+  """
+
+  def read(rng: PRNGKey) -> None:
+    params = first_params(network, tasks, rng)
+    _, observation = tasks.reset(rng)
+    features = encode(first_step(observation), tasks.num_actions)
+    hidden, _ = network.read(params, network.start(), features)
+    checked(network.head(params, hidden), tasks.num_actions)
+
+  jax.eval_shape(read, jax.eval_shape(lambda: jax.random.key(0)))
