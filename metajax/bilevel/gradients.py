@@ -143,7 +143,7 @@ def check(
   )
 
 
-def _require(holds: Array, message: str, **numbers: Array) -> None:
+def _require(holds: Array, message: str, **numbers: Any) -> None:
   if isinstance(holds, jax.core.Tracer):
     checkify.check(holds, message, **numbers)
   elif not holds:
