@@ -26,6 +26,7 @@ from metajax.bilevel.gradients import Hypergradient, check, hypergradient
 from metajax.bilevel.implicit import implicit, implicit_minimum
 from metajax.bilevel.learned_loss import LearnedLoss, learned_loss
 from metajax.bilevel.linear import conjugate_gradients, direct, neumann
+from metajax.bilevel.search import search
 from metajax.bilevel.solvers import (
   InnerState,
   Solution,
@@ -77,6 +78,7 @@ __all__ = [
   "of_training",
   "persistent_evolution",
   "positive",
+  "search",
   "simplex",
   "train_weighted",
   "truncated",

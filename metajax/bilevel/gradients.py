@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.experimental import checkify
 
 from metajax import variables
 from metajax.bilevel.solvers import InnerState, Outer, Solver
@@ -105,8 +105,10 @@ def check(
 ) -> None:
   """Raises an error if a hypergradient of an implicit method is not accurate.
 
-  Compiled programs cannot raise errors, so call it outside of them. For arrays
-  (under vmap) the largest residual counts.
+  Call it on results of compiled programs. Inside of one it is a
+  `checkify.check`: the program must be transformed by
+  `jax.experimental.checkify.checkify`, whose `error.throw()` raises the error.
+  For arrays (under vmap) the largest residual counts.
 
   Args:
     found: a result of `hypergradient`.
@@ -117,29 +119,33 @@ def check(
     ValueError: for a larger residual, or one that is not a number; and if the
       hypergradient is not finite.
   """
-  if isinstance(found.residual, jax.core.Tracer):
-    raise ValueError(
-      "check: found has no numbers inside of jit; return it, and check it "
-      "outside."
-    )
-  inner = float(np.max(found.residual))
-  if not inner <= tolerance:
-    raise ValueError(
-      f"the inner problem has not converged: its gradient has the norm "
-      f"{inner:.3g}, above tolerance={tolerance:g}. Take more inner steps, "
-      "another step size, or a warm start."
-    )
-  linear = float(np.max(found.linear_residual))
-  if not linear <= linear_tolerance:
-    raise ValueError(
-      f"the linear system is not solved: its relative residual is "
-      f"{linear:.3g}, above linear_tolerance={linear_tolerance:g}. Take more "
-      "steps of the linear solver; if the Hessian is singular or not positive "
-      "definite, add a penalty to the inner loss, or take `unrolled`."
-    )
-  if not all(np.isfinite(x).all() for x in jax.tree.leaves(found.grads)):
-    raise ValueError(
-      "the hypergradient is not finite, though the inner problem has "
-      "converged: look for a square root, a norm or a logarithm at 0 in the "
-      "losses."
-    )
+  inner, linear = jnp.max(found.residual), jnp.max(found.linear_residual)
+  leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(found.grads)]
+  _require(
+    inner <= tolerance,
+    "the inner problem has not converged: its gradient has the norm {inner}, "
+    f"above tolerance={tolerance:g}. Take more inner steps, another step size, "
+    "or a warm start.",
+    inner=inner,
+  )
+  _require(
+    linear <= linear_tolerance,
+    "the linear system is not solved: its relative residual is {linear}, above "
+    f"linear_tolerance={linear_tolerance:g}. Take more steps of the linear "
+    "solver; if the Hessian is singular or not positive definite, add a "
+    "penalty to the inner loss, or take `unrolled`.",
+    linear=linear,
+  )
+  _require(
+    jnp.array(leaves).all(),
+    "the hypergradient is not finite, though the inner problem has converged: "
+    "look for a square root, a norm or a logarithm at 0 in the losses.",
+  )
+
+
+def _require(holds: Array, message: str, **numbers: Any) -> None:
+  if isinstance(holds, jax.core.Tracer):
+    checkify.check(holds, message, **numbers)
+  elif not holds:
+    shown = {name: f"{x:.3g}" for name, x in numbers.items()}
+    raise ValueError(message.format(**shown))

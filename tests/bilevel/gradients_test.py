@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import checkify
 
 from metajax import bilevel, inner_loop
 from tests.slow import slow_but
@@ -272,6 +273,52 @@ def test_singular_system_is_an_error_and_no_nan(linear_solver):
 
 
 @pytest.mark.slow
+def test_check_inside_of_a_compiled_loop_is_an_error_of_checkify():
+  """The same messages as outside, of the first outer step that fails."""
+  solver = SOLVERS["minimum"]
+  gradient = bilevel.hypergradient(solver, outer_loss, has_aux=True)
+  state = solver.init(START, RAW)
+
+  def descend(raw, tolerance):
+    def step(raw, _):
+      found = gradient(state, raw)
+      bilevel.check(found, linear_tolerance=tolerance)
+      return raw - 0.1 * found.grads, None
+
+    return jax.lax.scan(step, raw, length=3)[0]
+
+  def compiled(tolerance):
+    return checkify.checkify(jax.jit(lambda raw: descend(raw, tolerance)))(RAW)
+
+  error, after = compiled(1e-6)
+  error.throw()
+  assert np.isfinite(after).all()
+  error, after = compiled(-1.0)
+  with pytest.raises(ValueError, match="not solved: .*linear_tolerance=-1"):
+    error.throw()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["CG", "Cholesky", "SVD"])
+def test_solvers_of_lineax_are_linear_solvers(name):
+  """As docs/bilevel.md does it."""
+  lineax = pytest.importorskip("lineax")
+  chosen = lineax.CG(1e-9, 0) if name == "CG" else getattr(lineax, name)()
+
+  def linear_solver(product, b):
+    tags = lineax.symmetric_tag, lineax.positive_semidefinite_tag
+    structure = jax.eval_shape(lambda: b)
+    operator = lineax.FunctionLinearOperator(product, structure, tags)
+    return lineax.linear_solve(operator, b, chosen, throw=False).value
+
+  solver = bilevel.implicit_minimum(inner_loss, _minimum, linear_solver)
+  gradient = bilevel.hypergradient(solver, outer_loss, has_aux=True)
+  found = jax.jit(gradient)(solver.init(START, RAW), RAW)
+  np.testing.assert_allclose(found.grads, _closed(RAW)[1], rtol=1e-9)
+  bilevel.check(found, linear_tolerance=1e-8)
+
+
+@pytest.mark.slow
 def test_series_that_diverges_is_an_error():
   solver = bilevel.implicit(inner_loss, SGD, STEPS, bilevel.neumann(5000, 3.0))
   gradient = bilevel.hypergradient(solver, outer_loss, has_aux=True)
@@ -294,8 +341,9 @@ def test_bad_arguments_are_named():
     bilevel.interval(2, 1)
   with pytest.raises(ValueError, match="max_size=2: .* 3 unknowns"):
     bilevel.direct(max_size=2)(lambda x: x, START)
+  # A check inside of a compiled program must be seen by checkify.
   found = _singular(bilevel.direct(), np.ones(2))
-  with pytest.raises(ValueError, match="no numbers inside of jit"):
+  with pytest.raises(ValueError, match="checkify.check which was not funct"):
     jax.jit(lambda found: bilevel.check(found))(found)
 
 

@@ -1,0 +1,100 @@
+"""Trains outer parameters by an algorithm of evosax, such as CMA-ES."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.bilevel.descent import Descender, Descent
+from metajax.bilevel.solvers import Outer
+from metajax.numerics import check_number
+from metajax.types import Array, PRNGKey
+
+
+def search(
+  algorithm: Callable[[int, Outer], Any],
+  loss_fn: Callable[[Outer, PRNGKey], Array],
+  population: int,
+  *,
+  spread: float = 1.0,
+  settings: Mapping[str, Any] | None = None,
+) -> Descender:
+  """Builds the search of outer parameters by any algorithm of evosax.
+
+  All candidates of a step see the same key. A loss that is not finite counts as
+  the largest finite one. `outer` of the result is the mean of the distribution.
+  Algorithms with a population have none; it is then the best candidate, and as
+  they compare losses of different steps, these should have no noise.
+
+  Args:
+    algorithm: `(population, outer) -> algorithm`: a class of evosax, such as
+      `evosax.algorithms.CMA_ES`, or `functools.partial` of one. The extra
+      `evolution` installs evosax.
+    loss_fn: `(outer, rng) -> scalar`, to be minimised. It need not be
+      differentiable.
+    population: the number of candidates in a step, at least 1.
+    spread: standard deviation of such a first population around `outer`.
+    settings: replace values of `default_params`, as `{"std_init": 0.1}`.
+
+  Returns:
+    A `Descender`, as from `descent`. Its losses are means over candidates.
+
+  Raises:
+    ValueError: for a number that is not positive. `init` raises it if
+      `algorithm` is not of evosax, refuses the population, or lacks a setting.
+
+  References:
+    Lange, `evosax: JAX-based Evolution Strategies
+    <https://arxiv.org/abs/2212.04180>`_, 2022.
+  """
+  check_number("population", population, at_least=1)
+  check_number("spread", spread, above=0)
+
+  def build(outer: Outer) -> tuple[Any, Any]:
+    try:
+      with jax.ensure_compile_time_eval():  # It computes with known numbers.
+        built = algorithm(population, jax.tree.map(jnp.zeros_like, outer))
+        params = built.default_params.replace(**(settings or {}))
+    except (AssertionError, AttributeError, TypeError) as error:
+      raise ValueError(
+        f"algorithm={algorithm}: {error} (population={population}, settings="
+        f"{settings}). It must be a class of evosax.algorithms, which pip "
+        "install 'metajax[evolution]' installs."
+      ) from error
+    return built, params
+
+  def losses_of(candidates: Outer, rng: PRNGKey) -> tuple[Array, Array]:
+    losses = jax.vmap(loss_fn, (0, None))(candidates, rng)
+    finite = jnp.isfinite(losses)
+    worst = jnp.max(losses, where=finite, initial=-jnp.inf)
+    return jnp.where(finite, losses, worst), losses.mean()
+
+  def init(outer: Outer, rng: PRNGKey) -> Descent:
+    outer = jax.tree.map(jnp.asarray, outer)
+    built, params = build(outer)
+    key, noise_key, loss_key = jax.random.split(rng, 3)
+    if hasattr(built, "get_mean"):
+      state = built.init(key, outer, params)
+    else:
+      many = jax.tree.map(lambda x: jnp.stack([x] * population), outer)
+      noise = optax.tree.random_like(noise_key, many)
+      many = jax.tree.map(lambda x, e: x + spread * e, many, noise)
+      state = built.init(key, many, losses_of(many, loss_key)[0], params)
+    return Descent(outer, state, (), jnp.int32(0))
+
+  def run(now: Descent, rng: PRNGKey, num_steps: int) -> tuple[Descent, Array]:
+    built, params = build(now.outer)
+    reached = getattr(built, "get_mean", None) or built.get_best_solution
+
+    def one_step(now: Descent, _: None) -> tuple[Descent, Array]:
+      keys = jax.random.split(jax.random.fold_in(rng, now.step), 3)
+      candidates, state = built.ask(keys[0], now.opt_state, params)
+      losses, mean = losses_of(candidates, keys[1])
+      state, _ = built.tell(keys[2], candidates, losses, state, params)
+      return Descent(reached(state), state, (), now.step + 1), mean
+
+    return jax.lax.scan(one_step, now, length=num_steps)
+
+  return Descender(init, run)
