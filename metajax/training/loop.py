@@ -1,6 +1,5 @@
 """The meta-training loop: steps, records, validation, checkpoints, signals."""
 
-import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +10,12 @@ import jax
 from absl import logging
 
 from metajax.training import checkpoint, seeds
+from metajax.training.calls import Call, means, next_length
 from metajax.training.logging import Logger, records, tell, waiting
 from metajax.training.processes import agree, on_this_process
 from metajax.training.state import Trainer, TrainState
 from metajax.training.watching import caught_signals, stalls_noticed
 from metajax.types import PRNGKey
-
-# A call of the compiled loop lasts about this long, so that signals and the
-# progress bar are served in time.
-SECONDS_PER_CALL = 1.0
 
 
 class Interrupted(Exception):
@@ -170,7 +166,8 @@ def fit(
       return False
     return True
 
-  steps_per_call, calls = 1, []  # The calls since the last line of the log.
+  steps_per_call = 1
+  calls: list[Call] = []  # Since the last line of the log.
   with (
     records(
       workdir, step, schedule.num_steps, loggers, must_write=must_save
@@ -190,15 +187,13 @@ def fit(
       metrics = jax.device_get(metrics)
       skipped = metrics.get("skipped", 0.0)  # The mean over seeds.
       notes["skipped_steps"] += float(taken * num_seeds * skipped)
-      calls.append((taken, elapsed, metrics))
-      rate = taken / elapsed
-      # Grows by at most 8 so that one lucky call does not make a long one.
-      steps_per_call = max(1, min(8 * taken, int(rate * SECONDS_PER_CALL)))
-      record.progress(step, _means(calls, tasks_per_step))
+      calls.append(Call(taken, elapsed, metrics))
+      steps_per_call = next_length(taken, elapsed)
+      record.progress(step, means(calls, tasks_per_step))
 
       scalars: dict[str, float] = {}
       if schedule.due(step, schedule.log_every):
-        scalars |= _means(calls, tasks_per_step)
+        scalars |= means(calls, tasks_per_step)
         scalars |= rates(state) if rates is not None else {}
         calls = []
       if validate is not None and schedule.due(step, schedule.eval_every):
@@ -221,25 +216,3 @@ def fit(
     notes["compile_seconds"],
     round(notes["skipped_steps"]),
   )
-
-
-def _means(calls: list[tuple[int, float, dict]], tasks_per_step: int) -> dict:
-  """Means over the steps of several calls of the compiled loop.
-
-  A call whose steps were all skipped has means of NaN, and no weight. The mean
-  over such calls alone is NaN.
-  """
-  steps = sum(taken for taken, _, _ in calls)
-  seconds = sum(elapsed for _, elapsed, _ in calls)
-  means = {}
-  for name in calls[0][2]:
-    total = weights = 0.0
-    for taken, _, metrics in calls:
-      # What is skipped counts in nothing but "skipped".
-      skipped = 0.0 if name == "skipped" else float(metrics.get("skipped", 0.0))
-      weight = taken * (1.0 - skipped)
-      if weight > 0:
-        total += weight * float(metrics[name])
-        weights += weight
-    means[name] = total / weights if weights else math.nan
-  return {**means, "tasks_per_second": steps * tasks_per_step / seconds}

@@ -11,14 +11,13 @@ import jax
 import numpy as np
 
 from metajax.training import checkpoint
+from metajax.training.calls import Call, means, next_length
 from metajax.training.logging import Logger, jsonl, pretty, tell, tensorboard
 from metajax.training.loop import Interrupted, Schedule
 from metajax.training.seeds import STATE_AXES
 from metajax.training.state import Trainer, TrainState
 from metajax.training.watching import caught_signals, stalls_noticed
 from metajax.types import PRNGKey
-
-SECONDS_PER_CALL = 1.0
 
 
 class Member(NamedTuple):
@@ -122,7 +121,8 @@ def fit_together(
     stalls_noticed(stall_seconds) as beat,
   ):
     loggers = [_loggers(stack, member.workdir, step) for member in members]
-    steps_per_call, calls = 1, []
+    steps_per_call = 1
+    calls: list[Call] = []  # Their metrics are arrays over the runs left.
     while step < schedule.num_steps and left:
       beat(step)
       taken = min(steps_per_call, schedule.next_event(step) - step)
@@ -132,9 +132,8 @@ def fit_together(
       step += taken
       metrics = jax.device_get(metrics)
       bad = metrics.pop("skipped") > 0
-      calls.append((taken, elapsed / len(left), metrics))
-      rate = taken / elapsed
-      steps_per_call = max(1, min(8 * taken, int(rate * SECONDS_PER_CALL)))
+      calls.append(Call(taken, elapsed / len(left), metrics))
+      steps_per_call = next_length(taken, elapsed)
       if bad.any():
         for place in np.flatnonzero(bad).tolist():
           tell(
@@ -146,9 +145,7 @@ def fit_together(
         left = [left[i] for i in keep]
         if not left:
           break
-        calls = [
-          (n, s, {k: v[keep] for k, v in m.items()}) for n, s, m in calls
-        ]
+        calls = [_of(call, keep) for call in calls]
         trainer = trainer_of(left)
         state = _stack([_one(state, i) for i in keep])
         train = compiled(state)
@@ -157,7 +154,7 @@ def fit_together(
       for place, i in enumerate(left):
         scalars: dict[str, float] = {}
         if due:
-          scalars |= _means(calls, place, tasks_per_step)
+          scalars |= means([_of(c, place) for c in calls], tasks_per_step)
           scalars |= members[i].rates(_one(state, place))
         if schedule.due(step, schedule.eval_every):
           scores = members[i].validate(_one(state, place))
@@ -211,14 +208,6 @@ def _stack(
   return jax.device_put(stacked, jax.tree.map(lambda x: x.sharding, like))
 
 
-def _means(
-  calls: Sequence[tuple[int, float, dict]], place: int, tasks_per_step: int
-) -> dict[str, float]:
-  """Means of one run over the steps of several calls."""
-  steps = sum(taken for taken, _, _ in calls)
-  seconds = sum(elapsed for _, elapsed, _ in calls)
-  means = {
-    name: sum(taken * float(m[name][place]) for taken, _, m in calls) / steps
-    for name in calls[0][2]
-  }
-  return {**means, "tasks_per_second": steps * tasks_per_step / seconds}
+def _of(call: Call, places: Any) -> Call:
+  """Returns a call with the metrics of some of the runs."""
+  return call._replace(metrics={k: v[places] for k, v in call.metrics.items()})
