@@ -78,6 +78,8 @@ def main() -> None:
     return {f"return_{k}_steps": float(x) for k, x in enumerate(means)}
 
   workdir = folder.start("maml_navigation")
+  if report.show_finished(workdir, saves_learner=False):
+    return
   trained = fit(
     trainer,
     rng_keys.init_key(),

@@ -67,7 +67,7 @@ def main() -> None:
   with waiting("loading data"):
     data = pretraining.load()
   learners = pretrained_heads.learners(data, FLAGS.ways)
-  runs = Stages("pretrain")
+  runs = Stages("pretrain", saves_learner=True)
 
   def scores(name: str, params: Params, split: str, number: int) -> Any:
     score = scoring.task_scorer(

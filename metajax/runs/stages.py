@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 
-from metajax.runs import folder, loggers, rng_keys, training
+from metajax.runs import folder, loggers, report, rng_keys, training
 from metajax.runs.flags import FLAGS
 from metajax.training import Trainer, TrainState
 from metajax.training.logging import read_jsonl
@@ -23,8 +23,20 @@ class Stages:
     workdir: the folder of the experiment.
   """
 
-  def __init__(self, experiment: str):
+  def __init__(self, experiment: str, *, saves_learner: bool = False):
+    """Makes or reopens the folder of the run that the flags describe.
+
+    Args:
+      experiment: the name of the experiment.
+      saves_learner: whether the script saves a learner at its end.
+
+    Raises:
+      SystemExit: if the run has ended before, once its results are shown.
+      ValueError: if the folder holds another run.
+    """
     self.workdir = folder.start(experiment)
+    if report.show_finished(self.workdir, saves_learner=saves_learner):
+      sys.exit(0)
     self._done: list[Trained] = []
 
   def train(
