@@ -13,6 +13,7 @@ import jax
 from absl import logging
 
 from metajax.evaluation import Estimate, OverSeeds
+from metajax.files import replaced
 from metajax.training.legal_json import legal_json
 from metajax.training.processes import is_main
 
@@ -91,6 +92,8 @@ def open_workdir(
     )
   workdir.mkdir(parents=True, exist_ok=True)
   lock(workdir)
+  for left in workdir.glob(f"{path.name}.*.tmp"):
+    left.unlink()
   write_json(path, {"flags": config, "environment": environment()})
 
 
@@ -220,9 +223,8 @@ def write_json(path: Path, value: Any) -> None:
   """
   if not is_main():
     return
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(legal_json(value, indent=2) + "\n")
-  os.replace(temporary, path)
+  with replaced(path) as file:
+    file.write_text(legal_json(value, indent=2) + "\n")
 
 
 def _git_commit() -> str:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.files import replaced
 from metajax.learners import ANY_WAYS
 from metajax.learners.registry import register_installed
 from metajax.recipes import Recipe, build
@@ -98,10 +99,8 @@ def save(
   }
   if not is_main():
     return
-  path = Path(folder) / META_PARAMS
-  temporary = path.with_name(path.name + ".tmp")
-  save_file(arrays, temporary)
-  os.replace(temporary, path)
+  with replaced(Path(folder) / META_PARAMS) as file:
+    save_file(arrays, file)
   example = {"shape": list(inputs.shape), "dtype": inputs.dtype.name}
   about = {
     **recipe._asdict(),

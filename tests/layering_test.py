@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What everything else may use: the vocabulary, and how it is handled.
 BASICS = {
+  "files",
   "types",
   "numerics",
   "batches",
@@ -31,6 +32,7 @@ LOOPS = {
 }
 # Folder or file -> what of metajax it may import.
 ALLOWED = {
+  "files.py": set(),
   "types.py": set(),
   "numerics.py": set(),
   "batches.py": {"types"},

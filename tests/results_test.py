@@ -47,7 +47,7 @@ def test_folder_belongs_to_one_process_as_long_as_it_lives(tmp_path):
 
 
 def test_folder_of_a_process_killed_while_it_began_is_free(tmp_path):
-  (tmp_path / "config.json.tmp").write_text('{"fla')
+  (tmp_path / "config.json.17.tmp").write_text('{"fla')
   results.open_workdir(tmp_path, CONFIG)
   assert json.loads((tmp_path / "config.json").read_text())["flags"] == CONFIG
   assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

@@ -11,6 +11,7 @@ import optax
 from sklearn.datasets import load_digits
 
 from metajax import continual
+from metajax.files import replaced
 from metajax.models.mlp import MLP
 from metajax.runs import rng_keys
 from metajax.runs.flags import FLAGS
@@ -99,9 +100,7 @@ def once(
   """Reads the result of an interrupted run, or computes and writes it."""
   if not path.exists():
     best, accuracies = compute()
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with replaced(path) as new, new.open("wb") as file:
       np.savez(file, best=best, accuracies=accuracies)
-    temporary.replace(path)
   with np.load(path) as found:
     return int(found["best"]), found["accuracies"]

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metajax.files import replaced
 from metajax.types import Params, PRNGKey
 
 
@@ -39,9 +39,8 @@ def save(path: str | os.PathLike, theta: Params) -> None:
   from safetensors.numpy import save_file
 
   arrays = {name: np.asarray(x, order="C") for name, x in _named(theta).items()}
-  temporary = Path(path).with_name(Path(path).name + ".tmp")
-  save_file(arrays, temporary)
-  os.replace(temporary, path)
+  with replaced(path) as file:
+    save_file(arrays, file)
 
 
 def load(path: str | os.PathLike, learned: LearnedOptimizer) -> Params:

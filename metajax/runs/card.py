@@ -7,6 +7,7 @@ from typing import Any
 
 from metajax import saved
 from metajax.evaluation import Estimate
+from metajax.files import replaced
 from metajax.results import read_results
 
 NAME = "card.md"
@@ -25,10 +26,8 @@ def write(workdir: Path, command: str) -> None:
   if results is None or not (workdir / saved.LEARNER).exists():
     return
   config = json.loads((workdir / "config.json").read_text())
-  path = workdir / NAME
-  temporary = path.with_name(NAME + ".tmp")
-  temporary.write_text(_text(config, results, command))
-  temporary.replace(path)
+  with replaced(workdir / NAME) as file:
+    file.write_text(_text(config, results, command))
 
 
 def _text(

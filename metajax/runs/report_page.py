@@ -3,7 +3,6 @@
 import base64
 import html
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
@@ -11,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from metajax import saved
+from metajax.files import replaced
 from metajax.results import read_results
 from metajax.runs import charts
 
@@ -49,10 +49,8 @@ def write(workdir: Path, command: str) -> None:
     files=_files(workdir),
     code=html.escape(_code(workdir)),
   )
-  path = workdir / NAME
-  temporary = path.with_name(NAME + ".tmp")
-  temporary.write_text(text)
-  os.replace(temporary, path)
+  with replaced(workdir / NAME) as file:
+    file.write_text(text)
 
 
 def _metrics(metrics: Mapping[str, Any], seed: int) -> str:

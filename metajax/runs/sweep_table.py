@@ -3,12 +3,12 @@
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metajax.evaluation import Estimate, estimate_over_seeds
+from metajax.files import replaced
 from metajax.results import read_results
 from metajax.runs import plots
 from metajax.runs.grid import shown
@@ -114,9 +114,8 @@ def _names(rows: Iterable[Row]) -> list[str]:
 
 
 def _replace(path: Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text)
-  os.replace(temporary, path)
+  with replaced(path) as file:
+    file.write_text(text)
 
 
 def _csv(rows: Sequence[Row], swept: Sequence[str]) -> str:

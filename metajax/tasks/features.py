@@ -1,6 +1,5 @@
 """Features of a frozen network, computed once and kept in a file."""
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -11,6 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from metajax.files import replaced
 from metajax.tasks.image_arrays import DAMAGE
 from metajax.tasks.image_files import Images
 from metajax.tasks.image_splits import ImageSplits
@@ -164,20 +164,14 @@ def _digest(inputs: np.ndarray, batch_size: int) -> str:
 
 
 def _write(file: Path, key: _Key, features: np.ndarray) -> None:
-  temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
   try:
-    with temporary.open("wb") as opened:
+    with replaced(file) as new, new.open("wb") as opened:
       np.savez(opened, features=features, **key._asdict())
-    os.replace(temporary, file)
-  except BaseException as error:
-    with contextlib.suppress(OSError):
-      temporary.unlink(missing_ok=True)
-    if isinstance(error, OSError):
-      raise OSError(
-        f"{file}: cannot be written ({error.strerror or error}): make room, or "
-        "give another cache."
-      ) from error
-    raise
+  except OSError as error:
+    raise OSError(
+      f"{file}: cannot be written ({error.strerror or error}): make room, or "
+      "give another cache."
+    ) from error
 
 
 def _read(file: Path, key: _Key, count: int) -> np.ndarray:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import os
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.files import replaced
 from metajax.tasks.few_shot import few_shot_episodes
 from metajax.types import Splits
 
@@ -272,15 +272,6 @@ def _read_cache(path: Path) -> OmniglotImages | None:
 
 
 def _write_cache(path: Path, data: OmniglotImages) -> None:
-  """Writes the cache under another name and renames it, so it is complete."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(
-    dir=path.parent, suffix=".tmp", delete=False
-  ) as temporary:
-    try:
-      np.savez(temporary, **data._asdict())
-      temporary.close()
-      os.replace(temporary.name, path)
-    except BaseException:
-      os.unlink(temporary.name)
-      raise
+  with replaced(path) as new, new.open("wb") as file:
+    np.savez(file, **data._asdict())

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import tensorboardX
 from absl import logging
 from tqdm import tqdm
 
+from metajax.files import replaced
 from metajax.training.legal_json import legal_json
 from metajax.training.processes import is_main
 
@@ -184,9 +184,8 @@ def read_jsonl(path: Path) -> list[dict]:
 def _open_jsonl(path: Path, first_step: int) -> TextIO:
   if path.exists():
     kept = [line for line in read_jsonl(path) if line["step"] <= first_step]
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(legal_json(line) + "\n" for line in kept))
-    os.replace(replacement, path)
+    with replaced(path) as file:
+      file.write_text("".join(legal_json(line) + "\n" for line in kept))
   return path.open("a")
 
 
