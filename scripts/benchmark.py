@@ -4,6 +4,7 @@ r"""Measures speed and memory of metajax on this machine.
       --inner_steps=1 --json
   python scripts/benchmark.py --suite=aggregation --json
   python scripts/benchmark.py --suite=inner_loop --json
+  python scripts/benchmark.py --suite=bilevel --json
   python scripts/benchmark.py --suite=growth --pooled --image_size=16 --json
   python scripts/benchmark.py --suite=context --json
   python scripts/benchmark.py --suite=replay --json
@@ -32,6 +33,12 @@ the list. (After many steps of a ReLU network in float32, rounding decides on
 which side of a kink an activation is. In float64 all ways agree.) For
 comparison the suite measures iMAML, which stores nothing.
 scripts/plot_inner_loop.py draws the lines of JSON.
+
+The suite bilevel measures the hypergradient of the penalties of an MLP's four
+arrays by each method. Operations are those of products. They leave out the
+eigenvalues that the direct solver computes. Errors are relative to the exact
+derivative of the inner steps. The programs take turns, and `over_unrolled`
+compares two calls of one turn.
 
 The suite growth measures the meta-step of the flags with larger sizes. It takes
 one size at a time (ways, shots, query_shots, image_size, inner_steps, filters)
@@ -71,6 +78,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from metajax.training import use_cpu_cores  # noqa: E402
 from scripts.benchmarks import (  # noqa: E402
   aggregation,
+  bilevel,
   context,
   everything,
   growth,
@@ -86,6 +94,7 @@ from scripts.benchmarks.own_flags import FLAGS
 SUITES = {
   "maml": maml.measure,
   "aggregation": aggregation.measure,
+  "bilevel": bilevel.measure,
   "context": context.measure,
   "growth": growth.measure,
   "inner_loop": inner_loop.measure,

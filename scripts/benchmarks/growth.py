@@ -76,11 +76,17 @@ def _one() -> dict[str, float]:
   }
 
 
-def operations_of_products(jaxpr: Jaxpr) -> int:
+def operations_of_products(
+  jaxpr: Jaxpr, *, iterations: int | None = None
+) -> int:
   """Counts the operations of products of arrays.
 
   A product of `[m, k]` and `[k, n]` has 2 m k n operations. The body of a loop
   counts as often as it runs.
+
+  Args:
+    jaxpr: the program.
+    iterations: of each while loop; None: they are unknown.
 
   Raises:
     ValueError: if a loop with a product has an unknown number of iterations.
@@ -93,10 +99,18 @@ def operations_of_products(jaxpr: Jaxpr) -> int:
       shape = eqn.invars[0].aval.shape
       depth = math.prod(shape[axis] for axis in contracting)
       total += 2 * depth * eqn.outvars[0].aval.size
-    inner = sum(map(operations_of_products, jaxprs_in_params(params)))
+    if name == "custom_linear_solve":  # Of its programs only one runs.
+      params = {"solve": params["jaxprs"].solve}
+    inner = sum(
+      operations_of_products(part, iterations=iterations)
+      for part in jaxprs_in_params(params)
+    )
+    times = params.get("length", 1)
     if inner and name == "while":
-      raise ValueError("a while loop has products; their number is unknown.")
-    total += inner * params.get("length", 1)
+      if iterations is None:
+        raise ValueError("a while loop has products; their number is unknown.")
+      times = iterations
+    total += inner * times
   return total
 
 
