@@ -57,6 +57,7 @@ flags.DEFINE_integer(
   "episodes", 20, "Episodes for each inner step and after the last.", 1
 )
 WITHOUT_STEPS = ("pretrained", "oracle")
+SMALLEST_WEIGHT = 1e-4  # Of the penalty, unless it begins below.
 MAX_NORM = 1.0  # Adam's gradients are clipped to this norm.
 
 
@@ -119,6 +120,8 @@ def build(policy: Policy, tasks: PlayableTasks) -> Training:
       optax.clip_by_global_norm(MAX_NORM),
       training.outer_optimizer(FLAGS.outer_schedule, epochs),
     )
+  weight = FLAGS.kl_penalty
+  penalty = KLPenalty(weight, FLAGS.kl_target, min(weight, SMALLEST_WEIGHT))
   trainer = policy_trainer(
     learner,
     tasks,
@@ -126,9 +129,7 @@ def build(policy: Policy, tasks: PlayableTasks) -> Training:
     meta_batch=FLAGS.meta_batch,
     rng=rng_keys.task_key(),
     epochs=epochs,
-    penalty=(
-      KLPenalty(FLAGS.kl_penalty, FLAGS.kl_target) if FLAGS.kl_penalty else None
-    ),
+    penalty=penalty if weight else None,
   )
   rates = None if FLAGS.outer == "trpo" else training.outer_rates(epochs)
   return Training(learner, trainer, rates)

@@ -35,11 +35,13 @@ class KLPenalty(NamedTuple):
   """ProMP's penalty, `weight * drift`, whose weight follows the drift.
 
   After a step, the weight is halved if the drift is below target / 1.5, and
-  doubled if it is above 1.5 target.
+  doubled if it is above 1.5 target. It stays at least `smallest`: after many
+  halvings it could not return in time.
 
   Attributes:
-    weight: the first weight, above 0.
+    weight: the first weight, at least `smallest`.
     target: the target of `PolicyLearner.drift`, in nats per step, above 0.
+    smallest: the smallest weight, above 0.
     adaptive: whether the weight changes.
 
   References:
@@ -51,7 +53,16 @@ class KLPenalty(NamedTuple):
 
   weight: float = 5e-4
   target: float = 0.01
+  smallest: float = 1e-4
   adaptive: bool = True
+
+  def next_weight(self, weight: Array, drift: Array) -> Array:
+    """Returns the weight after a step that ended with the given drift."""
+    if not self.adaptive:
+      return weight
+    factor = jnp.where(drift < self.target / 1.5, 0.5, 1.0)
+    weight = weight * jnp.where(drift > self.target * 1.5, 2.0, factor)
+    return jnp.maximum(weight, self.smallest)
 
 
 class Penalized(NamedTuple):
@@ -109,7 +120,8 @@ def policy_trainer(
         f"penalty={penalty}: TRPO bounds the divergence itself; give None."
       )
   if penalty is not None:
-    check_number("weight", penalty.weight, above=0)
+    check_number("smallest", penalty.smallest, above=0)
+    check_number("weight", penalty.weight, at_least=penalty.smallest)
     check_number("target", penalty.target, above=0)
   transform: Any = optax.identity() if by_region else optimizer
   mesh = task_mesh(1)
@@ -145,7 +157,7 @@ def policy_trainer(
     every = inner.step - first == epochs
     if penalty is not None and weight is not None:
       drift = learner.drift(inner.meta_params, experience)
-      weight = _next_weight(penalty, weight, drift)
+      weight = penalty.next_weight(weight, drift)
       inner = inner._replace(opt_state=Penalized(inner.opt_state, weight))
     new = choose(every, inner._replace(step=first + 1), state)
     return new, {name: x[-1] for name, x in metrics.items()}
@@ -160,13 +172,6 @@ def policy_trainer(
 
   rng = place(rng, replicated)
   return trainer_on(mesh, init, mean_over_steps(step, rng))
-
-
-def _next_weight(penalty: KLPenalty, weight: Array, drift: Array) -> Array:
-  if not penalty.adaptive:
-    return weight
-  factor = jnp.where(drift < penalty.target / 1.5, 0.5, 1.0)
-  return weight * jnp.where(drift > penalty.target * 1.5, 2.0, factor)
 
 
 def _by_region(

@@ -943,3 +943,21 @@ def test_shards_that_do_not_fit_are_named(
 ):
   ended = run(script, [f"--workdir={workdir}", f"--shards={shards}"])
   _assert_refused(ended, re.escape(f"--shards={shards}: {message}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "arguments, flag",
+  [
+    (["--algorithm=oracle", "--inner_steps=2"], "inner_steps"),
+    (["--algorithm=pretrained", "--surrogate=dice"], "surrogate"),
+    (["--kl_penalty=1e-3"], "kl_penalty"),
+    (["--outer=ppo", "--kl_target=0.1"], "kl_target"),
+    (["--outer=adam", "--max_kl=0.1"], "max_kl"),
+  ],
+)
+def test_flags_of_policies_that_do_nothing_are_named(
+  arguments, flag, run, workdir
+):
+  ended = run("maml_navigation", [f"--workdir={workdir}", *arguments])
+  _assert_refused(ended, f"--{flag} has no effect here: leave it out.")

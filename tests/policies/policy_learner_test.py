@@ -11,11 +11,12 @@ import pytest
 from metajax.learners.partition import last_layer
 from metajax.models.mlp import MLP
 from metajax.policies.advantages import Estimator, advantages
+from metajax.policies.context import context_alone
 from metajax.policies.evaluation import played_tasks, returns_by_step
 from metajax.policies.policy import categorical_policy, gaussian_policy
 from metajax.policies.policy_learner import POLICY_LEARNERS, policy_learner
 from metajax.policies.surrogates import clipped, score_function
-from metajax.policies.trainer import policy_trainer
+from metajax.policies.trainer import KLPenalty, policy_trainer
 from metajax.policies.trust_region import TrustRegion
 from metajax.tasks.navigation import navigation
 from metajax.tasks.playable import Discrete
@@ -32,11 +33,10 @@ def _parts(name, num_steps=1, credit=0.0):
     policy,
     tasks,
     inner_lr=RATE,
-    num_steps=num_steps,
     num_episodes=EPISODES,
     credit=credit,
     fisher_every=1,
-    **POLICY_LEARNERS[name],
+    **{"num_steps": num_steps, **POLICY_LEARNERS[name]},
   )
   params = learner.init(jax.random.key(0))
   drawn = jax.vmap(tasks.draw)(jax.random.split(jax.random.key(1), TASKS))
@@ -71,7 +71,7 @@ def _loss(learner, experience):
   return lambda params: learner.outer(params, experience)[0]
 
 
-def _float64(num_steps):
+def _float64(num_steps, name="maml"):
   """A learner without a stopped ratio in its inner steps, for float64."""
   tasks = navigation(6)
   policy = gaussian_policy(MODEL, tasks.actions)
@@ -79,10 +79,10 @@ def _float64(num_steps):
     policy,
     tasks,
     inner_lr=RATE,
-    num_steps=num_steps,
     num_episodes=EPISODES,
     inner_surrogate=score_function,
     fisher_every=1,
+    **{"num_steps": num_steps, **POLICY_LEARNERS[name]},
   )
   # Biases of zero would put the first step of an episode, at the origin, on
   # the kinks of the ReLUs.
@@ -97,11 +97,14 @@ def _float64(num_steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_steps", [2])
-def test_outer_gradient_equals_finite_differences(num_steps):
+@pytest.mark.parametrize(
+  "name, num_steps",
+  [("maml", 2), ("meta_sgd", 1), ("anil", 1), ("cavia", 1), ("pretrained", 0)],
+)
+def test_outer_gradient_equals_finite_differences(name, num_steps):
   """Of a loss whose inner steps have no stopped ratio: the score function."""
   with jax.enable_x64(True):
-    learner, params, experience, draw = _float64(num_steps)
+    learner, params, experience, draw = _float64(num_steps, name)
     loss = jax.jit(_loss(learner, experience))
     gradient = jax.jit(jax.grad(_loss(learner, experience)))(params)
     for _ in range(2):
@@ -130,6 +133,17 @@ def test_first_order_has_another_gradient_at_the_same_loss():
   np.testing.assert_allclose(loss, other_loss, rtol=1e-6, atol=1e-7)
   norm, difference = optax.tree.norm(grads), optax.tree.sub(grads, other)
   assert optax.tree.norm(difference) > 0.01 * norm
+  _, _, pretrained, _, _ = _parts("pretrained")
+
+  def at_adapted(one):
+    alone = jax.tree.map(lambda x: x[None], one)
+    return jax.grad(_loss(pretrained, alone))(one.adapted)
+
+  expected = jax.jit(jax.vmap(at_adapted))(experience)
+  for x, y in zip(
+    jax.tree.leaves(other), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(x, y.mean(0), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -163,14 +177,125 @@ def test_fisher_product_is_the_hessian_of_the_divergence(num_steps):
 
 
 @pytest.mark.slow
-def test_anil_adapts_the_last_layer_alone():
-  _, _, learner, params, experience = _parts("anil")
+@pytest.mark.parametrize("name", POLICY_LEARNERS)
+def test_learner_keeps_the_contract(name):
+  """And adapts what it says alone: the last layer, the context or all."""
+  _, _, learner, params, experience = _parts(name)
   rollouts = jax.tree.map(lambda x: x[0, 0], experience.before)
-  new = jax.jit(learner.adapt)(params, rollouts)
+  adapt = jax.jit(learner.adapt)
+  new = adapt(params, rollouts, 0)
   moved = jax.tree.map(
     lambda x, y: bool((x != y).any()), params["policy"], new["policy"]
   )
-  assert moved == last_layer(params["policy"])
+  own = {"anil": last_layer, "cavia": context_alone}
+  every = lambda params: jax.tree.map(lambda _: True, params)  # noqa: E731
+  assert moved == own.get(name, every)(params["policy"])
+  again = adapt(new, rollouts, 1)  # It can be adapted again.
+  assert jax.tree.structure(again) == jax.tree.structure(params)
+  seen = experience.after.observations[0, :, 0]
+  actions = learner.act(new, seen, jax.random.key(3))
+  assert actions.shape == (EPISODES, 2)
+
+
+@pytest.mark.slow
+def test_meta_gradient_is_that_of_new_experience():
+  _, tasks, learner, params, experience = _parts("cavia")
+  drawn = jax.vmap(tasks.draw)(jax.random.split(jax.random.key(1), TASKS))
+  grads, metrics = jax.jit(learner.meta_grad)(params, drawn, jax.random.key(2))
+  expected = jax.jit(jax.grad(_loss(learner, experience)))(params)
+  for x, y in zip(
+    jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+  assert np.isfinite(metrics["return_after"])
+
+
+@pytest.mark.slow
+def test_context_begins_at_zero_in_every_task():
+  """The outer loss does not read it, so nothing trains it."""
+  _, _, learner, params, experience = _parts("cavia")
+  other = {
+    **params,
+    "policy": {**params["policy"], "context": jnp.ones(5)},
+  }
+  loss = jax.jit(jax.value_and_grad(_loss(learner, experience)))
+  (here, grads), (there, _) = loss(params), loss(other)
+  assert here == there
+  np.testing.assert_array_equal(grads["policy"]["context"], 0.0)
+  first = grads["policy"]["weights"]["model"]["params"]["Dense_0"]["kernel"]
+  assert np.abs(first[2:]).max() > 0  # The weights that read it do train.
+
+
+def _moved(params):
+  draw = np.random.default_rng(5).normal
+  return jax.tree.map(lambda x: x + 0.1 * draw(size=x.shape), params)
+
+
+@pytest.mark.slow
+def test_drift_is_the_divergence_of_two_normal_densities():
+  policy, _, learner, params, experience = _parts("maml")
+  drift = jax.jit(learner.drift)
+  np.testing.assert_allclose(drift(params, experience), 0.0, atol=1e-6)
+  moved = _moved(params)
+  first = jax.tree.map(lambda x: np.float64(x[:, 0]), experience.before)
+  new = policy.apply(moved["policy"], first.observations.reshape(-1, 2))
+  mean, log_scale = (np.float64(x).reshape(TASKS, EPISODES, -1, 2) for x in new)
+  old_scale, scale = np.exp(first.distribution.log_scale), np.exp(log_scale)
+  error = first.distribution.mean - mean
+  kl = np.log(scale / old_scale) - 0.5
+  kl = (kl + (old_scale**2 + error**2) / (2 * scale**2)).sum(-1)
+  inside = first.mask > 0
+  expected = np.mean([x[m].mean() for x, m in zip(kl, inside, strict=True)])
+  assert expected > 1e-3
+  np.testing.assert_allclose(drift(moved, experience), expected, rtol=1e-4)
+
+
+def test_weight_of_the_penalty_follows_the_drift():
+  penalty = KLPenalty(target=0.3, smallest=0.4)
+  for drift, weight in [(0.1, 0.5), (0.21, 1.0), (0.44, 1.0), (0.46, 2.0)]:
+    assert penalty.next_weight(jnp.float32(1), jnp.float32(drift)) == weight
+  few = penalty.next_weight(jnp.float32(0.5), jnp.float32(0.0))
+  np.testing.assert_allclose(few, 0.4)
+  fixed = penalty._replace(adaptive=False)
+  assert fixed.next_weight(jnp.float32(1), jnp.float32(9.0)) == 1
+
+
+@pytest.mark.slow
+def test_penalized_step_is_that_of_a_loop_and_adapts_its_weight():
+  """Two updates by gradient descent of the loss and 0.3 times the drift."""
+  _, tasks, learner, _, _ = _parts("maml")
+  rate, rng = 0.1, jax.random.key(7)
+  trainer = policy_trainer(
+    learner,
+    tasks,
+    optax.sgd(rate),
+    meta_batch=TASKS,
+    rng=rng,
+    epochs=2,
+    penalty=KLPenalty(0.3, target=1e-6),
+  )
+  state = trainer.init(jax.random.key(0))
+  params = jax.device_get(state.meta_params)
+  train, _ = trainer.compile(state)
+  state, metrics = train(state, 1)
+  task_key, play_key = jax.random.split(jax.random.fold_in(rng, 0))
+  drawn = jax.vmap(tasks.draw)(jax.random.split(task_key, TASKS))
+  experience = jax.jit(learner.collect)(params, drawn, play_key)
+  slope = jax.jit(
+    jax.grad(
+      lambda p: (
+        learner.outer(p, experience)[0] + 0.3 * learner.drift(p, experience)
+      )
+    )
+  )
+  for _ in range(2):
+    params = jax.tree.map(lambda x, g: x - rate * g, params, slope(params))
+  for x, y in zip(
+    jax.tree.leaves(state.meta_params), jax.tree.leaves(params), strict=True
+  ):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(state.opt_state.weight, 0.6, rtol=1e-6)
+  assert metrics["drift"] > 0
 
 
 @pytest.mark.slow
@@ -325,12 +450,15 @@ def test_what_cannot_be_is_refused():
     "num_steps": -1,
     "num_episodes": 0,
     "credit": -1.0,
+    "context": -1,
     "fisher_every": 0,
     "estimator": Estimator(discount=2.0),
   }.items():
     named = "discount=2.0" if name == "estimator" else f"{name}={value}"
     with pytest.raises(ValueError, match=f"{named}: must be"):
       policy_learner(policy, tasks, **{name: value})
+  with pytest.raises(ValueError, match="context=2: only the context adapts"):
+    policy_learner(policy, tasks, context=2, mask=last_layer)
   learner = policy_learner(policy, tasks)
   build = functools.partial(
     policy_trainer, learner, tasks, rng=jax.random.key(0)
@@ -339,5 +467,11 @@ def test_what_cannot_be_is_refused():
     build(TrustRegion(), meta_batch=0)
   with pytest.raises(ValueError, match="epochs=2: TRPO takes one step"):
     build(TrustRegion(), meta_batch=1, epochs=2)
+  with pytest.raises(ValueError, match="TRPO bounds the divergence itself"):
+    build(TrustRegion(), meta_batch=1, penalty=KLPenalty())
+  for name in ("weight", "target", "smallest"):
+    wrong = KLPenalty()._replace(**{name: 0.0})
+    with pytest.raises(ValueError, match=f"{name}=0.0: must be"):
+      build(optax.sgd(0.1), meta_batch=1, penalty=wrong)
   with pytest.raises(ValueError, match="max_kl=-1: must be"):
     build(TrustRegion(max_kl=-1), meta_batch=1)

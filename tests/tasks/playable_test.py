@@ -80,6 +80,7 @@ def test_trial_of_a_walk_is_that_of_a_loop_in_numpy():
   assert len(np.unique(steps.action[1:])) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new_starts", [True, False])
 def test_episodes_begin_anew_or_as_the_first(new_starts):
   tasks = trials_of(_drawn(), 4 * HORIZON + 1, new_starts=new_starts)
