@@ -11,6 +11,10 @@ by ten after 60% and 80% of the steps, augmented training images, and heads
 fitted to five augmented copies of the support.
 `--generations=1` is RFS-distill: a second network learns from the labels and
 from the first network (born again).
+
+With the --workdir of a run that has ended, and other values of --shots, --ways,
+--query_shots or the flags of fine-tuning, the networks are tested without
+training. More --generations add networks.
 """
 
 from typing import Any
@@ -59,6 +63,10 @@ UNUSED = (
   "eval_query_shots rotations standardize eval_data eval_data_dir train_shots "
   "stream stream_workers"
 ).split()
+# A network that is trained does not depend on them.
+AFTERWARDS = (
+  "ways shots query_shots fine_tune_steps fine_tune_lr generations".split()
+)
 SHOWN = "logistic"  # The head of the paper.
 METRICS = {"accuracy": accuracy}
 
@@ -67,7 +75,7 @@ def main() -> None:
   with waiting("loading data"):
     data = pretraining.load()
   learners = pretrained_heads.learners(data, FLAGS.ways)
-  runs = Stages("pretrain", saves_learner=True)
+  runs = Stages("pretrain", saves_learner=True, evaluation=AFTERWARDS)
 
   def scores(name: str, params: Params, split: str, number: int) -> Any:
     score = scoring.task_scorer(

@@ -38,8 +38,8 @@ def open_workdir(
     defaults: the values of flags that the folder's `config.json` lacks; None
       for flags without a default.
     may_change: `(name, old, new) -> bool`, whether the run may go on with the
-      new value. Results with the old value are moved to `earlier/`. It may
-      raise a `ValueError` that says why not.
+      new value. Results and pictures with the old value are moved to
+      `earlier/`. It may raise a `ValueError` that says why not.
 
   Raises:
     ValueError: if the folder holds other files, or a run with other flags, or
@@ -98,12 +98,15 @@ def open_workdir(
 
 
 def _move_results(workdir: Path) -> None:
-  """Moves the results to `earlier/`."""
-  for path in workdir.glob("results.json"):
-    folder = workdir / "earlier"
-    folder.mkdir(exist_ok=True)
-    number = len(list(folder.iterdir()))
-    path.rename(folder / f"results_{number}.json")
+  """Moves the results and their pictures to `earlier/`, with a number."""
+  if not (workdir / "results.json").exists():
+    return
+  folder = workdir / "earlier"
+  folder.mkdir(exist_ok=True)
+  number = len(list(folder.glob("results_*.json")))
+  # The results last: if this is cut short, the run still has them.
+  for path in [*workdir.glob("*.png"), workdir / "results.json"]:
+    path.rename(folder / f"{path.stem}_{number}{path.suffix}")
 
 
 def read_results(workdir: Path) -> dict[str, Any] | None:

@@ -106,6 +106,7 @@ def test_results_are_json_whatever_the_numbers_are(tmp_path):
 def test_what_may_change_moves_the_results_aside(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps({"flags": CONFIG}))
   (tmp_path / "results.json").write_text("{}")
+  (tmp_path / "curve.png").touch()
   longer = {**CONFIG, "steps": 77}
   seen = []
 
@@ -116,6 +117,8 @@ def test_what_may_change_moves_the_results_aside(tmp_path):
   results.open_workdir(tmp_path, longer, may_change=may_change)
   assert seen == [("steps", 3, 77)]
   assert (tmp_path / "earlier" / "results_0.json").read_text() == "{}"
+  assert (tmp_path / "earlier" / "curve_0.png").exists()
+  assert not [*tmp_path.glob("*.png")]
   written = json.loads((tmp_path / "config.json").read_text())
   assert written["flags"] == longer
   assert results.read_results(tmp_path) is None

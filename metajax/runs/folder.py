@@ -4,6 +4,7 @@ import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def start(
   *,
   eval_data: str | None = None,
   goes_on: bool = False,
+  evaluation: Sequence[str] = (),
 ) -> Path:
   """Makes or reopens the folder of the run that the flags describe.
 
@@ -67,6 +69,8 @@ def start(
     eval_data: identifies the evaluation data, instead of --eval_data_dir.
     goes_on: if True, a run that has ended may be trained further, if its
       schedule allows that, or evaluated with other `EVALUATION` flags.
+    evaluation: flags of this experiment with other values of which a run that
+      has ended may be evaluated.
 
   Returns:
     The folder.
@@ -93,11 +97,9 @@ def start(
   defaults = {flag.name: flag.default for flag in key_flags}
 
   def may_change(name: str, old: Any, new: Any) -> bool:
-    if not goes_on:
-      return False
-    if name in EVALUATION:
+    if name in evaluation or (goes_on and name in EVALUATION):
       return (workdir / "results.json").exists()
-    return name == "steps" and new > old and _goes_on(workdir, old)
+    return goes_on and name == "steps" and new > old and _goes_on(workdir, old)
 
   main_alone(lambda: open_workdir(workdir, config, defaults, may_change))
   tell(f"{experiment}: run in {workdir}")

@@ -1,7 +1,7 @@
 """Experiments of several trainings, each in a sub-folder of the workdir."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from metajax.runs import folder, loggers, report, rng_keys, training
 from metajax.runs.flags import FLAGS
@@ -23,18 +23,28 @@ class Stages:
     workdir: the folder of the experiment.
   """
 
-  def __init__(self, experiment: str, *, saves_learner: bool = False):
+  def __init__(
+    self,
+    experiment: str,
+    *,
+    saves_learner: bool = False,
+    evaluation: Sequence[str] = (),
+  ):
     """Makes or reopens the folder of the run that the flags describe.
 
     Args:
       experiment: the name of the experiment.
       saves_learner: whether the script saves a learner at its end.
+      evaluation: flags of this script on which a stage that is trained does
+        not depend. A run that has ended is evaluated again if they, or the
+        flags `folder.EVALUATION`, have other values.
 
     Raises:
       SystemExit: if the run has ended before, once its results are shown.
       ValueError: if the folder holds another run.
     """
-    self.workdir = folder.start(experiment)
+    evaluation = (*folder.EVALUATION, *evaluation)
+    self.workdir = folder.start(experiment, evaluation=evaluation)
     if report.show_finished(self.workdir, saves_learner=saves_learner):
       sys.exit(0)
     self._done: list[Trained] = []

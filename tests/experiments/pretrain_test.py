@@ -1,4 +1,4 @@
-"""What `pretrain` leaves can be loaded: the embedding without its head."""
+"""What `pretrain` leaves can be loaded, and tested again."""
 
 import json
 import os
@@ -29,6 +29,24 @@ FLAGS = {
 }
 
 
+def _run(command):
+  done = subprocess.run(
+    command,
+    cwd=ROOT,
+    env=os.environ,
+    check=True,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  return done.stderr
+
+
+def _steps(workdir):
+  return {
+    path: path.stat().st_mtime for path in workdir.glob("*/metrics.jsonl")
+  }
+
+
 @pytest.mark.slow
 def test_the_trained_embedding_is_a_prototypical_network(tmp_path):
   draw = np.random.default_rng(0)
@@ -42,7 +60,7 @@ def test_the_trained_embedding_is_a_prototypical_network(tmp_path):
   flags = {"data_dir": tmp_path / "images", "workdir": workdir} | FLAGS
   command = [sys.executable, "-m", "experiments.pretrain"]
   command += [f"--{name}={value}" for name, value in flags.items()]
-  subprocess.run(command, cwd=ROOT, env=os.environ, check=True)
+  _run(command)
   metrics = json.loads((workdir / "results.json").read_text())["metrics"]
   heads = ("logistic", "ridge", "nearest_mean", "cosine", "fine_tuned")
   rows = {f"{head}_generation_{i}" for head in heads for i in (0, 1)}
@@ -64,3 +82,17 @@ def test_the_trained_embedding_is_a_prototypical_network(tmp_path):
   logits = loaded.predict(task_params, images)
   # Each support image is nearest to itself.
   np.testing.assert_array_equal(logits.argmax(-1), [0, 1])
+
+  # It is tested with other tasks, without training.
+  steps = _steps(workdir)
+  told = _run([*command, "--shots=2", "--query_shots=1", "--pictures=few"])
+  assert "compiling" not in told and _steps(workdir) == steps
+  again = json.loads((workdir / "results.json").read_text())
+  assert again["protocol"]["shots"] == 2 and {*again["metrics"]} >= rows
+  assert (workdir / "earlier" / "results_0.json").exists()
+  assert not (workdir / "accuracy_by_shots.png").exists()
+  # A setting of the training stays what it was.
+  refused = subprocess.run(
+    [*command, "--filters=8"], cwd=ROOT, capture_output=True, check=False
+  )
+  assert refused.returncode == 2 and b"--filters=4" in refused.stderr
