@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.bilevel.descent import Descender, Descent
+from metajax.bilevel.estimators import renewed
 from metajax.bilevel.solvers import Outer
 from metajax.numerics import check_number
 from metajax.types import Array, PRNGKey
@@ -24,22 +25,22 @@ def search(
   """Builds the search of outer parameters by any algorithm of evosax.
 
   All candidates of a step see the same key. A loss that is not finite counts as
-  the largest finite one. `outer` of the result is the mean of the distribution.
-  Algorithms with a population have none; it is then the best candidate, and as
-  they compare losses of different steps, these should have no noise.
+  the largest finite one. A step that makes a finite number infinite or NaN is
+  undone, for example when a distribution has shrunk below float32. `outer` of
+  the result is the mean of the distribution. Algorithms with a population have
+  none; it is then the best candidate, and as they compare losses of different
+  steps, these should have no noise.
 
   Args:
-    algorithm: `(population, outer) -> algorithm`: a class of evosax, such as
-      `evosax.algorithms.CMA_ES`, or `functools.partial` of one. The extra
-      `evolution` installs evosax.
-    loss_fn: `(outer, rng) -> scalar`, to be minimised. It need not be
-      differentiable.
+    algorithm: a class of evosax (extra `evolution`), such as `CMA_ES` of
+      `evosax.algorithms`, or `functools.partial` of one.
+    loss_fn: `(outer, rng) -> scalar`, which need not be differentiable.
     population: the number of candidates in a step, at least 1.
     spread: standard deviation of such a first population around `outer`.
     settings: replace values of `default_params`, as `{"std_init": 0.1}`.
 
   Returns:
-    A `Descender`, as from `descent`. Its losses are means over candidates.
+    A `Descender`. Its losses are means over candidates.
 
   Raises:
     ValueError: for a number that is not positive. `init` raises it if
@@ -67,9 +68,8 @@ def search(
 
   def losses_of(candidates: Outer, rng: PRNGKey) -> tuple[Array, Array]:
     losses = jax.vmap(loss_fn, (0, None))(candidates, rng)
-    finite = jnp.isfinite(losses)
-    worst = jnp.max(losses, where=finite, initial=-jnp.inf)
-    return jnp.where(finite, losses, worst), losses.mean()
+    known = jnp.where(jnp.isfinite(losses), losses, jnp.nan)
+    return jnp.where(jnp.isnan(known), jnp.nanmax(known), known), losses.mean()
 
   def init(outer: Outer, rng: PRNGKey) -> Descent:
     outer = jax.tree.map(jnp.asarray, outer)
@@ -93,8 +93,17 @@ def search(
       candidates, state = built.ask(keys[0], now.opt_state, params)
       losses, mean = losses_of(candidates, keys[1])
       state, _ = built.tell(keys[2], candidates, losses, state, params)
-      return Descent(reached(state), state, (), now.step + 1), mean
+      new, old = (reached(state), state), (now.outer, now.opt_state)
+      outer, state = renewed(_stays_finite(new, old), new, old)
+      return Descent(outer, state, (), now.step + 1), mean
 
     return jax.lax.scan(one_step, now, length=num_steps)
 
   return Descender(init, run)
+
+
+def _stays_finite(new: Any, old: Any) -> Array:
+  """Returns whether all numbers are finite that were so before."""
+  pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+  kept = [(jnp.isfinite(x) | ~jnp.isfinite(y)).all() for x, y in pairs]
+  return jnp.stack(kept).all()

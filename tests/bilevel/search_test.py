@@ -82,6 +82,15 @@ def test_settings_arrive_and_losses_that_are_not_finite_are_the_worst():
   assert np.isnan(losses[0])  # They are seen.
   np.testing.assert_allclose(now.outer, 1, atol=1e-3)
   assert losses[-1] < 1e-5
+  # Where no loss is finite, nothing is learned.
+  lost = now._replace(
+    outer=now.outer, opt_state=now.opt_state.replace(mean=jnp.full(1, -100.0))
+  )
+  after, losses = jax.jit(descender.run, static_argnums=2)(
+    lost, jax.random.key(1), 100
+  )
+  assert np.isnan(losses).all()
+  np.testing.assert_array_equal(after.opt_state.mean, [-100.0])
 
 
 def test_bad_arguments_are_named():

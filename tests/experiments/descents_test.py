@@ -27,7 +27,7 @@ def test_a_stopped_descent_goes_on_at_its_checkpoint(tmp_path):
       calls.append(float(outer))
       return abs(calls[-1] - 0.49)  # The best is not the last one.
 
-    return descend(descender, start, rng, 25, score, tmp_path / name)
+    return descend(descender, start, rng, 20, score, tmp_path / name)
 
   whole, _ = train("whole")
   uninterrupted = calls.copy()

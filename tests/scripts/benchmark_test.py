@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metajax import bilevel
 from scripts.benchmarks import everything, exchange, growth
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,23 @@ def test_operations_of_products_count_loops_as_often_as_they_run():
 
   with pytest.raises(ValueError, match="while loop"):
     growth.operations_of_products(jax.make_jaxpr(forever)(x[0]).jaxpr)
+
+
+def test_operations_of_a_linear_solve_are_those_that_run():
+  """A product for the first residual, and one in each of 7 steps."""
+  x, matrix = jnp.ones(5), jnp.eye(5)
+
+  def solve(matrix, x):
+    return bilevel.conjugate_gradients(7)(lambda v: matrix @ v, x)
+
+  traced = jax.make_jaxpr(solve)(matrix, x).jaxpr
+  found = growth.operations_of_products(traced, iterations=7)
+  # The scalar products of vectors: one before, and two in each step, and those
+  # of the tolerance.
+  vectors = 2 * 5 * (1 + 2 * 7 + 1)
+  assert found == 2 * 25 * 8 + vectors
+  with pytest.raises(ValueError, match="while loop"):
+    growth.operations_of_products(traced)
 
 
 def test_exponents_are_of_powers():
