@@ -8,10 +8,13 @@ an episode before and after 1, 2 and 3 steps on 100 new goals. The paper has
 -40.41, -11.68, -3.33 and -3.23.
 
 --outer=trpo is the paper's outer step. --outer=ppo takes several epochs of Adam
-on ProMP's clipped objective, without its KL penalty. --outer=adam takes one
-step of Adam. The policy is smaller than that of the published code, which has
-(100, 100) hidden units. Each inner step is --later_lr times as long as the one
-before. The paper halves the second, which overshoots here.
+on ProMP's clipped objective, and --kl_penalty=5e-4 adds its KL penalty.
+--outer=adam takes one step of Adam. --algorithm has MAML's relatives, a policy
+pretrained on all goals, and an oracle that sees the goal.
+
+The policy is smaller than that of the published code, which has (100, 100)
+hidden units. Each inner step is --later_lr times as long as the one before. The
+paper halves the second, which overshoots here.
 
 It takes 6.5 minutes on one core, half a minute of them to compile, and gets
 -39.2, -10.8, -3.9 and -3.4.

@@ -277,18 +277,24 @@ def test_last_observation_is_that_of_the_step_before():
     np.testing.assert_array_equal(getattr(both, name), getattr(plain, name))
 
 
-def _reset_in_every_step(tasks, environment):
+def _reset_in_every_step(tasks, environment, new_starts=False):
   """The trials, as they were when each step began an episode, to choose it."""
 
   def reset(rng):
     params_key, reset_key = jax.random.split(rng)
     params = tasks.reset(rng)[0].params
-    observation, state = environment.reset_env(reset_key, params)
     del params_key
-    return (params, reset_key, state), observation
+    later_key, number = reset_key, jnp.int32(0)
+    if new_starts:
+      reset_key, later_key = jax.random.split(reset_key)
+    observation, state = environment.reset_env(reset_key, params)
+    return (params, later_key, number, state), observation
 
   def step(task, action, rng):
-    params, reset_key, state = task
+    params, later_key, number, state = task
+    reset_key = later_key
+    if new_starts:
+      reset_key = jax.random.fold_in(later_key, number)
     observation, state, reward, terminated, _ = environment.step_env(
       rng, state, action, params
     )
@@ -298,23 +304,28 @@ def _reset_in_every_step(tasks, environment):
       environment.reset_env(reset_key, params),
       (observation, state),
     )
-    return (params, reset_key, state), observation, reward, ended
+    task = params, later_key, number + ended, state
+    return task, observation, reward, ended
 
   return tasks._replace(reset=reset, step=step)
 
 
+CARTPOLE = gymnax.make("CartPole-v1")[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "tasks, environment",
+  "tasks, environment, new_starts",
   [
-    (bandits(3, 12), BernoulliArms(3)),
-    (tabular_mdps(3, horizon=4), TabularMDP(10, 5)),
-    (trials(gymnax.make("CartPole-v1")[0], 40), gymnax.make("CartPole-v1")[0]),
+    (bandits(3, 12), BernoulliArms(3), False),
+    (tabular_mdps(3, horizon=4), TabularMDP(10, 5), False),
+    (trials(CARTPOLE, 40), CARTPOLE, False),
+    (trials(CARTPOLE, 40, new_starts=True), CARTPOLE, True),
   ],
-  ids=["bandit", "mdp", "cartpole"],
+  ids=["bandit", "mdp", "cartpole", "new_starts"],
 )
 def test_same_key_is_the_same_trial_as_with_a_reset_in_every_step(
-  tasks, environment
+  tasks, environment, new_starts
 ):
   """Published results are of these trials."""
   player = random_player(tasks.num_actions)
@@ -323,7 +334,8 @@ def test_same_key_is_the_same_trial_as_with_a_reset_in_every_step(
   def run(tasks):
     return jax.jit(jax.vmap(lambda key: play(player, tasks, key).steps))(keys)
 
-  found, before = run(tasks), run(_reset_in_every_step(tasks, environment))
+  written_out = _reset_in_every_step(tasks, environment, new_starts)
+  found, before = run(tasks), run(written_out)
   jax.tree.map(np.testing.assert_array_equal, found, before)
   assert len(np.unique(found.reward)) > 1 or np.any(found.ended)
 
