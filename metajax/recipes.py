@@ -1,4 +1,7 @@
-"""Describes meta-learners in JSON values, and builds them."""
+"""Describes meta-learners in JSON values, and builds them.
+
+A family of learners is imported where one of them is built.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -6,15 +9,12 @@ from typing import Any, NamedTuple
 import optax
 
 from metajax import losses
-from metajax.context import registry as in_context
-from metajax.context.sequences import READERS, build_reader
 from metajax.inner_loop import Memory
 from metajax.learners import ENCODED, REGISTRY, learn_by_reading
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.precision import compute_in
 from metajax.models.resnet import resnet12
-from metajax.tabular.classifier import tabular_classifier
 from metajax.types import LossFn, MetaLearner, Model
 
 MODELS: dict[str, Callable[..., Model]] = {
@@ -25,9 +25,6 @@ MODELS: dict[str, Callable[..., Model]] = {
 LOSSES: dict[str, LossFn] = {
   "cross_entropy": losses.cross_entropy,
   "mean_squared_error": losses.mean_squared_error,
-}
-TABULAR: dict[str, Callable[..., MetaLearner]] = {
-  "tabular_classifier": tabular_classifier,
 }
 
 
@@ -50,7 +47,7 @@ class Recipe(NamedTuple):
     kind: the table of the name. "model": `metajax.learners.REGISTRY`.
       "context": `metajax.context.LEARNERS`. "reader":
       `metajax.context.READERS`, whose model is the encoder. "table":
-      `TABULAR`. The last three have no inner steps.
+      tabular_classifier alone. The last three have no inner steps.
   """
 
   learner: str
@@ -113,6 +110,8 @@ def _of_model(
 def _of_context(
   recipe: Recipe, metrics: Mapping[str, LossFn] | None, model: Model | None
 ) -> MetaLearner:
+  from metajax.context import registry as in_context
+
   if model is not None:
     raise ValueError(f"model: {recipe.learner} has its own; leave it out.")
   _known("learner", recipe.learner, in_context.LEARNERS)
@@ -127,6 +126,8 @@ def _of_context(
 def _of_reader(
   recipe: Recipe, metrics: Mapping[str, LossFn] | None, model: Model | None
 ) -> MetaLearner:
+  from metajax.context.sequences import READERS, build_reader
+
   _known("learner", recipe.learner, READERS)
   options = dict(recipe.options)
   of_support = options.pop("of_support", True)
@@ -143,9 +144,12 @@ def _of_reader(
 def _of_table(
   recipe: Recipe, metrics: Mapping[str, LossFn] | None, model: Model | None
 ) -> MetaLearner:
+  from metajax.tabular.classifier import tabular_classifier
+
   if model is not None:
     raise ValueError(f"model: {recipe.learner} has its own; leave it out.")
-  return _known("learner", recipe.learner, TABULAR)(
+  known = {"tabular_classifier": tabular_classifier}
+  return _known("learner", recipe.learner, known)(
     num_classes=recipe.num_outputs, metrics=metrics, **recipe.options
   )
 

@@ -90,6 +90,28 @@ def test_part_knows_only_what_comes_before_it(part):
   assert found <= ALLOWED[part]
 
 
+# Each is a folder that could be deleted without the core noticing.
+FAMILIES = [
+  *("bilevel", "context", "continual", "learned_optimizers", "players"),
+  *("policies", "replay", "tabular"),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_imported_by_families_alone(family):
+  """But for functions of other parts, where they build what is of it."""
+  for file in sorted((ROOT / "metajax").rglob("*.py")):
+    names = {
+      f"{node.module}.{alias.name}"
+      for node in ast.parse(file.read_text()).body
+      if isinstance(node, ast.ImportFrom)
+      for alias in node.names
+    }
+    part = file.relative_to(ROOT / "metajax").parts[0]
+    of_it = any(f"{name}.".startswith(f"metajax.{family}.") for name in names)
+    assert not of_it or part in FAMILIES, file
+
+
 def test_every_part_has_its_place():
   parts = {
     path.name
