@@ -71,16 +71,21 @@ def find_fault(
   """
   leaves, tree = jax.tree.flatten(params)
   shapes = [jax.ShapeDtypeStruct(np.shape(p), jnp.float32) for p in leaves]
-  return _find_fault(optimizer, tree, tuple(shapes))
+  config: Any = jax.config
+  return _find_fault(optimizer, tree, tuple(shapes), config.jax_enable_x64)
 
 
 @lru_cache(maxsize=128)
 def _find_fault(
-  optimizer: optax.GradientTransformation, tree: Any, shapes: tuple
+  optimizer: optax.GradientTransformation, tree: Any, shapes: tuple, wide: bool
 ) -> str | None:
+  def test() -> str | None:
+    with jax.enable_x64(wide):
+      return _try(optimizer, tree.unflatten(shapes))
+
   # A new thread has neither the mesh nor the traces of the caller.
   with ThreadPoolExecutor(1) as apart:
-    return apart.submit(_try, optimizer, tree.unflatten(shapes)).result()
+    return apart.submit(test).result()
 
 
 def _try(optimizer: optax.GradientTransformation, params: Any) -> str | None:

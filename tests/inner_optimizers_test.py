@@ -166,6 +166,20 @@ def test_what_the_page_gives_instead_has_derivatives():
 
 
 @pytest.mark.slow
+def test_search_has_the_precision_of_the_caller():
+  def init(params):
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float64), params)
+
+  def update(grads, state, params=None):
+    del params
+    return jax.tree.map(lambda x: -0.1 * x, grads), state
+
+  # In 32 bits the zeros would warn, which is an error here.
+  with jax.enable_x64(True):
+    optimizer = optax.GradientTransformation(init, update)
+    assert find_fault(optimizer, jnp.ones(3)) is None
+
+
 def test_search_finds_a_constant():
   """On x' A x / 2, a step size found by search, with its slope left out."""
   matrix = jnp.diag(jnp.array([1.0, 4.0]))
