@@ -24,45 +24,40 @@ def search(
 ) -> Descender:
   """Builds the search of outer parameters by any algorithm of evosax.
 
-  All candidates of a step see the same key. A loss that is not finite counts as
-  the largest finite one. A step that makes a finite number infinite or NaN is
-  undone, for example when a distribution has shrunk below float32. `outer` of
-  the result is the mean of the distribution. Algorithms with a population have
-  none; it is then the best candidate, and as they compare losses of different
-  steps, these should have no noise.
+  All candidates of a step see the same key, and the mean of their losses is
+  reported. A loss that is not finite counts as the largest finite one. A step
+  that makes a finite number infinite or NaN is undone, for example when a
+  distribution has shrunk below float32. `outer` becomes the mean of the
+  distribution, or else the best candidate. Algorithms of the latter kind
+  compare losses of different steps, so these should have no noise.
 
   Args:
     algorithm: a class of evosax (extra `evolution`), such as `CMA_ES` of
       `evosax.algorithms`, or `functools.partial` of one.
     loss_fn: `(outer, rng) -> scalar`, which need not be differentiable.
     population: the number of candidates in a step, at least 1.
-    spread: standard deviation of such a first population around `outer`.
+    spread: deviation of a first population around `outer`, if there is one.
     settings: replace values of `default_params`, as `{"std_init": 0.1}`.
 
-  Returns:
-    A `Descender`. Its losses are means over candidates.
-
   Raises:
-    ValueError: for a number that is not positive. `init` raises it if
-      `algorithm` is not of evosax, refuses the population, or lacks a setting.
+    ValueError: for a number that is not positive. `init` raises it for what
+      `algorithm` refuses, and if it is not of evosax.
 
   References:
-    Lange, `evosax: JAX-based Evolution Strategies
-    <https://arxiv.org/abs/2212.04180>`_, 2022.
+    Lange, `evosax <https://arxiv.org/abs/2212.04180>`_, 2022.
   """
   check_number("population", population, at_least=1)
   check_number("spread", spread, above=0)
 
   def build(outer: Outer) -> tuple[Any, Any]:
     try:
-      with jax.ensure_compile_time_eval():  # It computes with known numbers.
+      with jax.ensure_compile_time_eval():
         built = algorithm(population, jax.tree.map(jnp.zeros_like, outer))
         params = built.default_params.replace(**(settings or {}))
     except (AssertionError, AttributeError, TypeError) as error:
       raise ValueError(
-        f"algorithm={algorithm}: {error} (population={population}, settings="
-        f"{settings}). It must be a class of evosax.algorithms, which pip "
-        "install 'metajax[evolution]' installs."
+        f"algorithm={algorithm}, {population=}, {settings=}: {error}. Give a "
+        "class of evosax.algorithms: pip install 'metajax[evolution]'."
       ) from error
     return built, params
 
@@ -80,7 +75,7 @@ def search(
     else:
       many = jax.tree.map(lambda x: jnp.stack([x] * population), outer)
       noise = optax.tree.random_like(noise_key, many)
-      many = jax.tree.map(lambda x, e: x + spread * e, many, noise)
+      many = optax.tree.add_scale(many, spread, noise)
       state = built.init(key, many, losses_of(many, loss_key)[0], params)
     return Descent(outer, state, (), jnp.int32(0))
 
@@ -104,6 +99,5 @@ def search(
 
 def _stays_finite(new: Any, old: Any) -> Array:
   """Returns whether all numbers are finite that were so before."""
-  pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
-  kept = [(jnp.isfinite(x) | ~jnp.isfinite(y)).all() for x, y in pairs]
-  return jnp.stack(kept).all()
+  kept = jax.tree.map(lambda x, y: jnp.isfinite(x) >= jnp.isfinite(y), new, old)
+  return jnp.stack([x.all() for x in jax.tree.leaves(kept)]).all()

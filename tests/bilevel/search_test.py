@@ -100,7 +100,7 @@ def test_bad_arguments_are_named():
       bilevel.search(evosax.SNES, _loss, **numbers)
   for algorithm, population, settings, message in (
     (evosax.Open_ES, 3, None, "Population size must be even"),
-    (evosax.SNES, 4, {"sigma": 1.0}, "settings={'sigma': 1.0}"),
+    (evosax.SNES, 4, {"sigma": 1.0}, "settings={'sigma': 1.0}: .*sigma"),
     (lambda *_: SimpleNamespace(), 4, None, r"install 'metajax\[evolution\]'"),
   ):
     wrong = bilevel.search(algorithm, _loss, population, settings=settings)
