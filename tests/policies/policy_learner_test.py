@@ -99,7 +99,7 @@ def _float64(num_steps, name="maml"):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "name, num_steps",
-  [("maml", 2), ("meta_sgd", 1), ("anil", 1), ("cavia", 1), ("pretrained", 0)],
+  [("maml", 2), ("meta_sgd", 1), ("anil", 1), ("cavia", 1)],
 )
 def test_outer_gradient_equals_finite_differences(name, num_steps):
   """Of a loss whose inner steps have no stopped ratio: the score function."""
