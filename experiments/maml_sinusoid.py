@@ -13,15 +13,12 @@ curves: after 5 steps 13 curves in 10,000 had an error above 12.5. With the
 defaults it was 8 curves (20,000 validation curves, 3 seeds each).
 """
 
-import functools
-
 import jax
 from absl import flags
 
+from experiments.shared import sinusoid_tests
 from metajax import recipes
-from metajax.evaluation import Estimate
-from metajax.learners import CLASSIFIERS, ENCODED
-from metajax.losses import mean_squared_error
+from metajax.learners import CLASSIFIERS
 from metajax.runs import (
   folder,
   inspection,
@@ -29,32 +26,18 @@ from metajax.runs import (
   plots,
   report,
   rng_keys,
-  scoring,
   seeds,
   training,
 )
 from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
 from metajax.tasks import sinusoid
-from metajax.types import Params
 
 flags.DEFINE_integer(
   "shots", 5, "Number of support points in training.", lower_bound=1
 )
 flags.DEFINE_integer(
   "query_shots", 10, "Number of query points in training.", lower_bound=1
-)
-flags.DEFINE_multi_integer(
-  "eval_shots",
-  [5],
-  "Number of support points at test.",
-  lower_bound=1,
-)
-flags.DEFINE_multi_integer(
-  "eval_inner_steps",
-  [0, 1, 5, 10],
-  "Number of inner steps at test.",
-  lower_bound=0,
 )
 DEFAULTS = {
   "steps": 70_000,
@@ -65,7 +48,6 @@ DEFAULTS = {
   "checkpoint_every": 10_000,
 }
 
-EVAL_QUERY_SHOTS = 100
 PRESETS = {"paper": {"shots": 10, "outer_schedule": "constant"}}
 
 
@@ -87,29 +69,9 @@ def main() -> None:
   def learner(eval_steps: int):
     return recipes.build(recipe(eval_steps))
 
-  def scorer(shots: int, split: str, num_tasks: int):
-    score = scoring.stepwise_scorer(
-      name,
-      learner,
-      sinusoid(shots, EVAL_QUERY_SHOTS),
-      {"mse": mean_squared_error},
-      split,
-      num_tasks,
-      task_chunk=100,
-    )
-
-    def mean(params: Params, steps: int) -> Estimate:
-      each = seeds.over_seeds(functools.partial(score, steps=steps))
-      return each(params)["mse"]
-
-    return mean
-
-  possible = FLAGS.eval_inner_steps
-  if not FLAGS["eval_inner_steps"].present:
-    possible = learner_options.possible_steps(name, possible) or [0]
-  for steps in possible:
-    learner(steps)  # Raises an error if the learner cannot take these steps.
-  validation = scorer(FLAGS.eval_shots[0], "validation", 600)
+  possible = sinusoid_tests.possible_steps(learner)
+  shots = FLAGS.eval_shots[0]
+  validation = sinusoid_tests.scorer(learner, shots, "validation", 600)
   train_tasks = sinusoid(FLAGS.shots, FLAGS.query_shots)
   trainer = training.trainer(
     learner(FLAGS.inner_steps),
@@ -132,37 +94,14 @@ def main() -> None:
     rng=seeds.keys(rng_keys.init_key),
   )
   params = trained.state.meta_params
-
-  def test(shots: int) -> dict[int, Estimate]:
-    score = scorer(shots, "test", FLAGS.eval_tasks)
-    return {steps: score(params, steps) for steps in possible}
-
-  tested = scoring.together(
-    {shots: functools.partial(test, shots) for shots in FLAGS.eval_shots}
-  )
-  # Learners without an inner loop have one score, not one for each step.
-  stepwise = name not in ENCODED
-  metrics = {
-    f"mse_{shots}_shot" + f"_{steps}_steps" * stepwise: mse
-    for shots, curve in tested.items()
-    for steps, mse in curve.items()
-  }
+  metrics = sinusoid_tests.test(learner, params, possible)
   plots.learning_curve(
     workdir,
     {"loss": "training", "validation/mse": "validation"},
     "mean squared error",
     log=True,
   )
-  plots.sinusoid_fits(
-    workdir / "adaptation.png",
-    {
-      _label(steps) if stepwise else "after the support": learner(steps)
-      for steps in possible
-    },
-    seeds.first(params),
-    sinusoid(FLAGS.eval_shots[0], EVAL_QUERY_SHOTS),
-    jax.random.key(FLAGS.eval_seed),
-  )
+  sinusoid_tests.draw(workdir / "adaptation.png", learner, params, possible)
   report.finish(
     workdir,
     "maml_sinusoid",
@@ -171,7 +110,7 @@ def main() -> None:
       "num_seeds": FLAGS.num_seeds,
       "shots": FLAGS.shots,
       "query_shots": FLAGS.query_shots,
-      "eval_query_shots": EVAL_QUERY_SHOTS,
+      "eval_query_shots": sinusoid_tests.QUERY_SHOTS,
       "inner_loss": "mean squared error",
       "normalization": "none",
       "transductive": False,
@@ -181,10 +120,6 @@ def main() -> None:
     recipe=recipe(FLAGS.inner_steps),
     inputs=jax.ShapeDtypeStruct((1,), "float32"),
   )
-
-
-def _label(steps: int) -> str:
-  return f"after {steps} step{'s'[: steps > 1]}" if steps else "before"
 
 
 if __name__ == "__main__":
