@@ -48,7 +48,11 @@ from metajax.training.logging import waiting
 
 define_data_dir(", or of the images of another --data")
 flags.DEFINE_integer(
-  "eval_inner_steps", 3, "Number of inner steps at test.", lower_bound=0
+  "eval_inner_steps",
+  3,
+  "Number of inner steps at test. Learners with parameters for each step take "
+  "at most --inner_steps.",
+  lower_bound=0,
 )
 flags.DEFINE_bool(
   "first_order",
@@ -79,7 +83,7 @@ def main() -> None:
       )
     name = "fomaml"
   network = image_networks.network(name)
-  steps, ways = FLAGS.eval_inner_steps, FLAGS.ways
+  steps, ways = learner_options.eval_steps(name), FLAGS.ways
   train_ways = FLAGS.train_ways or ways
   if train_ways != ways and name not in ANY_WAYS:
     raise ValueError(

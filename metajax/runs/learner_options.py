@@ -167,6 +167,18 @@ def possible_steps(name: str, wanted: Iterable[int]) -> list[int]:
   return sorted(k for k in set(wanted) if _has_step(name, k))
 
 
+def eval_steps(name: str) -> int:
+  """Returns --eval_inner_steps.
+
+  If the flag is not given and the learner cannot take so many steps, the flag
+  becomes --inner_steps, the most that it can take.
+  """
+  given = FLAGS["eval_inner_steps"].present
+  if not given and not _has_step(name, FLAGS.eval_inner_steps):
+    FLAGS.eval_inner_steps = FLAGS.inner_steps
+  return FLAGS.eval_inner_steps
+
+
 def _has_step(name: str, steps: int) -> bool:
   if name != "maml_plus_plus" or steps <= FLAGS.inner_steps:
     return True

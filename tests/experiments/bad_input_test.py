@@ -519,10 +519,17 @@ def test_learner_of_classes_is_refused_where_there_are_none(run, workdir):
 
 
 def test_steps_without_parameters_of_their_own_are_refused(run, workdir):
-  ended = run(OMNIGLOT, [f"--workdir={workdir}", "--learner=maml_plus_plus"])
+  flags = ["--learner=maml_plus_plus", "--eval_inner_steps=3"]
+  ended = run(OMNIGLOT, [f"--workdir={workdir}", *flags])
   _assert_refused(
     ended, "--eval_inner_steps=3: must be at most --inner_steps=1, since .*"
   )
+
+
+def test_a_default_number_of_steps_is_one_that_the_learner_has(run, workdir):
+  flags = ["--learner=maml_plus_plus", "--data_dir=nowhere"]
+  ended = run(OMNIGLOT, [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, "--data_dir=nowhere.*")  # Not the steps.
 
 
 def test_an_argument_of_the_library_is_told_as_the_flag(run, workdir):
