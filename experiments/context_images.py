@@ -157,4 +157,5 @@ def _nearest() -> MetaLearner:
 
 
 if __name__ == "__main__":
-  run(main, {}, DEFAULTS, unused=UNUSED)
+  # Some of what it compares factorises matrices.
+  run(main, {}, DEFAULTS, unused=UNUSED, spare_threads=True)

@@ -171,4 +171,5 @@ def train(
 
 
 if __name__ == "__main__":
-  run(main, defaults=DEFAULTS, unused=("learner",))
+  # Some of what it compares factorises matrices.
+  run(main, defaults=DEFAULTS, unused=("learner",), spare_threads=True)

@@ -165,4 +165,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  run(main, pretraining.PRESETS, DEFAULTS, unused=UNUSED)
+  # Some of what it compares factorises matrices.
+  run(main, pretraining.PRESETS, DEFAULTS, unused=UNUSED, spare_threads=True)

@@ -75,6 +75,7 @@ from absl import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from metajax.learners import FACTORISING  # noqa: E402
 from metajax.training import use_cpu_cores  # noqa: E402
 from scripts.benchmarks import (  # noqa: E402
   aggregation,
@@ -117,7 +118,7 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   # The other suites choose their devices themselves.
   if FLAGS.suite in ("maml", "growth", "replay", "streaming"):
-    use_cpu_cores()
+    use_cpu_cores(spare_threads=FLAGS.learner in FACTORISING)
   try:
     for result in SUITES[FLAGS.suite]():
       show(result)

@@ -34,6 +34,7 @@ from absl import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from metajax.learners import FACTORISING  # noqa: E402
 from metajax.training import use_cpu_cores  # noqa: E402
 from metajax.training.mesh import usable_cores  # noqa: E402
 from scripts.benchmarks import maml, own_flags, pretraining  # noqa: E402
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
       f"error: --learner={FLAGS.learner}: must be one of "
       f"{', '.join(pytorch.LEARNERS)} here."
     )
-  use_cpu_cores()
+  use_cpu_cores(spare_threads=FLAGS.learner in FACTORISING)
   on_cpu = jax.default_backend() == "cpu"
   if on_cpu:
     torch.set_num_threads(usable_cores())

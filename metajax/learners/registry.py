@@ -42,6 +42,9 @@ ANY_WAYS: set[str] = set()
 CLASSIFIERS: set[str] = set()
 # Learners whose number of inner steps at test may be traced.
 TRACED_STEPS: set[str] = set()
+# Learners that factorise a matrix for each task. On several devices of a CPU
+# they need `training.use_cpu_cores(spare_threads=True)`.
+FACTORISING: set[str] = set()
 
 
 def register(
@@ -53,6 +56,7 @@ def register(
   any_ways: bool = False,
   classes_only: bool = False,
   traced_steps: bool = False,
+  factorises: bool = False,
 ) -> None:
   """Registers a learner under a name, for `--learner` of the experiments.
 
@@ -76,6 +80,8 @@ def register(
     classes_only: whether the learner predicts classes only, not numbers.
     traced_steps: whether `num_eval_steps` may be a traced number. One compiled
       program then scores the learner after any number of steps.
+    factorises: whether the learner factorises, inverts or solves matrices.
+      Scripts then have spare threads, see `training.use_cpu_cores`.
 
   Raises:
     ValueError: if the name is taken, or the name of an option by another
@@ -101,6 +107,8 @@ def register(
     CLASSIFIERS.add(name)
   if traced_steps:
     TRACED_STEPS.add(name)
+  if factorises:
+    FACTORISING.add(name)
 
 
 @functools.cache
@@ -138,6 +146,8 @@ _register_classifier = functools.partial(
 )
 _register_classifier("prototypical", prototypical)
 _register_classifier("cosine", cosine_prototypes)
-_register_classifier("svm", support_vector_machine, OF_SVM)
-register("ridge", ridge_regression, encoded=True, any_ways=True)
+_register_classifier("svm", support_vector_machine, OF_SVM, factorises=True)
+register(
+  "ridge", ridge_regression, encoded=True, any_ways=True, factorises=True
+)
 register("recurrent", recurrent, encoded=True)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from metajax.learners import OPTIONS
+from metajax.learners import FACTORISING, OPTIONS
 from metajax.runs import help as help_page
 from metajax.runs import processes, sweep, together
 from metajax.runs.flags import FLAGS, refuse
@@ -67,7 +67,8 @@ def run(
     needs: packages of the extra `rl` that the script needs.
     unused: flags of every script that have no effect in this one. Its help does
       not show them, and the script refuses them.
-    spare_threads: see `training.use_cpu_cores`.
+    spare_threads: see `training.use_cpu_cores`. Learners of --learner that
+      factorise matrices have spare threads anyway.
   """
   for name, value in (defaults or {}).items():
     FLAGS.set_default(name, value)
@@ -116,7 +117,8 @@ def run(
         own = FLAGS.get_key_flags_for_module(script)
         sweep.run([flag.name for flag in own])
         return
-      use_cpu_cores(spare_threads=spare_threads)
+      learner = FLAGS.learner if "learner" in FLAGS else None
+      use_cpu_cores(spare_threads=spare_threads or learner in FACTORISING)
       processes.join()
       _find_devices()
       if jax.distributed.is_initialized():

@@ -16,7 +16,13 @@ import jax
 import pytest
 
 from metajax import testing
-from metajax.learners import CLASSIFIERS, ENCODED, REGISTRY, TRACED_STEPS
+from metajax.learners import (
+  CLASSIFIERS,
+  ENCODED,
+  FACTORISING,
+  REGISTRY,
+  TRACED_STEPS,
+)
 from metajax.learners.registry import register_installed
 
 # Learners whose meta_grad is the gradient of the very "loss" it reports.
@@ -147,6 +153,17 @@ def test_random_labels_give_chance(case):
 )
 def test_accuracy_before_adaptation_is_chance(case):
   testing.check_accuracy_before_adaptation_is_chance(case)
+
+
+@pytest.mark.slow
+def test_those_that_factorise_matrices_say_so(case, request):
+  """Where they do not, training on several CPU cores may wait for ever."""
+  name, _ = request.node.callspec.params["case"]
+  traced = str(
+    jax.make_jaxpr(case.learner.meta_grad)(case.params, case.episodes, RNG)
+  )
+  factorised = re.search(r" = (lu|cholesky|eigh|svd|qr)\b", traced)
+  assert bool(factorised) == (name in FACTORISING)
 
 
 @only(names=sorted(TRACED_STEPS), settings=["regression"])
