@@ -12,6 +12,9 @@ fitted to five augmented copies of the support.
 `--generations=1` is RFS-distill: a second network learns from the labels and
 from the first network (born again).
 
+On CIFAR-FS, `--steps=42000` took two hours on one to two CPU cores: 61.2% with
+one shot, 78.4% with five. The paper has 62.7% and 78.7%, by 60,000 steps.
+
 With the --workdir of a run that has ended, and other values of --shots, --ways,
 --query_shots or the flags of fine-tuning, the networks are tested without
 training. More --generations add networks.
