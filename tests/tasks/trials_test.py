@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import gymnax
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -336,7 +337,9 @@ def test_same_key_is_the_same_trial_as_with_a_reset_in_every_step(
 
   written_out = _reset_in_every_step(tasks, environment, new_starts)
   found, before = run(tasks), run(written_out)
-  jax.tree.map(np.testing.assert_array_equal, found, before)
+  # Two programs round the motion of a cart differently. Starts of other keys
+  # would differ by 0.01 and more.
+  chex.assert_trees_all_close(found, before, rtol=0, atol=1e-6)
   assert len(np.unique(found.reward)) > 1 or np.any(found.ended)
 
 
