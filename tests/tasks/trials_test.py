@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-import gymnax
 import chex
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
