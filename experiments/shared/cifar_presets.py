@@ -69,8 +69,8 @@ RIDGE: Flags = {
 WIDE: Flags = {"filters": [96, 192, 384, 512]}
 # Lee et al. 2019, section 4.1 (MetaOptNet-SVM): the shots of training do not
 # depend on those of the test. They divide the step size 0.1 by 17, 83 and 417
-# after 1/3, 2/3 and 5/6 of the steps. These presets have a cosine schedule, no
-# colour jitter and no label smoothing.
+# after 1/3, 2/3 and 5/6 of the steps. These presets have a cosine schedule and
+# no label smoothing.
 SVM: Flags = {
   "learner": "svm",
   "model": "resnet12",
@@ -79,6 +79,7 @@ SVM: Flags = {
   "query_shots": 6,
   "eval_query_shots": 15,
   "augment": True,
+  "color_jitter": 0.4,
   "outer_optimizer": "momentum",
   "outer_lr": 0.1,
   "outer_schedule": "cosine",

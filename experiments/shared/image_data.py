@@ -6,6 +6,7 @@ import jax
 from absl import flags
 
 from experiments.shared import (
+  augmentations,
   streaming,
   task_sizes,  # noqa: F401  Defines flags.
 )
@@ -19,13 +20,7 @@ from experiments.shared.image_sets import (
 from metajax.runs.breadth import TaskMaker
 from metajax.runs.flags import FLAGS, refuse
 from metajax.tasks import omniglot
-from metajax.tasks.augmentation import (
-  Augmentation,
-  augmented,
-  compose,
-  random_crop,
-  random_flip,
-)
+from metajax.tasks.augmentation import augmented
 from metajax.tasks.image_splits import episodes, split_episodes, with_channels
 from metajax.tasks.standardized import Channels, channels_of, standardized
 from metajax.types import Splits, TaskFamily
@@ -42,13 +37,6 @@ flags.DEFINE_enum(
   "0",
   ["0", "1", "2", "4"],
   "Quarter turns that make classes of their own; 0: 4 for Omniglot, else 1.",
-)
-flags.DEFINE_bool(
-  "augment",
-  False,
-  "Crop and mirror the images of training tasks at random. Crops are of images "
-  "with a margin of zeros: 4 pixels for images of up to 32 pixels, else 8. For "
-  "photographs, not for characters.",
 )
 flags.DEFINE_bool(
   "standardize",
@@ -111,9 +99,10 @@ def _load(ways: int, train_ways: int) -> ImageData:
   name = name_of_data()
   of_omniglot = name == "omniglot"
   if of_omniglot:
-    refuse("standardize", "augment")
+    refuse("standardize", "augment", *augmentations.PARTS)
   elif name_of_eval_data() != "omniglot":
     refuse("split")
+  augmentations.check()
   streaming.check(name)
   query_shots = FLAGS.query_shots or FLAGS.shots
   tasks = {
@@ -145,8 +134,7 @@ def _load(ways: int, train_ways: int) -> ImageData:
   splits = made()
   if FLAGS.train_shots:
     splits = splits._replace(train=made(shots=FLAGS.train_shots).train)
-  if FLAGS.augment:
-    change = augmentation(size)
+  if change := augmentations.augmentation(size):
     splits = splits._replace(train=augmented(splits.train, change, change))
 
   def finished(family: TaskFamily) -> TaskFamily:
@@ -174,7 +162,7 @@ def _load(ways: int, train_ways: int) -> ImageData:
     "image_size": size,
     "rotations": tasks["num_rotations"],
     "channels": channels._asdict() if channels else None,
-    "augment": FLAGS.augment,
+    **augmentations.protocol(),
   }
   splits = Splits(*map(finished, splits))
   found = ImageData(splits, told, None, protocol, of_omniglot, channels, test)
@@ -218,11 +206,6 @@ def _tested_elsewhere(found: ImageData) -> ImageData:
     protocol={**found.protocol, "eval_data": shown},
     test=TaskMaker(tasks, lambda: images.test, _rotations(name)),
   )
-
-
-def augmentation(size: int) -> Augmentation:
-  """Random crops and mirror images, of images of this height and width."""
-  return compose(random_crop(4 if size <= 32 else 8), random_flip())
 
 
 def _rotations(name: str) -> int:

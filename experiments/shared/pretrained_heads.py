@@ -6,7 +6,7 @@ from typing import Any
 import optax
 from absl import flags
 
-from experiments.shared import image_data
+from experiments.shared import augmentations
 from experiments.shared.pretraining import Data, network_of
 from metajax.learners import embedding, fine_tuned, heads
 from metajax.losses import cross_entropy
@@ -34,10 +34,8 @@ def learners(data: Data, ways: int) -> dict[str, MetaLearner]:
   With --augment, the heads are fitted to augmented copies of the support.
   """
   features = network_of(data, None)
-  copies = None
-  if FLAGS.augment:
-    change = image_data.augmentation(data.protocol["image_size"])
-    copies = functools.partial(_copies, change)
+  change = augmentations.augmentation(data.protocol["image_size"])
+  copies = functools.partial(_copies, change) if change else None
   made = {
     "logistic": heads.logistic(ways),
     "ridge": heads.ridge(ways),

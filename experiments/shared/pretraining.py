@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from experiments.shared import image_data, image_networks, image_sets
+from experiments.shared import augmentations, image_networks, image_sets
 from metajax import recipes
 from metajax.distillation import alone, taught
 from metajax.models.inputs import on_inputs
@@ -32,7 +32,7 @@ WEIGHT_DECAY, MOMENTUM = 5e-4, 0.9
 # The weight of the teacher and its temperature are those of the authors' code.
 TEACHING = {"alpha": 0.5, "temperature": 4.0}
 PRESETS = {
-  f"{data}_rfs_{shots}s": {"data": data, "shots": shots}
+  f"{data}_rfs_{shots}s": {"data": data, "shots": shots, "color_jitter": 0.4}
   for data in ("cifar_fs", "fc100")
   for shots in (1, 5)
 }
@@ -64,6 +64,7 @@ def load() -> Data:
   Raises:
     ValueError: if the data are damaged, or do not suffice for the tasks.
   """
+  augmentations.check()
   name = image_sets.name_of_data()
   size = FLAGS.image_size or image_sets.SIZES.get(name)
   images, told = image_sets.read(name, "data_dir", size)
@@ -87,6 +88,7 @@ def load() -> Data:
     "data": told if name == "folder" else name,
     "image_size": images.train.images.shape[1],
     "classes": len(images.train.names),
+    **augmentations.protocol(),
   }
   return Data(
     train,
@@ -119,8 +121,8 @@ def trainer(data: Data, generation: int, teacher: Params | None) -> Trainer:
   loss = alone(model)
   if teacher is not None:
     loss = taught(model, Partial(model.apply, teacher), **TEACHING)
-  if FLAGS.augment:
-    change = image_data.augmentation(data.protocol["image_size"])
+  change = augmentations.augmentation(data.protocol["image_size"])
+  if change:
     loss = on_changed(loss, change)
   optimizer = optax.chain(
     optax.add_decayed_weights(WEIGHT_DECAY),

@@ -38,6 +38,8 @@ GROUPS = {
     "rotations",
     "standardize",
     "augment",
+    "color_jitter",
+    "cutout",
     "ways",
     "train_ways",
     "shots",

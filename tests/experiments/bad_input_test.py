@@ -154,6 +154,7 @@ ONLY = {
     "filters": 1,
     "image_size": 0,
     "stream_workers": 0,
+    "cutout": 0,
     "validation_tasks": 2,
   },
 }
@@ -163,6 +164,7 @@ ONLY_FLOATS = {
     "drop_rate": r"is not a number in the range \[0.0, 0.99\]",
     "late_drop_rate": r"is not a number in the range \[0.0, 0.99\]",
     "slope": r"is not a number in the range \[0.0, 1.0\]",
+    "color_jitter": r"is not a number in the range \[0.0, 1.0\]",
   },
 }
 # What the message says of -0.1.
@@ -439,6 +441,14 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
       "--model=resnet12: takes no context, .*",
     ),
     (["--augment"], "--augment has no effect here: leave it out."),
+    (
+      ["--data_dir=IMAGES", "--color_jitter=0.4"],
+      "--color_jitter: needs --augment, of which it is a part.",
+    ),
+    (
+      ["--data_dir=IMAGES", "--augment", "--cutout=84"],
+      "--cutout=84: must be less than the 84 pixels of a side of the images.",
+    ),
     (
       ["--stream"],
       "--stream: for --data=folder and mini_imagenet, not omniglot, which .*",
