@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from experiments.shared import augmentations, image_networks, image_sets
+from experiments.shared import (
+  augmentations,
+  image_data,  # noqa: F401  Defines flags.
+  image_networks,
+  image_sets,
+)
 from metajax import recipes
 from metajax.distillation import alone, taught
 from metajax.models.inputs import on_inputs
