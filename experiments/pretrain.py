@@ -90,29 +90,32 @@ def main() -> None:
   def scored(ways: int, tasks: TaskFamily) -> Estimate:
     learner = pretrained_heads.learners(data, ways)[SHOWN]
     score = scoring.scorer(learner, tasks, METRICS, "test", FLAGS.eval_tasks)
-    return score(teacher)["accuracy"]
+    return score(networks[-1])["accuracy"]
 
   def validate(state):
     params = state.meta_params
     found = scores("cosine", params, "validation", FLAGS.validation_tasks)
     return {"accuracy": float(found.mean())}
 
-  values: dict[str, Any] = {}
-  teacher = None
+  networks: list[Params] = []
   for generation in range(FLAGS.generations + 1):
     trained = runs.train(
       f"generation_{generation}",
-      pretraining.trainer(data, generation, teacher),
+      pretraining.trainer(data, generation, networks[-1] if networks else None),
       training.schedule(),
       FLAGS.meta_batch,
       seed=generation,
       validate=validate,
       rates=pretraining.rates,
     )
-    teacher = trained.state.meta_params
-    for name in learners:
-      row = f"{name}_generation_{generation}"
-      values[row] = scores(name, teacher, "test", FLAGS.eval_tasks)
+    networks.append(trained.state.meta_params)
+  values = {
+    f"{name}_generation_{generation}": scores(
+      name, params, "test", FLAGS.eval_tasks
+    )
+    for generation, params in enumerate(networks)
+    for name in learners
+  }
   last_folder = runs.workdir / f"generation_{FLAGS.generations}"
   plots.learning_curve(
     last_folder,
@@ -124,7 +127,7 @@ def main() -> None:
   plots.image_episodes(
     runs.workdir / "episodes.png",
     learners[SHOWN],
-    teacher,
+    networks[-1],
     data.tasks["test"],
     jax.random.key(FLAGS.eval_seed),
     FLAGS.ways,
@@ -136,7 +139,7 @@ def main() -> None:
       data.test,
       scored,
       learners[SHOWN],
-      teacher,
+      networks[-1],
       ways=FLAGS.ways,
       shots=FLAGS.shots,
       any_ways=True,
