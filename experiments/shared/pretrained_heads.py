@@ -1,18 +1,21 @@
 """The heads of `pretrain`: how the trained features classify a new task."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import optax
 from absl import flags
 
 from experiments.shared import augmentations
 from experiments.shared.pretraining import Data, network_of
-from metajax.learners import embedding, fine_tuned, heads
+from metajax import aggregation
+from metajax.learners import embedding, fine_tuned, heads, learned_ensemble
 from metajax.losses import cross_entropy
 from metajax.runs.flags import FLAGS
 from metajax.tasks.augmentation import augmented_copies
-from metajax.types import Array, Batch, MetaLearner
+from metajax.types import Array, Batch, MetaLearner, Params
 
 COPIES = 5  # Tian et al. 2020, section 4.1.
 
@@ -58,6 +61,23 @@ def learners(data: Data, ways: int) -> dict[str, MetaLearner]:
       prepare=copies,
     )
   return found
+
+
+def ensemble(
+  learner: MetaLearner, networks: Sequence[Params]
+) -> tuple[MetaLearner, Params]:
+  """Averages the probabilities of several networks, with a head on each.
+
+  Returns:
+    The ensemble as a learner, and its meta-parameters: equal weights.
+  """
+  together = learned_ensemble(
+    learner,
+    aggregation.stack_models(networks),
+    aggregation.average_probabilities,
+    cross_entropy,
+  )
+  return together, together.init(jax.random.key(0), None)
 
 
 def _copies(change: Any, rng: Array, support: Batch) -> Batch:

@@ -67,6 +67,8 @@ def test_the_trained_embedding_is_a_prototypical_network(tmp_path):
   assert {*metrics} == {
     *rows,
     "logistic_generation_1_minus_logistic_generation_0",
+    "logistic_ensemble",
+    "logistic_ensemble_minus_logistic_generation_0",
     # A class has 4 images, and there are 3 classes for test.
     "accuracy_2w1s",
     "accuracy_2w2s",
