@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.losses import masked_mean
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.predictive import Predictive, check_shapes
 from metajax.types import Array, LossFn
 
@@ -96,7 +96,7 @@ def expected_calibration_error(
     Guo et al., `On Calibration of Modern Neural Networks
     <https://arxiv.org/abs/1706.04599>`_, 2017, section 2.
   """
-  check_number("num_bins", num_bins, at_least=1)
+  check_counts(num_bins=num_bins)
   real = jnp.ones(len(labels), bool) if mask is None else mask
   confidence = jax.nn.softmax(logits, axis=-1).max(-1)
   right = jnp.argmax(logits, axis=-1) == labels

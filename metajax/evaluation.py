@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from metajax.batches import real
 from metajax.forward import takes_mask
 from metajax.losses import over_examples
+from metajax.numerics import check_counts
 from metajax.training.mesh import TASKS, task_mesh, under
 from metajax.training.processes import place
 from metajax.training.streaming import blocks, check_one_process, keys_on_host
@@ -186,10 +187,8 @@ def evaluator(
     score = evaluator(lambda k: maml(..., num_eval_steps=k), ...)
     curve = [score(meta_params, k) for k in (0, 1, 5, 10)]
   """
-  if num_tasks < 2:
-    raise ValueError(f"num_tasks={num_tasks}: must be 2 or more.")
-  if task_chunk < 1:
-    raise ValueError(f"task_chunk={task_chunk}: must be 1 or more.")
+  check_counts(num_tasks=num_tasks, at_least=2)
+  check_counts(task_chunk=task_chunk)
   mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
   fixed = learner if isinstance(learner, MetaLearner) else None
   build = None if isinstance(learner, MetaLearner) else learner

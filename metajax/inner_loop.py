@@ -16,6 +16,7 @@ from metajax import (
   optimizers,
   variables,
 )
+from metajax.numerics import check_counts
 from metajax.types import Array, Params
 
 Memory = Literal["auto", "mixed", "plain", "remat", "nested"]
@@ -234,13 +235,8 @@ def _among_tasks() -> bool:
 
 
 def check_steps(**numbers: int | Array) -> None:
-  """Raises a `ValueError` for the first negative number of steps.
-
-  A traced number is not checked.
-  """
-  for name, steps in numbers.items():
-    if not isinstance(steps, jax.core.Tracer) and steps < 0:
-      raise ValueError(f"{name}={steps}: must be 0 or more.")
+  """Checks numbers of steps, as `check_counts` does. They may be 0."""
+  check_counts(at_least=0, **numbers)
 
 
 def check_memory(memory: str) -> None:

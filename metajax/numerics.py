@@ -1,5 +1,7 @@
 """Checks of hyper-parameters and of logits, and the precision of sums."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,34 @@ def check_number(
   if not np.all(inside):
     allowed = _allowed(above, at_least, at_most, below)
     raise ValueError(f"{name}={value}: must be {allowed}.")
+
+
+def check_counts(*, at_least: int = 1, **counts: ArrayLike) -> None:
+  """Checks numbers of things: they are integers, and not too small.
+
+  A loop of 1.5 steps would take two, and a schedule would end after one and a
+  half. Traced numbers are not checked.
+
+  Args:
+    at_least: every count must be this or more.
+    **counts: the counts, by the names of the caller's arguments.
+
+  Raises:
+    ValueError: for a number that is no integer, or is too small.
+  """
+  for name, value in counts.items():
+    if isinstance(value, jax.core.Tracer):
+      continue
+    try:
+      whole = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+      whole = None
+    if whole is None:
+      raise ValueError(
+        f"{name}={value!r}: must be an integer, {at_least} or more."
+      )
+    if whole < at_least:
+      raise ValueError(f"{name}={value}: must be {at_least} or more.")
 
 
 def _allowed(

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from metajax import saved
+from metajax.numerics import check_counts
 from metajax.recipes import Recipe, build
 from metajax.types import Batch
 
@@ -109,8 +110,8 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     """
     for name in ("n_estimators", "max_features", "max_rows"):
       value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f"{name}={value}: must be 1 or more.")
+      if value is not None:
+        check_counts(**{name: value})
     X, y = validate_data(  # noqa: N806
       self, X, y, dtype=np.float64, ensure_all_finite="allow-nan"
     )

@@ -16,7 +16,7 @@ from metajax.aggregation.units import (
   permute_units,
   split,
 )
-from metajax.numerics import check_number
+from metajax.numerics import check_counts
 from metajax.types import Params
 
 Permutations = dict[str, np.ndarray]  # group -> index of the i-th unit
@@ -149,7 +149,7 @@ def align_stack(
     Ainsworth et al., `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023,
     algorithms 1 and 3.
   """
-  check_number("rounds", rounds, at_least=1)
+  check_counts(rounds=rounds)
   size = check_stack(stack)
   models = [
     jax.tree.map(lambda leaf, m=m: np.asarray(leaf[m]), stack)

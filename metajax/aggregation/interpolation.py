@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from metajax import variables
-from metajax.numerics import check_number, wide
+from metajax.numerics import check_counts, wide
 from metajax.types import Array, Params
 
 
@@ -91,7 +91,7 @@ def loss_barrier(
     Ainsworth et al., `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023,
     definition 2.2.
   """
-  check_number("num_points", num_points, at_least=3)
+  check_counts(num_points=num_points, at_least=3)
   grid = jnp.linspace(0.0, 1.0, num_points)
   losses = jax.lax.map(
     lambda w: wide(loss_fn(interpolate(one, other, w))), grid

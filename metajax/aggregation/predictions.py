@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from metajax.aggregation.stacks import check_stack, normalized_weights
-from metajax.numerics import largest_logits, wide
+from metajax.numerics import check_counts, largest_logits, wide
 from metajax.types import Array
 
 # Replaces log 0 = -inf inside sums. Its exp and the derivative of that are 0.
@@ -219,8 +219,7 @@ def stacking_weights(log_likelihoods: Array, num_steps: int = 1000) -> Array:
     Dempster et al., `Maximum Likelihood from Incomplete Data via the EM
     Algorithm <https://doi.org/10.1111/j.2517-6161.1977.tb01600.x>`_, 1977.
   """
-  if num_steps < 0:
-    raise ValueError(f"num_steps={num_steps}: must be 0 or more.")
+  check_counts(num_steps=num_steps, at_least=0)
   size = _check_likelihoods(log_likelihoods)
   possible, is_impossible = _possible(log_likelihoods)
   is_impossible &= ~is_impossible.all(0)

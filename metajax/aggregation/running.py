@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from metajax.numerics import check_number, wide
+from metajax.numerics import check_counts, check_number, wide
 from metajax.types import Array, Params
 
 
@@ -169,8 +169,8 @@ def swa(start: int = 0, period: int = 1) -> RunningAverage:
     Izmailov et al., `Averaging Weights Leads to Wider Optima and Better
     Generalization <https://arxiv.org/abs/1803.05407>`_, 2018, algorithm 1.
   """
-  check_number("start", start, at_least=0)
-  check_number("period", period, at_least=1)
+  check_counts(start=start, at_least=0)
+  check_counts(period=period)
 
   def update(params: Params, state: AverageState) -> AverageState:
     since = state.step - start
@@ -197,8 +197,8 @@ def recent(count: int, period: int) -> RunningAverage:
   Raises:
     ValueError: if `count` or `period` is not positive.
   """
-  check_number("count", count, at_least=1)
-  check_number("period", period, at_least=1)
+  check_counts(count=count)
+  check_counts(period=period)
 
   def init(params: Params) -> AverageState:
     copies = jax.tree.map(

@@ -16,7 +16,7 @@ from metajax.aggregation.stacks import (
   weighted_mean,
   weighted_sum,
 )
-from metajax.numerics import check_number, wide
+from metajax.numerics import check_counts, check_number, wide
 from metajax.types import Array, Batch, Params
 
 
@@ -178,7 +178,7 @@ def fisher_diagonal(
     <https://arxiv.org/abs/2111.09832>`_, 2022, section 3.2.
   """
   if batch_size is not None:
-    check_number("batch_size", batch_size, at_least=1)
+    check_counts(batch_size=batch_size)
   real = batches.real(batch)
   size = min(batch_size or len(real), len(real))
   padding = -len(real) % size

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from metajax.aggregation import fisher_diagonal, interpolate
 from metajax.continual.reservoir import Reservoir, add, draw, reservoir
 from metajax.forward import check_stateless
-from metajax.numerics import wide
+from metajax.numerics import check_counts, wide
 from metajax.types import Array, Batch, Params, PRNGKey
 
 # `(params, example) -> scalar`, where the example has no leading axis.
@@ -81,7 +81,7 @@ def replayed(
   Raises:
     ValueError: if `capacity`, `batch` or `batches` is not positive.
   """
-  _check(capacity=capacity, batch=batch, batches=batches)
+  check_counts(capacity=capacity, batch=batch, batches=batches)
 
   def mean_loss(params: Params, examples: Batch) -> Array:
     return jax.vmap(loss_fn, (None, 0))(params, examples).mean()
@@ -145,7 +145,7 @@ def meta_experience_replay(
     algorithm 1. Unlike in the paper, draws are with replacement. While the
     reservoir is empty, a batch repeats the new example.
   """
-  _check(capacity=capacity, batch=batch, batches=batches)
+  check_counts(capacity=capacity, batch=batch, batches=batches)
 
   def one_example(params: Params, example: Batch) -> tuple[Params, None]:
     return _sgd(loss_fn, params, example, step_size), None
@@ -220,12 +220,6 @@ def elastic_weights(
     return Learned(learned.params, (optax.tree.add(precision, fisher), pull))
 
   return ContinualLearner(init, observe, end_task)
-
-
-def _check(**numbers: int) -> None:
-  for name, value in numbers.items():
-    if value < 1:
-      raise ValueError(f"{name}={value}: must be 1 or more.")
 
 
 def _keep(learned: Learned, examples: Batch) -> Learned:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax.numerics import check_counts
 from metajax.types import Array, PRNGKey
 
 
@@ -27,8 +28,7 @@ def reservoir(example: Any, capacity: int) -> Reservoir:
   Raises:
     ValueError: if the capacity is not positive.
   """
-  if capacity < 1:
-    raise ValueError(f"capacity={capacity}: must be 1 or more.")
+  check_counts(capacity=capacity)
   items = jax.tree.map(
     lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.result_type(x)), example
   )

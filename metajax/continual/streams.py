@@ -10,6 +10,7 @@ from jax.scipy.ndimage import map_coordinates
 from metajax.continual.learners import ContinualLearner, Learned
 from metajax.forward import forward
 from metajax.losses import accuracy, over_examples
+from metajax.numerics import check_counts
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
 
@@ -137,8 +138,7 @@ def _stream(
       f"num_examples={num_examples}: must be from 1 to {len(train.targets)}, "
       "the training images."
     )
-  if num_tasks < 1:
-    raise ValueError(f"num_tasks={num_tasks}: must be 1 or more.")
+  check_counts(num_tasks=num_tasks, num_examples=num_examples)
   for name, images in (("train", train), ("test", test)):
     if images.mask is not None:
       raise ValueError(f"{name}: has a mask; leave the padding out.")

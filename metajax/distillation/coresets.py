@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import wide
+from metajax.numerics import check_counts, wide
 from metajax.types import Array
 
 
@@ -35,6 +35,7 @@ def herding(features: Array, num_chosen: int) -> Array:
   size = features.shape[0]
   if not 1 <= num_chosen <= size:
     raise ValueError(f"num_chosen={num_chosen}: must be 1 to {size}.")
+  check_counts(num_chosen=num_chosen)
   features = wide(features.reshape(size, -1))
   mean = features.mean(0)
 

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from metajax import inner_loop
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
 
@@ -45,6 +45,7 @@ def synthetic_set(
     ValueError: if n is no multiple of `num_classes`, or the step size is not
       positive.
   """
+  check_counts(num_classes=num_classes)
   if not len(inputs) or len(inputs) % num_classes:
     raise ValueError(
       f"inputs: {len(inputs)} examples, must be a multiple of {num_classes} "

@@ -13,6 +13,7 @@ from metajax.forward import forward
 from metajax.learners.meta_gradients import gradient_of_mean, training_loss
 from metajax.learners.options import Option
 from metajax.losses import over_examples
+from metajax.numerics import check_counts
 from metajax.types import (
   Array,
   Batch,
@@ -88,8 +89,7 @@ def cavia(
   """
   num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
   inner_loop.check_steps(num_steps=num_steps, num_eval_steps=num_eval_steps)
-  if num_context < 1:
-    raise ValueError(f"num_context={num_context}: must be 1 or more.")
+  check_counts(num_context=num_context)
 
   model = forward(model)
 

@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 
 from metajax.batches import only_array
-from metajax.numerics import check_number, wide
+from metajax.numerics import check_counts, check_number, wide
 from metajax.types import Array, Params
 
 # The logit of a class without examples, as a fraction of the largest number of
@@ -229,7 +229,7 @@ def logistic(ways: int, strength: ArrayLike = 1.0, num_steps: int = 50) -> Head:
     Tian et al., `Rethinking Few-Shot Image Classification: a Good Embedding Is
     All You Need? <https://arxiv.org/abs/2003.11539>`_, 2020, section 3.2.
   """
-  _check_ways(ways)
+  check_counts(ways=ways, num_steps=num_steps)
   check_number("strength", strength, above=0)
   optimizer = optax.lbfgs()
 
@@ -315,4 +315,4 @@ def _one_hot(
 
 def _check_ways(ways: int | None) -> None:
   if ways is not None:
-    check_number("ways", ways, at_least=1)
+    check_counts(ways=ways)

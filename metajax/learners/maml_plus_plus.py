@@ -15,6 +15,7 @@ from metajax.learners.meta_gradients import MetaGrad, gradient_of_mean
 from metajax.learners.options import Option
 from metajax.learners.partition import Mask, merge, normalization, split
 from metajax.losses import over_examples
+from metajax.numerics import check_counts
 from metajax.types import (
   Array,
   Batch,
@@ -147,8 +148,7 @@ def maml_plus_plus(
     first_order_until=first_order_until,
   )
   model = forward(model)
-  if num_steps < 1:
-    raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
+  check_counts(num_steps=num_steps)
   own_normalization = step_normalization is not False
   own_steps = learned_rates or own_normalization
   traced = isinstance(num_eval_steps, jax.core.Tracer)

@@ -15,6 +15,7 @@ from metajax.forward import forward
 from metajax.learners.meta_gradients import over_tasks
 from metajax.learners.options import Option
 from metajax.losses import over_examples
+from metajax.numerics import check_counts
 from metajax.types import (
   Array,
   Batch,
@@ -114,8 +115,8 @@ def reptile(
   """
   num_eval_steps = num_steps if num_eval_steps is None else num_eval_steps
   inner_loop.check_steps(num_steps=num_steps, num_eval_steps=num_eval_steps)
-  if inner_batch is not None and inner_batch < 1:
-    raise ValueError(f"inner_batch={inner_batch}: must be 1 or more.")
+  if inner_batch is not None:
+    check_counts(inner_batch=inner_batch)
   report = dict(metrics or {})
   model = forward(model)
 

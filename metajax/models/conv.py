@@ -19,7 +19,7 @@ from metajax.models.normalization import (
 )
 from metajax.models.patches import FEW_CHANNELS, is_spread, patch_conv
 from metajax.models.pooling import max_pool
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array
 
 ConvLowering = Literal["auto", "blocks", "patches", "xla"]
@@ -190,7 +190,7 @@ def conv4(
     Bertinetto et al., `Meta-learning with differentiable closed-form solvers
     <https://arxiv.org/abs/1805.08136>`_, 2019, section 4.1 (R2-D2).
   """
-  check_number("num_blocks", num_blocks, at_least=1)
+  check_counts(num_blocks=num_blocks)
   if not isinstance(filters, Sequence):
     filters = (filters,) * num_blocks
   for name, numbers in (("filters", filters), ("drop_rates", drop_rates)):

@@ -8,7 +8,7 @@ from metajax.models.conv import ConvLowering, check_layers, convolution
 from metajax.models.dropout import DropBlock
 from metajax.models.normalization import BY_BATCH, normalize
 from metajax.models.pooling import max_pool
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array
 
 # MetaOptNet's and the one of half of its parameters.
@@ -124,7 +124,7 @@ def resnet12(
   """
   check_layers(filters, normalization, conv_lowering)
   check_number("drop_rate", drop_rate, at_least=0, below=1)
-  check_number("block_size", block_size, at_least=1)
+  check_counts(block_size=block_size)
   return ResNet(
     num_outputs,
     tuple(filters),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from metajax.numerics import check_counts
 from metajax.players.choices import Ties, best, gamma
 from metajax.tasks.trials import Player, Step
 from metajax.types import Array, PRNGKey
@@ -119,8 +120,7 @@ def likeliest_thompson(num_arms: int, num_samples: int) -> Player:
   Raises:
     ValueError: if `num_samples` is less than 1.
   """
-  if num_samples < 1:
-    raise ValueError(f"num_samples={num_samples}: must be 1 or more.")
+  check_counts(num_samples=num_samples)
 
   def score(counts: Counts, rng: PRNGKey) -> Array:
     shapes = jnp.stack(counts)[:, None]

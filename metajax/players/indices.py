@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from metajax.numerics import check_number
+from metajax.numerics import check_counts
 
 # The recursion stops where all later rewards are worth less than this.
 TOLERANCE = 1e-5
@@ -40,8 +40,8 @@ def gittins_indices(
     ValueError: if the discount is not between 0 and 1, or if `num_pulls` is
       less than 1 or `num_rates` less than 2.
   """
-  check_number("num_pulls", num_pulls, at_least=1)
-  check_number("num_rates", num_rates, at_least=2)
+  check_counts(num_pulls=num_pulls)
+  check_counts(num_rates=num_rates, at_least=2)
   if not 0 < discount < 1:
     raise ValueError(f"discount={discount}: must be between 0 and 1.")
   rates = np.linspace(0, 1, num_rates)[:, None]

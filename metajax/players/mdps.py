@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.players.choices import gamma
 from metajax.players.planning import (
   Counts,
@@ -80,8 +80,7 @@ def posterior_sampling(
     ValueError: if `num_samples` is less than 1, or if the prior's `transitions`
       are less than 1.
   """
-  if num_samples < 1:
-    raise ValueError(f"num_samples={num_samples}: must be 1 or more.")
+  check_counts(num_samples=num_samples)
   # `gamma` draws with shapes of at least 1 only.
   check_number("prior.transitions", prior.transitions, at_least=1)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.training.mesh import task_mesh
 from metajax.types import Array
 
@@ -110,6 +110,7 @@ def lay_out(mesh: Mesh | None, shards: int | None, **numbers: int) -> Layout:
         f"{name}={value}: must be a positive multiple of {num_shards} "
         + ("devices." if shards is None else "shards.")
       )
+  check_counts(shards=num_shards, **numbers)
   shares = {name: value // num_shards for name, value in numbers.items()}
   return Layout(mesh, num_shards, held, shares)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.models.recurrent import Recurrent, choose, unroll
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.players.recurrent import encode
 from metajax.replay.players import action_values, checked_values
 from metajax.replay.sequences import Sequence
@@ -48,13 +48,13 @@ def check_objective(objective: Objective, length: int) -> None:
   Raises:
     ValueError: for a number that is out of its range.
   """
-  if objective.n < 1:
-    raise ValueError(f"n={objective.n}: must be 1 or more.")
+  check_counts(n=objective.n)
   if not 0 <= objective.burn_in < length:
     raise ValueError(
       f"burn_in={objective.burn_in}: must be from 0 to {length - 1}, less than "
       "the length of a sequence."
     )
+  check_counts(burn_in=objective.burn_in, at_least=0)
   check_number("discount", objective.discount, at_least=0, at_most=1)
   check_number("eta", objective.eta, at_least=0, at_most=1)
   if objective.eps is not None:

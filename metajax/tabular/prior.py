@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.tabular.blemishes import blemished
 from metajax.tabular.draws import uniforms, whole
 from metajax.tabular.labels import classes_of, renumbered
@@ -60,7 +60,7 @@ def tabular_prior(
     Tabular Data Classifiers <https://arxiv.org/abs/2405.13396>`_, 2024: trees.
   """
   check_number("max_features", max_features, at_least=1, at_most=2 * UNITS)
-  check_number("query_shots", query_shots, at_least=1)
+  check_counts(query_shots=query_shots)
   check_number("max_classes", max_classes, at_least=2, at_most=UNITS)
   least, most = checked_bounds("shots", shots, 1)
   rows = most + query_shots

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from metajax.batches import only_array
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import (
   Array,
   Batch,
@@ -45,7 +45,7 @@ def random_crop(padding: int) -> Augmentation:
 
   Published settings are 4 for images of 32 x 32 and 8 for 84 x 84.
   """
-  check_number("padding", padding, at_least=0)
+  check_counts(padding=padding, at_least=0)
 
   def augment(rng: PRNGKey, images: Array) -> Array:
     edges = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
@@ -136,7 +136,7 @@ def cutout(size: int) -> Augmentation:
     DeVries and Taylor, `Improved Regularization of Convolutional Neural
     Networks with Cutout <https://arxiv.org/abs/1708.04552>`_, 2017, section 3.
   """
-  check_number("size", size, at_least=0)
+  check_counts(size=size, at_least=0)
 
   def augment(rng: PRNGKey, images: Array) -> Array:
     n, height, width, _ = images.shape
@@ -219,6 +219,6 @@ def augmented_copies(
     Tian et al., `Rethinking Few-Shot Image Classification: a Good Embedding Is
     All You Need? <https://arxiv.org/abs/2003.11539>`_, 2020, section 4.1.
   """
-  check_number("copies", copies, at_least=1)
+  check_counts(copies=copies)
   several = jax.tree.map(lambda x: jnp.concatenate([x] * copies), batch)
   return several._replace(inputs=augment(rng, several.inputs))

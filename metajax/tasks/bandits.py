@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from metajax.numerics import check_counts
 from metajax.tasks.environment_tasks import environment_tasks
 from metajax.tasks.playable import PlayableTasks
 from metajax.tasks.trials import Trials, trials_of
@@ -74,10 +75,8 @@ def bandit_tasks(num_arms: int, num_pulls: int) -> PlayableTasks:
   Raises:
     ValueError: if there are fewer than 2 arms, or no pulls.
   """
-  if num_arms < 2:
-    raise ValueError(f"num_arms={num_arms}: must be 2 or more.")
-  if num_pulls < 1:
-    raise ValueError(f"num_pulls={num_pulls}: must be 1 or more.")
+  check_counts(num_arms=num_arms, at_least=2)
+  check_counts(num_pulls=num_pulls)
 
   def sample_params(rng: PRNGKey) -> BanditParams:
     return BanditParams(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from metajax.numerics import check_counts
 from metajax.types import Array, Batch, Episode, PRNGKey, TaskFamily
 
 
@@ -26,6 +27,8 @@ def class_batches(examples: Array, per_class: int) -> TaskFamily:
       f"per_class={per_class}: must be 1 to {examples.shape[1]}, the examples "
       "of a class."
     )
+
+  check_counts(per_class=per_class)
 
   def sample(examples: Array, rng: PRNGKey) -> Episode:
     num_classes, num_examples = examples.shape[:2]

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 
 from metajax.files import replaced
+from metajax.numerics import check_counts
 from metajax.tasks.image_arrays import DAMAGE
 from metajax.tasks.image_files import Images
 from metajax.tasks.image_splits import ImageSplits
@@ -57,8 +58,7 @@ def encoded(
       a file that is damaged, or of another network or other inputs.
     OSError: if the file cannot be written. No part of it is left.
   """
-  if batch_size < 1:
-    raise ValueError(f"batch_size={batch_size}: must be 1 or more.")
+  check_counts(batch_size=batch_size)
   if cache is not None and not name:
     raise ValueError(
       f"name={name!r}: with a cache, must be the name of the network, by which "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import dot
+from metajax.numerics import check_counts, dot
 from metajax.predictive import Normal, NormalMixture, Predictive
 from metajax.tasks.conditioning import condition, noise_variance
 from metajax.tasks.covariances import Covariance, Hyper, periodic, rbf
@@ -78,8 +78,7 @@ def gaussian_processes(
     <https://gaussianprocess.org/gpml/>`_, 2006, algorithm 2.1.
   """
   points = division(shots, query_shots, max_points)
-  if num_inputs < 1:
-    raise ValueError(f"num_inputs={num_inputs}: must be 1 or more.")
+  check_counts(num_inputs=num_inputs)
   if not input_range[0] < input_range[1]:
     raise ValueError(
       f"input_range={input_range}: must be (low, high), low < high."

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.numerics import check_number
+from metajax.numerics import check_counts
 from metajax.tasks.playable import Discrete, PlayableTasks, playable
 from metajax.types import Array, PRNGKey
 
@@ -39,7 +39,7 @@ def gridworld(size: int = 5, horizon: int = 15) -> PlayableTasks:
     Zintgraf et al., `VariBAD: A Very Good Method for Bayes-Adaptive Deep RL via
     Meta-Learning <https://arxiv.org/abs/1910.08348>`_, 2020.
   """
-  check_number("size", size, at_least=3)
+  check_counts(size=size, at_least=3)
   cells = np.stack(np.meshgrid(*[np.arange(size)] * 2, indexing="ij"), -1)
   cells = cells.reshape(-1, 2)
   goals = jnp.asarray(cells[cells.max(1) > 1], jnp.int32)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from metajax.numerics import check_counts
 from metajax.tasks.class_folders import has_class_folders, in_class_folders
 from metajax.tasks.form import Number
 from metajax.tasks.image_arrays import (
@@ -116,8 +117,8 @@ def read_image_folder(
   Raises:
     ValueError: see `image_folder`.
   """
-  if image_size is not None and image_size < 1:
-    raise ValueError(f"image_size={image_size}: must be 1 or more.")
+  if image_size is not None:
+    check_counts(image_size=image_size)
   root = Path(data_dir)
   if (arrays := array_files(root)) is not None:
     if stored:

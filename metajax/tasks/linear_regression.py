@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.batches import real
-from metajax.numerics import check_number, dot
+from metajax.numerics import check_counts, check_number, dot
 from metajax.predictive import Normal, Predictive
 from metajax.tasks.form import Number
 from metajax.tasks.known import KnownTasks
@@ -61,7 +61,7 @@ def linear_regression(
     Function Classes <https://arxiv.org/abs/2208.01066>`_, 2022, section 3.
   """
   points = division(shots, query_shots, max_points)
-  check_number("num_inputs", num_inputs, at_least=1)
+  check_counts(num_inputs=num_inputs)
   check_number("noise", noise, at_least=0)
   check_number("weight_scale", weight_scale, above=0)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import check_number
+from metajax.numerics import check_counts
 from metajax.types import Array, PRNGKey
 
 
@@ -64,10 +64,7 @@ def playable(
     raise ValueError(
       f"actions={actions!r}: must be Discrete(number) or Continuous(size)."
     )
-  for name, value in {"actions": actions[0], "horizon": horizon}.items():
-    if not isinstance(value, int):
-      raise ValueError(f"{name}={value!r}: must be an integer, 1 or more.")
-    check_number(name, value, at_least=1)
+  check_counts(actions=actions[0], horizon=horizon)
   return PlayableTasks(draw, begin, step, actions, horizon)
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from metajax.numerics import check_counts
 from metajax.types import Array, Batch, Episode, PRNGKey, TaskFamily
 
 
@@ -39,9 +40,7 @@ def sinusoid(
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
     Networks <https://arxiv.org/abs/1703.03400>`_, 2017, section 5.1.
   """
-  for name, number in (("shots", shots), ("query_shots", query_shots)):
-    if number < 1:
-      raise ValueError(f"{name}={number}: must be 1 or more.")
+  check_counts(shots=shots, query_shots=query_shots)
   for name, (low, high) in (
     ("amplitude_range", amplitude_range),
     ("phase_range", phase_range),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from metajax.numerics import check_counts
 from metajax.tasks.environment_tasks import environment_tasks
 from metajax.tasks.playable import PlayableTasks
 from metajax.tasks.trials import Trials, trials_of
@@ -99,8 +100,7 @@ def tabular_mdps(
   Raises:
     ValueError: if a number is not positive.
   """
-  if num_episodes < 1:
-    raise ValueError(f"num_episodes={num_episodes}: must be 1 or more.")
+  check_counts(num_episodes=num_episodes)
   tasks = mdp_tasks(
     num_states=num_states, num_actions=num_actions, horizon=horizon
   )
@@ -122,13 +122,7 @@ def mdp_tasks(
   Raises:
     ValueError: if a number is not positive.
   """
-  for name, value in {
-    "num_states": num_states,
-    "num_actions": num_actions,
-    "horizon": horizon,
-  }.items():
-    if value < 1:
-      raise ValueError(f"{name}={value}: must be 1 or more.")
+  check_counts(num_states=num_states, num_actions=num_actions, horizon=horizon)
 
   def sample_params(rng: PRNGKey) -> MDPParams:
     transition_key, mean_key = jax.random.split(rng)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax.numerics import check_counts
 from metajax.tasks.environment_tasks import environment_tasks
 from metajax.tasks.environments import action_table
 from metajax.tasks.playable import Discrete, PlayableTasks
@@ -110,7 +111,7 @@ def trials(
       these methods, or if its actions are not 0, 1, ..., `num_actions - 1` and
       no fitting table is given.
   """
-  _check_steps(num_steps)
+  check_counts(num_steps=num_steps)
   action_table(environment, actions)  # Raises for vectors without a table.
   tasks = environment_tasks(
     environment,
@@ -143,7 +144,7 @@ def trials_of(
   Raises:
     ValueError: if `num_steps` is not positive, or if actions are continuous.
   """
-  _check_steps(num_steps)
+  check_counts(num_steps=num_steps)
   actions = tasks.actions
   if not isinstance(actions, Discrete):
     raise ValueError(
@@ -187,11 +188,6 @@ def trials_of(
     return Task(params, start, state), observation, reward, ended
 
   return Trials(reset, step, actions.number, num_steps)
-
-
-def _check_steps(num_steps: int) -> None:
-  if num_steps < 1:
-    raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
 
 
 def _ended_by_horizon(tasks: PlayableTasks) -> PlayableTasks:

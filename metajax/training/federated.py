@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from metajax import optimizers, variables
 from metajax.aggregation import pseudo_gradient
 from metajax.forward import forward
-from metajax.numerics import check_number, wide
+from metajax.numerics import check_counts, check_number, wide
 from metajax.training.clients import (
   Clients,
   Rows,
@@ -121,9 +121,12 @@ def federated_trainer(
     )
   batch_size = max_size if batch_size is None else min(batch_size, max_size)
   mesh = task_mesh(clients_per_round) if mesh is None else mesh
-  check_number("local_epochs", local_epochs, at_least=1)
-  check_number("batch_size", batch_size, at_least=1)
-  check_number("client_chunk", client_chunk, at_least=1)
+  check_counts(
+    clients_per_round=clients_per_round,
+    local_epochs=local_epochs,
+    batch_size=batch_size,
+    client_chunk=client_chunk,
+  )
   check_number("proximal", proximal, at_least=0)
   if clients_per_round % (mesh.size * client_chunk):
     raise ValueError(

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from metajax import variables
-from metajax.numerics import wide
+from metajax.numerics import check_counts, wide
 from metajax.types import Metrics, Params
 
 TASKS = "tasks"
@@ -88,8 +88,7 @@ def task_mesh(
     ValueError: if `meta_batch` is not positive, or not a multiple of the number
       of processes.
   """
-  if meta_batch < 1:
-    raise ValueError(f"meta_batch={meta_batch}: must be 1 or more.")
+  check_counts(meta_batch=meta_batch)
   devices = jax.devices() if devices is None else list(devices)
   by_process: dict[int, list[jax.Device]] = {}
   for device in devices:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import optimizers, variables
-from metajax.numerics import wide
+from metajax.numerics import check_counts, wide
 from metajax.training.mesh import under
 from metajax.types import Array, Metrics, Params, PRNGKey
 
@@ -262,8 +262,7 @@ def mean_over_steps(
     executable = jitted.lower(state, jnp.int32(0), *arguments).compile()
 
     def train(state, num_steps):
-      if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
+      check_counts(num_steps=num_steps)
       return executable(state, jnp.int32(num_steps), *arguments)
 
     return train, executable

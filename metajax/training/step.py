@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.numerics import wide
+from metajax.numerics import check_counts, wide
 from metajax.training import seeds
 from metajax.training.chunking import choose_task_chunk
 from metajax.training.mesh import TASKS, mean_over_devices, task_mesh
@@ -103,6 +103,7 @@ def meta_trainer(
       `task_chunk` is not from 1 to the number of tasks of a device, or if
       several processes train on a `Stream`.
   """
+  check_counts(meta_batch=meta_batch)
   mesh = task_mesh(meta_batch) if mesh is None else mesh
   per_device, rest = divmod(meta_batch, mesh.size)
   if rest:
@@ -119,6 +120,7 @@ def meta_trainer(
       f"task_chunk={task_chunk}: must be 1 to {per_device}, the tasks of a "
       "device."
     )
+  check_counts(task_chunk=task_chunk)
   num_whole, left = divmod(per_device, task_chunk)
   num_chunks = num_whole + (left > 0)
   # A task is `task_of(*data, key)`. The data are what the host reads, if any.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from metajax.numerics import check_counts
 from metajax.training import seeds
 from metajax.training.state import (
   Step,
@@ -65,8 +66,7 @@ def mean_over_stream(
 
     def train(state, num_steps):
       nonlocal number, data
-      if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
+      check_counts(num_steps=num_steps)
       before = int(state.step)
       if number != before:
         number, data = before, data_from(before)

@@ -1,0 +1,154 @@
+"""Numbers of things are integers. A loop of 1.5 steps would take two."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax import aggregation, evaluate, learners, players, tasks
+from metajax.calibration import expected_calibration_error
+from metajax.continual import meta_experience_replay, reservoir
+from metajax.distillation import herding
+from metajax.learners import heads
+from metajax.losses import mean_squared_error
+from metajax.models.conv import conv4
+from metajax.models.mlp import MLP
+from metajax.numerics import check_counts
+from metajax.replay import Objective
+from metajax.replay.learning import check_objective
+from metajax.tasks import augmentation, sinusoid
+from metajax.tasks.bandits import bandits
+from metajax.tasks.class_batches import class_batches
+from metajax.tasks.playable import Discrete, playable
+from metajax.tasks.tabular_mdp import mdp_tasks
+from metajax.training import meta_trainer, supervised_trainer
+
+MODEL, SGD = MLP(1, (4,)), optax.sgd(0.1)
+KEY = jax.random.key(0)
+LEARNER = learners.maml(MODEL, mean_squared_error, SGD, num_steps=1)
+IMAGES = np.zeros((4, 4, 8, 8, 1), np.uint8)
+LINE = {"inputs": jnp.ones((4, 1)), "labels": jnp.ones((4, 1))}
+
+
+def _learner(build, **options):
+  arguments = {"num_steps": 1} | options
+  return build(MODEL, mean_squared_error, SGD, **arguments)
+
+
+def _trainer(**options):
+  return meta_trainer(
+    LEARNER,
+    SGD,
+    sinusoid(shots=2),
+    rng=KEY,
+    **{"meta_batch": 2, **options},
+  )
+
+
+def _evaluate(**options):
+  scores = {"mse": mean_squared_error}
+  return evaluate(LEARNER, {}, sinusoid(shots=2), scores, KEY, **options)
+
+
+def _nothing(*arguments):
+  del arguments
+
+
+# By the name of the argument: calls that need a count.
+CALLS = {
+  "num_steps": [
+    lambda n: _learner(learners.maml, num_steps=n),
+    lambda n: _learner(learners.meta_sgd, num_steps=n),
+    lambda n: _learner(learners.imaml, num_steps=n),
+    lambda n: heads.logistic(2, num_steps=n),
+    lambda n: aggregation.stacking_weights(jnp.zeros((2, 3)), n),
+  ],
+  "num_eval_steps": [lambda n: _learner(learners.maml, num_eval_steps=n)],
+  "target_steps": [lambda n: _learner(learners.bmg, target_steps=n)],
+  "cg_steps": [lambda n: _learner(learners.imaml, cg_steps=n)],
+  "inner_batch": [lambda n: _learner(learners.reptile, inner_batch=n)],
+  "ways": [heads.nearest_mean, heads.ridge, heads.logistic],
+  "meta_batch": [lambda n: _trainer(meta_batch=n)],
+  "task_chunk": [
+    lambda n: _trainer(task_chunk=n),
+    lambda n: _evaluate(task_chunk=n),
+  ],
+  "num_tasks": [lambda n: _evaluate(num_tasks=n)],
+  "batch_size": [
+    lambda n: supervised_trainer(
+      _nothing, _nothing, SGD, LINE, batch_size=n, rng=KEY
+    )
+  ],
+  "shots": [lambda n: sinusoid(shots=n)],
+  "query_shots": [lambda n: sinusoid(shots=2, query_shots=n)],
+  "num_inputs": [
+    lambda n: tasks.gaussian_processes(num_inputs=n),
+    lambda n: tasks.linear_regression(num_inputs=n),
+  ],
+  "num_arms": [lambda n: bandits(n, 2)],
+  "num_pulls": [
+    lambda n: bandits(2, n),
+    lambda n: players.gittins_indices(n, 0.9),
+  ],
+  "num_samples": [lambda n: players.likeliest_thompson(2, n)],
+  "num_states": [lambda n: mdp_tasks(num_states=n)],
+  "horizon": [
+    lambda n: playable(
+      _nothing, _nothing, _nothing, actions=Discrete(2), horizon=n
+    )
+  ],
+  "actions": [
+    lambda n: playable(
+      _nothing, _nothing, _nothing, actions=Discrete(n), horizon=2
+    )
+  ],
+  "capacity": [lambda n: reservoir(jnp.zeros(2), n)],
+  "batches": [
+    lambda n: meta_experience_replay(
+      _nothing, 0.1, 0.1, capacity=2, batch=2, batches=n
+    )
+  ],
+  "per_class": [lambda n: class_batches(IMAGES, n)],
+  "num_chosen": [lambda n: herding(jnp.ones((4, 2)), n)],
+  "num_bins": [
+    lambda n: expected_calibration_error(
+      jnp.zeros((2, 3)), jnp.zeros(2, int), num_bins=n
+    )
+  ],
+  "num_blocks": [lambda n: conv4(2, num_blocks=n)],
+  "period": [lambda n: aggregation.swa(period=n)],
+  "count": [lambda n: aggregation.recent(count=n, period=1)],
+  "padding": [augmentation.random_crop],
+  "size": [augmentation.cutout],
+  "burn_in": [lambda n: check_objective(Objective(2, 4, burn_in=n), 4)],
+  "n": [lambda n: check_objective(Objective(2, 4, n=n), 4)],
+}
+
+
+@pytest.mark.parametrize("value", [1.5, 2.0, True, np.float32(2)])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_count_that_is_no_integer_is_refused(name, value):
+  for call in CALLS[name]:
+    with pytest.raises(ValueError, match=f"^{name}=.*must be an integer, "):
+      call(value)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_negative_count_is_refused(name):
+  for call in CALLS[name]:
+    with pytest.raises(
+      ValueError, match=f"^{name}=-1: must be (from )?[012] (or more|to )"
+    ):
+      call(-1)
+
+
+def test_integers_of_numpy_and_traced_numbers_are_counts():
+  check_counts(n=np.int64(1), m=jnp.int32(2), k=3)
+
+  @jax.jit
+  def twice(n):
+    check_counts(n=n)
+    return 2 * n
+
+  assert twice(-1.5) == -3
