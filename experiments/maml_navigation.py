@@ -21,30 +21,12 @@ It takes 6.5 minutes on one core, half a minute of them to compile, and gets
 """
 
 import jax
-from absl import flags
 
-from experiments.shared import paths, policy_training
-from metajax.evaluation import estimate
-from metajax.models.mlp import MLP
-from metajax.policies import gaussian_policy, played_tasks
-from metajax.runs import folder, loggers, plots, report, rng_keys, training
-from metajax.runs.flags import FLAGS, flag_values
+from experiments.shared import paths, policy_runs
+from metajax.runs.flags import FLAGS
 from metajax.runs.script import run
 from metajax.tasks.navigation import navigation
-from metajax.training import TrainState
-from metajax.training.loop import fit
 
-flags.DEFINE_integer("horizon", 100, "Largest length of an episode.", 1)
-flags.DEFINE_multi_integer(
-  "hidden", [64, 64], "Hidden units of each layer of the policy.", 1
-)
-flags.DEFINE_integer("validation_tasks", 20, "Goals of a validation.", 2)
-flags.DEFINE_integer(
-  "eval_episodes",
-  40,
-  "Episodes for each inner step in validation and test.",
-  1,
-)
 DEFAULTS = {
   "steps": 300,
   "meta_batch": 20,
@@ -56,72 +38,17 @@ DEFAULTS = {
   "checkpoint_every": 25,
 }
 PUBLISHED = (-40.41, -11.68, -3.33, -3.23)
-EVALUATED = range(len(PUBLISHED))  # Inner steps.
 DRAWN = 3  # Goals in the picture.
 
 
 def main() -> None:
-  tasks = policy_training.seen(navigation(FLAGS.horizon))
-  policy = gaussian_policy(MLP(2, FLAGS.hidden), tasks.actions)
-  learner, trainer, rates = policy_training.build(policy, tasks)
-
-  # One program for validation, test and picture.
-  play = played_tasks(
-    learner,
-    tasks,
-    num_steps=EVALUATED[-1],
-    num_episodes=FLAGS.eval_episodes,
-    tasks_at_once=FLAGS.validation_tasks,
-  )
-
-  def validate(state: TrainState) -> dict[str, float]:
-    key = rng_keys.evaluation_key("validation")
-    _, rollouts = play(state.meta_params, key, FLAGS.validation_tasks)
-    means = rollouts.returns.mean((0, 2))
-    return {f"return_{k}_steps": float(x) for k, x in enumerate(means)}
-
-  workdir = folder.start("maml_navigation")
-  if report.show_finished(workdir, saves_learner=False):
+  played = policy_runs.play_all("maml_navigation", navigation(FLAGS.horizon))
+  if played is None:
     return
-  trained = fit(
-    trainer,
-    rng_keys.init_key(),
-    training.schedule(),
-    workdir,
-    tasks_per_step=FLAGS.meta_batch,
-    validate=validate,
-    rates=rates,
-    loggers=loggers.by_flag(workdir),
-    must_save=FLAGS.must_save,
-    stall_seconds=FLAGS.stall_seconds,
-  )
-  goals, rollouts = play(
-    trained.state.meta_params,
-    rng_keys.evaluation_key("test"),
-    FLAGS.eval_tasks,
-  )
-  returns = rollouts.returns.mean(-1)
-  legend = {
-    f"validation/return_{k}_steps": f"{k} step{'s'[: k != 1]}"
-    for k in EVALUATED
-  }
-  legend["return_after"] = "training, after adaptation"
-  plots.learning_curve(workdir, legend, "return of an episode")
   # The first test tasks, with the episodes that were scored.
-  first = jax.tree.map(lambda x: x[:DRAWN], rollouts)
-  paths.draw(workdir / "paths.png", goals[:DRAWN], first)
-  report.finish(
-    workdir,
-    "maml_navigation",
-    {
-      **flag_values("horizon", "hidden", "eval_episodes"),
-      **policy_training.protocol(),
-      "published": dict(enumerate(PUBLISHED)),
-    },
-    {f"return_{k}_steps": estimate(x) for k, x in enumerate(returns.T)},
-    trained,
-  )
-  print("\npublished: " + "  ".join(map(str, PUBLISHED)))
+  first = jax.tree.map(lambda x: x[:DRAWN], played.rollouts)
+  paths.draw(played.workdir / "paths.png", played.tasks[:DRAWN], first)
+  policy_runs.finish("maml_navigation", played, {}, PUBLISHED)
 
 
 if __name__ == "__main__":
@@ -129,6 +56,6 @@ if __name__ == "__main__":
   run(
     main,
     defaults=DEFAULTS,
-    unused=("learner", "task_chunk", "memory"),
+    unused=policy_runs.UNUSED,
     spare_threads=True,
   )

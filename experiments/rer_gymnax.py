@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.shared import contests, mazes, replaying
+from experiments.shared import contests, mazes, replaying, trial_plots
 from experiments.shared.references import Reference
 from metajax import players
-from metajax.evaluation import Estimate, estimate
 from metajax.runs import plots
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
@@ -37,7 +36,6 @@ flags.DEFINE_integer(
 DEFAULTS = {"steps": 2000}
 
 MAZES = 4  # Mazes in the picture.
-BINS = 20  # Points of the curve of rewards within a task.
 COMPASS = [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)]
 
 
@@ -64,7 +62,7 @@ def main() -> None:
   )
   plots.curves(
     played.workdir / "within_task.png",
-    {name: by_time(r) for name, r in played.rewards.items()},
+    {name: trial_plots.by_time(r) for name, r in played.rewards.items()},
     "step of the task",
     "mean reward of a step",
   )
@@ -81,16 +79,6 @@ def main() -> None:
     contests.totals(played, "random"),
     {},
   )
-
-
-def by_time(rewards: np.ndarray) -> dict[float, Estimate]:
-  """Returns mean rewards of a step in each part of a task, by its middle."""
-  edges = np.linspace(0, rewards.shape[1], BINS + 1).astype(int)
-  return {
-    (a + b) / 2: estimate(rewards[:, a:b].mean(-1))
-    for a, b in zip(edges, edges[1:], strict=False)
-    if b > a
-  }
 
 
 if __name__ == "__main__":

@@ -1,9 +1,28 @@
-"""Draws the learning curves of players."""
+"""Draws the learning curves of players, and what they earn in a trial."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
+from metajax.evaluation import Estimate, estimate
 from metajax.runs import plots
+
+BINS = 20  # Points of the curve of rewards within a trial.
+
+
+def by_time(rewards: np.ndarray) -> dict[float, Estimate]:
+  """Returns mean rewards of a step in each part of a trial, by its middle.
+
+  Args:
+    rewards: `[tasks, T]`.
+  """
+  edges = np.linspace(0, rewards.shape[1], BINS + 1).astype(int)
+  return {
+    (a + b) / 2: estimate(rewards[:, a:b].mean(-1))
+    for a, b in zip(edges, edges[1:], strict=False)
+    if b > a
+  }
 
 
 def learning(

@@ -7,6 +7,7 @@ from metajax.policies.evaluation import (
   played_tasks,
   returns_by_step,
 )
+from metajax.policies.experience import Experience
 from metajax.policies.policy import (
   Policy,
   categorical_policy,
@@ -14,10 +15,9 @@ from metajax.policies.policy import (
 )
 from metajax.policies.policy_learner import (
   POLICY_LEARNERS,
-  Experience,
-  PolicyLearner,
   policy_learner,
 )
+from metajax.policies.protocol import PolicyLearner
 from metajax.policies.recurrent_ppo import PPO, policy_player, ppo_trainer
 from metajax.policies.rollouts import Rollouts, play_episodes
 from metajax.policies.surrogates import (

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from metajax.numerics import check_number
-from metajax.policies.policy_learner import PolicyLearner
+from metajax.policies.protocol import PolicyLearner
 from metajax.policies.rollouts import Rollouts, play_and_adapt
 from metajax.tasks.playable import PlayableTasks
 from metajax.types import Array, Params, PRNGKey

@@ -1,8 +1,7 @@
 """Policy learners: MAML and its relatives for reinforcement learning."""
 
-import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,88 +10,31 @@ import optax
 from metajax.inner_loop import Memory, minimize
 from metajax.learners.partition import Mask, last_layer, merge, split
 from metajax.numerics import check_number
-from metajax.policies.advantages import (
-  Estimator,
-  advantages,
-  check_estimator,
-  masked_mean,
-)
+from metajax.policies.advantages import Estimator, advantages, check_estimator
 from metajax.policies.context import (
   context_alone,
   with_context,
   without_context,
 )
+from metajax.policies.experience import (
+  Experience,
+  experience_of,
+  of_inner_step,
+)
+from metajax.policies.objectives import fisher_product, mean_drift, outer_loss
 from metajax.policies.policy import Policy
+from metajax.policies.protocol import PolicyLearner
 from metajax.policies.rollouts import (
   Rollouts,
   along,
   check_fits,
-  play_and_adapt,
   play_episodes,
 )
-from metajax.policies.surrogates import (
-  Surrogate,
-  exploration,
-  low_variance_curvature,
-)
+from metajax.policies.surrogates import Surrogate, low_variance_curvature
 from metajax.tasks.playable import PlayableTasks
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 _ESTIMATOR = Estimator()
-
-
-class Experience(NamedTuple):
-  """What a learner has seen of one task, before and after adaptation.
-
-  Attributes:
-    before: the rollouts of each inner step, `[K, E, T, ...]`.
-    after: the rollouts of the adapted policy, `[E, T, ...]`.
-    advantages_before: the advantages of `before`, `[K, E, T]`.
-    advantages_after: the advantages of `after`, `[E, T]`.
-    adapted: the adapted parameters, which played `after`.
-  """
-
-  before: Rollouts
-  after: Rollouts
-  advantages_before: Array
-  advantages_after: Array
-  adapted: Params
-
-
-class PolicyLearner(NamedTuple):
-  """A meta-learner whose data depend on its policy, as pure functions.
-
-  Attributes:
-    init: `(rng) -> params`.
-    adapt: `(params, rollouts, k) -> params`. The inner step k, from 0 on, on
-      the rollouts of one task. The result can be adapted again. k may be
-      traced.
-    act: `(params, observations, rng) -> actions`, for `[n, ...]`.
-    play: `(params, task, rng, num_episodes) -> rollouts`.
-    collect: `(params, tasks, rng) -> experience` of drawn tasks, `[M, ...]`.
-      Adapts to each task, and plays before and after.
-    outer: `(params, experience) -> (loss, divergence, metrics)`, means over
-      tasks. The divergence is that of the adapted policies from the policies
-      that played, in nats per step.
-    fisher: `(params, experience) -> (vector -> F vector)`, for the parameters
-      that collected the experience and trees like them. F is the Hessian of the
-      divergence there, on every `fisher_every`-th step of the episodes.
-    drift: `(params, experience) -> divergence`. That of the policies before
-      each inner step from those that played there, a mean over inner steps and
-      tasks, in nats per step. ProMP penalises it.
-    meta_grad: `(params, tasks, rng) -> (grads, metrics)`. The gradient of
-      `outer` on new experience.
-  """
-
-  init: Callable[[PRNGKey], Params]
-  adapt: Callable[[Params, Rollouts, int | Array], Params]
-  act: Callable[[Params, Array, PRNGKey], Array]
-  play: Callable[[Params, Any, PRNGKey, int], Rollouts]
-  collect: Callable[[Params, Any, PRNGKey], Experience]
-  outer: Callable[[Params, Experience], tuple[Array, Array, Metrics]]
-  fisher: Callable[[Params, Experience], Callable[[Params], Params]]
-  drift: Callable[[Params, Experience], Array]
-  meta_grad: Callable[[Params, Any, PRNGKey], tuple[Params, Metrics]]
 
 
 def policy_learner(
@@ -220,23 +162,7 @@ def policy_learner(
       rollouts = play(params, task, rng, num_episodes)
       return rollouts, advantages(rollouts, estimator)
 
-    (rollouts, found), adapted = play_and_adapt(
-      play_one,
-      lambda params, played, k: inner_step(params, played[0], played[1], k),
-      params,
-      rng,
-      num_steps,
-    )
-    before = slice(max(num_steps, 1))  # Without an inner step, those after it.
-    return jax.lax.stop_gradient(
-      Experience(
-        jax.tree.map(lambda x: x[before], rollouts),
-        jax.tree.map(lambda x: x[-1], rollouts),
-        found[before],
-        found[-1],
-        adapted,
-      )
-    )
+    return experience_of(play_one, inner_step, params, rng, num_steps)
 
   def collect(params: Params, drawn: Any, rng: PRNGKey) -> Experience:
     keys = jax.random.split(rng, jax.tree.leaves(drawn)[0].shape[0])
@@ -244,11 +170,11 @@ def policy_learner(
       drawn, keys
     )
 
-  def adapted(
+  def adapt_again(
     params: Params, experience: Experience, memory: Memory = "auto"
   ) -> Params:
     for k in range(num_steps):
-      params = inner_step(params, *_before(experience, k), k, memory)
+      params = inner_step(params, *of_inner_step(experience, k), k, memory)
     return params
 
   def at_start(params: Params) -> Params:
@@ -259,76 +185,27 @@ def policy_learner(
   def outer(
     params: Params, experience: Experience
   ) -> tuple[Array, Array, Metrics]:
-    params = at_start(params)
-
-    def one(experience: Experience) -> tuple[Array, Array]:
-      after, found = experience.after, experience.advantages_after
-      phi = adapted(params, experience)
-      distribution = along(policy, phi["policy"], after)
-      log_probs = distribution.log_prob(after.actions)
-      loss = outer_surrogate(log_probs, after.log_probs, found, after.mask)
-      divergence = after.distribution.kl(distribution)
-      return loss, masked_mean(divergence, after.mask)
-
-    losses, divergences = jax.vmap(one)(experience)
-    loss = losses.mean()
-    if credit and num_steps:
-      loss = loss + credit * _credit(policy, params["policy"], experience)
-    metrics = {
-      "loss": loss,
-      "kl": divergences.mean(),
-      "return_before": experience.before.rewards[:, 0].sum(-1).mean(),
-      "return_after": experience.after.rewards.sum(-1).mean(),
-    }
-    return loss, divergences.mean(), metrics
+    return outer_loss(
+      policy,
+      adapt_again,
+      outer_surrogate,
+      credit if num_steps else 0.0,
+      at_start(params),
+      experience,
+    )
 
   def fisher(
     params: Params, experience: Experience
   ) -> Callable[[Params], Params]:
-    def some(time: int, tree: Any) -> Any:
-      return jax.tree.map(
-        lambda x: jax.lax.slice_in_dim(x, 0, None, fisher_every, time), tree
-      )
+    def from_start(params: Params, *experience: Any) -> Params:
+      return adapt_again(at_start(params), *experience)
 
-    few = experience._replace(
-      before=some(3, experience.before),
-      after=some(2, experience.after),
-      advantages_before=some(3, experience.advantages_before),
-    )
-
-    def distributions(params: Params) -> Any:
-      # "plain" can be differentiated forward, too.
-      return jax.vmap(
-        lambda one: along(
-          policy, adapted(at_start(params), one, "plain")["policy"], one.after
-        )
-      )(few)
-
-    def divergence(new: Any, old: Any) -> Array:
-      one = jax.vmap(lambda new, old, mask: masked_mean(old.kl(new), mask))
-      return one(new, old, few.after.mask).mean()
-
-    # The Gauss-Newton product: the divergence has no gradient at `params`.
-    found, push = jax.linearize(distributions, params)
-    pull = jax.linear_transpose(push, params)
-    gradient = jax.grad(divergence)
-    _, curve = jax.linearize(lambda new: gradient(new, found), found)
-    return lambda vector: pull(curve(push(vector)))[0]
+    return fisher_product(policy, from_start, fisher_every, params, experience)
 
   def drift(params: Params, experience: Experience) -> Array:
-    def one(experience: Experience) -> Array:
-      phi, total = at_start(params), jnp.zeros(())
-      for k in range(num_steps):
-        rollouts, found = _before(experience, k)
-        divergence = rollouts.distribution.kl(
-          along(policy, phi["policy"], rollouts)
-        )
-        total = total + masked_mean(divergence, rollouts.mask)
-        if k + 1 < num_steps:
-          phi = inner_step(phi, rollouts, found, k)
-      return total / max(num_steps, 1)
-
-    return jax.vmap(one)(experience).mean()
+    return mean_drift(
+      policy, inner_step, num_steps, at_start(params), experience
+    )
 
   def meta_grad(
     params: Params, drawn: Any, rng: PRNGKey
@@ -344,26 +221,6 @@ def policy_learner(
   return PolicyLearner(
     init, adapt, act, play, collect, outer, fisher, drift, meta_grad
   )
-
-
-def _before(experience: Experience, k: int) -> tuple[Rollouts, Array]:
-  """Returns the rollouts and advantages of the inner step k."""
-  return jax.tree.map(
-    operator.itemgetter(k), (experience.before, experience.advantages_before)
-  )
-
-
-def _credit(policy: Policy, params: Params, experience: Experience) -> Array:
-  """Returns E-MAML's term, with the mean return of the tasks as baseline."""
-  outcomes = experience.after.returns.mean(-1)
-  outcomes = outcomes - outcomes.mean()
-
-  def one(before: Rollouts, outcome: Array) -> Array:
-    first = jax.tree.map(lambda x: x[0], before)
-    log_probs = along(policy, params, first).log_prob(first.actions)
-    return exploration(log_probs, first.mask, outcome)
-
-  return jax.vmap(one)(experience.before, outcomes).mean()
 
 
 # Arguments of `policy_learner` by the name of the algorithm.

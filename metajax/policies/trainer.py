@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.numerics import check_number
-from metajax.policies.policy_learner import PolicyLearner
+from metajax.policies.protocol import PolicyLearner
 from metajax.policies.trust_region import (
   TrustRegion,
   check_trust_region,

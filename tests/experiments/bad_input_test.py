@@ -4,6 +4,7 @@ A process of its own for every bad command would spend seconds on imports. Here
 one process imports what the scripts import, and runs each command in a fork.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -978,3 +979,22 @@ def test_flags_of_policies_that_do_nothing_are_named(
 ):
   ended = run("maml_navigation", [f"--workdir={workdir}", *arguments])
   _assert_refused(ended, f"--{flag} has no effect here: leave it out.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "argument, message",
+  [
+    ("--task=dog", r"flag --task=dog: .*cheetah_direction\|.*"),
+    ("--horizon=0", r"flag --horizon=0: .*positive integer.*"),
+    (
+      "--task=ant_velocity",
+      r"brax: not installed, .* Run pip install 'metajax\[brax\]'\.",
+    ),
+  ],
+)
+def test_locomotion_that_cannot_be_is_named(argument, message, run, workdir):
+  if "ant" in argument and importlib.util.find_spec("brax") is not None:
+    pytest.skip("brax is installed")
+  ended = run("maml_locomotion", [f"--workdir={workdir}", argument])
+  _assert_refused(ended, message)
