@@ -234,13 +234,17 @@ def _among_tasks() -> bool:
 
 
 def check_steps(**numbers: int | Array) -> None:
-  """Raises a `ValueError` for the first negative number of steps.
+  """Raises a `ValueError` for the first number that is no number of steps.
 
   A traced number is not checked.
   """
   for name, steps in numbers.items():
-    if not isinstance(steps, jax.core.Tracer) and steps < 0:
+    if isinstance(steps, jax.core.Tracer):
+      continue
+    if steps < 0:
       raise ValueError(f"{name}={steps}: must be 0 or more.")
+    if steps != int(steps):
+      raise ValueError(f"{name}={steps}: must be an integer.")
 
 
 def check_memory(memory: str) -> None:
