@@ -30,7 +30,7 @@ from absl import flags
 from experiments.shared import descents, optimizee_curves, optimizees
 from metajax import bilevel, learned_optimizers
 from metajax.evaluation import Estimate, estimate_over_seeds
-from metajax.runs import folder, report
+from metajax.runs import folder, report, training
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
 from metajax.types import PRNGKey
@@ -39,16 +39,21 @@ flags.DEFINE_integer("window", 20, "Number of inner steps in a window.", 1)
 flags.DEFINE_integer("workers", 2, "Number of trainings at once.", 1)
 flags.DEFINE_integer("pairs", 4, "Number of antithetic pairs, with PES.", 1)
 flags.DEFINE_float(
-  "sigma", 0.01, "Deviation of the noise of the pairs.", lower_bound=1e-6
+  "sigma", 0.03, "Deviation of the noise of the pairs.", lower_bound=1e-6
 )
 flags.DEFINE_integer("hidden", 32, "Number of hidden units.", 1)
 flags.DEFINE_integer("batch", 64, "Number of training images in a step.", 1)
 flags.DEFINE_integer("trainings", 10, "Number of seeds of the tests.", 2)
-DEFAULTS = {"steps": 1000, "inner_steps": 200, "outer_lr": 3e-3}
+DEFAULTS = {
+  "steps": 1000,
+  "inner_steps": 200,
+  "outer_lr": 1e-2,
+  "outer_schedule": "cosine",
+}
 UNUSED = (
-  "learner meta_batch task_chunk inner_lr outer_schedule memory eval_tasks "
-  "log_every eval_every checkpoint_every coordinator num_processes process_id "
-  "must_save stall_seconds"
+  "learner meta_batch task_chunk inner_lr memory eval_tasks log_every "
+  "eval_every checkpoint_every coordinator num_processes process_id must_save "
+  "stall_seconds"
 ).split()
 VALIDATION = 5  # Seeds of a choice.
 
@@ -72,7 +77,10 @@ def meta_train(
     build = functools.partial(build, **flag_values("sigma", "pairs"))
   descender = bilevel.descent(
     build(begin, bilevel.of_steps(step, FLAGS.window), horizon),
-    optax.chain(optax.clip_by_global_norm(1.0), optax.adam(FLAGS.outer_lr)),
+    optax.chain(
+      optax.clip_by_global_norm(1.0),
+      training.outer_optimizer(FLAGS.outer_schedule),
+    ),
     workers=FLAGS.workers,
     horizon=horizon,
   )
@@ -134,7 +142,7 @@ def main() -> None:
     "learned_optimizer",
     {
       **flag_values("window", "workers", "pairs", "sigma", "hidden", "batch"),
-      **flag_values("inner_steps", "outer_lr", "trainings"),
+      **flag_values("inner_steps", "outer_lr", "outer_schedule", "trainings"),
       "adam_step_sizes": rates,
       "meta_training_cpu_seconds": seconds,
       "median_losses": {

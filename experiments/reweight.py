@@ -17,6 +17,7 @@ alone 85.4, reweighting 91.9, Meta-Weight-Net 90.7 and the oracle 95.2.
 import sys
 import time
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -25,25 +26,17 @@ from absl import flags
 from experiments.shared import corrupted
 from metajax import bilevel
 from metajax.evaluation import Estimate, estimate_over_seeds
+from metajax.models.conv import conv4
+from metajax.models.inputs import on_inputs
 from metajax.models.mlp import MLP
 from metajax.runs import folder, report
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
-flags.DEFINE_enum(
-  "corruption", "flip", ["flip", "imbalance"], "What is wrong with the data."
+flags.DEFINE_integer(
+  "hidden", 64, "Number of hidden units, or of channels of the convolutions.", 1
 )
-flags.DEFINE_float(
-  "flipped",
-  0.4,
-  "Share of training labels that are wrong.",
-  lower_bound=0.0,
-  upper_bound=1.0,
-)
-flags.DEFINE_integer("ratio", 40, "Images of a common class for a rare one.", 1)
-flags.DEFINE_integer("clean", 5, "Number of clean images of a class.", 1)
-flags.DEFINE_integer("hidden", 64, "Number of hidden units.", 1)
 flags.DEFINE_integer("batch", 100, "Number of training images in a step.", 1)
 flags.DEFINE_integer("trainings", 10, "Number of seeds that are compared.", 2)
 DEFAULTS = {"steps": 1500, "inner_lr": 0.01}
@@ -55,7 +48,19 @@ UNUSED = (
 
 
 def model() -> Model:
-  return MLP(10, (FLAGS.hidden,))
+  """An MLP for digits, otherwise conv4 with group normalisation.
+
+  Groups keep the losses of a batch apart from each other.
+  """
+  if FLAGS.data == "digits":
+    return MLP(FLAGS.classes, (FLAGS.hidden,))
+  net: Model = conv4(
+    FLAGS.classes,
+    filters=FLAGS.hidden,
+    normalization="group",
+    head_init=nn.initializers.glorot_uniform(),
+  )
+  return on_inputs(net, lambda pixels: pixels / 127.5 - 1)
 
 
 def losses(params: Params, batch: Batch) -> Array:
@@ -94,11 +99,11 @@ def accuracies(name: str, data: corrupted.Split, keys: PRNGKey) -> Array:
 
 
 def main() -> None:
+  data = corrupted.splits(FLAGS.trainings)
   workdir = folder.start("reweight")
   if report.show_finished(workdir, "seeds", saves_learner=False):
     return
   began = time.perf_counter()
-  data = corrupted.splits(FLAGS.trainings)
   keys = jax.random.split(jax.random.key(FLAGS.seed), FLAGS.trainings)
   found: dict[str, np.ndarray] = {}
   metrics: dict[str, Estimate] = {}
@@ -123,8 +128,8 @@ def main() -> None:
     workdir,
     "reweight",
     {
-      **flag_values("corruption", "flipped", "ratio", "clean", "hidden"),
-      **flag_values("batch", "trainings", "inner_lr"),
+      **flag_values("data", "classes", "corruption", "flipped", "ratio"),
+      **flag_values("clean", "hidden", "batch", "trainings", "inner_lr"),
       "train": data.train.targets.shape[1],
       "metrics": "test accuracy in percent; intervals of Student's t over "
       "seeds, each with a split and an initialisation of its own",

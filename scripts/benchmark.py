@@ -63,8 +63,9 @@ The suite streaming measures the meta-step of the flags on a folder of random
 images, once with all of them in memory, and once for each number of processes
 that read them from the disk. It needs the extra grain.
 
-The suite all runs all suites but streaming, and the suite maml with many
-settings. Each setting has its own process.
+The suite all runs the suites aggregation, bilevel, inner_loop, replay and
+scaling, and the suite maml with many settings. Each setting has its own
+process.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Digits with wrong labels or rare classes, and a picture of what they cost."""
+"""Images with wrong labels or rare classes, and a picture of what they cost."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,18 +7,52 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from sklearn.datasets import load_digits
 
 from metajax.runs import plots
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, define_data_dir, refuse
+from metajax.tasks.cifar100_files import load_cifar100
+from metajax.tasks.omniglot import DRAWINGS, load_omniglot
+from metajax.training.logging import waiting
 from metajax.types import Batch
 
-NUM_TEST = 597
-OF_CLASS = 90  # Each class has more images than these, in every split.
+flags.DEFINE_enum(
+  "data",
+  "digits",
+  ["digits", "omniglot", "cifar100"],
+  "Images. digits: scikit-learn's digits, 8 x 8 pixels. omniglot: characters, "
+  "28 x 28 pixels. cifar100: photographs, 32 x 32 pixels.",
+)
+define_data_dir(", or of CIFAR-100 with --data=cifar100")
+flags.DEFINE_integer("classes", 10, "Number of classes, the first ones.", 2)
+flags.DEFINE_enum(
+  "corruption", "flip", ["flip", "imbalance"], "What is wrong with the data."
+)
+flags.DEFINE_float(
+  "flipped",
+  0.4,
+  "Share of training labels that are wrong.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
+flags.DEFINE_integer("ratio", 40, "Images of a common class for a rare one.", 1)
+flags.DEFINE_integer("clean", 5, "Number of clean images of a class.", 1)
+
+DIGITS_OF_TEST = 597 / 1797  # A share.
+# Omniglot's drawings of a character are by 20 people. These many are for test.
+DRAWERS_OF_TEST = 5
+CIFAR100_OF_TRAINING = 50_000  # Images of the training file, the first ones.
+# Images of a class that are not for test; each digit has more, in every split.
+OF_CLASS = {"digits": 90, "omniglot": 15, "cifar100": 500}
+MOST_CLASSES = {"digits": 10, "omniglot": 1623, "cifar100": 100}
 
 
 class Split(NamedTuple):
   """One split of the images; all sizes are the same in all splits.
+
+  Inputs are uint8 images `[n, height, width, channels]`, or the digits, which
+  are float32 `[n, 64]`.
 
   Attributes:
     train: the training set, with its faults.
@@ -34,44 +68,85 @@ class Split(NamedTuple):
   test: Batch
 
 
+@waiting("loading data")
 def splits(number: int) -> Split:
   """Draws splits by --seed, stacked on a leading axis.
 
+  The test images are drawn (digits), are of people who drew no others
+  (Omniglot), or are those of the test file (CIFAR-100).
+
   Raises:
-    ValueError: if --clean leaves no image of a class to train on.
+    ValueError: if --clean leaves no image of a class to train on, for more
+      classes than there are, or for damaged data.
+    FileNotFoundError: if the data are missing.
   """
-  digits = load_digits()
-  images = (digits.images / 16).astype(np.float32).reshape(-1, 64)
+  of_class, most = OF_CLASS[FLAGS.data], MOST_CLASSES[FLAGS.data]
+  if FLAGS.clean >= of_class:
+    raise ValueError(
+      f"--clean={FLAGS.clean}: must be below {of_class}, the images of a class "
+      "that are not for the test."
+    )
+  if FLAGS.classes > most:
+    raise ValueError(
+      f"--classes={FLAGS.classes}: must be at most {most}, the classes of "
+      f"--data={FLAGS.data}."
+    )
+  images, labels = _images()
+  chosen = np.flatnonzero(labels < FLAGS.classes)
   each = [
-    _split(images, digits.target, np.random.default_rng((FLAGS.seed, i)))
+    _split(images, labels, chosen, np.random.default_rng((FLAGS.seed, i)))
     for i in range(number)
   ]
   return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
 
+def _images() -> tuple[np.ndarray, np.ndarray]:
+  if FLAGS.data == "omniglot":
+    drawings = load_omniglot(FLAGS.data_dir).images
+    labels = np.repeat(np.arange(len(drawings)), DRAWINGS)
+    return drawings.reshape(-1, *drawings.shape[2:]), labels
+  if FLAGS.data == "cifar100":
+    data = load_cifar100(FLAGS.data_dir)
+    return data.images, data.fine
+  refuse("data_dir")
+  digits = load_digits()
+  images = (digits.images / 16).astype(np.float32).reshape(-1, 64)
+  return images, digits.target
+
+
+def _is_test(order: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+  """Returns which images of a random order are for the test, as a mask."""
+  if FLAGS.data == "omniglot":
+    drawers = draw.permutation(DRAWINGS)[:DRAWERS_OF_TEST]
+    return np.isin(order % DRAWINGS, drawers)
+  if FLAGS.data == "cifar100":
+    return order >= CIFAR100_OF_TRAINING
+  return np.arange(len(order)) < round(DIGITS_OF_TEST * len(order))
+
+
 def _split(
-  images: np.ndarray, labels: np.ndarray, draw: np.random.Generator
+  images: np.ndarray,
+  labels: np.ndarray,
+  chosen: np.ndarray,
+  draw: np.random.Generator,
 ) -> Split:
-  order = draw.permutation(len(labels))
-  test, order = order[:NUM_TEST], order[NUM_TEST:]
-  of_class = [order[labels[order] == c] for c in range(10)]
-  if FLAGS.clean >= OF_CLASS:
-    raise ValueError(
-      f"--clean={FLAGS.clean}: must be below {OF_CLASS}, the images of a class "
-      "that are not for the test."
-    )
+  order, classes = draw.permutation(chosen), FLAGS.classes
+  is_test = _is_test(order, draw)
+  test, order = order[is_test], order[~is_test]
+  of_class = [order[labels[order] == c] for c in range(classes)]
   clean = np.concatenate([x[: FLAGS.clean] for x in of_class])
-  kept = [x[FLAGS.clean : OF_CLASS] for x in of_class]
+  kept = [x[FLAGS.clean : OF_CLASS[FLAGS.data]] for x in of_class]
   targets = labels.copy()
   if FLAGS.corruption == "imbalance":
-    few = max(1, len(kept[0]) // FLAGS.ratio)
+    few, common = max(1, len(kept[0]) // FLAGS.ratio), (classes + 1) // 2
     right = np.concatenate(kept)
-    train = np.concatenate([*kept[:5], *(x[:few] for x in kept[5:])])
+    train = np.concatenate([*kept[:common], *(x[:few] for x in kept[common:])])
   else:
     train = draw.permutation(np.concatenate(kept))
     wrong = train[: round(FLAGS.flipped * len(train))]
     right = train[len(wrong) :] if len(wrong) < len(train) else train
-    targets[wrong] = (labels[wrong] + draw.integers(1, 10, len(wrong))) % 10
+    others = draw.integers(1, classes, len(wrong))
+    targets[wrong] = (labels[wrong] + others) % classes
 
   def batch(chosen: np.ndarray, targets: np.ndarray = labels) -> Batch:
     return Batch(images[chosen], targets[chosen].astype(np.int32))

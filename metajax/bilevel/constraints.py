@@ -17,7 +17,8 @@ class Constraint(NamedTuple):
 
   Attributes:
     of_raw: the element of the set for any real array.
-    to_raw: a raw array for an element of the set.
+    to_raw: a raw array for an element of the set. It raises a `ValueError` for
+      known numbers outside of it, or at its edge.
   """
 
   of_raw: Callable[[Array], Array]
@@ -26,7 +27,12 @@ class Constraint(NamedTuple):
 
 def positive() -> Constraint:
   """Builds `x = exp(raw)`: steps of `raw` are relative changes of x."""
-  return Constraint(jnp.exp, jnp.log)
+
+  def to_raw(x: Array) -> Array:
+    check_number("x", x, above=0)
+    return jnp.log(x)
+
+  return Constraint(jnp.exp, to_raw)
 
 
 def interval(low: float, high: float) -> Constraint:
@@ -38,6 +44,7 @@ def interval(low: float, high: float) -> Constraint:
   check_number("high", high, above=low)
 
   def to_raw(x: Array) -> Array:
+    check_number("x", x, above=low, below=high)
     return jnp.log(x - low) - jnp.log(high - x)
 
   return Constraint(
@@ -49,6 +56,7 @@ def simplex() -> Constraint:
   """Builds `x = softmax(raw)` over the last axis: positive, with sum 1."""
 
   def to_raw(x: Array) -> Array:
+    check_number("x", x, above=0)
     raw = jnp.log(x)
     return raw - raw.mean(-1, keepdims=True)
 

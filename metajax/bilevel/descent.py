@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.bilevel.estimators import Estimator
-from metajax.bilevel.solvers import Outer
+from metajax.bilevel.solvers import Outer, check_real
 from metajax.numerics import check_number
 from metajax.types import Array, PRNGKey
 
@@ -68,12 +68,14 @@ def descent(
       start together; also for estimators without state.
 
   Raises:
-    ValueError: if a number is not positive.
+    ValueError: if a number is not positive. `init` raises it if `outer` is not
+      real.
   """
   check_number("workers", workers, at_least=1)
   check_number("horizon", horizon, at_least=1)
 
   def init(outer: Outer, rng: PRNGKey) -> Descent:
+    check_real("outer", outer)
     outer = jax.tree.map(jnp.asarray, outer)
     keys = jax.random.split(rng, workers)
     states = jax.vmap(lambda key: estimator.init(outer, key))(keys)

@@ -278,6 +278,10 @@ def _both(outer: Outer, noise: Outer) -> tuple[Outer, Outer]:
 
 def _slopes(factors: Outer, losses: Array, sigma: float) -> Outer:
   """Averages factors `[pairs, ...]` times the slopes of losses `[2, pairs]`."""
+  if losses.ndim != 2:
+    raise ValueError(
+      f"loss: has the shape {losses.shape[2:]}; must be a scalar."
+    )
   slopes = (losses[0] - losses[1]) / (2 * sigma**2)
   return jax.tree.map(
     lambda x: jnp.tensordot(slopes, x, 1) / len(slopes), factors

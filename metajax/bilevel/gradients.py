@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from metajax import variables
-from metajax.bilevel.solvers import InnerState, Outer, Solver
+from metajax.bilevel.solvers import (
+  InnerState,
+  Outer,
+  Solver,
+  check_real,
+  check_scalar,
+)
 from metajax.types import Array, Params
 
 
@@ -58,12 +64,19 @@ def hypergradient(
   Returns:
     `(state, outer, *rest) -> Hypergradient`. Start at `solver.init(params,
     outer)`. Continue from the `state` of the result (a warm start), or from the
-    same state (a new start).
+    same state (a new start). It raises a `ValueError` for an `outer` that is
+    not real, an outer loss that is no scalar, or a state of something else.
   """
 
   def with_aux(params: Params, outer: Outer, *rest: Any) -> tuple[Array, Any]:
     found = outer_loss(params, outer, *rest)
-    return found if has_aux else (found, None)
+    if has_aux and not (isinstance(found, tuple) and len(found) == 2):
+      raise ValueError(
+        "outer_loss: must return (scalar, aux) with has_aux=True."
+      )
+    value, aux = found if has_aux else (found, None)
+    check_scalar("outer_loss", value)
+    return value, aux
 
   def by_jax(state: InnerState, outer: Outer, *rest: Any) -> Hypergradient:
     def objective(outer: Outer) -> tuple[Array, tuple]:
@@ -94,7 +107,18 @@ def hypergradient(
     grads = jax.tree.map(jnp.add, own, through)
     return Hypergradient(value, grads, aux, *solution, error)
 
-  return by_jax if solver.adjoint is None else by_adjoint
+  differentiated = by_jax if solver.adjoint is None else by_adjoint
+
+  def checked(state: InnerState, outer: Outer, *rest: Any) -> Hypergradient:
+    if not isinstance(state, InnerState):
+      raise ValueError(
+        f"state is {type(state).__name__}: must be `solver.init(params, "
+        "outer)`, or the `state` of a result."
+      )
+    check_real("outer", outer)
+    return differentiated(state, outer, *rest)
+
+  return checked
 
 
 def check(

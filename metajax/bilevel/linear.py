@@ -88,8 +88,10 @@ def direct(*, max_size: int = 4096) -> LinearSolver:
     max_size: largest number of unknowns n. The matrix has n^2 numbers.
 
   Raises:
-    ValueError: in use, if there are more unknowns.
+    ValueError: if `max_size` is not positive; in use, if there are more
+      unknowns.
   """
+  check_number("max_size", max_size, at_least=1)
 
   def solve(product: Product, b: Params) -> Params:
     flat, unravel = ravel_pytree(b)

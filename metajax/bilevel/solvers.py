@@ -221,6 +221,8 @@ def beginning(
   def init(params: Params, outer: Outer) -> InnerState:
     params = jax.tree.map(jnp.asarray, params)
     weights = variables.weights(params)
+    if not jax.tree.leaves(weights):
+      raise ValueError("params: no floating point number to train.")
     opt_state = optimizers.init(_at(optimizer, outer), weights)
     return InnerState(params, opt_state, jnp.int32(0))
 
@@ -239,6 +241,23 @@ def slope(
   return jax.grad(loss)
 
 
+def check_scalar(name: str, value: Any) -> None:
+  """Raises a `ValueError` if what a loss returned is not one number."""
+  if not jax.tree_util.all_leaves([value]) or jnp.shape(value) != ():
+    shapes = jax.tree.map(jnp.shape, value)
+    raise ValueError(f"{name}: returned the shape {shapes}; must be a scalar.")
+
+
+def check_real(name: str, tree: Any) -> None:
+  """Raises a `ValueError` for a leaf that has no derivative."""
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+      raise ValueError(
+        f"{name}{jax.tree_util.keystr(path)} is {jnp.result_type(x)}; must be "
+        "real floating point."
+      )
+
+
 def norm(tree: Any) -> Array:
   """Returns the Euclidean norm of a tree, as a constant of derivatives."""
   return optax.tree.norm(jax.lax.stop_gradient(tree))
@@ -255,4 +274,10 @@ def _solution(
 def _at(
   optimizer: InnerOptimizer, outer: Outer
 ) -> optax.GradientTransformation:
-  return optimizer(outer) if callable(optimizer) else optimizer
+  found = optimizer(outer) if callable(optimizer) else optimizer
+  if not (hasattr(found, "init") and hasattr(found, "update")):
+    raise ValueError(
+      f"optimizer={found}: must be an optimizer of optax, or a function of the "
+      "outer parameters that returns one."
+    )
+  return found

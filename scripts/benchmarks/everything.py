@@ -30,6 +30,7 @@ own_flags.DEFINE_float(
 PROTOCOLS = ((5, 1), (5, 5), (20, 1), (20, 5))
 MODELS, LEARNERS, QUERIES = ("conv4", "mlp"), ("maml", "fomaml"), (1, 15)
 OTHER_NUM_TASKS = (4, 256, 1024, 4096)
+BILEVEL_STEPS = (10, 100, 1000)
 
 
 def settings() -> Iterator[dict[str, object]]:
@@ -59,6 +60,8 @@ def settings() -> Iterator[dict[str, object]]:
   yield {"suite": "scaling", "query_shots": 1}
   for suite in ("inner_loop", "replay", "aggregation"):
     yield {"suite": suite}
+  for steps in BILEVEL_STEPS:
+    yield {"suite": "bilevel", "bilevel_steps": steps}
 
 
 def measure() -> Iterator[dict]:

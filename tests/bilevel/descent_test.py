@@ -82,3 +82,6 @@ def test_bad_numbers_of_a_descent_are_named():
   for name in "workers", "horizon":
     with pytest.raises(ValueError, match=f"{name}=0: must be 1 or more"):
       bilevel.descent(estimator, optax.sgd(0.1), **{name: 0})
+  descender = bilevel.descent(estimator, optax.sgd(0.1))
+  with pytest.raises(ValueError, match="outer is int..; must be real floating"):
+    descender.init(np.arange(3), jax.random.key(0))

@@ -163,3 +163,6 @@ def test_bad_numbers_of_estimators_are_named():
     bilevel.truncated_backpropagation(begin, step, 0)
   with pytest.raises(ValueError, match="positive=23: must be 1 to 22"):
     balancing.influence_balancing(23)
+  vector = bilevel.antithetic(lambda outer, rng: outer, 1.0, 2)
+  with pytest.raises(ValueError, match=r"loss: has the shape \(3,\); must be"):
+    jax.eval_shape(vector, np.ones(3), jax.random.key(0))

@@ -341,10 +341,49 @@ def test_bad_arguments_are_named():
     bilevel.interval(2, 1)
   with pytest.raises(ValueError, match="max_size=2: .* 3 unknowns"):
     bilevel.direct(max_size=2)(lambda x: x, START)
+  with pytest.raises(ValueError, match="max_size=0: must be 1 or more"):
+    bilevel.direct(max_size=0)
+  with pytest.raises(ValueError, match="num_steps=2.5: must be an integer"):
+    bilevel.unrolled(inner_loss, SGD, 2.5)
   # A check inside of a compiled program must be seen by checkify.
   found = _singular(bilevel.direct(), np.ones(2))
   with pytest.raises(ValueError, match="checkify.check which was not funct"):
     jax.jit(lambda found: bilevel.check(found))(found)
+
+
+@pytest.mark.parametrize("of", [bilevel.forward, bilevel.implicit])
+def test_losses_states_and_parameters_that_cannot_be_are_named(of):
+  solver = of(inner_loss, SGD, 1)
+
+  def refused(message, outer_loss=outer_loss, state=None, raw=RAW, **options):
+    gradient = bilevel.hypergradient(solver, outer_loss, **options)
+    state = solver.init(START, RAW) if state is None else state
+    with pytest.raises(ValueError, match=message):
+      jax.eval_shape(gradient, state, raw)
+
+  refused(r"outer_loss: returned the shape \(3,\); must be", lambda p, raw: p)
+  refused(r"outer_loss: returned the shape \(\(\), \(\)\); must be a scalar")
+  refused("must return .scalar, aux. with", lambda p, raw: p[0], has_aux=True)
+  refused("state is .*: must be `solver.init", state=START, has_aux=True)
+  refused("outer is int..; must be real", raw=np.arange(3), has_aux=True)
+  for optimizer in (None, lambda raw: 0.1):
+    with pytest.raises(ValueError, match="must be an optimizer of optax"):
+      of(inner_loss, optimizer, 1).init(START, RAW)
+  with pytest.raises(ValueError, match="no floating point number to train"):
+    solver.init(np.arange(3), RAW)
+
+
+@pytest.mark.parametrize(
+  "constraint, outside",
+  [
+    (bilevel.positive(), np.array([0.0, 1.0])),
+    (bilevel.interval(-1, 3), np.array([0.0, 3.0])),
+    (bilevel.simplex(), np.array([1.1, -0.1])),
+  ],
+)
+def test_numbers_outside_of_a_set_are_named(constraint, outside):
+  with pytest.raises(ValueError, match="x=.*: must be above"):
+    constraint.to_raw(outside)
 
 
 @pytest.mark.parametrize(

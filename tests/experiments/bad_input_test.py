@@ -876,6 +876,23 @@ def test_windows_that_do_not_fill_a_training_are_refused(run, workdir):
   _assert_refused(ended, "--inner_steps=50: must be a multiple of --window=20.")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--classes=11"], "--classes=11: must be at most 10, .* --data=digits."),
+    (["--data=omniglot", "--clean=15"], "--clean=15: must be below 15, .*"),
+    (["--data_dir=/nope"], "--data_dir has no effect here: leave it out."),
+    (["--data=cifar100"], "no data: .*`python scripts/download_cifar100.py .*"),
+  ],
+)
+def test_images_that_cannot_be_corrupted_are_named(
+  flags, message, run, workdir
+):
+  ended = run("reweight", [f"--workdir={workdir}", *flags])
+  _assert_refused(ended, f"{message}.*")
+
+
 @pytest.mark.parametrize(
   "flags, message",
   [

@@ -22,7 +22,9 @@ def test_settings_are_every_protocol_model_order_and_query_once():
   usual = [n for n in names if n[:3] == ("maml", 32, 1) and len(n) == 8]
   assert len(usual) == 4 * 2 * 2 * 2
   suites = {s["suite"] for s in everything.settings()}
-  assert suites == {"maml", "scaling", "inner_loop", "replay", "aggregation"}
+  assert suites == {
+    *("maml", "scaling", "inner_loop", "replay", "aggregation", "bilevel")
+  }
 
 
 def test_all_reduce_bytes_are_of_what_the_program_exchanges():
