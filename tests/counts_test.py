@@ -6,7 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from metajax import aggregation, evaluate, learners, players, tasks
+from metajax import (
+  aggregation,
+  bilevel,
+  evaluate,
+  learned_optimizers,
+  learners,
+  players,
+  tasks,
+)
 from metajax.calibration import expected_calibration_error
 from metajax.continual import meta_experience_replay, reservoir
 from metajax.distillation import herding
@@ -110,6 +118,11 @@ CALLS = {
     )
   ],
   "per_class": [lambda n: class_batches(IMAGES, n)],
+  "length": [lambda n: bilevel.of_steps(_nothing, n)],
+  "max_size": [lambda n: bilevel.direct(max_size=n)],
+  "num_terms": [lambda n: bilevel.neumann(n, 0.1)],
+  "population": [lambda n: bilevel.search("CMA_ES", {}, population=n)],
+  "units": [lambda n: learned_optimizers.lstm_optimizer(units=n)],
   "num_chosen": [lambda n: herding(jnp.ones((4, 2)), n)],
   "num_bins": [
     lambda n: expected_calibration_error(

@@ -9,7 +9,7 @@ import optax
 
 from metajax.bilevel.estimators import Estimator
 from metajax.bilevel.solvers import Outer, check_real
-from metajax.numerics import check_number
+from metajax.numerics import check_counts
 from metajax.types import Array, PRNGKey
 
 
@@ -71,8 +71,7 @@ def descent(
     ValueError: if a number is not positive. `init` raises it if `outer` is not
       real.
   """
-  check_number("workers", workers, at_least=1)
-  check_number("horizon", horizon, at_least=1)
+  check_counts(workers=workers, horizon=horizon)
 
   def init(outer: Outer, rng: PRNGKey) -> Descent:
     check_real("outer", outer)

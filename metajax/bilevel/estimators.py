@@ -18,7 +18,7 @@ from metajax.bilevel.solvers import (
   Outer,
   run,
 )
-from metajax.numerics import check_number
+from metajax.numerics import check_counts
 from metajax.types import Array, Params, PRNGKey
 
 Begin = Callable[[PRNGKey], Any]
@@ -56,7 +56,7 @@ def of_steps(step: Window, length: int) -> Window:
   Raises:
     ValueError: if `length` is not positive.
   """
-  check_number("length", length, at_least=1)
+  check_counts(length=length)
 
   def window(inner: Any, outer: Outer, rng: PRNGKey) -> tuple[Any, Array]:
     inner, losses = jax.lax.scan(
@@ -111,7 +111,7 @@ def backpropagation(begin: Begin, window: Window, horizon: int) -> Estimator:
   Raises:
     ValueError: if `horizon` is not positive.
   """
-  check_number("horizon", horizon, at_least=1)
+  check_counts(horizon=horizon)
 
   def estimate(state: tuple, outer: Outer, rng: PRNGKey) -> tuple:
     loss, grads = jax.value_and_grad(whole_loop(begin, window, horizon))(
@@ -138,7 +138,7 @@ def truncated_backpropagation(
   Raises:
     ValueError: if `horizon` is not positive.
   """
-  check_number("horizon", horizon, at_least=1)
+  check_counts(horizon=horizon)
 
   def init(outer: Outer, rng: PRNGKey) -> Place:
     del outer

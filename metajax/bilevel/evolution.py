@@ -20,7 +20,7 @@ from metajax.bilevel.estimators import (
   whole_loop,
 )
 from metajax.bilevel.solvers import Outer
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array, PRNGKey
 
 
@@ -96,7 +96,7 @@ def evolution(
   Raises:
     ValueError: if a number is not positive.
   """
-  check_number("horizon", horizon, at_least=1)
+  check_counts(horizon=horizon)
   gradient = antithetic(whole_loop(begin, window, horizon), sigma, pairs)
   return Estimator(
     lambda outer, rng: (),
@@ -127,7 +127,7 @@ def truncated_evolution(
     with Persistent Evolution Strategies <https://arxiv.org/abs/2112.13835>`_,
     2021, algorithm 1.
   """
-  check_number("horizon", horizon, at_least=1)
+  check_counts(horizon=horizon)
   gradient = antithetic(
     lambda outer, inner, rng: window(inner, outer, rng)[1], sigma, pairs
   )
@@ -221,7 +221,7 @@ def _carried(
   kind: Literal["persistent", "reused"],
 ) -> Estimator:
   """Estimators whose pairs carry their inner states through a loop."""
-  check_number("horizon", horizon, at_least=1)
+  check_counts(horizon=horizon)
   _check(sigma, pairs)
 
   def begin_pairs(rng: PRNGKey) -> Any:
@@ -290,4 +290,4 @@ def _slopes(factors: Outer, losses: Array, sigma: float) -> Outer:
 
 def _check(sigma: float, pairs: int) -> None:
   check_number("sigma", sigma, above=0)
-  check_number("pairs", pairs, at_least=1)
+  check_counts(pairs=pairs)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.models.mlp import MLP
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array, Model, Params, PRNGKey
 
 
@@ -51,7 +51,7 @@ def learned_loss(
     Bechtle et al., `Meta Learning via Learned Loss
     <https://arxiv.org/abs/1906.05374>`_, 2021, algorithm 1.
   """
-  check_number("num_outputs", num_outputs, at_least=1)
+  check_counts(num_outputs=num_outputs)
   check_number("hidden", np.asarray(hidden), at_least=1)
   net: Model = MLP(1, tuple(hidden))
 

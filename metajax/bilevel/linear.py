@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
 from metajax.inner_loop import check_steps
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array, Params
 
 Product = Callable[[Params], Params]
@@ -91,7 +91,7 @@ def direct(*, max_size: int = 4096) -> LinearSolver:
     ValueError: if `max_size` is not positive; in use, if there are more
       unknowns.
   """
-  check_number("max_size", max_size, at_least=1)
+  check_counts(max_size=max_size)
 
   def solve(product: Product, b: Params) -> Params:
     flat, unravel = ravel_pytree(b)

@@ -10,7 +10,7 @@ import optax
 from metajax.bilevel.descent import Descender, Descent
 from metajax.bilevel.estimators import renewed
 from metajax.bilevel.solvers import Outer
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array, PRNGKey
 
 
@@ -46,7 +46,7 @@ def search(
   References:
     Lange, `evosax <https://arxiv.org/abs/2212.04180>`_, 2022.
   """
-  check_number("population", population, at_least=1)
+  check_counts(population=population)
   check_number("spread", spread, above=0)
 
   def build(outer: Outer) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import optax
 from metajax.bilevel.gradients import hypergradient
 from metajax.bilevel.solvers import unrolled
 from metajax.models.mlp import MLP
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
 # (params, batch) -> the losses `[n]` of its examples.
@@ -114,7 +114,7 @@ def meta_weight_net(
     Weighting <https://arxiv.org/abs/1902.07379>`_, 2019, algorithm 1.
   """
   check_number("step_size", step_size, above=0)
-  check_number("hidden", hidden, at_least=1)
+  check_counts(hidden=hidden)
   update = optimizer or optax.adam(1e-3)
   net: Model = MLP(1, (hidden,))
 
@@ -178,9 +178,9 @@ def train_weighted(
   Raises:
     ValueError: if a number is not positive.
   """
-  check_number("num_steps", num_steps, at_least=1)
-  check_number("batch_size", batch_size, at_least=1)
-  check_number("clean_size", clean_size, at_least=1)
+  check_counts(
+    num_steps=num_steps, batch_size=batch_size, clean_size=clean_size
+  )
   init_key, key = jax.random.split(rng)
 
   def draw(batch: Batch, key: PRNGKey, size: int) -> Batch:

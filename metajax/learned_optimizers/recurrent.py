@@ -9,7 +9,7 @@ import optax
 
 from metajax.learned_optimizers.coordinates import flatten, unflatten
 from metajax.learned_optimizers.protocol import LearnedOptimizer, check_params
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array, Params, PRNGKey
 
 
@@ -59,8 +59,7 @@ def lstm_optimizer(
     Andrychowicz et al., `Learning to learn by gradient descent by gradient
     descent <https://arxiv.org/abs/1606.04474>`_, 2016, section 2.1, appendix A.
   """
-  check_number("units", units, at_least=1)
-  check_number("layers", layers, at_least=1)
+  check_counts(units=units, layers=layers)
   check_number("step_size", step_size, above=0)
   check_number("log_range", log_range, above=0)
   net: Any = _Network(units, layers)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from metajax.numerics import check_number
+from metajax.numerics import check_counts
 from metajax.policies.protocol import PolicyLearner
 from metajax.policies.rollouts import Rollouts, play_and_adapt
 from metajax.tasks.playable import PlayableTasks
@@ -26,8 +26,8 @@ def played_steps(
   Returns:
     A function whose rollouts are `[K + 1, E, T, ...]`.
   """
-  check_number("num_steps", num_steps, at_least=0)
-  check_number("num_episodes", num_episodes, at_least=1)
+  check_counts(num_steps=num_steps, at_least=0)
+  check_counts(num_episodes=num_episodes)
 
   def play(params: Params, task: Any, rng: PRNGKey) -> Rollouts:
     rollouts, _ = play_and_adapt(
@@ -66,14 +66,14 @@ def played_tasks(
     returns the tasks `[num_tasks, ...]` and the rollouts `[num_tasks, K + 1, E,
     T, ...]`. A call with at least as many tasks has the same first tasks.
   """
-  check_number("tasks_at_once", tasks_at_once, at_least=1)
+  check_counts(tasks_at_once=tasks_at_once)
   one = _one_task(learner, tasks, num_steps, num_episodes)
   several = jax.jit(jax.vmap(one, in_axes=(None, 0)))
 
   def play(
     params: Params, rng: PRNGKey, num_tasks: int
   ) -> tuple[Any, Rollouts]:
-    check_number("num_tasks", num_tasks, at_least=1)
+    check_counts(num_tasks=num_tasks)
     chunks = -(-num_tasks // tasks_at_once)
     keys = jax.random.split(rng, chunks * tasks_at_once)
     played = [

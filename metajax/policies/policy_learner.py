@@ -9,7 +9,7 @@ import optax
 
 from metajax.inner_loop import Memory, minimize
 from metajax.learners.partition import Mask, last_layer, merge, split
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.policies.advantages import Estimator, advantages, check_estimator
 from metajax.policies.context import (
   context_alone,
@@ -92,11 +92,9 @@ def policy_learner(
   """
   check_fits(policy, tasks)
   check_estimator(estimator)
-  check_number("num_steps", num_steps, at_least=0)
-  check_number("num_episodes", num_episodes, at_least=1)
+  check_counts(num_steps=num_steps, context=context, at_least=0)
+  check_counts(num_episodes=num_episodes, fisher_every=fisher_every)
   check_number("credit", credit, at_least=0)
-  check_number("fisher_every", fisher_every, at_least=1)
-  check_number("context", context, at_least=0)
   if not callable(inner_lr):
     check_number("inner_lr", inner_lr, at_least=0)
   if context:

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.policies.protocol import PolicyLearner
 from metajax.policies.trust_region import (
   TrustRegion,
@@ -108,8 +108,7 @@ def policy_trainer(
     ValueError: if a number is out of its range, or for several epochs or a
       penalty of TRPO.
   """
-  check_number("meta_batch", meta_batch, at_least=1)
-  check_number("epochs", epochs, at_least=1)
+  check_counts(meta_batch=meta_batch, epochs=epochs)
   by_region = isinstance(optimizer, TrustRegion)
   if by_region:
     check_trust_region(optimizer)

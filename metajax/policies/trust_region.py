@@ -9,7 +9,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array, Metrics, Params
 
 
@@ -38,9 +38,9 @@ def check_trust_region(region: TrustRegion) -> None:
     ValueError: if one is out of its range.
   """
   check_number("max_kl", region.max_kl, above=0)
-  check_number("cg_steps", region.cg_steps, at_least=1)
+  check_counts(cg_steps=region.cg_steps)
   check_number("damping", region.damping, at_least=0)
-  check_number("backtracks", region.backtracks, at_least=1)
+  check_counts(backtracks=region.backtracks)
   check_number("shrink", region.shrink, above=0, below=1)
 
 
