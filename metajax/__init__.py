@@ -4,7 +4,8 @@ from importlib import metadata
 
 from metajax import inner_loop, learners, losses, tasks, training
 from metajax.evaluation import Estimate, evaluate
-from metajax.saved import Loaded, load
+from metajax.loaded import Loaded
+from metajax.saved import load
 from metajax.types import (
   Batch,
   Episode,

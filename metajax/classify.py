@@ -25,15 +25,15 @@ import numpy as np
 
 from metajax import saved
 from metajax.learners import ANY_WAYS
+from metajax.loaded import Loaded, with_outputs
 from metajax.tasks.image_files import (
   folders_in,
   images_in,
   read_files,
   read_images,
 )
-from metajax.types import Array, Batch
+from metajax.types import Batch
 
-LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 COLUMNS, ROWS = 8, 8  # Of the sheet, at most.
 
 
@@ -53,7 +53,7 @@ class Labelled(NamedTuple):
   probabilities: np.ndarray
 
 
-def classify(loaded: saved.Loaded, folder: Path) -> Labelled:
+def classify(loaded: Loaded, folder: Path) -> Labelled:
   """Adapts to the labelled images of a folder, and labels the others.
 
   All images are predicted together. A network that normalises by batch
@@ -88,11 +88,11 @@ def classify(loaded: saved.Loaded, folder: Path) -> Labelled:
   size = loaded.inputs.shape[0]
   known = read_images(classes, size)
   unknown = read_files(files, size)
-  support = Batch(_as_trained(loaded, known.images), jnp.asarray(known.labels))
+  support = Batch(loaded.pixels(known.images), jnp.asarray(known.labels))
   if len(classes) != ways:
-    loaded = saved.with_outputs(loaded, len(classes))
+    loaded = with_outputs(loaded, len(classes))
   task_params = loaded.adapt(support)
-  logits = loaded.predict(task_params, _as_trained(loaded, unknown))
+  logits = loaded.predict(task_params, loaded.pixels(unknown))
   if not np.isfinite(logits).all():
     raise ValueError(
       f"{folder}: the learner's predictions are not finite: train it again, "
@@ -106,19 +106,6 @@ def classify(loaded: saved.Loaded, folder: Path) -> Labelled:
     [classes[i].name for i in chosen],
     chances.max(-1),
   )
-
-
-def _as_trained(loaded: saved.Loaded, images: np.ndarray) -> Array:
-  """Converts pixels to what the learner was trained on."""
-  x = images / np.float32(255)
-  channels = loaded.inputs.shape[-1]
-  if channels == 1 and x.shape[-1] == 3:
-    x = (x @ LUMINANCE)[..., None]
-  x = np.broadcast_to(x, (*x.shape[:-1], channels))
-  pixels = jnp.asarray(1 - x if loaded.inverted else x)
-  if loaded.channels is not None:
-    pixels = loaded.channels.standardize(pixels)
-  return pixels.astype(loaded.inputs.dtype)
 
 
 def write(labelled: Labelled, out: Path) -> list[Path]:

@@ -7,7 +7,7 @@ code.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,57 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax.files import replaced
-from metajax.learners import ANY_WAYS
 from metajax.learners.registry import register_installed
+from metajax.loaded import Loaded, compiled
 from metajax.recipes import Recipe, build
 from metajax.results import write_json
 from metajax.tasks.standardized import Channels
 from metajax.training.processes import is_main, whole
 from metajax.types import (
   Array,
-  Batch,
-  MetaLearner,
   Model,
   Params,
   PRNGKey,
 )
 
 LEARNER, META_PARAMS = "learner.json", "meta_params.safetensors"
-
-
-class Loaded(NamedTuple):
-  """A trained meta-learner, ready to use.
-
-  Attributes:
-    learner: its functions.
-    meta_params: the trained meta-parameters.
-    adapt: `(support) -> task_params`, compiled; the support is a `Batch`.
-    predict: `(task_params, inputs) -> predictions`, compiled.
-    recipe: the description that it was built from.
-    inputs: the shape and dtype of one example.
-    inverted: whether it was trained on images with dark ink as 1.
-    channels: the mean and deviation of each colour channel, by which the images
-      were standardised after that; None: they were not.
-    rng: the key that `adapt` uses.
-  """
-
-  learner: MetaLearner
-  meta_params: Params
-  adapt: Callable[[Batch], Params]
-  predict: Callable[[Params, Array], Array]
-  recipe: Recipe
-  inputs: jax.ShapeDtypeStruct
-  inverted: bool = False
-  channels: Channels | None = None
-  rng: PRNGKey | None = None
-
-  def __repr__(self) -> str:  # Without the arrays.
-    count = sum(np.size(x) for x in jax.tree.leaves(self.meta_params))
-    return (
-      f"Loaded({self.recipe.learner}, {count} parameters, inputs "
-      f"{self.inputs.shape} {self.inputs.dtype}, "
-      f"num_outputs={self.recipe.num_outputs})"
-    )
 
 
 def save(
@@ -125,8 +88,11 @@ def load(
   ::
 
     loaded = metajax.load("runs/few_shot-1a2b3c4d")
-    task_params = loaded.adapt(metajax.Batch(images, labels))
-    logits = loaded.predict(task_params, new_images)
+    support = metajax.Batch(loaded.pixels(images), labels)
+    task_params = loaded.adapt(support)
+    logits = loaded.predict(task_params, loaded.pixels(new_images))
+
+  `pixels` converts uint8 images. Other inputs are given as in the training.
 
   Args:
     workdir: the folder.
@@ -163,18 +129,14 @@ def load(
   if about.seeds > 1:
     arrays = {name: array[seed] for name, array in arrays.items()}
   meta_params = _filled(like, arrays, folder)
-  key = jax.random.key(0) if rng is None else rng
-  adapt = _adapt(learner, recipe, meta_params, key)
-  return Loaded(
+  return compiled(
     learner,
     meta_params,
-    adapt,
-    jax.jit(learner.predict),
     recipe,
     inputs,
-    about.inverted,
-    about.channels,
-    key,
+    jax.random.key(0) if rng is None else rng,
+    inverted=about.inverted,
+    channels=about.channels,
   )
 
 
@@ -233,59 +195,6 @@ def _damaged(folder: Path, error: Exception) -> ValueError:
     f"{folder}: {LEARNER} or {META_PARAMS} is damaged ({type(error).__name__}: "
     f"{error}): run the command of the run again, which writes them anew."
   )
-
-
-def with_outputs(loaded: Loaded, num_outputs: int) -> Loaded:
-  """Returns the learner for another number of classes.
-
-  Args:
-    loaded: a learner of `ANY_WAYS`, whose parameters fit any number of classes.
-    num_outputs: the number of classes.
-
-  Raises:
-    ValueError: for another learner.
-  """
-  recipe = loaded.recipe._replace(num_outputs=num_outputs)
-  any_ways = recipe.kind == "model" and recipe.learner in ANY_WAYS
-  if not any_ways or recipe.model is None:
-    raise ValueError(
-      f"num_outputs={num_outputs}: {recipe.learner} was trained for "
-      f"{loaded.recipe.num_outputs} classes; only {sorted(ANY_WAYS)} take any."
-    )
-  learner = build(recipe)
-  key = jax.random.key(0) if loaded.rng is None else loaded.rng
-  return loaded._replace(
-    learner=learner,
-    adapt=_adapt(learner, recipe, loaded.meta_params, key),
-    predict=jax.jit(learner.predict),
-    recipe=recipe,
-  )
-
-
-def _adapt(
-  learner: MetaLearner, recipe: Recipe, meta_params: Params, key: PRNGKey
-) -> Callable[[Batch], Params]:
-  """Returns the compiled `adapt`, which checks the classes of the support."""
-  compiled = jax.jit(learner.adapt)
-
-  def adapt(support: Batch) -> Params:
-    targets = support.targets
-    classes = recipe.loss == "cross_entropy" and not isinstance(
-      targets, jax.core.Tracer
-    )
-    # Inside the compiled function the values are not known.
-    if classes and support.mask is None and np.size(targets):
-      least, largest = np.min(targets), np.max(targets)
-      if least < 0 or largest >= recipe.num_outputs:
-        raise ValueError(
-          f"support.targets: class {largest if least >= 0 else least} given, "
-          f"must be 0 to {recipe.num_outputs - 1}. "
-          "metajax.saved.with_outputs takes more classes, for learners that "
-          f"can: {', '.join(sorted(ANY_WAYS))}."
-        )
-    return compiled(meta_params, support, key)
-
-  return adapt
 
 
 def _named(tree: Any) -> dict[str, Any]:

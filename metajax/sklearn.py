@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from metajax import saved
+from metajax.loaded import Loaded
 from metajax.numerics import check_counts
 from metajax.recipes import Recipe, build
 from metajax.types import Batch
@@ -225,7 +226,7 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     return chances / chances.sum(1, keepdims=True)
 
 
-def default_features(loaded: saved.Loaded) -> int:
+def default_features(loaded: Loaded) -> int:
   """Returns the most features of a reading: twice as many as in training."""
   return 2 * loaded.inputs.shape[0]
 

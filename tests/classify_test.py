@@ -11,6 +11,7 @@ from PIL import Image
 
 from metajax import classify, recipes, saved
 from metajax.learners import ANY_WAYS
+from metajax.loaded import with_outputs
 from metajax.tasks.standardized import Channels
 from metajax.types import Batch
 
@@ -156,11 +157,11 @@ def test_a_class_that_was_not_trained_is_refused(tmp_path):
   support = Batch(jnp.zeros((3, 8, 8, 1)), jnp.arange(3))
   with pytest.raises(ValueError, match="class 2 given, must be 0 to 1"):
     loaded.adapt(support)
-  more = saved.with_outputs(loaded, 3)
+  more = with_outputs(loaded, 3)
   assert np.isfinite(more.predict(more.adapt(support), support.inputs)).all()
   maml = saved.load(_run(tmp_path, "maml", ways=2))
   with pytest.raises(ValueError, match="maml was trained for 2 classes; only"):
-    saved.with_outputs(maml, 3)
+    with_outputs(maml, 3)
 
 
 def test_damaged_weights_are_no_saved_learner(tmp_path):

@@ -123,6 +123,7 @@ def test_every_part_has_its_place():
     "__init__.py",
     "classify.py",
     "compare_runs.py",
+    "loaded.py",
     "recipes.py",
     "results.py",
     "results_table.py",

@@ -14,6 +14,8 @@ import metajax
 from metajax import context, recipes, saved
 from metajax.learners import REGISTRY
 from metajax.predictive import log_likelihood
+from metajax.tasks import few_shot_episodes
+from metajax.tasks.standardized import Channels, standardized
 from metajax.types import Batch
 from tests.slow import slow_but
 
@@ -220,3 +222,65 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
   (tmp_path / saved.LEARNER).write_text(about.replace('"maml"', '"other"'))
   with pytest.raises(ValueError, match=r"learner 'other'.*must be one of"):
     metajax.load(tmp_path)
+
+
+PHOTOS = np.random.default_rng(0).integers(256, size=(3, 6, 6, 3), dtype="u1")
+CHANNELS = Channels((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
+
+
+def _loaded(tmp_path, shape=(6, 6, 3), **about):
+  """Loads a network of no training, for examples of a shape."""
+  recipe, inputs = _recipe(), jax.ShapeDtypeStruct(shape, jnp.dtype("float32"))
+  learner = recipes.build(recipe)
+  params = learner.init(jax.random.key(0), jnp.zeros((1, *shape)))
+  saved.save(tmp_path, recipe, params, inputs, **about)
+  return metajax.load(tmp_path)
+
+
+@pytest.mark.parametrize("channels", [None, CHANNELS])
+def test_pixels_are_those_of_the_training(channels, tmp_path):
+  tasks = few_shot_episodes(PHOTOS[:, None].repeat(2, 1), 3, 1, 1)
+  if channels:
+    tasks = standardized(tasks, channels)
+  support = tasks(jax.random.key(0)).support
+  loaded = _loaded(tmp_path, channels=channels)
+  pixels = loaded.pixels(PHOTOS)
+  # The classes of a task are drawn in any order.
+  same = np.abs(support.inputs[:, None] - pixels).max((2, 3, 4)) < 1e-5
+  np.testing.assert_array_equal(np.sort(same.argmax(1)), [0, 1, 2])
+  assert same.sum() == 3
+  assert np.isfinite(loaded.predict(loaded.adapt(support), pixels)).all()
+
+
+def test_drawings_are_inverted_coloured_images_grey_and_all_resized(tmp_path):
+  loaded = _loaded(tmp_path, (3, 3, 1), inverted=True)
+  assert loaded.pixels(PHOTOS).shape == (3, 3, 3, 1)
+  grey = np.full((1, 3, 3, 3), (10, 20, 30), np.uint8)
+  luminance = round(0.299 * 10 + 0.587 * 20 + 0.114 * 30)
+  np.testing.assert_allclose(
+    loaded.pixels(grey), np.full((1, 3, 3, 1), 1 - luminance / 255), rtol=1e-6
+  )
+  coloured = _loaded(tmp_path).pixels(np.full((1, 6, 6, 1), 51, np.uint8))
+  np.testing.assert_allclose(coloured, np.full((1, 6, 6, 3), 0.2), rtol=1e-6)
+
+
+def test_what_is_no_input_of_the_training_is_named(tmp_path):
+  loaded = _loaded(tmp_path)
+  support = Batch(loaded.pixels(PHOTOS), jnp.arange(3))
+  task_params = loaded.adapt(support)
+  with pytest.raises(ValueError, match="^inputs: uint8 given, .*loaded.pixels"):
+    loaded.adapt(support._replace(inputs=PHOTOS))
+  with pytest.raises(ValueError, match="^inputs: uint8 given, .*loaded.pixels"):
+    loaded.predict(task_params, PHOTOS)
+  other = jnp.zeros((3, 5, 5, 3))
+  message = r"^inputs: examples of shape \(5, 5, 3\), .* trained on \(6, 6, 3\)"
+  with pytest.raises(ValueError, match=message):
+    loaded.adapt(support._replace(inputs=other))
+  with pytest.raises(ValueError, match=message):
+    loaded.predict(task_params, other)
+  for images in (PHOTOS / 255, PHOTOS[0], PHOTOS[..., :2]):
+    with pytest.raises(ValueError, match="^images: .*must be uint8"):
+      loaded.pixels(images)
+  points = _loaded(tmp_path, (2,))
+  with pytest.raises(ValueError, match=r"shape \(2,\), no images"):
+    points.pixels(PHOTOS)
