@@ -27,11 +27,35 @@ def write(workdir: Path, command: str) -> None:
     return
   config = json.loads((workdir / "config.json").read_text())
   with replaced(workdir / NAME) as file:
-    file.write_text(_text(config, results, command))
+    file.write_text(_text(workdir, config, results, command))
+
+
+def usage(workdir: Path, folder: str, comment: str = "") -> list[str]:
+  """Returns lines of Python that use the saved learner of a run.
+
+  Args:
+    workdir: the run's folder.
+    folder: the folder as an expression of Python.
+    comment: what is said of the folder.
+  """
+  about = json.loads((workdir / saved.LEARNER).read_text())
+  names = ("inputs", "new_inputs")
+  if len(about.get("inputs", {}).get("shape", ())) == 3:
+    names = ("loaded.pixels(images)", "loaded.pixels(new_images)")
+  return [
+    "import metajax",
+    "",
+    f"loaded = metajax.load({folder}){comment}",
+    f"task_params = loaded.adapt(metajax.Batch({names[0]}, targets))",
+    f"predictions = loaded.predict(task_params, {names[1]})",
+  ]
 
 
 def _text(
-  config: Mapping[str, Any], results: Mapping[str, Any], command: str
+  workdir: Path,
+  config: Mapping[str, Any],
+  results: Mapping[str, Any],
+  command: str,
 ) -> str:
   protocol = results["protocol"]
   learner = protocol.get("learner", results["experiment"])
@@ -52,11 +76,7 @@ def _text(
     "## Use",
     "",
     "```",
-    "import metajax",
-    "",
-    'loaded = metajax.load("FOLDER")  # the folder of this file',
-    "task_params = loaded.adapt(metajax.Batch(inputs, targets))",
-    "predictions = loaded.predict(task_params, new_inputs)",
+    *usage(workdir, '"FOLDER"', "  # the folder of this file"),
     "```",
     "",
     "## Training",

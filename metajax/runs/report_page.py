@@ -12,7 +12,7 @@ from urllib.parse import quote
 from metajax import saved
 from metajax.files import replaced
 from metajax.results import read_results
-from metajax.runs import charts
+from metajax.runs import card, charts
 
 NAME = "report.html"
 
@@ -101,11 +101,7 @@ def _code(workdir: Path) -> str:
   """Returns lines of Python that load the learner or the results of the run."""
   folder = str(workdir.resolve())
   if (workdir / saved.LEARNER).exists():
-    return (
-      f"import metajax\n\nloaded = metajax.load({folder!r})\n"
-      "task_params = loaded.adapt(metajax.Batch(inputs, targets))\n"
-      "predictions = loaded.predict(task_params, new_inputs)"
-    )
+    return "\n".join(card.usage(workdir, repr(folder)))
   return (
     "from pathlib import Path\n\nfrom metajax.results import read_results\n\n"
     f"metrics = read_results(Path({folder!r}))['metrics']"

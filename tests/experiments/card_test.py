@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import metajax
@@ -59,3 +60,22 @@ def test_card_has_results_command_and_protocol(workdir):
 def test_what_cannot_be_loaded_has_no_card(workdir):
   card.write(workdir, "python -m it")
   assert not (workdir / "card.md").exists()
+
+
+@pytest.mark.parametrize(
+  "shape, given", [((2,), "inputs"), ((4, 4, 1), "loaded.pixels(images)")]
+)
+def test_lines_of_use_run(shape, given, workdir):
+  params = recipes.build(RECIPE).init(jax.random.key(0), jnp.zeros((1, *shape)))
+  inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
+  saved.save(workdir, RECIPE, params, inputs)
+  lines = card.usage(workdir, repr(str(workdir)))
+  assert f"metajax.Batch({given}, targets)" in "\n".join(lines)
+  names = {
+    "inputs": jnp.ones((3, *shape)),
+    "images": np.ones((3, 5, 5, 3), np.uint8),
+    "targets": jnp.ones((3, 1)),
+  }
+  names |= {f"new_{name}": x for name, x in names.items()}
+  exec("\n".join(lines), names)
+  assert names["predictions"].shape == (3, 1)
