@@ -26,6 +26,13 @@ flags.DEFINE_enum(
 )
 define_data_dir(", or of CIFAR-100 with --data=cifar100")
 flags.DEFINE_integer("classes", 10, "Number of classes, the first ones.", 2)
+flags.DEFINE_integer(
+  "images",
+  None,
+  "Number of images of a class that are not for the test. Default: all that "
+  "each class has, 90 digits, 15 characters or 500 photographs.",
+  2,
+)
 flags.DEFINE_enum(
   "corruption", "flip", ["flip", "imbalance"], "What is wrong with the data."
 )
@@ -44,7 +51,7 @@ DIGITS_OF_TEST = 597 / 1797  # A share.
 DRAWERS_OF_TEST = 5
 CIFAR100_OF_TRAINING = 50_000  # Images of the training file, the first ones.
 # Images of a class that are not for test; each digit has more, in every split.
-OF_CLASS = {"digits": 90, "omniglot": 15, "cifar100": 500}
+MOST_IMAGES = {"digits": 90, "omniglot": 15, "cifar100": 500}
 MOST_CLASSES = {"digits": 10, "omniglot": 1623, "cifar100": 100}
 
 
@@ -77,19 +84,22 @@ def splits(number: int) -> Split:
 
   Raises:
     ValueError: if --clean leaves no image of a class to train on, for more
-      classes than there are, or for damaged data.
+      classes or images than there are, or for damaged data.
     FileNotFoundError: if the data are missing.
   """
-  of_class, most = OF_CLASS[FLAGS.data], MOST_CLASSES[FLAGS.data]
-  if FLAGS.clean >= of_class:
+  for flag, most in (
+    ("classes", MOST_CLASSES[FLAGS.data]),
+    ("images", MOST_IMAGES[FLAGS.data]),
+  ):
+    if (FLAGS[flag].value or 0) > most:
+      raise ValueError(
+        f"--{flag}={FLAGS[flag].value}: must be at most {most} with "
+        f"--data={FLAGS.data}."
+      )
+  if FLAGS.clean >= images_of_class():
     raise ValueError(
-      f"--clean={FLAGS.clean}: must be below {of_class}, the images of a class "
-      "that are not for the test."
-    )
-  if FLAGS.classes > most:
-    raise ValueError(
-      f"--classes={FLAGS.classes}: must be at most {most}, the classes of "
-      f"--data={FLAGS.data}."
+      f"--clean={FLAGS.clean}: must be below {images_of_class()}, the images "
+      "of a class that are not for the test."
     )
   images, labels = _images()
   chosen = np.flatnonzero(labels < FLAGS.classes)
@@ -98,6 +108,11 @@ def splits(number: int) -> Split:
     for i in range(number)
   ]
   return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+
+def images_of_class() -> int:
+  """Returns how many images of a class are not for the test."""
+  return FLAGS.images or MOST_IMAGES[FLAGS.data]
 
 
 def _images() -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +150,7 @@ def _split(
   test, order = order[is_test], order[~is_test]
   of_class = [order[labels[order] == c] for c in range(classes)]
   clean = np.concatenate([x[: FLAGS.clean] for x in of_class])
-  kept = [x[FLAGS.clean : OF_CLASS[FLAGS.data]] for x in of_class]
+  kept = [x[FLAGS.clean : images_of_class()] for x in of_class]
   targets = labels.copy()
   if FLAGS.corruption == "imbalance":
     few, common = max(1, len(kept[0]) // FLAGS.ratio), (classes + 1) // 2

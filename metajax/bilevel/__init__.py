@@ -18,23 +18,19 @@ from metajax.bilevel.estimators import (
 from metajax.bilevel.evolution import (
   antithetic,
   evolution,
-  noise_reuse_evolution,
-  persistent_evolution,
   truncated_evolution,
 )
 from metajax.bilevel.gradients import Hypergradient, check, hypergradient
 from metajax.bilevel.implicit import implicit, implicit_minimum
+from metajax.bilevel.inner import InnerState, Solution, Solver
 from metajax.bilevel.learned_loss import LearnedLoss, learned_loss
 from metajax.bilevel.linear import conjugate_gradients, direct, neumann
-from metajax.bilevel.search import search
-from metajax.bilevel.solvers import (
-  InnerState,
-  Solution,
-  Solver,
-  forward,
-  truncated,
-  unrolled,
+from metajax.bilevel.persistent import (
+  noise_reuse_evolution,
+  persistent_evolution,
 )
+from metajax.bilevel.search import search
+from metajax.bilevel.solvers import forward, truncated, unrolled
 from metajax.bilevel.weighting import (
   Weighting,
   equal_weights,

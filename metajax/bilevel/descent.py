@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.bilevel.estimators import Estimator
-from metajax.bilevel.solvers import Outer, check_real
+from metajax.bilevel.inner import Outer, check_real
 from metajax.numerics import check_counts
 from metajax.types import Array, PRNGKey
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.bilevel.solvers import (
+from metajax.bilevel.inner import (
   InnerLoss,
   InnerOptimizer,
   InnerState,

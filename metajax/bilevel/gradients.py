@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from metajax import variables
-from metajax.bilevel.solvers import (
+from metajax.bilevel.inner import (
   InnerState,
   Outer,
   Solver,

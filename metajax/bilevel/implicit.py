@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import inner_loop, variables
-from metajax.bilevel.linear import LinearSolver, conjugate_gradients
-from metajax.bilevel.solvers import (
+from metajax.bilevel.inner import (
   InnerLoss,
   InnerOptimizer,
   InnerState,
@@ -20,6 +19,7 @@ from metajax.bilevel.solvers import (
   run,
   slope,
 )
+from metajax.bilevel.linear import LinearSolver, conjugate_gradients
 from metajax.types import Array, Params
 
 

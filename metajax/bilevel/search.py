@@ -9,7 +9,7 @@ import optax
 
 from metajax.bilevel.descent import Descender, Descent
 from metajax.bilevel.estimators import renewed
-from metajax.bilevel.solvers import Outer
+from metajax.bilevel.inner import Outer
 from metajax.numerics import check_counts, check_number
 from metajax.types import Array, PRNGKey
 

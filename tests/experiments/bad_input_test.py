@@ -880,7 +880,7 @@ def test_windows_that_do_not_fill_a_training_are_refused(run, workdir):
 @pytest.mark.parametrize(
   "flags, message",
   [
-    (["--classes=11"], "--classes=11: must be at most 10, .* --data=digits."),
+    (["--classes=11"], "--classes=11: must be at most 10 with --data=digits."),
     (["--data=omniglot", "--clean=15"], "--clean=15: must be below 15, .*"),
     (["--data_dir=/nope"], "--data_dir has no effect here: leave it out."),
     (["--data=cifar100"], "no data: .*`python scripts/download_cifar100.py .*"),
