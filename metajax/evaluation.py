@@ -15,6 +15,7 @@ from metajax.batches import real
 from metajax.forward import takes_mask
 from metajax.losses import over_examples
 from metajax.numerics import check_counts
+from metajax.task_checks import check_tasks
 from metajax.training.mesh import TASKS, task_mesh, under
 from metajax.training.processes import place
 from metajax.training.streaming import blocks, check_one_process, keys_on_host
@@ -189,6 +190,7 @@ def evaluator(
   """
   check_counts(num_tasks=num_tasks, at_least=2)
   check_counts(task_chunk=task_chunk)
+  check_tasks(tasks)
   mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
   fixed = learner if isinstance(learner, MetaLearner) else None
   build = None if isinstance(learner, MetaLearner) else learner

@@ -33,6 +33,7 @@ LOOPS = {
 # Folder or file -> what of metajax it may import.
 ALLOWED = {
   "files.py": set(),
+  "task_checks.py": {"types"},
   "types.py": set(),
   "numerics.py": set(),
   "batches.py": {"types"},
@@ -52,7 +53,7 @@ ALLOWED = {
   "tabular": BASICS | {"tabular", "context", "learners", "tasks"},
   "aggregation": BASICS | {"aggregation"},
   "distillation": BASICS | LOOPS | {"distillation", "aggregation"},
-  "training": BASICS | LOOPS | {"training", "aggregation"},
+  "training": BASICS | LOOPS | {"training", "aggregation", "task_checks"},
   "players": BASICS | {"models", "players", "tasks"},
   "bilevel": BASICS | LOOPS | {"bilevel", "models"},
   "learned_optimizers": BASICS | {"learned_optimizers", "models"},
@@ -63,7 +64,7 @@ ALLOWED = {
   | LOOPS
   | {"models", "players", "replay", "tasks", "training"},
   "continual": BASICS | {"continual", "aggregation"},
-  "evaluation.py": BASICS | {"training"},
+  "evaluation.py": BASICS | {"task_checks", "training"},
 }
 
 

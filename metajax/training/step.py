@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.numerics import check_counts, wide
+from metajax.task_checks import check_tasks
 from metajax.training import seeds
 from metajax.training.chunking import choose_task_chunk
 from metajax.training.mesh import TASKS, mean_over_devices, task_mesh
@@ -110,6 +111,7 @@ def meta_trainer(
     raise ValueError(
       f"meta_batch={meta_batch}: must be a multiple of {mesh.size} devices."
     )
+  check_tasks(tasks)
   num_seeds = seeds.count(rng)
   if task_chunk is None:
     task_chunk = choose_task_chunk(
