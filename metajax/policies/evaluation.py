@@ -74,6 +74,8 @@ def played_tasks(
     params: Params, rng: PRNGKey, num_tasks: int
   ) -> tuple[Any, Rollouts]:
     check_number("num_tasks", num_tasks, at_least=1)
+    # Several devices that have the parameters would each play all tasks.
+    params = jax.device_get(params)
     chunks = -(-num_tasks // tasks_at_once)
     keys = jax.random.split(rng, chunks * tasks_at_once)
     played = [
