@@ -86,5 +86,5 @@ if __name__ == "__main__":
     main,
     defaults=replaying.DEFAULTS | DEFAULTS,
     needs=replaying.NEEDS,
-    unused=(*replaying.UNUSED, "last_observation", "references_only"),
+    unused=(*replaying.UNUSED, "last_observation", "references_only", "rer"),
   )

@@ -12,27 +12,39 @@ paper: they do not know the prior, and their parameters are chosen on the test
 MDPs. With --references_only the script trains nothing and takes 11 to 22
 minutes.
 
+--preset=gridworld is VariBAD's: 4 episodes of 15 steps with a hidden goal. PPO
+trains a recurrent player (RL^2), which is compared with the Bayes-optimal
+search ("search") and with a known goal.
+
 With 10 episodes and `--steps=4000 --noppo` training takes 42 minutes on a
 shared core, and RER gets 148.9. With 25 episodes it takes 70 minutes and RER
 gets 416.2. PPO takes 59 minutes and gets 395.8. The paper's RL^2 has 156.2 and
 445.7.
 """
 
-import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments.shared import contests, replaying
-from experiments.shared.references import AS_PUBLISHED, SAMPLES, Reference
+from experiments.shared import contests, mdp_players, replaying
+from experiments.shared.references import Reference
 from metajax import players
 from metajax.evaluation import Estimate, estimate
 from metajax.runs import plots, rng_keys
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
-from metajax.tasks.trials import Trials
+from metajax.tasks.gridworld import best_return, gridworld
+from metajax.tasks.trials import Trials, trials_of
 
+flags.DEFINE_enum(
+  "env",
+  "random_mdp",
+  ["random_mdp", "gridworld"],
+  "Random MDPs, or VariBAD's gridworld with a hidden goal.",
+)
 flags.DEFINE_integer(
   "episodes", 10, "Number of episodes in a task, all of one MDP.", lower_bound=1
 )
@@ -48,6 +60,17 @@ DEFAULTS = {
   "steps": 1500,
   "ppo_discount": 0.8,
 }
+PRESETS = {
+  "gridworld": {
+    "env": "gridworld",
+    "episodes": 4,
+    "rer": False,
+    "ppo_discount": 0.95,
+    "ppo_gae": 0.9,
+    "ppo_entropy": 0.05,
+    "ppo_lr": 1e-3,
+  }
+}
 
 SIZES = players.Sizes()
 # Total rewards in the paper's table, by episodes.
@@ -62,94 +85,94 @@ PUBLISHED = {
 
 
 def main() -> None:
+  random_mdps() if FLAGS.env == "random_mdp" else hidden_goals()
+
+
+def random_mdps() -> None:
   # gymnax computes at import, which must come after the devices are set up.
   from metajax.tasks.tabular_mdp import tabular_mdps
 
-  episodes = FLAGS.episodes
-  tasks = tabular_mdps(episodes)
-  played = contests.play_all("rer_mdps", tasks, references(), "psrl")
+  tasks = tabular_mdps(FLAGS.episodes)
+  played = contests.play_all(
+    "rer_mdps", tasks, mdp_players.references(SIZES), "psrl"
+  )
   metrics = contests.totals(played, "psrl")
   metrics["optimum_of_an_episode"] = estimate(optima(tasks))
   # Mishra et al. (2018, table 4) publish shares of this optimum.
   metrics["optimum_discounted_0.99"] = estimate(optima(tasks, 0.99))
+  finish(
+    played,
+    SIZES._asdict(),
+    metrics,
+    dict(zip(COLUMNS, PUBLISHED.get(FLAGS.episodes, ()), strict=False)),
+  )
+
+
+def hidden_goals() -> None:
+  goals = gridworld()
+  tasks = trials_of(goals, FLAGS.episodes * goals.horizon)
+  search = players.search_path(episodes=FLAGS.episodes)
+  played = contests.play_all(
+    "rer_mdps",
+    tasks,
+    {
+      "random": Reference(lambda _: players.random_player(tasks.num_actions)),
+      "search": Reference(lambda _: players.searcher(search)),
+    },
+    "search",
+  )
+  metrics = contests.totals(played, "search")
+  for name, rewards in played.rewards.items():
+    for episode, found in by_episode(rewards).items():
+      metrics[f"{name}_episode_{episode:g}"] = found
+  metrics["known_goal_of_an_episode"] = estimate(
+    np.asarray(best_return(task_params(tasks), goals.horizon))
+  )
+  finish(played, {"bayes_optimal": search.total}, metrics, {})
+
+
+def finish(
+  played: contests.Played,
+  protocol: Mapping[str, Any],
+  metrics: Mapping[str, Estimate],
+  published: Mapping[str, float],
+) -> None:
   plots.curves(
     played.workdir / "episodes.png",
-    {
-      name: by_episode(r, episodes)
-      for name, r in contests.drawn(played).items()
-    },
+    {name: by_episode(r) for name, r in contests.drawn(played).items()},
     "episode of the task",
     "reward of the episode",
   )
-  contests.finish(
-    "rer_mdps",
-    played,
-    {"episodes": episodes, **SIZES._asdict()},
-    metrics,
-    dict(zip(COLUMNS, PUBLISHED.get(episodes, ()), strict=False)),
-  )
-
-
-def references() -> dict[str, Reference]:
-  published = functools.partial(Reference, on_test=True)
-  ours = {
-    "random": Reference(lambda _: players.random_player(SIZES.actions)),
-    "psrl": Reference(lambda _: players.posterior_sampling(SIZES)),
-    "opsrl": Reference(lambda _: players.posterior_sampling(SIZES, 5)),
-    "ucrl2": Reference(
-      functools.partial(players.ucrl2, SIZES),
-      {f"scale {c}": c for c in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)},
-    ),
-    "beb": Reference(
-      functools.partial(players.mdp_bonus, SIZES),
-      {f"scale {c}": c for c in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)},
-    ),
-    "eps_greedy": Reference(
-      functools.partial(players.mdp_epsilon_greedy, SIZES),
-      {f"epsilon {e}": e for e in (0.01, 0.03, 0.1, 0.2, 0.3)},
-    ),
-    "greedy": Reference(lambda _: players.mdp_epsilon_greedy(SIZES, 0.0)),
-  }
-  scales = {f"scale {c:.4g}": float(c) for c in np.geomspace(1e-4, 1, 21)}
-  papers = {
-    "psrl": Reference(lambda _: players.tabularl_psrl(SIZES)),
-    "opsrl": published(
-      functools.partial(players.tabularl_psrl, SIZES),
-      {f"samples {n}": n for n in SAMPLES},
-    ),
-    "ucrl2": published(
-      functools.partial(players.tabularl_ucrl2, SIZES), scales
-    ),
-    "beb": published(functools.partial(players.tabularl_beb, SIZES), scales),
-    "eps_greedy": published(
-      functools.partial(players.tabularl_epsilon_greedy, SIZES),
-      {f"epsilon {i / 10}": i / 10 for i in range(1, 11)},
-    ),
-    "greedy": Reference(lambda _: players.tabularl_epsilon_greedy(SIZES, 0.0)),
-  }
-  return ours | {name + AS_PUBLISHED: paper for name, paper in papers.items()}
+  protocol = {**flag_values("env", "episodes"), **protocol}
+  contests.finish("rer_mdps", played, protocol, metrics, published)
 
 
 def optima(tasks: Trials, discount: float = 1.0) -> np.ndarray:
   """Returns the optimal expected reward of an episode for each test MDP."""
+  one = lambda params: players.optimal_value(params, SIZES, discount)  # noqa: E731
+  return np.asarray(jax.jit(jax.vmap(one))(task_params(tasks)))
 
-  def one(key: jax.Array) -> jax.Array:
+
+def task_params(tasks: Trials) -> Any:
+  """Returns what was drawn for the test tasks, `[tasks, ...]`."""
+
+  def one(key: jax.Array) -> Any:
     task_key, _ = jax.random.split(key)  # As in `trials.play`.
-    (params, *_), _ = tasks.reset(task_key)
-    return players.optimal_value(params, SIZES, discount)
+    return tasks.reset(task_key)[0].params
 
   keys = jax.random.split(rng_keys.evaluation_key("test"), FLAGS.eval_tasks)
-  return np.asarray(jax.jit(jax.vmap(one))(keys))
+  return jax.jit(jax.vmap(one))(keys)
 
 
-def by_episode(rewards: np.ndarray, episodes: int) -> dict[float, Estimate]:
-  totals = rewards.reshape(len(rewards), episodes, -1).sum(-1)
-  return plots.line(range(1, episodes + 1), totals)
+def by_episode(rewards: np.ndarray) -> dict[float, Estimate]:
+  totals = rewards.reshape(len(rewards), FLAGS.episodes, -1).sum(-1)
+  return plots.line(range(1, FLAGS.episodes + 1), totals)
 
 
 if __name__ == "__main__":
   run(
     main,
+    presets=PRESETS,
     defaults=replaying.DEFAULTS | DEFAULTS,
     needs=replaying.NEEDS,
     unused=replaying.UNUSED,

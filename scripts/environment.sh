@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs metajax and its dependencies into .venv, unless that is done already.
 #
-#   scripts/environment.sh [EXTRA]     EXTRA: test, brax, cuda, grain, rl or docs;
-#                                  default: none
+#   scripts/environment.sh [EXTRA]     EXTRA: test, brax, cuda, grain, rl,
+#                                  xminigrid or docs; default: none
 #
 # Other scripts source this file and call `environment [EXTRA]`, which leaves
 # them in the root of the checkout with the programs of .venv first in PATH.

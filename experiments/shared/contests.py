@@ -18,7 +18,7 @@ from experiments.shared.references import (
 )
 from metajax.evaluation import Estimate, estimate
 from metajax.runs import report, scoring
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.stages import Stages, reached
 from metajax.tasks.trials import Player, Trials, with_last_observation
 from metajax.training.loop import Trained
@@ -29,6 +29,7 @@ flags.DEFINE_bool(
   "Give trained players the previous observation, too.",
 )
 
+flags.DEFINE_bool("rer", True, "Train a player by replay.")
 flags.DEFINE_bool(
   "references_only", False, "Evaluate only the players that need no training."
 )
@@ -71,10 +72,16 @@ def play_all(
     rival: the name of the reference whose score the trained players should
       reach.
   """
+  if not (FLAGS.rer or FLAGS.ppo or FLAGS.references_only):
+    raise ValueError(
+      "--norer with --noppo: trains nothing; leave one out, or give "
+      "--references_only."
+    )
   seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
   to_train = {}
   if not FLAGS.references_only:
-    to_train["rer"] = replaying.trainee(seen)
+    if FLAGS.rer:
+      to_train["rer"] = replaying.trainee(seen)
     if FLAGS.ppo:
       to_train["rl2_ppo"] = on_policy.trainee(seen)
   stages = Stages(experiment)
@@ -153,7 +160,7 @@ def finish(
   of_training = {
     **replaying.protocol(),
     **on_policy.protocol(),
-    "last_observation": FLAGS.last_observation,
+    **flag_values("last_observation", "rer"),
   }
   report.finish(
     played.workdir,

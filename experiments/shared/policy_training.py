@@ -152,5 +152,4 @@ def protocol() -> dict[str, object]:
     **(without if FLAGS.outer == "trpo" else {}),
     **flag_values(*names.split()),
     "outer_optimizer": "trpo" if FLAGS.outer == "trpo" else "adam",
-    "devices": 1,
   }

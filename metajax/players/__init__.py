@@ -17,6 +17,7 @@ from metajax.players.mdps import (
   ucrl2,
 )
 from metajax.players.planning import Prior, Sizes, optimal_value
+from metajax.players.searching import Search, search_path, searcher
 from metajax.players.tabularl import (
   tabularl_beb,
   tabularl_epsilon_greedy,
@@ -26,6 +27,7 @@ from metajax.players.tabularl import (
 
 __all__ = [
   "Prior",
+  "Search",
   "Sizes",
   "epsilon_greedy",
   "gittins",
@@ -37,6 +39,8 @@ __all__ = [
   "optimal_value",
   "posterior_sampling",
   "random_player",
+  "search_path",
+  "searcher",
   "tabularl_beb",
   "tabularl_epsilon_greedy",
   "tabularl_psrl",

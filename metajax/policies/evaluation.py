@@ -1,12 +1,12 @@
 """Returns of new tasks after 0, 1, 2, ... inner steps."""
 
+from metajax.numerics import check_counts
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from metajax.numerics import check_counts
 from metajax.policies.protocol import PolicyLearner
 from metajax.policies.rollouts import Rollouts, play_and_adapt
 from metajax.tasks.playable import PlayableTasks
@@ -74,6 +74,8 @@ def played_tasks(
     params: Params, rng: PRNGKey, num_tasks: int
   ) -> tuple[Any, Rollouts]:
     check_counts(num_tasks=num_tasks)
+    # Several devices that have the parameters would each play all tasks.
+    params = jax.device_get(params)
     chunks = -(-num_tasks // tasks_at_once)
     keys = jax.random.split(rng, chunks * tasks_at_once)
     played = [

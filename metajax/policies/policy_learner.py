@@ -163,10 +163,9 @@ def policy_learner(
     return experience_of(play_one, inner_step, params, rng, num_steps)
 
   def collect(params: Params, drawn: Any, rng: PRNGKey) -> Experience:
-    keys = jax.random.split(rng, jax.tree.leaves(drawn)[0].shape[0])
-    return jax.vmap(lambda task, key: collect_one(params, task, key))(
-      drawn, keys
-    )
+    if jnp.ndim(rng) == 0:
+      rng = jax.random.split(rng, jax.tree.leaves(drawn)[0].shape[0])
+    return jax.vmap(collect_one, in_axes=(None, 0, 0))(params, drawn, rng)
 
   def adapt_again(
     params: Params, experience: Experience, memory: Memory = "auto"

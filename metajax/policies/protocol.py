@@ -19,7 +19,8 @@ class PolicyLearner(NamedTuple):
     act: `(params, observations, rng) -> actions`, for `[n, ...]`.
     play: `(params, task, rng, num_episodes) -> rollouts`.
     collect: `(params, tasks, rng) -> experience` of drawn tasks, `[M, ...]`.
-      Adapts to each task, and plays before and after.
+      Adapts to each task, and plays before and after. The rng is a key, or the
+      `[M]` keys that `jax.random.split` makes of it.
     outer: `(params, experience) -> (loss, divergence, metrics)`, means over
       tasks. The divergence is that of the adapted policies from the policies
       that played, in nats per step.

@@ -1,11 +1,12 @@
 """Meta-training of policy learners: TRPO, ProMP or any optax optimizer."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.numerics import check_counts, check_number
@@ -16,7 +17,7 @@ from metajax.policies.trust_region import (
   trust_region_step,
 )
 from metajax.tasks.playable import PlayableTasks
-from metajax.training.mesh import task_mesh
+from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
@@ -86,8 +87,12 @@ def policy_trainer(
   rng: PRNGKey,
   epochs: int = 1,
   penalty: KLPenalty | None = None,
+  mesh: Mesh | None = None,
 ) -> Trainer:
   """Builds a trainer that draws and plays new tasks in every step.
+
+  The devices of the mesh share the tasks. The tasks, and what happens in them,
+  do not depend on their number.
 
   Args:
     learner: the learner.
@@ -98,15 +103,17 @@ def policy_trainer(
     epochs: updates on the experience of a step, at least 1. More than 1 need a
       learner with a clipped outer surrogate, and are not for TRPO.
     penalty: ProMP's penalty of the policies before adaptation. Not for TRPO.
+    mesh: a mesh with the axis "tasks". If None, it is `task_mesh(meta_batch)`.
 
   Returns:
-    A `Trainer`, on one device. Its metrics are those of the learner's `outer`
+    A `Trainer`. Its metrics are those of the learner's `outer`
     before the last update of a step; with a penalty, also "drift" there and
     "penalty_weight", the weight of the step.
 
   Raises:
-    ValueError: if a number is out of its range, or for several epochs or a
-      penalty of TRPO.
+    ValueError: if a number is out of its range, for several epochs or a
+      penalty of TRPO, or if the meta-batch is not a multiple of the number of
+      devices.
   """
   check_counts(meta_batch=meta_batch, epochs=epochs)
   by_region = isinstance(optimizer, TrustRegion)
@@ -123,13 +130,29 @@ def policy_trainer(
     check_number("weight", penalty.weight, at_least=penalty.smallest)
     check_number("target", penalty.target, above=0)
   transform: Any = optax.identity() if by_region else optimizer
-  mesh = task_mesh(1)
+  mesh = task_mesh(meta_batch) if mesh is None else mesh
+  if meta_batch % mesh.size:
+    raise ValueError(
+      f"meta_batch={meta_batch}: must be a multiple of {mesh.size} devices."
+    )
   replicated = NamedSharding(mesh, P())
+  collect = learner.collect
+  if mesh.size > 1:
+    # XLA would not split the baselines' Cholesky factors by itself. The means
+    # over tasks in `outer`, `fisher` and `drift` it does.
+    collect = jax.shard_map(
+      collect,
+      mesh=mesh,
+      in_specs=(P(), P(TASKS), P(TASKS)),
+      out_specs=P(TASKS),
+      check_vma=False,
+    )
 
   def step(state: TrainState, rng: PRNGKey) -> tuple[TrainState, Metrics]:
     task_key, play_key = jax.random.split(jax.random.fold_in(rng, state.step))
     drawn = jax.vmap(tasks.draw)(jax.random.split(task_key, meta_batch))
-    experience = learner.collect(state.meta_params, drawn, play_key)
+    keys = jax.random.split(play_key, meta_batch)
+    experience = collect(state.meta_params, drawn, keys)
     if by_region:
       return _by_region(learner, optimizer, state, experience)
     first, weight = state.step, None
@@ -161,7 +184,12 @@ def policy_trainer(
     new = choose(every, inner._replace(step=first + 1), state)
     return new, {name: x[-1] for name, x in metrics.items()}
 
-  @jax.jit
+  def replicated_step(
+    state: TrainState, rng: PRNGKey
+  ) -> tuple[TrainState, Metrics]:
+    return jax.lax.with_sharding_constraint(step(state, rng), replicated)
+
+  @functools.partial(jax.jit, out_shardings=replicated)
   def init(rng: PRNGKey) -> TrainState:
     state = first_state(transform, learner.init(rng))
     if penalty is None:
@@ -170,7 +198,7 @@ def policy_trainer(
     return state._replace(opt_state=Penalized(state.opt_state, weight))
 
   rng = place(rng, replicated)
-  return trainer_on(mesh, init, mean_over_steps(step, rng))
+  return trainer_on(mesh, init, mean_over_steps(replicated_step, rng))
 
 
 def _by_region(

@@ -12,6 +12,37 @@ from metajax.types import Array, PRNGKey
 MOVES = np.array([[0, 0], [0, 1], [1, 0], [0, -1], [-1, 0]], np.int32)
 
 
+def goal_cells(size: int) -> np.ndarray:
+  """Returns the cells in which the goal may be, int32 `[goals, 2]`.
+
+  Raises:
+    ValueError: if the size is below 3.
+  """
+  check_counts(size=size, at_least=3)
+  cells = np.stack(np.meshgrid(*[np.arange(size)] * 2, indexing="ij"), -1)
+  cells = cells.reshape(-1, 2).astype(np.int32)
+  return cells[cells.max(1) > 1]
+
+
+def best_return(goals: Array, horizon: int = 15) -> Array:
+  """Returns the best return of an episode with a known goal.
+
+  ::
+
+    horizon - d + 1 - 0.1 (d - 1)
+
+  d is the number of moves to the goal. It is `-0.1 horizon` if d is larger than
+  the horizon.
+
+  Args:
+    goals: int `[..., 2]`.
+    horizon: steps of an episode.
+  """
+  distance = goals.sum(-1)
+  stays = horizon - distance + 1 - 0.1 * (distance - 1)
+  return jnp.where(distance <= horizon, stays, -0.1 * horizon)
+
+
 def gridworld(size: int = 5, horizon: int = 15) -> PlayableTasks:
   """Returns tasks of a player on a grid who does not see the goal.
 
@@ -22,8 +53,7 @@ def gridworld(size: int = 5, horizon: int = 15) -> PlayableTasks:
   The player begins in the corner (0, 0). The goal is any cell but this one and
   the three next to it. The observation is the cell x, two numbers. A move off
   the grid does nothing. An episode does not end at the goal: the player gains
-  most by staying there. With a known goal that is d moves away, the best return
-  is `horizon - d + 1 - 0.1 (d - 1)`.
+  most by staying there. `best_return` is the return if the goal is known.
 
   The paper plays 4 episodes: `trials_of(gridworld(), 60)`. The rules are those
   of `environments/navigation/gridworld.py` of lmzintgraf/varibad.
@@ -39,10 +69,7 @@ def gridworld(size: int = 5, horizon: int = 15) -> PlayableTasks:
     Zintgraf et al., `VariBAD: A Very Good Method for Bayes-Adaptive Deep RL via
     Meta-Learning <https://arxiv.org/abs/1910.08348>`_, 2020.
   """
-  check_counts(size=size, at_least=3)
-  cells = np.stack(np.meshgrid(*[np.arange(size)] * 2, indexing="ij"), -1)
-  cells = cells.reshape(-1, 2)
-  goals = jnp.asarray(cells[cells.max(1) > 1], jnp.int32)
+  goals = jnp.asarray(goal_cells(size))
   moves = jnp.asarray(MOVES)
 
   def draw(rng: PRNGKey) -> Array:

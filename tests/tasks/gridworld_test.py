@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metajax.players import Sizes, optimal_value, random_player
-from metajax.tasks.gridworld import gridworld
+from metajax.tasks.gridworld import best_return, gridworld
 from metajax.tasks.tabular_mdp import MDPParams
 from metajax.tasks.trials import play, trials_of
 
@@ -40,6 +40,9 @@ def test_best_return_of_every_goal_is_that_of_the_planner():
   distance = goals.sum(1)
   expected = HORIZON - distance + 1 - 0.1 * (distance - 1)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(best_return(goals), expected, rtol=1e-6)
+  # No goal is as near as 2 moves for an episode of 1, and every step costs.
+  np.testing.assert_allclose(best_return(goals, 1), -0.1)
   # The mean distance of the 21 goals is 32 / 7.
   np.testing.assert_allclose(found.mean(), 16.1 - 1.1 * 32 / 7, rtol=1e-5)
 
