@@ -7,6 +7,10 @@ import pytest
 
 from metajax.context import build_reader, reading_network
 from metajax.models.recurrent import unroll
+from metajax.players.recurrent import encode, first_params
+from metajax.replay.players import action_values
+from metajax.tasks.bandits import bandits
+from metajax.tasks.trials import Player, play
 
 WINDOW, FEATURES, UNITS, ACTIONS = 4, 3, 8, 2
 SIZES = {
@@ -20,13 +24,16 @@ def _network(name, head="linear", **sizes):
   network = reading_network(
     reader, ACTIONS, window=WINDOW, units=UNITS, head=head
   )
+  params = network.init(jax.random.key(0), jnp.zeros((1, FEATURES)))
+  return reader(UNITS), network, _noisy(params)
+
+
+def _noisy(params):
+  """Adds noise, because heads begin with zeros."""
   draw = np.random.default_rng(0)
-  # Heads begin with zeros.
-  params = jax.tree.map(
-    lambda x: x + draw.normal(0, 0.3, x.shape).astype(x.dtype),
-    network.init(jax.random.key(0), jnp.zeros((1, FEATURES))),
+  return jax.tree.map(
+    lambda x: x + draw.normal(0, 0.3, x.shape).astype(x.dtype), params
   )
-  return reader(UNITS), network, params
 
 
 @pytest.mark.slow
@@ -97,3 +104,32 @@ def test_head_is_that_of_recurrent_networks():
   assert logits.shape == (5, ACTIONS) and value.shape == (5,)
   with pytest.raises(ValueError, match="head="):
     _network("transformer", "none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_values_in_a_bandit_are_those_of_the_whole_trial_read_anew(name):
+  pulls, arms = 10, 3
+  tasks = bandits(arms, pulls)
+  reader = build_reader(name, **SIZES[name] | {"length": pulls + 1})
+  network = reading_network(reader, arms, window=pulls + 1, units=UNITS)
+  params = _noisy(first_params(network, tasks, jax.random.key(0)))
+
+  def act(memory, step, rng):
+    """Acts at random, and keeps the values of the network."""
+    values, state = action_values(network, params, memory[0], step, arms)
+    return jax.random.randint(rng, (), 0, arms), (state, values)
+
+  @jax.jit
+  def both(rng):
+    player = Player(lambda: (network.start(), jnp.zeros(arms)), act)
+    trial = play(player, tasks, rng)
+    x, labels = encode(trial.steps, arms), jnp.zeros((pulls + 1, UNITS))
+    anew = reader(UNITS)
+    nothing = anew.start(params["reader"], x)
+    hidden, _ = anew.read(params["reader"], nothing, x, labels)
+    return trial.memories[1][1:], network.head(params, hidden)[:-1]
+
+  played, read = both(jax.random.key(1))
+  assert np.ptp(read, axis=0).min() > 1e-2
+  np.testing.assert_allclose(played, read, rtol=0, atol=1e-5)
