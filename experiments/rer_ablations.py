@@ -21,7 +21,13 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments.shared import on_policy, replaying, trainees, trial_plots
+from experiments.shared import (
+  on_policy,
+  player_networks,
+  replaying,
+  trainees,
+  trial_plots,
+)
 from experiments.shared.references import Reference, search
 from experiments.shared.stale_states import discrepancies
 from metajax import players
@@ -89,7 +95,7 @@ def main() -> None:
   replay = replaying.replay(tasks)._replace(
     capacity=FLAGS.kept * FLAGS.meta_batch * len(starts)
   )
-  network = replaying.network(tasks)
+  network = player_networks.network(tasks)
   to_train = {}
   for name, variant in variants().items():
     objective = replaying.objective(tasks)._replace(**variant.objective)

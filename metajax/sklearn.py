@@ -107,17 +107,25 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
       y: `[rows]` labels.
 
     Raises:
-      ValueError: for an impossible argument, or a folder without weights.
+      ValueError: for an impossible argument, columns that are not numbers, more
+        classes than `max_rows`, or a folder without weights.
     """
     for name in ("n_estimators", "max_features", "max_rows"):
       value = getattr(self, name)
-      if value is not None:
+      if value is not None or name != "max_features":
         check_counts(**{name: value})
+    _check_numbers(X)
     X, y = validate_data(  # noqa: N806
       self, X, y, dtype=np.float64, ensure_all_finite="allow-nan"
     )
     check_classification_targets(y)
     self.classes_, labels = np.unique(y, return_inverse=True)
+    if len(self.classes_) > self.max_rows:
+      raise ValueError(
+        f"max_rows={self.max_rows}: a reading must have a row of each of the "
+        f"{len(self.classes_)} classes; give max_rows={len(self.classes_)} or "
+        "more."
+      )
     loaded = saved.load(WEIGHTS if self.weights is None else self.weights)
     if loaded.recipe.learner != "tabular_classifier":
       raise ValueError(
@@ -129,6 +137,13 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     self.features_read_ = min(
       X.shape[1], self.max_features or default_features(loaded)
     )
+    if X.shape[1] > self.features_read_:
+      warnings.warn(
+        f"{X.shape[1]} features: each of the {self.n_estimators} readings has "
+        f"{self.features_read_} of them, drawn at random. Give more readings, "
+        "or fewer features, or a larger max_features.",
+        stacklevel=2,
+      )
     if len(X) > self.max_rows:
       warnings.warn(
         f"{len(X)} rows: each of the {self.n_estimators} readings has "
@@ -149,6 +164,7 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
       X: `[rows, features]` numbers; NaN is missing.
     """
     check_is_fitted(self)
+    _check_numbers(X)
     X = validate_data(  # noqa: N806
       self, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan"
     )
@@ -224,6 +240,35 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     logits -= logits.max(1, keepdims=True)
     chances = np.exp(logits)
     return chances / chances.sum(1, keepdims=True)
+
+
+def _check_numbers(table: Any) -> None:
+  """Names the columns of a table that have texts, categories or dates."""
+  if hasattr(table, "iloc"):
+    columns = dict(table.items())
+  elif getattr(table, "ndim", 0) == 2 and table.dtype.kind in "OUS":
+    columns = dict(enumerate(np.asarray(table).T))
+  else:
+    return
+  wrong = [name for name, column in columns.items() if not _is_number(column)]
+  if wrong:
+    raise ValueError(
+      f"X: the columns {wrong} are not numbers. Make numbers of categories by "
+      "sklearn.preprocessing.OrdinalEncoder, and of dates; leave out texts."
+    )
+
+
+def _is_number(column: Any) -> bool:
+  kind = getattr(column.dtype, "kind", "O")
+  if kind in "biufmM":  # m and M are times.
+    return kind not in "mM"
+  try:
+    np.asarray(column, np.float64)
+  except ValueError:
+    return False
+  except TypeError:  # scikit-learn has messages of its own.
+    return True
+  return True
 
 
 def default_features(loaded: Loaded) -> int:

@@ -83,7 +83,10 @@ def test_more_classes_rows_and_features_than_a_reading_takes(weights):
   ours = InContextClassifier(
     weights, n_estimators=2, max_rows=20, max_features=2
   )
-  with pytest.warns(UserWarning, match="max_rows=20"):
+  with (
+    pytest.warns(UserWarning, match="max_rows=20"),
+    pytest.warns(UserWarning, match="6 features"),
+  ):
     ours.fit(x, y)
   found = ours.predict_proba(x)
   assert found.shape == (40, 5)
@@ -101,10 +104,36 @@ def test_scales_of_any_size(weights):
 
 def test_bad_arguments_are_refused(weights, tmp_path):
   x, y = table()
-  with pytest.raises(ValueError, match="n_estimators=0: must be 1 or more"):
-    InContextClassifier(weights, n_estimators=0).fit(x, y)
+  for wrong in (0, 2.5, "3", None):
+    with pytest.raises(ValueError, match=rf"n_estimators={wrong!r}: must be"):
+      InContextClassifier(weights, n_estimators=wrong).fit(x, y)
+  with pytest.raises(ValueError, match="max_rows=1: a reading must have a row"):
+    InContextClassifier(weights, max_rows=1).fit(x, y)
   with pytest.raises(ValueError, match="has no learner.json"):
     InContextClassifier(tmp_path).fit(x, y)
+
+
+def test_columns_that_are_not_numbers_are_named(weights):
+  x, y = table()
+  ours = InContextClassifier(weights, n_estimators=1).fit(x, y)
+  mixed = x.astype(object)
+  mixed[0, 1] = None  # Missing.
+  mixed[:, 2] = "red"
+  for refused in (lambda: ours.fit(mixed, y), lambda: ours.predict(mixed)):
+    with pytest.raises(ValueError, match=r"the columns \[2\] are not numbers"):
+      refused()
+  pandas = pytest.importorskip("pandas")
+  frame = pandas.DataFrame(x, columns=list("abc"))
+  frame["day"] = pandas.Timestamp("2020-01-01")
+  frame["b"] = pandas.Categorical(np.where(x[:, 1] > 0, "red", "blue"))
+  with pytest.raises(ValueError, match=r"the columns \['b', 'day'\]"):
+    ours.fit(frame, y)
+
+
+def test_features_that_a_reading_leaves_out_are_told(weights):
+  x, y = table()
+  with pytest.warns(UserWarning, match="each of the 1 readings has 2 of them"):
+    InContextClassifier(weights, n_estimators=1, max_features=2).fit(x, y)
 
 
 @pytest.mark.slow

@@ -3,8 +3,8 @@
 import optax
 from absl import flags
 
+from experiments.shared import player_networks
 from experiments.shared.replaying import MAX_NORM, Trainee
-from metajax.models.recurrent import recurrent
 from metajax.policies import PPO, policy_player, ppo_trainer
 from metajax.runs import rng_keys, training
 from metajax.runs.flags import FLAGS, flag_values
@@ -52,9 +52,7 @@ def trainee(tasks: Trials) -> Trainee:
     gae=FLAGS.ppo_gae,
     entropy=FLAGS.ppo_entropy,
   )
-  network = recurrent(
-    tasks.num_actions, units=FLAGS.units, cell=FLAGS.cell, head="actor_critic"
-  )
+  network = player_networks.network(tasks, "actor_critic")
   updates = ppo.epochs * ppo.minibatches
   optimizer = optax.chain(
     optax.clip_by_global_norm(MAX_NORM),

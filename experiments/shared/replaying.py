@@ -1,13 +1,14 @@
 """Recurrent experience replay from the flags."""
 
 from collections.abc import Callable
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import optax
 from absl import flags
 
+from experiments.shared.player_networks import network
 from experiments.shared.shards import num_shards
-from metajax.models.recurrent import Cell, Recurrent, recurrent
+from metajax.models.recurrent import Recurrent
 from metajax.replay import (
   Objective,
   Replay,
@@ -21,13 +22,6 @@ from metajax.tasks.trials import Player, Trials
 from metajax.training import Trainer, task_mesh
 from metajax.types import Params
 
-flags.DEFINE_integer(
-  "units",
-  64,
-  "Number of units of each layer of the recurrent network.",
-  lower_bound=1,
-)
-flags.DEFINE_enum("cell", "gru", get_args(Cell), "Recurrent cell.")
 flags.DEFINE_integer(
   "length",
   0,
@@ -167,12 +161,6 @@ def build(
     trainer,
     lambda params: q_player(network, params, tasks.num_actions, 0.0),
     training.outer_rates(updates),
-  )
-
-
-def network(tasks: Trials) -> Recurrent:
-  return recurrent(
-    tasks.num_actions, units=FLAGS.units, cell=FLAGS.cell, head="dueling"
   )
 
 

@@ -24,6 +24,7 @@ from metajax.context.neural_process import (
   conditional_neural_process,
 )
 from metajax.context.objectives import maximum_likelihood
+from metajax.context.playing import reading_network
 from metajax.context.prior_fitted import prior_fitted
 from metajax.context.registry import LEARNERS
 from metajax.context.sequence import (
@@ -68,6 +69,7 @@ __all__ = [
   "paired_transformer",
   "prior_fitted",
   "quantile_edges",
+  "reading_network",
   "sequence_transformer",
   "snail",
   "tnp_a",

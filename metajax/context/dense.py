@@ -25,6 +25,18 @@ def init_dense(rng: PRNGKey, num_inputs: int, num_outputs: int) -> Params:
   }
 
 
+def init_head(num_inputs: int, num_outputs: int) -> Params:
+  """Returns a layer of zeros, for the outputs of classes.
+
+  The first predictions are then uniform. Random ones would have a loss that the
+  encoder reduces first, by making the features of all examples alike.
+  """
+  return {
+    "kernel": jnp.zeros((num_inputs, num_outputs)),
+    "bias": jnp.zeros(num_outputs),
+  }
+
+
 def dense(params: Params, x: Array) -> Array:
   """Maps `[..., num_inputs]` to `[..., num_outputs]`."""
   return x @ params["kernel"] + params["bias"]

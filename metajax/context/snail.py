@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.context.dense import dense, init_dense
+from metajax.context.dense import dense, init_dense, init_head
 from metajax.learners.reading import Reader
 from metajax.types import Array, Params, PRNGKey
 
@@ -49,7 +49,8 @@ def snail(
   reach over `length` examples. An example that was read is `(f_t, y_t)`. One
   that is predicted is `(f_t, 0)`, after the examples before it: the published
   network for the last example of a task. All prefixes of a task are computed at
-  once, each example both ways.
+  once, each example both ways. Keys begin equal to queries, and the head begins
+  with zeros, see `paired_transformer`.
 
   Args:
     num_outputs: number of classes, or of numbers to predict.
@@ -81,12 +82,11 @@ def snail(
 
   def init(rng: PRNGKey, features: Array) -> Params:
     width, params = features.shape[-1] + num_outputs, []
-    keys = jax.random.split(rng, len(layers) + 1)
-    for key, layer in zip(keys[1:], layers, strict=True):
+    keys = jax.random.split(rng, len(layers))
+    for key, layer in zip(keys, layers, strict=True):
       params.append(_init_layer(key, layer, width, channels))
       width += _num_new(layer, channels)
-    head = init_dense(keys[0], width, num_outputs)
-    return {"layers": params, "head": head}
+    return {"layers": params, "head": init_head(width, num_outputs)}
 
   def start(params: Params, features: Any) -> Examples:
     del params
@@ -144,10 +144,13 @@ def _init_layer(
   if not isinstance(layer, tuple):
     return init_dense(rng, 2 * width, 2 * channels)
   keys = jax.random.split(rng)
-  return {
-    "queries": init_dense(keys[0], width, layer[0]),
-    "memory": init_dense(keys[1], width, sum(layer)),
-  }
+  queries = init_dense(keys[0], width, layer[0])
+  memory = init_dense(keys[1], width, sum(layer))
+  # Keys begin equal to queries: examples attend most to those like them.
+  matched = jax.tree.map(
+    lambda x, y: x.at[..., : layer[0]].set(y), memory, queries
+  )
+  return {"queries": queries, "memory": matched}
 
 
 def _remember(layer: Layer, params: Params, x: Array) -> Array:

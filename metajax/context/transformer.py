@@ -60,6 +60,7 @@ def transformer(
   layers: int = 6,
   heads: int = 4,
   normed_first: bool = False,
+  matched: bool = False,
 ) -> Transformer:
   """Builds a stack of attention blocks with a cache of keys and values.
 
@@ -71,6 +72,8 @@ def transformer(
     layers: number of blocks.
     heads: number of heads; must divide the width.
     normed_first: see `attention.block`.
+    matched: whether the weights of keys begin equal to those of queries. The
+      score of a token and a query is then larger, the more alike they are.
 
   Raises:
     ValueError: if `heads` does not divide `width`, or a size is less than 1.
@@ -84,7 +87,8 @@ def transformer(
 
   def init(rng: PRNGKey) -> Params:
     keys = jax.random.split(rng, layers)
-    return jax.vmap(lambda key: init_block(key, width, hidden))(keys)
+    blocks = jax.vmap(lambda key: init_block(key, width, hidden))(keys)
+    return {**blocks, "keys": blocks["queries"]} if matched else blocks
 
   def run(
     params: Params, tokens: Array, among: Array | None, cache: Cache | None

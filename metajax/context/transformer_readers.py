@@ -5,14 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.context.dense import dense, init_dense, init_norm, norm
+from metajax.context.dense import dense, init_dense, init_head, init_norm, norm
 from metajax.context.sequence import sequence_transformer
 from metajax.context.transformer import Cache, transformer
 from metajax.learners.reading import Reader
 from metajax.types import Array, Batch, Params, PRNGKey
 
 
-def paired_transformer(num_outputs: int, **sizes: int) -> Reader:
+def paired_transformer(
+  num_outputs: int, *, layers: int = 2, **sizes: int
+) -> Reader:
   """Lets a causal transformer read each example as one token with its label.
 
   ::
@@ -22,11 +24,14 @@ def paired_transformer(num_outputs: int, **sizes: int) -> Reader:
 
   As in SNAIL, an example is bound to its label from the beginning, and all
   prefixes of a task are computed at once, each example both ways. It has no
-  positions and reads sequences of any length. Blocks normalise first.
+  positions and reads sequences of any length. Blocks normalise first. Keys
+  begin equal to queries, so that an example attends most to those like it, and
+  the head begins with zeros. Otherwise training begins with a long plateau.
 
   Args:
     num_outputs: number of classes, or of numbers to predict.
-    **sizes: width, hidden, layers and heads, see `transformer`.
+    layers: number of blocks. Two bind labels to new classes.
+    **sizes: width, hidden and heads, see `transformer`.
 
   Raises:
     ValueError: if the heads do not divide the width, or a size is less than 1.
@@ -36,16 +41,16 @@ def paired_transformer(num_outputs: int, **sizes: int) -> Reader:
     <https://arxiv.org/abs/2207.04179>`_, 2022, section 4.1: tokens of pairs,
     and targets that are asked with zeros.
   """
-  network = transformer(normed_first=True, **sizes)
+  network = transformer(normed_first=True, matched=True, layers=layers, **sizes)
   width = sizes.get("width", 64)
 
   def init(rng: PRNGKey, features: Array) -> Params:
-    keys = jax.random.split(rng, 3)
+    keys = jax.random.split(rng)
     return {
       "tokens": init_dense(keys[0], features.shape[-1] + num_outputs, width),
       "blocks": network.init(keys[1]),
       "norm": init_norm(width),
-      "head": init_dense(keys[2], width, num_outputs),
+      "head": init_head(width, num_outputs),
     }
 
   def start(params: Params, features: Any) -> Cache:

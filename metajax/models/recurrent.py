@@ -92,9 +92,8 @@ def recurrent(
   Raises:
     ValueError: for any other cell or head.
   """
-  for name, given, allowed in (("cell", cell, Cell), ("head", head, Head)):
-    if given not in get_args(allowed):
-      raise ValueError(f"{name}={given!r}: must be one of {get_args(allowed)}.")
+  _check("cell", cell, get_args(Cell))
+  _check("head", head, get_args(Head))
   network = _Network(cell, units, head, num_outputs)
 
   def start() -> Any:
@@ -113,6 +112,34 @@ def recurrent(
     return network.apply(params, hidden, method="head")
 
   return Recurrent(init, start, read, apply_head)
+
+
+def output_head(
+  num_outputs: int, *, units: int = 64, head: Head = "linear"
+) -> tuple[Callable[[PRNGKey], Params], Callable[[Params, Array], Any]]:
+  """Builds the head of `recurrent` alone, for hidden vectors of other networks.
+
+  Args:
+    num_outputs: number of classes or actions.
+    units: numbers of a hidden vector `[..., units]`.
+    head: see `recurrent`.
+
+  Returns:
+    `init(rng) -> params` and `apply(params, hidden) -> outputs`.
+
+  Raises:
+    ValueError: for any other head.
+  """
+  _check("head", head, get_args(Head))
+  network = _Network("gru", units, head, num_outputs)
+
+  def init(rng: PRNGKey) -> Params:
+    return network.init(rng, jnp.zeros(units), method="head")
+
+  def apply(params: Params, hidden: Array) -> Any:
+    return network.apply(params, hidden, method="head")
+
+  return init, apply
 
 
 def unroll(
@@ -162,6 +189,11 @@ def choose(which: Array, one: Any, other: Any) -> Any:
     one,
     other,
   )
+
+
+def _check(name: str, given: str, allowed: tuple[str, ...]) -> None:
+  if given not in allowed:
+    raise ValueError(f"{name}={given!r}: must be one of {allowed}.")
 
 
 def _spread(state: Any, inputs: Array) -> Any:

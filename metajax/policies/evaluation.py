@@ -1,12 +1,12 @@
 """Returns of new tasks after 0, 1, 2, ... inner steps."""
 
-from metajax.numerics import check_counts
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from metajax.numerics import check_counts
 from metajax.policies.protocol import PolicyLearner
 from metajax.policies.rollouts import Rollouts, play_and_adapt
 from metajax.tasks.playable import PlayableTasks

@@ -1,0 +1,122 @@
+"""Task families that draw nothing, or return something else, are told apart."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax import evaluate, learners
+from metajax.losses import mean_squared_error
+from metajax.models.mlp import MLP
+from metajax.task_checks import check_tasks
+from metajax.tasks import few_shot_episodes, sinusoid
+from metajax.tasks.class_batches import class_batches
+from metajax.training import meta_trainer
+from metajax.types import Batch, Episode
+
+X = jnp.ones((3, 1))
+BATCH = Batch(X, X)
+DRAW = np.random.default_rng(0)
+
+
+def _by_numpy(rng):
+  del rng
+  x = DRAW.normal(size=(3, 1)).astype(np.float32)
+  return Episode(Batch(x, x), Batch(x, x))
+
+
+@jax.jit
+def _by_a_key_of_its_own(rng):
+  """The key is an argument of an inner function, which does not use it."""
+  del rng
+  x = jax.random.normal(jax.random.key(0), (3, 1))
+  return Episode(Batch(x, x), Batch(x, x))
+
+
+def _partly(rng):
+  x = jax.random.normal(rng, (3, 1))
+  return Episode(BATCH, Batch(X, x))
+
+
+def _wherever_the_loop_ends(rng):
+  count = jax.lax.while_loop(
+    lambda c: c[1] > 0.1,
+    lambda c: (c[0] + 1, jax.random.uniform(jax.random.fold_in(rng, c[0]))),
+    (0, 1.0),
+  )[0]
+  return Episode(BATCH, Batch(X, X * count))
+
+
+@pytest.mark.parametrize(
+  "tasks", [_by_numpy, lambda rng: Episode(BATCH, BATCH)]
+)
+def test_tasks_that_are_all_the_same_are_warned_of(tasks):
+  with pytest.warns(UserWarning, match="^tasks: all tasks are the same"):
+    check_tasks(tasks)
+
+
+IMAGES = np.zeros((3, 4, 4, 4, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+  "tasks",
+  [
+    _partly,
+    _wherever_the_loop_ends,
+    jax.jit(_partly),
+    # What is inside of a compiled function is not looked at.
+    _by_a_key_of_its_own,
+    sinusoid(shots=2),
+    few_shot_episodes(IMAGES, 2, 1, 1),
+    class_batches(IMAGES, 2),
+  ],
+)
+def test_tasks_that_differ_are_not(tasks):
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    check_tasks(tasks)
+
+
+@pytest.mark.parametrize(
+  "found, named",
+  [
+    ((BATCH, BATCH), r"tuple\(Batch\(array, array, NoneType\), Batch"),
+    (((X, X), (X, X)), r"tuple\(tuple\(array, array\), tuple"),
+    (BATCH, r"Batch\(array, array, NoneType\), must"),
+    ({"support": BATCH}, "dict, must"),
+    (Episode((X, X), BATCH), r"Episode\(tuple\(array, array\), Batch"),
+    (X, "array, must"),
+  ],
+)
+def test_what_is_no_episode_is_named(found, named):
+  def tasks(rng):
+    del rng
+    return found
+
+  with pytest.raises(ValueError, match=f"^tasks: returned {named}"):
+    check_tasks(tasks)
+
+
+def test_trainer_and_evaluation_check_their_tasks():
+  learner = learners.maml(
+    MLP(1, (2,)), mean_squared_error, optax.sgd(0.1), num_steps=1
+  )
+
+  def train(tasks):
+    meta_trainer(
+      learner, optax.sgd(0.1), tasks, meta_batch=2, rng=jax.random.key(0)
+    )
+
+  def score(tasks):
+    params = learner.init(jax.random.key(0), X)
+    scores = {"mse": mean_squared_error}
+    evaluate(learner, params, tasks, scores, jax.random.key(0), num_tasks=2)
+
+  for use in (train, score):
+    with pytest.warns(UserWarning, match="^tasks: all tasks are the same"):
+      use(_by_numpy)
+    with pytest.raises(ValueError, match="^tasks: returned tuple"):
+      use(lambda rng: (BATCH, BATCH))
