@@ -5,16 +5,17 @@
 The optimizer is a small MLP on features of each parameter (Metz et al. 2019).
 It is meta-trained on trainings of an MLP on scikit-learn's digits, by
 persistent evolution strategies (PES, Vicol et al. 2021) and by truncated
-backpropagation. The objective is the mean loss of the minibatches over all
-steps. It is compared with Adam, whose step size is that of a grid with the
-lowest mean loss on the same training, and with Adam tuned so on each test. The
-tests are five times as many steps, four times as many hidden units, scikit-
-learn's breast cancer data, and Omniglot if --data_dir or METAJAX_DATA_DIR has
-it. All optimizers get the same number of steps, and the same batches. A run
-that was stopped goes on at the last finished tenth of a meta-training.
+backpropagation. The objective is the mean loss of the minibatches. It is
+compared with Adam, whose step size has the lowest mean loss of a grid on the
+same training, and with Adam tuned so on each test. The tests are five times as
+many steps, four times as many hidden units, scikit-learn's breast cancer data,
+and Omniglot if --data_dir or METAJAX_DATA_DIR has it. All optimizers get the
+same steps and batches. A run that was stopped goes on at the last finished
+tenth of a meta-training.
 
-It took 34 minutes on a busy shared core. By truncated backpropagation the mean
-loss on the digits is 0.156, by PES 0.236, and with Adam 0.216.
+It took 34 minutes on a busy shared core. With --sigma=0.01 --outer_lr=3e-3
+--outer_schedule=constant the mean loss on the digits is 0.156 by truncated
+backpropagation, 0.236 by PES, and 0.216 with Adam.
 """
 
 import functools
@@ -44,12 +45,8 @@ flags.DEFINE_float(
 flags.DEFINE_integer("hidden", 32, "Number of hidden units.", 1)
 flags.DEFINE_integer("batch", 64, "Number of training images in a step.", 1)
 flags.DEFINE_integer("trainings", 10, "Number of seeds of the tests.", 2)
-DEFAULTS = {
-  "steps": 1000,
-  "inner_steps": 200,
-  "outer_lr": 1e-2,
-  "outer_schedule": "cosine",
-}
+DEFAULTS: dict[str, Any] = {"steps": 1000, "inner_steps": 200}
+DEFAULTS |= {"outer_lr": 1e-2, "outer_schedule": "cosine"}
 UNUSED = (
   "learner meta_batch task_chunk inner_lr memory eval_tasks log_every "
   "eval_every checkpoint_every coordinator num_processes process_id must_save "
