@@ -88,7 +88,9 @@ def transformer(
   def init(rng: PRNGKey) -> Params:
     keys = jax.random.split(rng, layers)
     blocks = jax.vmap(lambda key: init_block(key, width, hidden))(keys)
-    return {**blocks, "keys": blocks["queries"]} if matched else blocks
+    # Copies: a training may donate its parameters, each buffer once.
+    alike = {"keys": jax.tree.map(jnp.copy, blocks["queries"])}
+    return blocks | alike if matched else blocks
 
   def run(
     params: Params, tokens: Array, among: Array | None, cache: Cache | None
