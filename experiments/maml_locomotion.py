@@ -1,4 +1,4 @@
-"""Locomotion by MAML (Finn et al. 2017, section 5.3 and appendix A.2), in brax.
+r"""Locomotion in brax by MAML (Finn et al. 2017, section 5.3, appendix A.2).
 
   python -m experiments.maml_locomotion --task=cheetah_direction
 
@@ -11,6 +11,13 @@ Flags are those of maml_navigation.
 Returns are not comparable with the published ones, which are MuJoCo's. The
 defaults are smaller than the published protocol, --preset=published: 40 tasks,
 20 episodes of 200 steps, hidden layers of 100 units.
+
+  python -m experiments.maml_locomotion --steps=75 --meta_batch=8 \
+      --validation_tasks=4 --eval_tasks=20
+
+takes 19 minutes to train and 11 to test on a busy core, 11 minutes of CPU time
+in all. That is too little: it gets -17.9 after one step, and the untrained
+policy -16.8.
 """
 
 from absl import flags

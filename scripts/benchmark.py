@@ -8,6 +8,7 @@ r"""Measures speed and memory of metajax on this machine.
   python scripts/benchmark.py --suite=growth --pooled --image_size=16 --json
   python scripts/benchmark.py --suite=context --json
   python scripts/benchmark.py --suite=replay --json
+  python scripts/benchmark.py --suite=policies --json
   python scripts/benchmark.py --suite=scaling --json
   python scripts/benchmark.py --suite=streaming --image_size=84 --json
   python scripts/benchmark.py --suite=all --json --out=DIR
@@ -53,6 +54,11 @@ The suite replay measures one step of recurrent experience replay on bandits,
 acting and learning. The buffer's share of the time is measured by a program
 that does only the same insertions, draws and new priorities.
 
+The suite policies measures an outer step of MAML for policies by TRPO, on 2-D
+navigation or in brax: the steps of the environment before and after one inner
+step, by the seconds of the whole outer step, and by those of the episodes alone
+on one device.
+
 The suite scaling measures the meta-step on 1, 2, 4, ... devices, with the same
 number of tasks in total (strong) and with the same number on each device
 (weak). Devices made of a CPU share its cores. More devices than cores show only
@@ -87,6 +93,7 @@ from scripts.benchmarks import (  # noqa: E402
   inner_loop,
   maml,
   own_flags,
+  policies,
   replay,
   scaling,
   streaming,
@@ -100,6 +107,7 @@ SUITES = {
   "context": context.measure,
   "growth": growth.measure,
   "inner_loop": inner_loop.measure,
+  "policies": policies.measure,
   "replay": replay.measure,
   "scaling": scaling.measure,
   "streaming": streaming.measure,
@@ -118,8 +126,10 @@ def main(argv: list[str]) -> None:
   # JAX logs missing backends at level INFO.
   logging.set_verbosity(logging.WARNING)
   # The other suites choose their devices themselves.
-  if FLAGS.suite in ("maml", "growth", "replay", "streaming"):
-    use_cpu_cores(spare_threads=FLAGS.learner in FACTORISING)
+  if FLAGS.suite in ("maml", "growth", "policies", "replay", "streaming"):
+    # The baselines of policies factorise matrices, too.
+    factorising = FLAGS.suite == "policies" or FLAGS.learner in FACTORISING
+    use_cpu_cores(spare_threads=factorising)
   try:
     for result in SUITES[FLAGS.suite]():
       show(result)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
 
 from experiments.shared import policy_training
@@ -11,7 +12,15 @@ from metajax.evaluation import estimate
 from metajax.models.mlp import MLP
 from metajax.policies import gaussian_policy, played_tasks
 from metajax.policies.rollouts import Rollouts
-from metajax.runs import folder, loggers, plots, report, rng_keys, training
+from metajax.runs import (
+  folder,
+  loggers,
+  plots,
+  report,
+  rng_keys,
+  scoring,
+  training,
+)
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.tasks.playable import PlayableTasks
 from metajax.training import TrainState
@@ -121,9 +130,12 @@ def finish(
   published: Sequence[float] = (),
 ) -> None:
   """Writes the returns after each inner step, and prints published ones."""
-  scored = {"return": played.rollouts}
+  returns = _by_steps("return", played.rollouts)
+  pairs = []
   if played.untrained is not None:
-    scored["untrained_return"] = played.untrained
+    untrained = _by_steps("untrained_return", played.untrained)
+    pairs = list(zip(returns, untrained, strict=True))
+    returns |= untrained
   report.finish(
     played.workdir,
     experiment,
@@ -133,12 +145,15 @@ def finish(
       **protocol,
       **({"published": dict(enumerate(published))} if published else {}),
     },
-    {
-      f"{name}_{k}_steps": estimate(x)
-      for name, rollouts in scored.items()
-      for k, x in enumerate(rollouts.returns.mean(-1).T)
-    },
+    {name: estimate(values) for name, values in returns.items()}
+    | scoring.differences(returns, pairs),
     played.trained,
   )
   if published:
     print("\npublished: " + "  ".join(map(str, published)))
+
+
+def _by_steps(name: str, rollouts: Rollouts) -> dict[str, np.ndarray]:
+  """Returns the mean returns of each task, by the number of inner steps."""
+  means = np.asarray(rollouts.returns).mean(-1)
+  return {f"{name}_{k}_steps": x for k, x in enumerate(means.T)}
