@@ -71,7 +71,7 @@ def main() -> None:
         "trained": played.rollouts,
         "untrained": played.untrained,
       }.items()
-      for k in (0, 1, 3)
+      for k in (0, 3)
     },
     "step of the episode",
     "mean reward of a step",
