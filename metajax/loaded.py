@@ -106,10 +106,11 @@ def compiled(
   adapting, predicting = jax.jit(learner.adapt), jax.jit(learner.predict)
 
   def adapt(support: Batch) -> Params:
-    _check_classes(recipe, support)
+    support = _checked(recipe, support)
     return _tried(inputs, support.inputs, adapting, meta_params, support, rng)
 
   def predict(task_params: Params, x: Any, *mask: Array, **options: Any) -> Any:
+    x = _as_array(x)
     return _tried(inputs, x, predicting, task_params, x, *mask, **options)
 
   return Loaded(
@@ -145,16 +146,28 @@ def with_outputs(loaded: Loaded, num_outputs: int) -> Loaded:
   )
 
 
-def _check_classes(recipe: Recipe, support: Batch) -> None:
+def _as_array(x: Any) -> Any:
+  return np.asarray(x) if isinstance(x, list) else x
+
+
+def _checked(recipe: Recipe, support: Batch) -> Batch:
   """Checks the labels, whose values a compiled function does not know."""
-  targets = support.targets
-  if (
-    recipe.loss != "cross_entropy"
-    or isinstance(targets, jax.core.Tracer)
-    or support.mask is not None
-    or not np.size(targets)
-  ):
-    return
+  if not isinstance(support, Batch):
+    raise ValueError(
+      f"support: {type(support).__name__} given, must be "
+      "metajax.Batch(inputs, targets)."
+    )
+  inputs, targets = map(_as_array, support[:2])
+  support = support._replace(inputs=inputs, targets=targets)
+  if recipe.loss != "cross_entropy" or isinstance(targets, jax.core.Tracer):
+    return support
+  if np.asarray(targets).dtype.kind not in "iu":
+    raise ValueError(
+      f"support.targets: {np.asarray(targets).dtype} given, must be integers, "
+      "the classes; np.unique(names, return_inverse=True)[1] numbers names."
+    )
+  if support.mask is not None or not np.size(targets):
+    return support
   least, largest = np.min(targets), np.max(targets)
   if least < 0 or largest >= recipe.num_outputs:
     raise ValueError(
@@ -163,6 +176,7 @@ def _check_classes(recipe: Recipe, support: Batch) -> None:
       "metajax.loaded.with_outputs takes more classes, for learners that "
       f"can: {', '.join(sorted(ANY_WAYS))}."
     )
+  return support
 
 
 def _tried(
@@ -183,6 +197,10 @@ def _tried(
   try:
     return call(*arguments, **options)
   except Exception as error:
+    if any(jnp.shape(x)[:1] == (0,) for x in leaves):
+      raise ValueError(
+        "inputs: no example given, must be 1 or more."
+      ) from error
     shapes = {jnp.shape(x)[1:] for x in leaves}
     if shapes == {like.shape}:
       raise

@@ -228,9 +228,12 @@ PHOTOS = np.random.default_rng(0).integers(256, size=(3, 6, 6, 3), dtype="u1")
 CHANNELS = Channels((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
 
 
-def _loaded(tmp_path, shape=(6, 6, 3), **about):
+def _loaded(tmp_path, shape=(6, 6, 3), learner="maml", **about):
   """Loads a network of no training, for examples of a shape."""
-  recipe, inputs = _recipe(), jax.ShapeDtypeStruct(shape, jnp.dtype("float32"))
+  recipe, inputs = (
+    _recipe(learner),
+    jax.ShapeDtypeStruct(shape, jnp.dtype("float32")),
+  )
   learner = recipes.build(recipe)
   params = learner.init(jax.random.key(0), jnp.zeros((1, *shape)))
   saved.save(tmp_path, recipe, params, inputs, **about)
@@ -284,3 +287,38 @@ def test_what_is_no_input_of_the_training_is_named(tmp_path):
   points = _loaded(tmp_path, (2,))
   with pytest.raises(ValueError, match=r"shape \(2,\), no images"):
     points.pixels(PHOTOS)
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"targets": ["ant", "bee", "cat"]}, "targets: <U3 given, .*np.unique"),
+    ({"targets": np.array(["ant", "bee"])}, "targets: <U3 given, .*integers"),
+    ({"targets": np.arange(3.0)}, "targets: float64 given, .*integers"),
+    ({"targets": np.eye(3)}, "targets: float64 given, .*integers"),
+    ({"targets": np.eye(3, dtype=int)}, r"\(3, 3\)"),
+    ({"targets": np.arange(3)[:, None]}, r"\(3, 1\)"),
+    ({"targets": np.arange(2)}, r"\(2,\)"),
+    (
+      {"inputs": np.zeros((0, 6, 6, 3), "f4"), "targets": np.arange(0)},
+      "no example given",
+    ),
+  ],
+)
+@pytest.mark.parametrize("learner", ["maml", "prototypical"])
+def test_labels_that_are_no_classes_are_named(
+  learner, changes, message, tmp_path
+):
+  loaded = _loaded(tmp_path, learner=learner)
+  support = Batch(loaded.pixels(PHOTOS), np.arange(3))
+  assert loaded.adapt(support._replace(targets=[0, 1, 2]))
+  with pytest.raises(ValueError, match=message):
+    loaded.adapt(support._replace(**changes))
+
+
+def test_what_is_no_batch_is_named(tmp_path):
+  loaded = _loaded(tmp_path)
+  with pytest.raises(
+    ValueError, match="^support: tuple given, .*Batch"
+  ):
+    loaded.adapt((loaded.pixels(PHOTOS), np.arange(3)))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from metajax.forward import forward, takes_mask
 from metajax.learners.heads import Head, unit_length
@@ -103,8 +104,14 @@ def fit_head(head: Head, features: Array, batch: Batch) -> Params:
   """Fits a head to features, with the batch's mask if it has one.
 
   Raises:
-    ValueError: if the batch has a mask and `head.fit` does not take one.
+    ValueError: if the batch has a mask and `head.fit` does not take one, or if
+      there are more or fewer targets than features.
   """
+  for targets in jax.tree.leaves(batch.targets):
+    if jnp.shape(targets)[:1] != features.shape[:1]:
+      raise ValueError(
+        f"targets: shape {jnp.shape(targets)} for {len(features)} examples."
+      )
   if batch.mask is None:
     return head.fit(features, batch.targets)
   if not takes_mask(head.fit):

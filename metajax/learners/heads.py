@@ -297,6 +297,10 @@ def members_of(
 def _one_hot(
   labels: Array, num_classes: int, dtype: Any, mask: Array | None
 ) -> Array:
+  if labels.ndim != 1:
+    raise ValueError(
+      f"targets: shape {labels.shape}, must be [n], the class of each example."
+    )
   real = True if mask is None else mask
   if not any(isinstance(x, jax.core.Tracer) for x in (labels, real)):
     known = np.asarray(labels)
