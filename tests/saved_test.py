@@ -318,7 +318,5 @@ def test_labels_that_are_no_classes_are_named(
 
 def test_what_is_no_batch_is_named(tmp_path):
   loaded = _loaded(tmp_path)
-  with pytest.raises(
-    ValueError, match="^support: tuple given, .*Batch"
-  ):
+  with pytest.raises(ValueError, match="^support: tuple given, .*Batch"):
     loaded.adapt((loaded.pixels(PHOTOS), np.arange(3)))
