@@ -48,7 +48,9 @@ time, temporaries and the operations of products grow.
 
 The suite context measures the meta-gradient of a transformer that reads one
 task, for contexts of 32 to 4,096 points, and attention alone, that of metajax
-and JAX's own, in float32 and in float64. It reports the exponents, too.
+and JAX's own, in float32 and in float64. It reports the exponents, too. With
+--counts_only it runs nothing and reports operations of products and
+temporaries, which do not depend on the load of the machine.
 
 The suite replay measures one step of recurrent experience replay on bandits,
 acting and learning. The buffer's share of the time is measured by a program

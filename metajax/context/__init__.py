@@ -10,6 +10,7 @@ from metajax.context.attended import attended
 from metajax.context.attentive import attentive_neural_process
 from metajax.context.autoregressive import tnp_a
 from metajax.context.bars import Bars, quantile_edges
+from metajax.context.bayesian_maml import bayesian_maml
 from metajax.context.convolutional import convolutional_process
 from metajax.context.correlated import tnp_nd
 from metajax.context.joint import Joint, log_density, of_marginals
@@ -55,6 +56,7 @@ __all__ = [
   "attended",
   "attention_descent",
   "attentive_neural_process",
+  "bayesian_maml",
   "build_reader",
   "conditional_attentive_process",
   "conditional_neural_process",

@@ -14,7 +14,7 @@ from metajax.context import tnp_d
 from metajax.context.attention import KeysValues, attention
 from metajax.types import Batch, Episode
 from scripts.benchmarks import own_flags
-from scripts.benchmarks.growth import exponent
+from scripts.benchmarks.growth import exponent, operations_of_products
 from scripts.benchmarks.measuring import machine, seconds_per_step
 
 own_flags.DEFINE_multi_integer(
@@ -24,6 +24,11 @@ own_flags.DEFINE_multi_integer(
   1,
 )
 own_flags.DEFINE_integer("queries", 64, "Of a task (suite context).", 1)
+own_flags.DEFINE_bool(
+  "counts_only",
+  False,
+  "Of the suite context: compile the programs and count, without running them.",
+)
 HEADS, WIDTH = 4, 64  # Those of tnp_d.
 
 
@@ -34,7 +39,8 @@ def measure() -> Iterator[dict]:
   among the context alone, in float32 and float64: seconds and temporaries at
   all lengths, and their exponents as in the suite growth. Attention is that of
   metajax and `jax.nn.dot_product_attention`; for these it yields the largest
-  error of the outputs, relative to the largest output in float64.
+  error of the outputs, relative to the largest output in float64. The
+  operations are those of products.
   """
   lengths = own_flags.FLAGS.lengths
   if len({*lengths}) < 2:
@@ -62,7 +68,8 @@ def _grown(
   columns = {k: [float(row[k]) for row in rows] for k in rows[0]}
   grown = {
     f"exponent_of_{k}": exponent(lengths, columns[k])
-    for k in ("seconds", "temp_bytes")
+    for k in ("seconds", "temp_bytes", "gflops")
+    if k in columns
   }
   return {
     "measured": name,
@@ -75,18 +82,22 @@ def _grown(
 
 
 def _measured(fn: Callable, arguments: tuple) -> dict[str, float]:
-  """Returns the seconds and the temporaries of a compiled call."""
-  compiled = jax.jit(fn).lower(*arguments).compile()
+  """Returns the operations, the temporaries and the seconds of a call."""
+  traced = jax.jit(fn).trace(*arguments)
+  compiled = traced.lower().compile()
+  counted = {
+    "gflops": operations_of_products(traced.jaxpr.jaxpr) / 1e9,
+    "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+  }
+  if own_flags.FLAGS.counts_only:
+    return counted
 
   def call(steps: int) -> Any:
     for _ in range(steps):
       out = compiled(*arguments)
     return out
 
-  return {
-    "seconds": np.median(seconds_per_step(call)),
-    "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
-  }
+  return {**counted, "seconds": np.median(seconds_per_step(call))}
 
 
 def _step(n: int) -> tuple[Callable, tuple]:
