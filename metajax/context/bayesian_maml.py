@@ -11,7 +11,7 @@ from jax.scipy.stats import norm
 from metajax.batches import real
 from metajax.context.dense import init_mlp, mlp
 from metajax.context.objectives import maximum_likelihood, numbers, vectors
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.predictive import NormalMixture
 from metajax.types import Array, Batch, LossFn, MetaLearner, Params, PRNGKey
 
@@ -65,9 +65,8 @@ def bayesian_maml(
     Liu and Wang, `Stein Variational Gradient Descent
     <https://arxiv.org/abs/1608.04471>`_, 2016, algorithm 1.
   """
-  for name, number in (("width", width), ("particles", particles)):
-    check_number(name, number, at_least=1)
-  check_number("num_steps", num_steps, at_least=0)
+  check_counts(width=width, particles=particles)
+  check_counts(num_steps=num_steps, at_least=0)
   for name, size in (("step_size", step_size), ("noise", noise)):
     check_number(name, size, above=0)
 

@@ -17,7 +17,7 @@ from metajax.context.encoders import (
   remember,
 )
 from metajax.context.objectives import numbers, vectors
-from metajax.numerics import check_number
+from metajax.numerics import check_counts
 from metajax.types import Array, Batch, Params, PRNGKey
 
 LEAST_SCALE = 0.1
@@ -64,7 +64,7 @@ def paths(
     ValueError: if the width is less than 1, or not a multiple of the number of
       heads of a network that attends.
   """
-  check_number("width", width, at_least=1)
+  check_counts(width=width)
   if attends and width % HEADS:
     raise ValueError(
       f"width={width}: must be a multiple of {HEADS}, the number of heads."

@@ -13,7 +13,7 @@ from metajax.models.recurrent import (
   output_head,
   over_leading_axes,
 )
-from metajax.numerics import check_number
+from metajax.numerics import check_counts
 from metajax.types import Array, Params, PRNGKey
 
 
@@ -58,8 +58,7 @@ def reading_network(
     Mishra et al., `A Simple Neural Attentive Meta-Learner
     <https://arxiv.org/abs/1707.03141>`_, 2018, section 5.2.
   """
-  check_number("window", window, at_least=1)
-  check_number("units", units, at_least=1)
+  check_counts(window=window, units=units)
   network = reader(units)
   init_head, apply_head = output_head(num_outputs, units=units, head=head)
 

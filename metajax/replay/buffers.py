@@ -63,7 +63,7 @@ def check_replay(replay: Replay) -> None:
   exponent = replay.priority_exponent
   check_number("priority_exponent", exponent, at_least=0, at_most=1)
   check_number("importance_exponent", replay.importance_exponent, at_least=0)
-  check_number("target_period", replay.target_period, at_least=1)
+  check_counts(target_period=replay.target_period)
 
 
 class Layout(NamedTuple):
