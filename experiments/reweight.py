@@ -2,16 +2,20 @@
 
   python -m experiments.reweight
 
-The images are scikit-learn's handwritten digits. Of the labels of the training
-set, `--flipped` are wrong (uniformly at random), or with
-`--corruption=imbalance` the classes 5 to 9 keep one of `--ratio` images. A few
-clean images are known. The script compares plain training, training on the
-clean images alone, learning to reweight (Ren et al. 2018), Meta-Weight-Net (Shu
-et al. 2019), and an oracle without the wrong labels. It reports test
-accuracies, and paired differences from plain training over seeds.
+The images are scikit-learn's handwritten digits, or with `--data` and
+`--data_dir` characters of Omniglot or photographs of CIFAR-100. Of the labels
+of the training set, `--flipped` are wrong (uniformly at random), or with
+`--corruption=imbalance` the second half of the classes keep one of `--ratio`
+images. A few clean images are known. The script compares plain training,
+training on the clean images alone, learning to reweight (Ren et al. 2018),
+Meta-Weight-Net (Shu et al. 2019), and an oracle without the wrong labels. It
+reports test accuracies, and paired differences from plain training over seeds.
 
 It takes 6 minutes on a shared core. Plain training has 88.1%, the clean images
-alone 85.4, reweighting 91.9, Meta-Weight-Net 90.7 and the oracle 95.2.
+alone 85.4, reweighting 91.9, Meta-Weight-Net 90.7 and the oracle 95.2. With
+`--data=cifar100 --images=100 --clean=10 --hidden=16 --batch=50 --inner_lr=0.03
+--steps=600 --trainings=4`, 31 minutes on a busy core, these are 20.6, 21.7,
+25.1, 21.8 and 31.8%.
 """
 
 import sys
@@ -132,7 +136,8 @@ def main() -> None:
       **flag_values("clean", "hidden", "batch", "trainings", "inner_lr"),
       "train": data.train.targets.shape[1],
       "metrics": "test accuracy in percent; intervals of Student's t over "
-      "seeds, each with a split and an initialisation of its own",
+      "seeds, each with a split and an initialisation of its own; the test "
+      "images of CIFAR-100 are the same",
     },
     metrics,
     began=began,
