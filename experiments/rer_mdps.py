@@ -14,7 +14,8 @@ minutes.
 
 --preset=gridworld is VariBAD's: 4 episodes of 15 steps with a hidden goal. PPO
 trains a recurrent player (RL^2), which is compared with the Bayes-optimal
-search ("search") and with a known goal.
+search ("search") and with a known goal. It takes 13 minutes on a busy core, and
+gets 36.9, where the search gets 37.3.
 
 With 10 episodes and `--steps=4000 --noppo` training takes 42 minutes on a
 shared core, and RER gets 148.9. With 25 episodes it takes 70 minutes and RER
@@ -65,6 +66,8 @@ PRESETS = {
     "env": "gridworld",
     "episodes": 4,
     "rer": False,
+    "units": 64,
+    "steps": 1000,
     "ppo_discount": 0.95,
     "ppo_gae": 0.9,
     "ppo_entropy": 0.05,

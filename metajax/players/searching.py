@@ -43,7 +43,7 @@ def search_path(
   from the second on, and every later episode is as good as with a known goal.
 
   Args:
-    size: cells of a side, see `tasks.gridworld.gridworld`.
+    size: cells of a side, 3 to 8: a set of cells is a number of 64 bits.
     horizon: steps of an episode, H.
     episodes: the number of episodes.
     beam: states that are kept, at least 1.
@@ -51,6 +51,7 @@ def search_path(
   Raises:
     ValueError: if a number is out of its range.
   """
+  check_number("size", size, at_least=3, at_most=8)
   check_number("episodes", episodes, at_least=1)
   check_number("beam", beam, at_least=1)
   check_number("horizon", horizon, at_least=1)

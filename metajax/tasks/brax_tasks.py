@@ -28,14 +28,16 @@ def brax_environment(name: str, backend: str = "spring", **options: Any) -> Any:
       "brax: not installed, and it has the physics of these tasks. "
       "Run pip install 'metajax[brax]'."
     )
-  import mujoco
-  from brax import envs  # It imports MuJoCo, which takes seconds.
-
-  # MuJoCo would write what it warns of to a file of the working directory.
-  mujoco.set_mju_user_warning(lambda message: None)
   with warnings.catch_warnings():
-    # brax's physics is no longer developed, which does not matter here.
+    # brax and its jaxopt warn that they are no longer developed.
+    warnings.simplefilter("ignore", DeprecationWarning)
     warnings.filterwarnings("ignore", "Brax System", UserWarning)
+    # The import of MuJoCo takes seconds.
+    import mujoco
+    from brax import envs
+
+    # MuJoCo would write what it warns of to a file of the working directory.
+    mujoco.set_mju_user_warning(lambda message: None)
     return envs.get_environment(name, backend=backend, **options)
 
 

@@ -74,3 +74,5 @@ def test_numbers_out_of_range_are_named():
   for name in ("horizon", "episodes", "beam"):
     with pytest.raises(ValueError, match=f"{name}=0: must be 1 or more"):
       search_path(**{name: 0})
+  with pytest.raises(ValueError, match="size=9: must be 3 .* 8"):
+    search_path(9)

@@ -123,6 +123,8 @@ def test_what_cannot_be_is_refused(monkeypatch):
     adapter.brax_environment("ant")
 
 
+# brax itself uses what MuJoCo has deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.slow
 def test_cheetah_is_paid_for_its_way_in_brax(tmp_path, monkeypatch):
   """The rewards are displacements of the torso by 0.05 s, less the effort."""
