@@ -1,6 +1,8 @@
 """Playable tasks of brax environments, which need the extra `brax`."""
 
+import contextlib
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +30,8 @@ def brax_environment(name: str, backend: str = "spring", **options: Any) -> Any:
       "brax: not installed, and it has the physics of these tasks. "
       "Run pip install 'metajax[brax]'."
     )
-  with warnings.catch_warnings():
+  # MuJoCo prints what else could be installed.
+  with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
     # brax and its jaxopt warn that they are no longer developed.
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.filterwarnings("ignore", "Brax System", UserWarning)
