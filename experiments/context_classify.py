@@ -67,6 +67,7 @@ DEFAULTS = {
   "query_shots": 1,
   "image_size": 20,
   "meta_batch": 16,
+  "outer_lr": 5e-4,
   "outer_schedule": "cosine",
 }
 FEW_SHOT = {
