@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.tasks.gridworld import MOVES, best_return, goal_cells
 from metajax.tasks.trials import Player, Step
 from metajax.types import Array, PRNGKey
@@ -52,9 +52,7 @@ def search_path(
     ValueError: if a number is out of its range.
   """
   check_number("size", size, at_least=3, at_most=8)
-  check_number("episodes", episodes, at_least=1)
-  check_number("beam", beam, at_least=1)
-  check_number("horizon", horizon, at_least=1)
+  check_counts(size=size, episodes=episodes, beam=beam, horizon=horizon)
   goals = goal_cells(size)
   number = len(goals)
   cells = np.stack(np.divmod(np.arange(size**2), size), -1)
