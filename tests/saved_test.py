@@ -289,31 +289,29 @@ def test_what_is_no_input_of_the_training_is_named(tmp_path):
     points.pixels(PHOTOS)
 
 
-@pytest.mark.parametrize(
-  "changes, message",
-  [
-    ({"targets": ["ant", "bee", "cat"]}, "targets: <U3 given, .*np.unique"),
-    ({"targets": np.array(["ant", "bee"])}, "targets: <U3 given, .*integers"),
-    ({"targets": np.arange(3.0)}, "targets: float64 given, .*integers"),
-    ({"targets": np.eye(3)}, "targets: float64 given, .*integers"),
-    ({"targets": np.eye(3, dtype=int)}, r"\(3, 3\)"),
-    ({"targets": np.arange(3)[:, None]}, r"\(3, 1\)"),
-    ({"targets": np.arange(2)}, r"\(2,\)"),
-    (
-      {"inputs": np.zeros((0, 6, 6, 3), "f4"), "targets": np.arange(0)},
-      "no example given",
-    ),
-  ],
-)
+NO_CLASSES = [
+  ({"targets": ["ant", "bee", "cat"]}, "targets: <U3 given, .*np.unique"),
+  ({"targets": np.array(["ant", "bee"])}, "targets: <U3 given, .*integers"),
+  ({"targets": np.arange(3.0)}, "targets: float64 given, .*integers"),
+  ({"targets": np.eye(3)}, "targets: float64 given, .*integers"),
+  ({"targets": np.eye(3, dtype=int)}, r"\(3, 3\)"),
+  ({"targets": np.arange(3)[:, None]}, r"\(3, 1\)"),
+  ({"targets": np.arange(2)}, r"\(2,\)"),
+  (
+    {"inputs": np.zeros((0, 6, 6, 3), "f4"), "targets": np.arange(0)},
+    "no example given",
+  ),
+]
+
+
 @pytest.mark.parametrize("learner", ["maml", "prototypical"])
-def test_labels_that_are_no_classes_are_named(
-  learner, changes, message, tmp_path
-):
+def test_labels_that_are_no_classes_are_named(learner, tmp_path):
   loaded = _loaded(tmp_path, learner=learner)
   support = Batch(loaded.pixels(PHOTOS), np.arange(3))
   assert loaded.adapt(support._replace(targets=[0, 1, 2]))
-  with pytest.raises(ValueError, match=message):
-    loaded.adapt(support._replace(**changes))
+  for changes, message in NO_CLASSES:
+    with pytest.raises(ValueError, match=message):
+      loaded.adapt(support._replace(**changes))
 
 
 def test_what_is_no_batch_is_named(tmp_path):
