@@ -252,7 +252,6 @@ def test_pixels_are_those_of_the_training(channels, tmp_path):
   same = np.abs(support.inputs[:, None] - pixels).max((2, 3, 4)) < 1e-5
   np.testing.assert_array_equal(np.sort(same.argmax(1)), [0, 1, 2])
   assert same.sum() == 3
-  assert np.isfinite(loaded.predict(loaded.adapt(support), pixels)).all()
 
 
 def test_drawings_are_inverted_coloured_images_grey_and_all_resized(tmp_path):

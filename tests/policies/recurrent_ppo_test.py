@@ -470,6 +470,7 @@ def test_every_epoch_learns_once_from_every_trial(first):
   assert seen[:2] != seen[2:]
 
 
+@pytest.mark.slow
 def test_rollout_is_of_the_policy_that_played_and_ends_with_the_task(
   trainer, first
 ):
@@ -499,6 +500,7 @@ def test_rollout_is_of_the_policy_that_played_and_ends_with_the_task(
     np.testing.assert_array_equal(part.steps.first[:, 1:], False)
 
 
+@pytest.mark.slow
 def test_step_is_one_update_for_each_part_in_turn(trainer, first, float64):
   """With gradients of the loss that was compared with numpy above."""
   state, metrics, parts = first
@@ -536,6 +538,7 @@ def test_step_is_one_update_for_each_part_in_turn(trainer, first, float64):
   assert set(metrics) == {*found, "reward"}
 
 
+@pytest.mark.slow
 def test_step_counts_one_however_many_updates_and_moves_all_parameters(
   trainer, first
 ):
@@ -547,6 +550,7 @@ def test_step_counts_one_however_many_updates_and_moves_all_parameters(
     assert np.any(before != after)
 
 
+@pytest.mark.slow
 def test_two_steps_of_one_call_are_two_calls_of_one_in_the_same_bits(
   trainer, first
 ):
@@ -601,6 +605,7 @@ def test_head_that_does_not_fit_the_tasks_is_named(num_outputs, head, message):
     play(policy_player(network, params, ACTIONS), NOISE, INIT_KEY)
 
 
+@pytest.mark.slow
 def test_player_learns_to_find_the_arm_that_always_pays(trainer):
   """Two by chance, and by whoever remembers nothing.
 
