@@ -11,8 +11,9 @@ these protocols. `--preset=santoro` has the paper's 100,000 tasks.
 
 All learners have the same encoder, conv4, which is trained with them. MANN and
 SNAIL have the sizes of their papers. `--data` and `--data_dir` take other
-images, as in `few_shot`. With `--preset=5w1s --meta_batch=16` a transformer of
-2 layers gets 93.4% after 2,500 steps, SNAIL 82.2% after 1,500 (16 minutes).
+images, as in `few_shot`. With `--preset=5w1s --meta_batch=16`, a transformer
+gets 93.4% by `--learner=transformer --steps=2500 --outer_lr=1e-3`, and SNAIL
+82.2% by `--learner=snail --steps=1500 --outer_lr=5e-4`, in 16 minutes.
 """
 
 from collections.abc import Callable
