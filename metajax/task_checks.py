@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.extend.core import Jaxpr, Literal
 
-from metajax.types import Batch, Episode, Stream, TaskFamily
+from metajax.types import Batch, Episode, Stream, TaskFamily, as_partial
 
 
 def check_tasks(tasks: TaskFamily) -> None:
@@ -27,7 +27,7 @@ def check_tasks(tasks: TaskFamily) -> None:
   if isinstance(tasks, Stream):
     return
   key = jax.random.key(0)
-  traced, episode = jax.make_jaxpr(tasks, return_shape=True)(key)
+  traced, episode = jax.make_jaxpr(as_partial(tasks), return_shape=True)(key)
   batches = tuple(episode) if isinstance(episode, Episode) else ()
   if not batches or not all(isinstance(x, Batch) for x in batches):
     raise ValueError(

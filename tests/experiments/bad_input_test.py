@@ -448,7 +448,7 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
     ),
     (
       ["--data_dir=IMAGES", "--augment", "--cutout=84"],
-      "--cutout=84: must be less than the 84 pixels of a side of the images.",
+      "--cutout=84: must be less than the 4 pixels of a side of the images.",
     ),
     (
       ["--stream"],
