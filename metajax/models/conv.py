@@ -57,7 +57,7 @@ class Conv4(nn.Module):
         train=train,
         window=WINDOW if pooled else None,
       )
-      if pooled and self.normalization == "batch" and self._in_taps(x):
+      if pooled and self.normalization in BY_BATCH and self._in_taps(x):
         shape = (*KERNEL, x.shape[-1], filters)
         x, kernel = Kernel(shape, name=f"Conv_{block}")(x)
         x = norm(x, taps=functools.partial(window_taps, kernel=kernel))

@@ -19,15 +19,21 @@ BY_BATCH = ("batch", "running")
 
 
 class BatchNorm(nn.Module):
-  """Normalises by the statistics of its present inputs (transductive).
+  """Normalises by statistics of the present inputs, or by running averages.
 
   The statistics are over all axes but the last::
 
     y = scale (x - mean(x)) / sqrt(var(x) + epsilon) + bias
 
-  There are no running averages, so `apply` is pure. In training and at test,
-  the prediction of an example depends on the other examples of its batch. With
-  a mask `[n]`, the statistics are those of the real examples.
+  Without `running` there is no state. In training and at test, the prediction
+  of an example depends on the other examples of its batch (transductive). With
+  `running`, training updates averages of both statistics, as flax's layer
+  does, and evaluation uses the averages::
+
+    average = momentum average + (1 - momentum) statistic
+
+  With a mask `[n]`, the statistics are those of the real examples. Inputs of
+  half precision have statistics in float32.
 
   With a `window`, the layer returns `max_pool(y, window)`. It pools x first and
   normalises the few numbers that are left. The result is the same, because y is
@@ -44,6 +50,8 @@ class BatchNorm(nn.Module):
   with 136 MB of temporaries instead of 254.
   """
 
+  running: bool = False
+  momentum: float = 0.99
   epsilon: float = 1e-5
 
   @nn.compact
@@ -55,28 +63,52 @@ class BatchNorm(nn.Module):
     window: Window | None = None,
     taps: Callable[[Array], list[Array]] | None = None,
   ) -> Array:
-    del train
     channels = (x if taps is None else jax.eval_shape(taps, x)[0]).shape[-1]
     scale = self.param("scale", nn.initializers.ones, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
+    measured = train or not self.running
+    moments: tuple[Array, ...] = ()
     if taps is None:
-      mean, variance = _moments([x], tuple(range(x.ndim - 1)), mask)
+      if measured:
+        moments = _moments([x], tuple(range(x.ndim - 1)), mask)
       if window is not None:
         x = max_pool(x, window, lowest=scale < 0)
     else:
 
       def each(x: Array) -> tuple[Array, ...]:
         pixels = taps(x)
-        moments = _moments(pixels, (1, 2))
+        moments = _moments(pixels, (1, 2)) if measured else ()
         return *moments, first_largest(pixels, scale < 0)
 
       size = sum(y.size * y.dtype.itemsize for y in jax.eval_shape(taps, x))
-      means, variances, x = in_blocks(each, x, 2 * size // x.shape[0])
-      mean, between = _moments([means], (0,), mask)
-      weights = None if mask is None else _column(mask, means)
-      variance = _apart(variances.mean(0, where=weights)) + between
+      *parts, x = in_blocks(each, x, 2 * size // x.shape[0])
+      if measured:
+        means, variances = parts
+        mean, between = _moments([means], (0,), mask)
+        weights = None if mask is None else _column(mask, means)
+        moments = mean, _apart(variances.mean(0, where=weights)) + between
+    if self.running:
+      moments = self._averaged(channels, moments)
+    mean, variance = moments
     slope = _apart(scale * lax.rsqrt(variance + self.epsilon))
-    return (x - mean) * slope + bias
+    y = (x - mean) * slope + bias
+    return y.astype(jnp.result_type(x, scale, bias))
+
+  def _averaged(
+    self, channels: int, moments: tuple[Array, ...]
+  ) -> tuple[Array, ...]:
+    """Updates the averages by what was measured, or returns the averages."""
+    averages = (
+      self.variable("batch_stats", "mean", jnp.zeros, (channels,)),
+      self.variable("batch_stats", "var", jnp.ones, (channels,)),
+    )
+    if not moments:
+      return tuple(average.value for average in averages)
+    if not self.is_initializing():
+      for average, new in zip(averages, moments, strict=True):
+        kept, share = self.momentum * average.value, 1 - self.momentum
+        average.value = (kept + share * new).astype(average.value.dtype)
+    return moments
 
 
 def _moments(
@@ -87,6 +119,8 @@ def _moments(
   The parts have equal shapes. With a mask `[n]`, only real examples count.
   """
   real = None if mask is None else _column(mask, parts[0])
+  precision = jnp.promote_types(parts[0].dtype, jnp.float32)
+  parts = [part.astype(precision) for part in parts]
 
   def averaged(parts: list[Array]) -> Array:
     means = [jnp.mean(part, axes, where=real) for part in parts]
@@ -124,11 +158,6 @@ def _column(mask: Array, x: Array) -> Array:
   return mask.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _running(x: Array, mask: Array | None, train: bool) -> Array:
-  norm = nn.BatchNorm(use_running_average=not train, use_fast_variance=False)
-  return norm(x, mask=None if mask is None else _column(mask, x))
-
-
 def _layer(x: Array, mask: Array | None, train: bool) -> Array:
   del mask, train
   # Statistics of each example. Scale and bias of each channel.
@@ -162,7 +191,7 @@ def _then_pooled(norm: Callable[..., Array]) -> Callable[[], Callable]:
 
 NORMALIZATIONS: dict[str, Callable[[], Callable[..., Array]]] = {
   "batch": BatchNorm,
-  "running": _then_pooled(_running),
+  "running": functools.partial(BatchNorm, running=True),
   "layer": _then_pooled(_layer),
   "group": _then_pooled(_group),
   "none": _then_pooled(_none),
@@ -178,9 +207,9 @@ def normalize(name: str) -> Callable[..., Array]:
 
   Args:
     name: "batch" (statistics of the present inputs: transductive), "running"
-      (the same in training; in evaluation flax's running averages, which are
-      state), "layer" (over all axes but that of the examples), "group" (8
-      groups of channels) or "none".
+      (the same in training; in evaluation running averages, which are state),
+      "layer" (over all axes but that of the examples), "group" (8 groups of
+      channels) or "none".
 
   Raises:
     ValueError: for any other name.

@@ -209,3 +209,82 @@ def test_pooled_normalisation_works_on_the_pooled():
 
   compiled = jax.jit(jax.grad(loss, (0, 1))).lower(params, x).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 2 * x.nbytes
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+  ("window", "taps"), [(None, None), ((2, 2), None), ((2, 2), _pixels)]
+)
+def test_running_averages_and_gradients_are_those_of_flax(window, taps, train):
+  draw = np.random.default_rng(0)
+  x = jnp.float32(draw.normal(1.0, 2.0, (4, 6, 4, 3)))
+  mask = jnp.array([True, True, False, True])
+  params = {"scale": jnp.array([1.5, -0.7, 0.3]), "bias": jnp.arange(3.0)}
+  averages = {"mean": jnp.arange(3.0), "var": jnp.array([0.5, 1.0, 2.0])}
+
+  def ours(variables, x):
+    return BatchNorm(running=True).apply(
+      variables, x, mask, train, window, taps, mutable="batch_stats"
+    )
+
+  def flax(variables, x):
+    layer = nn.BatchNorm(use_running_average=not train, use_fast_variance=False)
+    where = mask[:, None, None, None]
+    y, state = layer.apply(variables, x, mask=where, mutable="batch_stats")
+    return (y if window is None else max_pool(y, window)), state
+
+  def results(of):
+    def loss(params, x):
+      y, new = of({"params": params, "batch_stats": averages}, x)
+      return jnp.sin(y).sum(), (y, new)
+
+    return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, x)
+
+  found, expected = results(ours), results(flax)
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["batch", "running"])
+def test_half_precision_has_statistics_in_float32(name):
+  """A sum of bfloat16 numbers loses what is small beside it."""
+  x = jnp.float32(np.random.default_rng(0).normal(3.0, 1.0, (4, 6, 6, 2)))
+  x = x.astype(jnp.bfloat16)
+  norm = BatchNorm(running=name == "running")
+  variables = jax.tree.map(jnp.ones_like, norm.init(RNG, x))
+  variables["params"] = jax.tree.map(
+    lambda v: v.astype(jnp.bfloat16), variables["params"]
+  )
+  y, new = norm.apply(variables, x, train=True, mutable="batch_stats")
+  assert y.dtype == jnp.bfloat16
+  exact = np.float64(x)
+  mean, var = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
+  np.testing.assert_allclose(
+    np.float64(y), (exact - mean) / np.sqrt(var + 1e-5) + 1, atol=0.02
+  )
+  if name == "running":
+    found = new["batch_stats"]
+    np.testing.assert_allclose(found["mean"], 0.99 + 0.01 * mean, rtol=1e-6)
+    np.testing.assert_allclose(found["var"], 0.99 + 0.01 * var, rtol=1e-6)
+
+
+def test_running_statistics_cost_no_memory_beyond_those_of_the_batch():
+  x = jnp.zeros((8, 32, 32, 16))
+  temporaries = {}
+  for running in (False, True):
+    norm = BatchNorm(running=running)
+    variables = norm.init(RNG, x)
+
+    def loss(variables, x, norm=norm):
+      y, new = norm.apply(
+        variables, x, None, True, (2, 2), mutable="batch_stats"
+      )
+      return (y**2).sum(), new
+
+    step = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+    compiled = step.lower(variables, x).compile()
+    temporaries[running] = compiled.memory_analysis().temp_size_in_bytes
+  assert temporaries[True] < 1.1 * temporaries[False]
