@@ -28,6 +28,7 @@ from absl import flags
 
 from experiments.shared import (
   image_networks,
+  pretrained_averages,
   pretrained_heads,
   pretraining,
 )
@@ -99,10 +100,16 @@ def main() -> None:
     return {"accuracy": float(found.mean())}
 
   networks: list[Params] = []
+  averages: dict[str, Params] = {}
   for generation in range(FLAGS.generations + 1):
     trained = runs.train(
       f"generation_{generation}",
-      pretraining.trainer(data, generation, networks[-1] if networks else None),
+      pretraining.trainer(
+        data,
+        generation,
+        networks[-1] if networks else None,
+        pretrained_averages.averaging,
+      ),
       training.schedule(),
       FLAGS.meta_batch,
       seed=generation,
@@ -110,6 +117,10 @@ def main() -> None:
       rates=pretraining.rates,
     )
     networks.append(trained.state.meta_params)
+    for name, params in pretrained_averages.networks(
+      data, trained.state
+    ).items():
+      averages[f"{SHOWN}_{name}_generation_{generation}"] = params
   values = {
     f"{name}_generation_{generation}": scores(
       name, params, "test", FLAGS.eval_tasks
@@ -117,6 +128,8 @@ def main() -> None:
     for generation, params in enumerate(networks)
     for name in learners
   }
+  for name, params in averages.items():
+    values[name] = scores(SHOWN, params, "test", FLAGS.eval_tasks)
   if FLAGS.generations:
     together, weights = pretrained_heads.ensemble(learners[SHOWN], networks)
     learners["ensemble"] = together
@@ -152,6 +165,8 @@ def main() -> None:
   last = f"{SHOWN}_generation_{FLAGS.generations}"
   first = f"{SHOWN}_generation_0"
   pairs = [(last, first), (ENSEMBLE, first)] if FLAGS.generations else []
+  # The network of the last step has the same name without that of the average.
+  pairs += [(x, f"{SHOWN}_{x.split('_', 2)[2]}") for x in averages]
   report.finish(
     runs.workdir,
     "pretrain",

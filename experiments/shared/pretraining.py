@@ -1,6 +1,7 @@
 """The data and the training of `pretrain`, from its flags."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ from metajax.types import Array, Model, Params, TaskFamily
 
 # Tian et al. 2020, section 4.1.
 WEIGHT_DECAY, MOMENTUM = 5e-4, 0.9
+DROPS = (0.6, 0.8)  # Of the steps.
 # The weight of the teacher and its temperature are those of the authors' code.
 TEACHING = {"alpha": 0.5, "temperature": 4.0}
 PRESETS = {
@@ -120,8 +122,16 @@ def network_of(data: Data, num_outputs: int | None) -> Model:
   return on_inputs(recipes.build_model(network, num_outputs), pixels)
 
 
-def trainer(data: Data, generation: int, teacher: Params | None) -> Trainer:
-  """Returns the trainer of a network. Its teacher is the network before."""
+def trainer(
+  data: Data,
+  generation: int,
+  teacher: Params | None,
+  wrap: Callable[[optax.GradientTransformation], optax.GradientTransformation],
+) -> Trainer:
+  """Returns the trainer of a network. Its teacher is the network before.
+
+  `wrap` changes its optimizer.
+  """
   model = network_of(data, data.num_classes)
   loss = alone(model)
   if teacher is not None:
@@ -136,7 +146,7 @@ def trainer(data: Data, generation: int, teacher: Params | None) -> Trainer:
   return supervised_trainer(
     lambda rng: model.init(rng, data.train["inputs"][:1]),
     loss,
-    optimizer,
+    wrap(optimizer),
     data.train,
     batch_size=FLAGS.meta_batch,
     rng=rng_keys.task_key(generation),
@@ -144,7 +154,7 @@ def trainer(data: Data, generation: int, teacher: Params | None) -> Trainer:
 
 
 def _step_size() -> optax.Schedule:
-  drops = {int(part * FLAGS.steps): 0.1 for part in (0.6, 0.8)}
+  drops = {int(part * FLAGS.steps): 0.1 for part in DROPS}
   return optax.piecewise_constant_schedule(FLAGS.outer_lr, drops)
 
 

@@ -34,6 +34,7 @@ from metajax.aggregation.stacks import (
   normalized_weights,
   stack_models,
 )
+from metajax.aggregation.statistics import refresh_statistics
 from metajax.aggregation.task_vectors import (
   task_arithmetic,
   task_vectors,
@@ -74,6 +75,7 @@ __all__ = [
   "posterior_weights",
   "pseudo_gradient",
   "recent",
+  "refresh_statistics",
   "stack_models",
   "stacking_weights",
   "swa",

@@ -150,8 +150,8 @@ def swa(start: int = 0, period: int = 1) -> RunningAverage:
   where n models are in the average already. Use SWA with a constant step size,
   or with a cyclical one whose cycle is `period` steps (`optax.join_schedules`
   of cosines). SWA then averages the models at the ends of the cycles. If the
-  model has normalisation layers with running statistics, compute these anew for
-  the average.
+  model has running statistics, compute these anew for the average
+  (`refresh_statistics`).
 
   Args:
     start: the index of the first averaged update, counted from 0.
