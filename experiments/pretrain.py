@@ -18,10 +18,9 @@ cores: 61.2% with one shot, 78.4% with five. The paper has 62.7% and 78.7%, by
 
 With the --workdir of a run that has ended, and other values of --shots, --ways,
 --query_shots or the flags of fine-tuning, the networks are tested without
-training. More --generations add networks.
+training. More --generations add networks. `--averages` tests averages of the
+weights over a training, too.
 """
-
-from typing import Any
 
 import jax
 from absl import flags
@@ -32,6 +31,7 @@ from experiments.shared import (
   pretrained_heads,
   pretraining,
 )
+from experiments.shared.pretrained_heads import SHOWN
 from metajax.evaluation import Estimate, estimate
 from metajax.losses import accuracy
 from metajax.runs import breadth, plots, report, scoring, training
@@ -39,7 +39,7 @@ from metajax.runs.flags import FLAGS, define_data_dir, flag_values
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.training.logging import waiting
-from metajax.types import Params, TaskFamily
+from metajax.types import MetaLearner, Params, TaskFamily
 
 define_data_dir(", or of the images of another --data")
 flags.DEFINE_integer(
@@ -72,8 +72,6 @@ UNUSED = (
 AFTERWARDS = (
   "ways shots query_shots fine_tune_steps fine_tune_lr generations".split()
 )
-SHOWN = "logistic"  # The head of the paper.
-ENSEMBLE = f"{SHOWN}_ensemble"
 METRICS = {"accuracy": accuracy}
 
 
@@ -81,11 +79,12 @@ def main() -> None:
   with waiting("loading data"):
     data = pretraining.load()
   learners = pretrained_heads.learners(data, FLAGS.ways)
+  cosine, shown = learners["cosine"], learners[SHOWN]
   runs = Stages("pretrain", saves_learner=True, evaluation=AFTERWARDS)
 
-  def scores(name: str, params: Params, split: str, number: int) -> Any:
+  def scores(learner: MetaLearner, params: Params, split: str, number: int):
     score = scoring.task_scorer(
-      learners[name], data.tasks[split], METRICS, split, number
+      learner, data.tasks[split], METRICS, split, number
     )
     return score(params)["accuracy"]
 
@@ -96,11 +95,11 @@ def main() -> None:
 
   def validate(state):
     params = state.meta_params
-    found = scores("cosine", params, "validation", FLAGS.validation_tasks)
+    found = scores(cosine, params, "validation", FLAGS.validation_tasks)
     return {"accuracy": float(found.mean())}
 
   networks: list[Params] = []
-  averages: dict[str, Params] = {}
+  averages: list[dict[str, Params]] = []
   for generation in range(FLAGS.generations + 1):
     trained = runs.train(
       f"generation_{generation}",
@@ -117,23 +116,12 @@ def main() -> None:
       rates=pretraining.rates,
     )
     networks.append(trained.state.meta_params)
-    for name, params in pretrained_averages.networks(
-      data, trained.state
-    ).items():
-      averages[f"{SHOWN}_{name}_generation_{generation}"] = params
+    averages.append(pretrained_averages.networks(data, trained.state))
+  contenders, pairs = pretrained_heads.contenders(learners, networks, averages)
   values = {
-    f"{name}_generation_{generation}": scores(
-      name, params, "test", FLAGS.eval_tasks
-    )
-    for generation, params in enumerate(networks)
-    for name in learners
+    name: scores(learner, params, "test", FLAGS.eval_tasks)
+    for name, (learner, params) in contenders.items()
   }
-  for name, params in averages.items():
-    values[name] = scores(SHOWN, params, "test", FLAGS.eval_tasks)
-  if FLAGS.generations:
-    together, weights = pretrained_heads.ensemble(learners[SHOWN], networks)
-    learners["ensemble"] = together
-    values[ENSEMBLE] = scores("ensemble", weights, "test", FLAGS.eval_tasks)
   last_folder = runs.workdir / f"generation_{FLAGS.generations}"
   plots.learning_curve(
     last_folder,
@@ -144,7 +132,7 @@ def main() -> None:
   picture.rename(runs.workdir / picture.name)
   plots.image_episodes(
     runs.workdir / "episodes.png",
-    learners[SHOWN],
+    shown,
     networks[-1],
     data.tasks["test"],
     jax.random.key(FLAGS.eval_seed),
@@ -156,17 +144,12 @@ def main() -> None:
       runs.workdir,
       data.test,
       scored,
-      learners[SHOWN],
+      shown,
       networks[-1],
       ways=FLAGS.ways,
       shots=FLAGS.shots,
       any_ways=True,
     )
-  last = f"{SHOWN}_generation_{FLAGS.generations}"
-  first = f"{SHOWN}_generation_0"
-  pairs = [(last, first), (ENSEMBLE, first)] if FLAGS.generations else []
-  # The network of the last step has the same name without that of the average.
-  pairs += [(x, f"{SHOWN}_{x.split('_', 2)[2]}") for x in averages]
   report.finish(
     runs.workdir,
     "pretrain",

@@ -30,13 +30,24 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   "num_bars", 1000, "Bars of a prior-fitted network.", lower_bound=3
 )
+flags.DEFINE_integer(
+  "num_knots",
+  200,
+  "Outputs of a prior-fitted network, between which the logits of its bars are "
+  "interpolated.",
+  lower_bound=2,
+)
 flags.DEFINE_enum(
   "objective",
   "importance",
   ["importance", "elbo"],
   "The bound that anp maximises.",
 )
-OWN = {"num_bars": "prior_fitted", "objective": "anp"}  # flag -> learner
+OWN = {  # flag -> learner
+  "num_bars": "prior_fitted",
+  "num_knots": "prior_fitted",
+  "objective": "anp",
+}
 
 
 def recipe(tasks: TaskFamily) -> Recipe:
@@ -64,6 +75,7 @@ def recipe(tasks: TaskFamily) -> Recipe:
     options["objective"] = FLAGS.objective
   if name == "prior_fitted":
     options["edges"] = _edges(tasks).tolist()
+    options["num_knots"] = FLAGS.num_knots
   targets = jax.eval_shape(tasks, jax.random.key(0)).query.targets
   return Recipe(
     name,

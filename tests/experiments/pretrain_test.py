@@ -24,6 +24,7 @@ FLAGS = {
   "eval_tasks": 4,
   "validation_tasks": 2,
   "generations": 1,
+  "averages": "true",
   "fine_tune_steps": 2,
   "pictures": "all",
 }
@@ -64,8 +65,16 @@ def test_the_trained_embedding_is_a_prototypical_network(tmp_path):
   metrics = json.loads((workdir / "results.json").read_text())["metrics"]
   heads = ("logistic", "ridge", "nearest_mean", "cosine", "fine_tuned")
   rows = {f"{head}_generation_{i}" for head in heads for i in (0, 1)}
+  averages = {
+    f"logistic_{kind}_generation_{i}"
+    for kind in ("ema", "soup")
+    for i in (0, 1)
+  }
+  differences = {
+    f"{x}_minus_logistic_generation_{x.rsplit('_', 1)[1]}" for x in averages
+  }
   assert {*metrics} == {
-    *rows,
+    *(rows | averages | differences),
     "logistic_generation_1_minus_logistic_generation_0",
     "logistic_ensemble",
     "logistic_ensemble_minus_logistic_generation_0",
