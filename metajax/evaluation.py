@@ -191,6 +191,11 @@ def evaluator(
   check_counts(num_tasks=num_tasks, at_least=2)
   check_counts(task_chunk=task_chunk)
   check_tasks(tasks)
+  if not isinstance(metrics, Mapping):
+    raise ValueError(
+      f"metrics: a {type(metrics).__name__} given, must be a dict of functions "
+      "by name, {'accuracy': accuracy}."
+    )
   mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
   fixed = learner if isinstance(learner, MetaLearner) else None
   build = None if isinstance(learner, MetaLearner) else learner
@@ -260,6 +265,11 @@ def evaluator(
       yield keys[number * size : (number + 1) * size], (block,)
 
   def scores(meta_params: Params, arrays: Any = None) -> dict[str, np.ndarray]:
+    if hasattr(meta_params, "meta_params"):
+      raise ValueError(
+        f"meta_params: a {type(meta_params).__name__} given, must be its "
+        "`meta_params`."
+      )
     # Training may have used fewer devices.
     meta_params, arrays = place((meta_params, arrays), everywhere)
     found = [

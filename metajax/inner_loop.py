@@ -121,9 +121,9 @@ def minimize(
     was observed.
 
   Raises:
-    ValueError: if `num_steps` is negative, or traced beside `observe`; if
-      `memory` is unknown, or if it is `"mixed"` and the loss has a rule that
-      need not be a derivative.
+    ValueError: if `num_steps` is negative, or traced beside `observe`; if no
+      parameter is floating point; if `memory` is unknown, or if it is `"mixed"`
+      and the loss has a rule that need not be a derivative.
 
   References:
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -137,6 +137,12 @@ def minimize(
     return (loss_fn(phi, k), None) if state is None else loss_fn(phi, k, kept)
 
   weights = jax.tree.map(jnp.asarray, variables.weights(params))
+  if not jax.tree.leaves((weights, variables.states(params))):
+    if leaves := jax.tree.leaves(params):
+      raise ValueError(
+        f"params: {jnp.result_type(leaves[0])} given, must have a floating "
+        "point number, since nothing else takes steps."
+      )
   if first_order and memory in ("auto", "mixed"):
     memory = "plain"  # Constant gradients are not differentiated.
   elif memory == "auto":

@@ -39,6 +39,8 @@ def over_examples(
   def one(prediction: Any, target: Any) -> Array:
     return loss_fn(*jax.tree.map(lambda x: x[None], (prediction, target)))
 
+  # Padding may have any label, also one that is no class.
+  targets = jax.tree.map(lambda x: _without_padding(x, mask), targets)
   return masked_mean(jax.vmap(one)(predictions, targets), mask)
 
 
@@ -63,12 +65,16 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     labels: `[...]` integers.
 
   Returns:
-    A scalar, in nats. It is NaN if a label is no class.
+    A scalar, in nats. It and its gradient are NaN if a label is no class.
   """
   _check_labels(logits, labels)
   # A negative index would count from the end, the last class for -1.
-  labels = jnp.where(labels < 0, logits.shape[-1], labels)
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+  is_class = (labels >= 0) & (labels < logits.shape[-1])
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits, jnp.where(is_class, labels, 0)
+  )
+  # A factor makes the gradient NaN, too. An inner loop uses nothing else.
+  return (losses * jnp.where(is_class, 1, jnp.nan)).mean()
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
@@ -109,6 +115,13 @@ def mean_squared_error(predictions: Array, targets: Array) -> Array:
   """Mean of `(predictions - targets)^2` over examples and outputs `[n, d]`."""
   chex.assert_equal_shape([predictions, targets])
   return jnp.mean(jnp.square(predictions - targets))
+
+
+def _without_padding(labels: Array, mask: Array) -> Array:
+  """Sets the labels of padding to 0; targets that are numbers stay."""
+  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    return labels
+  return jnp.where(mask.reshape(-1, *[1] * (jnp.ndim(labels) - 1)), labels, 0)
 
 
 def _check_labels(logits: Array, labels: Array) -> None:

@@ -28,7 +28,16 @@ class SlowState(NamedTuple):
 def init(
   optimizer: optax.GradientTransformation, params: Params
 ) -> optax.OptState:
-  """Returns the first state of any optax optimizer."""
+  """Returns the first state of any optax optimizer.
+
+  Raises:
+    ValueError: for something else, such as a step size.
+  """
+  if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+    raise ValueError(
+      f"optimizer={optimizer!r}: must be an optimizer of optax, such as "
+      "optax.sgd(0.1)."
+    )
   state = optimizer.init(params)
   lookahead = _states(state, optax.LookaheadState)
   return SlowState(state, params) if lookahead else state

@@ -1,4 +1,4 @@
-"""Checks of a task family, before anything is compiled."""
+"""Checks of a learner and a task family, before anything is compiled."""
 
 import warnings
 from typing import Any
@@ -6,7 +6,23 @@ from typing import Any
 import jax
 from jax.extend.core import Jaxpr, Literal
 
-from metajax.types import Batch, Episode, Stream, TaskFamily, as_partial
+from metajax.types import (
+  Batch,
+  Episode,
+  MetaLearner,
+  Stream,
+  TaskFamily,
+  as_partial,
+)
+
+
+def check_learner(learner: MetaLearner) -> None:
+  """Raises a `ValueError` if the argument is no `MetaLearner`."""
+  if not isinstance(learner, MetaLearner):
+    raise ValueError(
+      f"learner: a {type(learner).__name__} given, must be a MetaLearner, such "
+      "as metajax.learners.maml(...)."
+    )
 
 
 def check_tasks(tasks: TaskFamily) -> None:

@@ -411,6 +411,12 @@ def test_impossible_arguments_are_named():
     minimize(-1)
   with pytest.raises(ValueError, match=r"^memory='none'"):
     minimize(1, memory="none")
+  # Integers were taken for constants, so that no step changed anything.
+  with pytest.raises(ValueError, match=r"^params: int32 given, must have a fl"):
+    inner_loop.minimize(lambda x, step: 1.0 * x, 1, optax.sgd(0.1), 1)
+  for optimizer in (0.1, optax.sgd):
+    with pytest.raises(ValueError, match=r"^optimizer=.*must be an optimizer"):
+      inner_loop.minimize(lambda x, step: x, 1.0, optimizer, 1)
 
 
 def test_state_is_carried_and_gets_no_gradient(float64):

@@ -10,6 +10,7 @@ from metajax.losses import (
   accuracy_by_presentation,
   cross_entropy,
   mean_squared_error,
+  over_examples,
 )
 
 RNG = np.random.default_rng(0)
@@ -57,9 +58,27 @@ def test_cross_entropy_of_huge_logits_does_not_overflow():
 
 @pytest.mark.parametrize("label", [-1, -5, 4, 7])
 def test_cross_entropy_of_a_label_that_is_no_class_is_nan(label):
-  """A label of -1 was taken for the last class."""
-  loss = jax.jit(cross_entropy)(LOGITS, np.append(LABELS[1:], label))
+  """A label of -1 was taken for the last class.
+
+  The gradient was finite, so that inner loops adapted to such labels.
+  """
+  labels = np.append(LABELS[1:], label)
+  loss, gradient = jax.jit(jax.value_and_grad(cross_entropy))(LOGITS, labels)
   assert np.isnan(loss)
+  assert np.isnan(gradient[-1]).all() and np.isfinite(gradient[:-1]).all()
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_padding_may_have_a_label_that_is_no_class(label):
+  real = np.arange(len(LABELS)) < len(LABELS) - 1
+  labels = np.where(real, LABELS, label)
+  found = jax.value_and_grad(
+    lambda logits: over_examples(cross_entropy, logits, labels, real)
+  )(LOGITS)
+  expected = jax.value_and_grad(cross_entropy)(LOGITS[:-1], LABELS[:-1])
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+  np.testing.assert_allclose(found[1][:-1], expected[1], rtol=1e-5, atol=1e-7)
+  assert not found[1][-1].any()
 
 
 def test_accuracy_counts_rows_that_peak_at_their_label():

@@ -14,7 +14,7 @@ from metajax.models.mlp import MLP
 from metajax.task_checks import check_tasks
 from metajax.tasks import few_shot_episodes, sinusoid
 from metajax.tasks.class_batches import class_batches
-from metajax.training import meta_trainer
+from metajax.training import TrainState, meta_trainer
 from metajax.types import Batch, Episode
 
 X = jnp.ones((3, 1))
@@ -120,3 +120,22 @@ def test_trainer_and_evaluation_check_their_tasks():
       use(_by_numpy)
     with pytest.raises(ValueError, match="^tasks: returned tuple"):
       use(lambda rng: (BATCH, BATCH))
+
+
+def test_arguments_in_the_wrong_place_are_named():
+  learner = learners.maml(
+    MLP(1, (2,)), mean_squared_error, optax.sgd(0.1), num_steps=1
+  )
+  key, sgd, tasks = jax.random.key(0), optax.sgd(0.1), sinusoid(shots=2)
+  with pytest.raises(ValueError, match="^learner: a Gradient.*MetaLearner"):
+    meta_trainer(sgd, learner, tasks, meta_batch=2, rng=key)
+  with pytest.raises(ValueError, match="^rng=0: must be a key"):
+    meta_trainer(learner, sgd, tasks, meta_batch=2, rng=0)
+  trainer = meta_trainer(learner, 1e-3, tasks, meta_batch=2, rng=key)
+  with pytest.raises(ValueError, match="^optimizer=0.001: must be an optim"):
+    trainer.init(key)
+  with pytest.raises(ValueError, match="^metrics: a function given, must be a"):
+    evaluate(learner, {}, tasks, mean_squared_error, key)
+  with pytest.raises(ValueError, match="^meta_params: a TrainState given"):
+    state = TrainState(jnp.int32(0), {}, ())
+    evaluate(learner, state, tasks, {}, key, num_tasks=2)

@@ -36,9 +36,17 @@ def interpolate(one: Params, other: Params, weight: ArrayLike) -> Params:
   A weight below 0 or above 1 extrapolates. `State` nodes are not extrapolated,
   since a running variance could become negative. For them, the weight is
   clipped to [0, 1].
+
+  Raises:
+    ValueError: if the models differ in a shape.
   """
 
   def between(share: ArrayLike, a: ArrayLike, b: ArrayLike) -> Array:
+    if jnp.shape(a) != jnp.shape(b):
+      raise ValueError(
+        f"other: shape {jnp.shape(b)} given, but `one` has {jnp.shape(a)}; "
+        "only models of one architecture can be combined."
+      )
     mean = (1 - share) * wide(a) + share * wide(b)
     return variables.narrow(jnp.asarray(mean), jnp.result_type(a))
 

@@ -244,6 +244,11 @@ def _possible(log_likelihoods: Array) -> tuple[Array, Array]:
 
 def _check_likelihoods(log_likelihoods: Array) -> int:
   """Checks the array, which may hold -inf; returns the number of models."""
+  if jnp.ndim(log_likelihoods) != 2:
+    raise ValueError(
+      f"log_likelihoods of shape {jnp.shape(log_likelihoods)}: must be "
+      "[models, n], one of each example."
+    )
   if isinstance(log_likelihoods, jax.core.Tracer):
     return check_stack(log_likelihoods)
   with jax.ensure_compile_time_eval():

@@ -20,6 +20,7 @@ from metajax.distillation.synthetic import (
   fit_synthetic,
 )
 from metajax.forward import stateless
+from metajax.losses import cross_entropy
 from metajax.numerics import check_number, wide
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
@@ -56,9 +57,7 @@ def unrolled(
     start = model.init(rng, real.inputs)
     params = fit_synthetic(model, start, synthetic, num_steps, memory=memory)
     logits = model.apply(params, real.inputs)
-    return optax.softmax_cross_entropy_with_integer_labels(
-      logits, real.targets
-    ).mean()
+    return cross_entropy(logits, real.targets)
 
   return objective
 
@@ -81,7 +80,8 @@ def gradient_matching(model: Model, max_steps: int) -> Objective:
 
   Raises:
     ValueError: for a negative number of steps. In use, if the model has running
-      statistics.
+      statistics, or if the i-th real example is not of class `i % classes`. If
+      the labels are traced, the objective is then NaN.
 
   References:
     Zhao et al., `Dataset Condensation with Gradient Matching
@@ -124,7 +124,8 @@ def gradient_matching(model: Model, max_steps: int) -> Objective:
       _by_class(real.inputs, num_classes),
       _by_class(jax.nn.one_hot(real.targets, num_classes), num_classes),
     )
-    return jax.vmap(gradient_distance)(own, jax.lax.stop_gradient(goal)).sum()
+    distances = jax.vmap(gradient_distance)(own, jax.lax.stop_gradient(goal))
+    return distances.sum() * _in_order(real, num_classes)
 
   return objective
 
@@ -166,7 +167,9 @@ def distribution_matching(embedding: Model) -> Objective:
     embedding: returns features `[n, d]`.
 
   Raises:
-    ValueError: in use, if the model has running statistics.
+    ValueError: in use, if the model has running statistics, or if the i-th real
+      example is not of class `i % classes`. If the labels are traced, the
+      objective is then NaN.
 
   References:
     Zhao and Bilen, `Dataset Condensation with Distribution Matching
@@ -182,7 +185,8 @@ def distribution_matching(embedding: Model) -> Objective:
       features = embedding.apply(params, inputs)
       return wide(_by_class(features, num_classes)).mean(1)
 
-    return jnp.square(means(synthetic.inputs) - means(real.inputs)).sum()
+    distances = jnp.square(means(synthetic.inputs) - means(real.inputs))
+    return distances.sum() * _in_order(real, num_classes)
 
   return objective
 
@@ -223,6 +227,18 @@ def kernel_inducing(kernel: Kernel, ridge: ArrayLike = 1e-3) -> Objective:
     return jnp.square(predict(real.inputs) - goal).sum(-1).mean() / 2
 
   return objective
+
+
+def _in_order(real: Batch, num_classes: int) -> Array:
+  """Returns 1, or NaN if example i is not of class `i % num_classes`."""
+  labels = jnp.arange(len(real.targets)) % num_classes
+  in_order = (real.targets == labels).all()
+  if not isinstance(in_order, jax.core.Tracer) and not in_order:
+    raise ValueError(
+      f"real.targets: must be 0 to {num_classes - 1} in turn, as those of "
+      "tasks.class_batches are."
+    )
+  return jnp.where(in_order, 1, jnp.nan)
 
 
 def _by_class(x: Array, num_classes: int) -> Array:

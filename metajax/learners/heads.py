@@ -172,7 +172,7 @@ def ridge_fit(
 ) -> Params:
   """Solves `ridge`. The strength may be a traced, learned number."""
   features = wide(features)  # Solvers need float32 at least.
-  is_class = jnp.issubdtype(labels.dtype, jnp.integer)
+  is_class = are_classes(labels)
   if is_class:
     targets = members_of(labels, mask, ways, features.dtype)
   else:
@@ -277,9 +277,22 @@ def as_vectors(
   Raises:
     ValueError: for a class below 0, or of `num_outputs` or more.
   """
-  if jnp.issubdtype(targets.dtype, jnp.integer):
+  if are_classes(targets):
     return _one_hot(targets, num_outputs, dtype, mask)
   return targets.reshape(len(targets), -1).astype(dtype)
+
+
+def are_classes(targets: Array) -> bool:
+  """Whether targets are classes (integers) or numbers.
+
+  Raises:
+    ValueError: for bools, which could be either.
+  """
+  if targets.dtype == bool:
+    raise ValueError(
+      "targets: bool given, must be integers, the classes, or floats."
+    )
+  return jnp.issubdtype(targets.dtype, jnp.integer)
 
 
 def members_of(
@@ -301,6 +314,7 @@ def _one_hot(
     raise ValueError(
       f"targets: shape {labels.shape}, must be [n], the class of each example."
     )
+  mask = None if mask is None else jnp.asarray(mask, bool)
   real = True if mask is None else mask
   if not any(isinstance(x, jax.core.Tracer) for x in (labels, real)):
     known = np.asarray(labels)

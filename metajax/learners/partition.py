@@ -114,7 +114,8 @@ def normalization(params: Params) -> Params:
   if not any(jax.tree.leaves(mask)):
     raise ValueError(
       "mask: no layer is called like a normalisation (BatchNorm_0, bn1, norm, "
-      "...); give a mask of your own, or switch off what needs one."
+      "...); give a mask of your own, or switch off what needs one, such as "
+      "step_normalization=False of maml_plus_plus."
     )
   return mask
 

@@ -1,5 +1,6 @@
 """Multilayer perceptrons."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -28,7 +29,8 @@ class MLP(nn.Module):
   def __call__(
     self, inputs: Array, mask: Array | None = None, train: bool = False
   ) -> Array:
-    x = inputs.reshape(inputs.shape[0], -1)
+    # Not -1, which an array without examples would not define.
+    x = inputs.reshape(inputs.shape[0], math.prod(inputs.shape[1:]))
     for width in self.hidden:
       x = nn.Dense(width)(x)
       x = nn.relu(normalize(self.normalization)(x, mask, train))

@@ -133,6 +133,14 @@ def of_labels(
   """
   names = np.asarray(labels)
   if names.dtype == object:  # For example strings from a table.
+    # NaN would become the class "nan".
+    is_nan = [isinstance(x, float) and x != x for x in names.ravel()]
+    missing = np.flatnonzero(is_nan)
+    if missing.size:
+      raise ValueError(
+        f"labels: missing for {missing.size} of {names.size} examples, such as "
+        f"{missing[0]}; leave them out."
+      )
     names = np.asarray(names.tolist())
   num_examples = jax.tree.leaves(arrays)[0].shape[0]
   if names.shape != (num_examples,) or names.dtype.kind not in "biuUS":

@@ -31,7 +31,13 @@ class Points(NamedTuple):
 
 
 def count(rng: PRNGKey) -> int | None:
-  """Returns S for keys `[S]`, and None for one key. Keys are typed or raw."""
+  """Returns S for keys `[S]`, and None for one key. Keys are typed or raw.
+
+  Raises:
+    ValueError: for a number, such as a seed.
+  """
+  if not hasattr(rng, "dtype"):
+    raise ValueError(f"rng={rng!r}: must be a key, such as jax.random.key(0).")
   typed = jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key)
   shape = rng.shape if typed else rng.shape[:-1]
   return shape[0] if shape else None

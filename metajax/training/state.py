@@ -62,9 +62,24 @@ def trainer_on(
 
   def compile_on(state: TrainState) -> tuple[Train, jax.stages.Compiled]:
     train, executable = compile(state)
-    return under(mesh, train), executable
+
+    def train_once(state: TrainState, num_steps: int) -> Any:
+      if any(map(_is_deleted, jax.tree.leaves(state)[:1])):
+        raise ValueError(
+          "state: `train` was given it before, and reuses its memory; give the "
+          "state that `train` returned, or keep a copy by "
+          "jax.tree.map(jnp.copy, state)."
+        )
+      return train(state, num_steps)
+
+    return under(mesh, train_once), executable
 
   return Trainer(under(mesh, init), under(mesh, compile_on))
+
+
+def _is_deleted(x: Any) -> bool:
+  known = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+  return known and x.is_deleted()
 
 
 def first_state(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.numerics import check_counts, wide
-from metajax.task_checks import check_tasks
+from metajax.task_checks import check_learner, check_tasks
 from metajax.training import seeds
 from metajax.training.chunking import choose_task_chunk
 from metajax.training.mesh import TASKS, mean_over_devices, task_mesh
@@ -105,6 +105,7 @@ def meta_trainer(
       several processes train on a `Stream`.
   """
   check_counts(meta_batch=meta_batch)
+  check_learner(learner)
   mesh = task_mesh(meta_batch) if mesh is None else mesh
   per_device, rest = divmod(meta_batch, mesh.size)
   if rest:

@@ -67,6 +67,12 @@ def test_lines_between_narrow_models_keep_their_dtype():
   np.testing.assert_array_equal(losses, [1, 1.5, 2])
 
 
+def test_models_of_other_shapes_are_refused():
+  """A layer of one unit was broadcast to one of three."""
+  with pytest.raises(ValueError, match=r"^other: shape \(2, 1\) given, but"):
+    interpolate(jnp.ones((2, 3)), jnp.ones((2, 1)), 0.5)
+
+
 @pytest.mark.parametrize("num_points", [2, 0])
 def test_ends_alone_are_no_line(num_points):
   with pytest.raises(ValueError, match=f"num_points={num_points}"):

@@ -319,6 +319,13 @@ def test_predictions_that_are_none_are_named(pool):
     pool(jnp.zeros((2, 3)), [1.0, -1.0])
 
 
+@pytest.mark.parametrize("weigh", [posterior_weights, stacking_weights])
+def test_sums_over_the_examples_are_refused(weigh):
+  """Of sums `[models]` the posterior was uniform."""
+  with pytest.raises(ValueError, match=r"^log_likelihoods of shape \(2,\)"):
+    weigh(jnp.array([-1.0, -2.0]))
+
+
 def test_negative_steps_are_named():
   with pytest.raises(ValueError, match="num_steps=-1"):
     stacking_weights(jnp.zeros((2, 3)), -1)

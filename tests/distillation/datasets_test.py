@@ -446,6 +446,24 @@ def test_bad_arguments_are_named():
       kernel_inducing(linear_kernel, ridge)
 
 
+@pytest.mark.parametrize("make", [gradient_matching, distribution_matching])
+def test_classes_out_of_turn_are_refused_or_make_nan(make):
+  """Examples of other classes were matched without a word."""
+  objective = make(Tanh, 0) if make is gradient_matching else make(Features)
+  real = _arrays(REAL)
+  turned = real._replace(targets=real.targets[::-1])
+  with pytest.raises(ValueError, match="^real.targets: must be 0 to 2 in turn"):
+    objective(_arrays(SYNTHETIC), turned, KEYS[0])
+  assert jnp.isnan(jax.jit(objective)(_arrays(SYNTHETIC), turned, KEYS[0]))
+
+
+def test_unrolled_refuses_labels_that_are_no_classes():
+  """A label of -1 was taken for the last class."""
+  real = _arrays(REAL)
+  wrong = real._replace(targets=real.targets.at[0].set(-1))
+  assert jnp.isnan(unrolled(Tanh, 0)(_arrays(SYNTHETIC), wrong, KEYS[0]))
+
+
 def test_distribution_matching_refuses_running_statistics():
   embedding = SimpleNamespace(
     init=lambda rng, inputs: State(jnp.zeros(2)),

@@ -246,6 +246,23 @@ def test_labels_that_are_no_classes_are_refused(make):
     make(2).fit(np.ones((2, 3)), np.float32([0.0, 1.0]))
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_masks_of_zeros_and_ones_are_those_of_bools(dtype):
+  """Ones and zeros were taken for indices of examples."""
+  features, labels, others = _data(6, 3)
+  features, others = np.float32(features), np.float32(others)
+  mask = np.arange(6) < 5
+  head = nearest_mean(WAYS)
+  found = head.predict(head.fit(features, labels, mask.astype(dtype)), others)
+  expected = head.predict(head.fit(features, labels, mask), others)
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_ridge_refuses_bools_which_were_numbers():
+  with pytest.raises(ValueError, match="^targets: bool given, must be int"):
+    ridge(2).fit(np.ones((2, 3)), np.array([True, False]))
+
+
 @pytest.mark.slow
 def test_logistic_of_narrow_features_is_fitted_in_float32():
   features, labels, others = _data(12, 3)

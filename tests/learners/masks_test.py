@@ -182,8 +182,10 @@ def test_a_support_of_padding_alone_teaches_nothing():
     MLP(1, (4,)), mean_squared_error, optax.sgd(0.1), 3
   )
   params = learner.init(RNG, jnp.ones((2, 1)))
-  batch = Batch(jnp.ones((2, 1)), jnp.ones((2, 1)), jnp.zeros(2, bool))
-  chex.assert_trees_all_equal(learner.adapt(params, batch, RNG), params)
+  padding = Batch(jnp.ones((2, 1)), jnp.ones((2, 1)), jnp.zeros(2, bool))
+  nothing = Batch(jnp.ones((0, 1)), jnp.ones((0, 1)))  # 0 shots
+  for batch in (padding, nothing):
+    chex.assert_trees_all_equal(learner.adapt(params, batch, RNG), params)
 
 
 HEADS = {

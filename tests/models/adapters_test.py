@@ -409,6 +409,39 @@ def test_padding_is_refused_where_it_would_count(library):
 
 
 @pytest.mark.slow
+class AverageNorm(eqx.Module):
+  """Sets its first state to a constant, as equinox's default does."""
+
+  norm: eqx.nn.BatchNorm
+
+  def __init__(self, key):
+    del key
+    self.norm = eqx.nn.BatchNorm(2, "batch", mode="ema")
+
+  def __call__(self, x, state):
+    return self.norm(x, state)
+
+
+def test_constant_state_of_equinox_goes_through_a_mesh():
+  """Equinox compares types, which name the mesh of arrays alone."""
+  model = from_equinox(AverageNorm)
+  inputs = jnp.arange(6.0).reshape(3, 2) ** 2
+  params = model.init(INIT_KEY, inputs)
+  mesh = jax.make_mesh((1,), ("tasks",))
+
+  def train(params, inputs):
+    return model.train(params, inputs, RNG)
+
+  on_mesh = jax.shard_map(
+    train, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False
+  )
+  predictions, new = jax.jit(on_mesh)(params, inputs)
+  deviations = inputs - inputs.mean(0)
+  expected = deviations / jnp.sqrt(inputs.var(0) + 1e-5)
+  np.testing.assert_allclose(predictions, expected, rtol=1e-5, atol=1e-6)
+  chex.assert_trees_all_close(new, train(params, inputs)[1], rtol=1e-6)
+
+
 def test_importing_the_adapters_imports_no_other_library():
   code = (
     "import sys, metajax.models.adapters;"

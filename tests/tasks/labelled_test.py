@@ -235,6 +235,10 @@ def test_turned_classes_may_vary_too():
     ({"labels": LABELS[1:]}, r"labels: int64 \(23,\) given, must be .* \[24\]"),
     ({"labels": LABELS / 2}, "labels: float64"),
     ({"labels": np.array([None] * 24)}, "labels: object"),
+    (
+      {"labels": np.array([*"abcd" * 5, "a", np.nan, "b", "c"], object)},
+      "labels: missing for 1 of 24 examples, such as 21;",
+    ),
     ({"labels": LABELS[:, None]}, r"labels: int64 \(24, 1\)"),
     ({"inputs": NUMBERS.astype(str)}, "inputs: <U"),
     ({"inputs": np.float32(3)}, r"inputs: float32 \(\)"),

@@ -308,6 +308,8 @@ def test_state_is_donated():
   new, _ = train(state, 1)
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
+  with pytest.raises(ValueError, match="^state: `train` was given it before"):
+    train(state, 1)
 
 
 def test_initial_state_depends_on_its_key_alone():

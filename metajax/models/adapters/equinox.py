@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from metajax.models.adapters.common import (
   AdaptedModel,
@@ -107,22 +108,25 @@ def from_equinox(
         "`state`: give it one, and let it return (prediction, state)."
       )
 
-    def call(x: Any, key: PRNGKey | None, mask: Array | None) -> Any:
-      given = dict(keywords) | mask_keyword(arguments, mask)
-      if "key" in arguments:
-        given["key"] = key
-      if takes_state:
-        return module(x, state=state, **given)
-      return module(x, **given), state
+    def run_all(
+      module: Any, state: Any, inputs: Any, keys: Any, mask: Array | None
+    ) -> Any:
+      def call(x: Any, key: PRNGKey | None, mask: Array | None) -> Any:
+        given = dict(keywords) | mask_keyword(arguments, mask)
+        if "key" in arguments:
+          given["key"] = key
+        if takes_state:
+          return module(x, state=state, **given)
+        return module(x, **given), state
 
-    if batched:
-      predictions, new = call(inputs, rng, mask)
-    else:
-      count = jax.tree.leaves(inputs)[0].shape[0]
-      keys = None if rng is None else jax.random.split(rng, count)
-      predictions, new = jax.vmap(
-        call, out_axes=(0, None), axis_name=axis_name
-      )(inputs, keys, mask)
+      if not batched:
+        call = jax.vmap(call, out_axes=(0, None), axis_name=axis_name)
+      return call(inputs, keys, mask)
+
+    keys = rng
+    if rng is not None and not batched:
+      keys = jax.random.split(rng, jax.tree.leaves(inputs)[0].shape[0])
+    predictions, new = _without_mesh(run_all)(module, state, inputs, keys, mask)
     check_mask(
       arguments, mask, params["state"].value, new, type(module).__name__
     )
@@ -140,6 +144,35 @@ def from_equinox(
     return run(params, inputs, rng, mask, training=True)
 
   return AdaptedModel(init, apply, train_pass)
+
+
+def _without_mesh(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Lets a function be traced as if there were no mesh.
+
+  In a `shard_map` the type of an array names the mesh, and the type of a
+  constant does not. Equinox would refuse a constant as a new state there, such
+  as that of `BatchNorm(mode="ema")`.
+  """
+
+  def call(*arguments: Any) -> Any:
+    if jax.sharding.get_abstract_mesh().empty:
+      return fn(*arguments)
+    import equinox as eqx
+
+    arrays, others = eqx.partition(arguments, eqx.is_array)
+    leaves, tree = jax.tree.flatten(arrays)
+
+    def of_leaves(*leaves: Array) -> Any:
+      return fn(*eqx.combine(jax.tree.unflatten(tree, leaves), others))
+
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+      jaxpr, out = jax.make_jaxpr(of_leaves, return_shape=True)(
+        *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+      )
+    found = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *leaves)
+    return jax.tree.unflatten(jax.tree.structure(out), found)
+
+  return call
 
 
 def _is_shape(x: Any) -> bool:
