@@ -136,7 +136,7 @@ def test_arguments_in_the_wrong_place_are_named():
     trainer.init(key)
   with pytest.raises(ValueError, match="^metrics: a function given, must be a"):
     evaluate(learner, {}, tasks, mean_squared_error, key)
-  with pytest.raises(ValueError, match=r"^metrics: 'error' returned .* \(10, 1"):
+  with pytest.raises(ValueError, match=r"^metrics: 'error' returned .*10, 1"):
     params = learner.init(key, X)
     scores = {"error": lambda predictions, targets: predictions - targets}
     evaluate(learner, params, tasks, scores, key, num_tasks=2)
