@@ -124,7 +124,8 @@ def evaluate(
   """Adapts to new tasks and scores the predictions on their queries.
 
   To evaluate several meta-parameters on the same tasks, build an `evaluator`
-  once.
+  once. It compiles what it does, and is not to be called within `jax.jit` or
+  `jax.vmap`.
 
   Args:
     learner: the meta-learner. Its `adapt` defines the number of inner steps.
@@ -146,7 +147,8 @@ def evaluate(
     An `Estimate` for each metric.
 
   Raises:
-    ValueError: if `num_tasks` is less than 2 or `task_chunk` less than 1.
+    ValueError: if `num_tasks` is less than 2 or `task_chunk` less than 1, or if
+      a metric is no scalar.
 
   References:
     Nichol et al., `On First-Order Meta-Learning Algorithms
@@ -162,7 +164,14 @@ def evaluate(
     transductive=transductive,
     mesh=mesh,
   )
-  return {name: estimate(v) for name, v in score(meta_params).items()}
+  values = score(meta_params)
+  for name, value in values.items():
+    if value.ndim != 1:
+      raise ValueError(
+        f"metrics: {name!r} returned the shape {value.shape[1:]}, must be a "
+        "scalar, the mean of a task."
+      )
+  return {name: estimate(value) for name, value in values.items()}
 
 
 def evaluator(

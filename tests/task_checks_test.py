@@ -136,6 +136,10 @@ def test_arguments_in_the_wrong_place_are_named():
     trainer.init(key)
   with pytest.raises(ValueError, match="^metrics: a function given, must be a"):
     evaluate(learner, {}, tasks, mean_squared_error, key)
+  with pytest.raises(ValueError, match=r"^metrics: 'error' returned .*10, 1"):
+    params = learner.init(key, X)
+    scores = {"error": lambda predictions, targets: predictions - targets}
+    evaluate(learner, params, tasks, scores, key, num_tasks=2)
   with pytest.raises(ValueError, match="^meta_params: a TrainState given"):
     state = TrainState(jnp.int32(0), {}, ())
     evaluate(learner, state, tasks, {}, key, num_tasks=2)

@@ -199,7 +199,8 @@ def kernel_inducing(kernel: Kernel, ridge: ArrayLike = 1e-3) -> Objective:
     1/2 mean over real examples of  |y - K(x, S) (K(S, S) + r I)^-1 y_S|^2
     r = ridge mean(diag K(S, S))
 
-  where the mean over classes is subtracted from all targets.
+  where the mean over classes is subtracted from all targets. It is NaN if a
+  real label is no class.
 
   Args:
     kernel: `(inputs [n, ...], inputs [m, ...]) -> [n, m]`.
@@ -223,7 +224,9 @@ def kernel_inducing(kernel: Kernel, ridge: ArrayLike = 1e-3) -> Objective:
     predict = kernel_ridge(
       kernel, synthetic.inputs, synthetic.targets - centre, ridge
     )
+    is_class = (real.targets >= 0) & (real.targets < num_classes)
     goal = jax.nn.one_hot(real.targets, num_classes) - centre
+    goal = jnp.where(is_class[:, None], goal, jnp.nan)
     return jnp.square(predict(real.inputs) - goal).sum(-1).mean() / 2
 
   return objective

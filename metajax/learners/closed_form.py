@@ -280,7 +280,8 @@ def _scaled(
 
   def init(rng: PRNGKey, inputs: Any) -> Params:
     params = model.init(rng, inputs)
-    dtype = jax.eval_shape(model.apply, params, inputs).dtype
+    features = jax.eval_shape(model.apply, params, inputs)
+    dtype = only_array(features, "the model's output", "a head").dtype
     numbers = {k: jnp.asarray(v, dtype) for k, v in learned.items()}
     return {"embedding": params, **numbers}
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metajax.batches import only_array
 from metajax.forward import forward, takes_mask
 from metajax.learners.heads import Head, unit_length
 from metajax.learners.meta_gradients import MetaLoss, gradient_of_mean
@@ -104,9 +105,11 @@ def fit_head(head: Head, features: Array, batch: Batch) -> Params:
   """Fits a head to features, with the batch's mask if it has one.
 
   Raises:
-    ValueError: if the batch has a mask and `head.fit` does not take one, or if
-      there are more or fewer targets than features.
+    ValueError: if the batch has a mask and `head.fit` does not take one, if
+      there are more or fewer targets than features, or if the model returns
+      anything but one array.
   """
+  only_array(features, "the model's output", "a head")
   for targets in jax.tree.leaves(batch.targets):
     if jnp.shape(targets)[:1] != features.shape[:1]:
       raise ValueError(

@@ -81,9 +81,15 @@ def supervised_trainer(
     A `Trainer`, which reports "loss" and the metrics.
 
   Raises:
-    ValueError: if the first axes of the arrays differ, or if `batch_size` is
-      not a multiple of the number of devices.
+    ValueError: if the first axes of the arrays differ, if `batch_size` is not a
+      multiple of the number of devices, or if `init_params` is a model; in use,
+      if the loss returns no tuple.
   """
+  if hasattr(init_params, "apply"):
+    raise ValueError(
+      f"init_params: a {type(init_params).__name__} given, must be a function, "
+      "lambda rng: model.init(rng, inputs)."
+    )
   sizes = {leaf.shape[0] for leaf in jax.tree.leaves(data)}
   if len(sizes) != 1:
     raise ValueError(
@@ -110,11 +116,17 @@ def supervised_trainer(
     batch = jax.tree.map(lambda x: x[chosen], data)
 
     def loss_of(weights):
-      loss, metrics, *new = loss_fn(
+      found = loss_fn(
         variables.combine(weights, params),
         batch,
         jax.random.fold_in(step_key, batch_size),
       )
+      if not isinstance(found, tuple):
+        raise ValueError(
+          "loss_fn: returned no tuple, must be (loss, metrics); "
+          "training.loss_of(model, loss) returns such a function."
+        )
+      loss, metrics, *new = found
       return loss, ({"loss": loss, **metrics}, new[0] if new else params)
 
     grads, (metrics, new) = jax.grad(loss_of, has_aux=True)(

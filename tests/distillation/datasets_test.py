@@ -457,11 +457,15 @@ def test_classes_out_of_turn_are_refused_or_make_nan(make):
   assert jnp.isnan(jax.jit(objective)(_arrays(SYNTHETIC), turned, KEYS[0]))
 
 
-def test_unrolled_refuses_labels_that_are_no_classes():
-  """A label of -1 was taken for the last class."""
+@pytest.mark.parametrize("label", [-1, CLASSES])
+@pytest.mark.parametrize(
+  "objective", [unrolled(Tanh, 0), kernel_inducing(linear_kernel)]
+)
+def test_labels_that_are_no_classes_make_nan(objective, label):
+  """A label of -1 was taken for the last class, or for no class."""
   real = _arrays(REAL)
-  wrong = real._replace(targets=real.targets.at[0].set(-1))
-  assert jnp.isnan(unrolled(Tanh, 0)(_arrays(SYNTHETIC), wrong, KEYS[0]))
+  wrong = real._replace(targets=real.targets.at[0].set(label))
+  assert jnp.isnan(objective(_arrays(SYNTHETIC), wrong, KEYS[0]))
 
 
 def test_distribution_matching_refuses_running_statistics():

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import scipy.special
 
-from metajax.learners import embedding, nearest_mean, ridge
+from metajax.learners import (
+  embedding,
+  nearest_mean,
+  prototypical,
+  ridge,
+  ridge_regression,
+)
 from metajax.losses import accuracy, cross_entropy
 from metajax.models.mlp import MLP
 from metajax.types import Batch, Episode
@@ -317,3 +323,13 @@ def test_the_head_is_fitted_to_the_prepared_support():
   grads, _ = learner.meta_grad(PARAMS, one, RNG)
   others, _ = plain.meta_grad(PARAMS, prepared, RNG)
   chex.assert_trees_all_close(grads, others, rtol=1e-9)
+
+
+@pytest.mark.parametrize("make", [prototypical, ridge_regression])
+def test_a_model_that_returns_more_than_features_is_refused(make):
+  two = SimpleNamespace(init=lambda *_: {}, apply=lambda _, x: {"x": x, "y": x})
+  learner = make(two, cross_entropy)
+  support = Batch(jnp.ones((2, 3)), jnp.arange(2))
+  with pytest.raises(ValueError, match="^a head: the model's output must"):
+    params = learner.init(jax.random.key(0), support.inputs)
+    learner.adapt(params, support, jax.random.key(0))

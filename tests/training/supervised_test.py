@@ -1,11 +1,14 @@
 """Supervised training against a loop in numpy, over devices and cohorts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from metajax.models.mlp import MLP
 from metajax.training import on_changed, supervised_trainer
 from metajax.types import Batch
 from tests.processes import run_python
@@ -146,6 +149,21 @@ def test_a_loss_that_is_not_finite_stops_training_too():
   state = trainer.init(INIT_KEY)
   state, metrics = trainer.compile(state)[0](state, 9)
   assert (state.step, state.meta_params, metrics["loss"]) == (3, 3.0, -1.0)
+
+
+def test_a_model_and_a_plain_loss_are_named():
+  trainer = functools.partial(
+    supervised_trainer,
+    optimizer=optax.sgd(0.1),
+    data=jnp.ones((3, 1)),
+    batch_size=1,
+    rng=jax.random.key(0),
+  )
+  with pytest.raises(ValueError, match="^init_params: a MLP given, must be a"):
+    trainer(MLP(1), lambda params, x, rng: (params, {}))
+  plain = trainer(lambda rng: jnp.zeros(()), lambda params, x, rng: params)
+  with pytest.raises(ValueError, match="^loss_fn: returned no tuple, must be"):
+    plain.compile(plain.init(jax.random.key(0)))
 
 
 def test_bad_input_is_named():
