@@ -17,8 +17,10 @@ from metajax.policies.policy_learner import (
   POLICY_LEARNERS,
   policy_learner,
 )
+from metajax.policies.ppo import PPO
 from metajax.policies.protocol import PolicyLearner
-from metajax.policies.recurrent_ppo import PPO, policy_player, ppo_trainer
+from metajax.policies.recurrent_policy import policy_player
+from metajax.policies.recurrent_ppo import ppo_trainer
 from metajax.policies.rollouts import Rollouts, play_episodes
 from metajax.policies.surrogates import (
   SURROGATES,

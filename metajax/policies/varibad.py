@@ -1,0 +1,223 @@
+"""VariBAD: a policy on a belief, which a variational autoencoder learns."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from metajax import optimizers
+from metajax.numerics import check_counts
+from metajax.players.recurrent import check_head, first_params
+from metajax.policies.belief import BeliefNetwork
+from metajax.policies.elbo import Likelihood, check_likelihood, mean_elbo
+from metajax.policies.ppo import PPO, Rollout, check_ppo, ppo_loss
+from metajax.policies.recurrent_policy import checked_policy
+from metajax.policies.recurrent_ppo import gather, in_one_step, learn
+from metajax.tasks.trials import Step, Trials, first_step
+from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.processes import place
+from metajax.training.state import (
+  Trainer,
+  TrainState,
+  mean_over_steps,
+  next_state,
+  trainer_on,
+)
+from metajax.types import Array, Metrics, Params, PRNGKey
+
+
+class VariBAD(NamedTuple):
+  """Configures how the belief is learned.
+
+  Attributes:
+    updates: updates of encoder and decoder in a step, each on one trial of
+      every actor.
+    kept: number of the last trials of an actor from which these are drawn. With
+      1, the belief is learned on policy, too.
+    likelihood: of what the decoder predicts.
+  """
+
+  updates: int = 4
+  kept: int = 100
+  likelihood: Likelihood = Likelihood()
+
+
+class VariBADState(NamedTuple):
+  """The state of the trainer, without the parameters.
+
+  Attributes:
+    policy: the state of the policy's optimizer.
+    belief: the state of the optimizer of encoder and decoder.
+    trials: the last trials of each actor, `[actors, kept, T + 1, ...]`. The
+      trial of step s is in place `s % kept`.
+  """
+
+  policy: optax.OptState
+  belief: optax.OptState
+  trials: Step
+
+
+def varibad_trainer(
+  network: BeliefNetwork,
+  tasks: Trials,
+  optimizer: optax.GradientTransformation,
+  belief_optimizer: optax.GradientTransformation,
+  ppo: PPO,
+  varibad: VariBAD,
+  *,
+  rng: PRNGKey,
+  mesh: Mesh | None = None,
+) -> Trainer:
+  """Builds a trainer of VariBAD.
+
+  In a step, every actor plays one new task. PPO then updates the policy, which
+  reads the belief as a constant. At last the ELBO of `policies.elbo` updates
+  encoder and decoder, on trials that were drawn from the last ones of each
+  actor. So neither loss reaches the parameters of the other (Zintgraf et al.
+  2020, section 3). A draw depends on the number of the actor, and so not on
+  the number of devices.
+
+  Args:
+    network: from `belief_network`.
+    tasks: the tasks to play.
+    optimizer: any optax optimizer, for the policy.
+    belief_optimizer: any optax optimizer, for encoder and decoder.
+    ppo: the configuration of PPO.
+    varibad: the configuration of the rest.
+    rng: the key of all tasks, actions, minibatches and samples.
+    mesh: a mesh with the axis "tasks". If None, it is `task_mesh(actors)`.
+
+  Returns:
+    A `Trainer`. Its metrics are those of `ppo_trainer`, and "elbo",
+    "reward_error" (the mean squared error of decoded rewards) and "kl" of the
+    belief, means over its updates.
+
+  Raises:
+    ValueError: as `ppo_trainer`; and if a number of `varibad` is out of its
+      range.
+
+  References:
+    Zintgraf et al., `VariBAD: A Very Good Method for Bayes-Adaptive Deep RL via
+    Meta-Learning <https://arxiv.org/abs/1910.08348>`_, 2020.
+  """
+  mesh = task_mesh(ppo.actors) if mesh is None else mesh
+  share = check_ppo(ppo, mesh)
+  check_counts(updates=varibad.updates, kept=varibad.kept)
+  check_likelihood(varibad.likelihood)
+  check_head(network.recurrent, tasks, checked_policy)
+  policy_updates = ppo.epochs * ppo.minibatches
+
+  def device_step(
+    state: TrainState, rng: PRNGKey
+  ) -> tuple[TrainState, Metrics]:
+    params, kept = state.meta_params, state.opt_state
+    rng = jax.random.fold_in(rng, state.step)
+    act_key, learn_key = jax.random.split(rng)
+    policy_key, belief_key = jax.random.split(learn_key)
+    device = jax.lax.axis_index(TASKS)
+    actors = device * share + jnp.arange(share)
+    rollout = gather(network.recurrent, params, tasks, ppo, act_key, actors)
+
+    def policy_loss(policy: Params, part: Rollout) -> tuple[Array, Metrics]:
+      every = params | {"policy": policy}
+      return ppo_loss(network.recurrent, every, part, tasks.num_actions, ppo)
+
+    policy, metrics = learn(
+      optimizer,
+      policy_loss,
+      TrainState(state.step, params["policy"], kept.policy),
+      rollout,
+      ppo,
+      jax.random.fold_in(policy_key, device),
+    )
+    trials = jax.tree.map(
+      lambda ring, x: ring.at[:, state.step % varibad.kept].set(x),
+      kept.trials,
+      rollout.steps,
+    )
+
+    def update(inner: TrainState, rng: PRNGKey) -> tuple[TrainState, Metrics]:
+      filled = jnp.minimum(state.step + 1, varibad.kept)
+      keys = jax.vmap(lambda actor: jax.random.fold_in(rng, actor))(actors)
+      draws, noise = jax.vmap(
+        lambda key: _place_and_noise(key, filled, tasks.num_steps, network)
+      )(keys)
+      part = jax.tree.map(lambda x: x[jnp.arange(share), draws], trials)
+      grads, found = jax.grad(
+        lambda belief: mean_elbo(
+          network, belief, part, noise, varibad.likelihood
+        ),
+        has_aux=True,
+      )(inner.meta_params)
+      # The optimizer minimises.
+      grads = jax.tree.map(jnp.negative, grads)
+      grads, found = jax.lax.pmean((grads, found), TASKS)
+      return next_state(belief_optimizer, inner, grads, found["elbo"]), found
+
+    belief, found = jax.lax.scan(
+      update,
+      TrainState(policy.step, _of_belief(params), kept.belief),
+      jax.random.split(belief_key, varibad.updates),
+    )
+    metrics |= {k: v.mean() for k, v in found.items()}
+    new = TrainState(
+      belief.step,
+      belief.meta_params | {"policy": policy.meta_params},
+      VariBADState(policy.opt_state, belief.opt_state, kept.trials),
+    )
+    new = in_one_step(new, state, policy_updates + varibad.updates)
+    return new._replace(
+      opt_state=new.opt_state._replace(trials=trials)
+    ), metrics
+
+  everywhere: Any = P()
+  split: Any = P(TASKS)
+  places = TrainState(
+    everywhere, everywhere, VariBADState(everywhere, everywhere, split)
+  )
+  step = jax.shard_map(
+    device_step,
+    mesh=mesh,
+    in_specs=(places, P()),
+    out_specs=(places, P()),
+    check_vma=False,
+  )
+  where = jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec),
+    places,
+    is_leaf=lambda x: isinstance(x, P),
+  )
+
+  @functools.partial(jax.jit, out_shardings=where)
+  def init(rng: PRNGKey) -> TrainState:
+    params = first_params(network.recurrent, tasks, rng)
+    _, observation = jax.eval_shape(tasks.reset, rng)
+    one = first_step(jnp.zeros(observation.shape))
+    shape = ppo.actors, varibad.kept, tasks.num_steps + 1
+    trials = jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape), x.dtype), one)
+    state = VariBADState(
+      optimizers.init(optimizer, params["policy"]),
+      optimizers.init(belief_optimizer, _of_belief(params)),
+      trials,
+    )
+    return TrainState(jnp.int32(0), params, state)
+
+  rng = place(rng, NamedSharding(mesh, P()))
+  return trainer_on(mesh, init, mean_over_steps(step, rng))
+
+
+def _of_belief(params: Params) -> Params:
+  return {name: params[name] for name in ("encoder", "decoder")}
+
+
+def _place_and_noise(
+  rng: PRNGKey, filled: Array, num_steps: int, network: BeliefNetwork
+) -> tuple[Array, Array]:
+  """Draws one of the kept trials, and noise for a sample of each belief."""
+  place_key, noise_key = jax.random.split(rng)
+  place = jax.random.randint(place_key, (), 0, filled)
+  return place, jax.random.normal(noise_key, (num_steps + 1, network.latent))
