@@ -1,7 +1,9 @@
 """Policies that learn a task, by gradient steps or in a recurrent state."""
 
 from metajax.policies.advantages import Estimator, advantages, linear_values
+from metajax.policies.belief import BeliefNetwork, belief_network
 from metajax.policies.distributions import Categorical, DiagonalGaussian
+from metajax.policies.elbo import Likelihood, beliefs, mean_elbo
 from metajax.policies.evaluation import (
   played_steps,
   played_tasks,
@@ -32,22 +34,28 @@ from metajax.policies.surrogates import (
 )
 from metajax.policies.trainer import KLPenalty, Penalized, policy_trainer
 from metajax.policies.trust_region import TrustRegion, trust_region_step
+from metajax.policies.varibad import VariBAD, varibad_trainer
 
 __all__ = [
   "POLICY_LEARNERS",
   "PPO",
   "Penalized",
   "SURROGATES",
+  "BeliefNetwork",
   "Categorical",
   "DiagonalGaussian",
   "Estimator",
   "Experience",
   "KLPenalty",
+  "Likelihood",
   "Policy",
   "PolicyLearner",
   "Rollouts",
   "TrustRegion",
+  "VariBAD",
   "advantages",
+  "belief_network",
+  "beliefs",
   "categorical_policy",
   "clipped",
   "dice",
@@ -55,6 +63,7 @@ __all__ = [
   "gaussian_policy",
   "linear_values",
   "low_variance_curvature",
+  "mean_elbo",
   "play_episodes",
   "played_steps",
   "played_tasks",
@@ -65,4 +74,5 @@ __all__ = [
   "returns_by_step",
   "score_function",
   "trust_region_step",
+  "varibad_trainer",
 ]

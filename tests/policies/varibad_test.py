@@ -1,0 +1,489 @@
+"""VariBAD: its bound in numpy, what its losses do not reach, its trainer."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.integrate
+import scipy.stats
+
+from metajax.models.recurrent import recurrent
+from metajax.players.recurrent import encode
+from metajax.policies import (
+  PPO,
+  Likelihood,
+  VariBAD,
+  belief_network,
+  beliefs,
+  mean_elbo,
+  policy_player,
+  varibad_trainer,
+)
+from metajax.policies.elbo import divergences
+from metajax.policies.ppo import Rollout, ppo_loss
+from metajax.policies.recurrent_policy import hidden_along
+from metajax.tasks.gridworld import goal_posterior, gridworld
+from metajax.tasks.trials import Step, Trials, play, trials_of
+from metajax.training import task_mesh
+
+ACTIONS, FEATURES, LENGTH, LATENT, TRIALS = 3, 2, 5, 2, 3
+NETWORK = belief_network(
+  recurrent(2 * LATENT, units=6), ACTIONS, latent=LATENT, units=8
+)
+BOTH = Likelihood(0.3, 0.7)
+NAMES = {"encoder", "decoder", "policy"}
+
+
+def _noise_reset(rng):
+  return jnp.float32(0), jax.random.normal(rng, (FEATURES,))
+
+
+def _noise_step(task, action, rng):
+  keys = jax.random.split(rng, 3)
+  reward = 2 * jax.random.normal(keys[0]) + action
+  observation = jax.random.normal(keys[1], (FEATURES,))
+  return task, observation, reward, jax.random.bernoulli(keys[2], 0.4)
+
+
+# A task in which all that can be seen varies.
+NOISE = Trials(_noise_reset, _noise_step, ACTIONS, LENGTH)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+  """Parameters all of which matter, trials and noise, all float64."""
+  shapes = jax.eval_shape(
+    NETWORK.recurrent.init, jax.random.key(0), jnp.zeros(FEATURES + ACTIONS + 2)
+  )
+  draw = np.random.default_rng(0).normal
+  params = jax.tree.map(lambda x: draw(0, 0.7, x.shape), shapes)
+  player = policy_player(NETWORK.recurrent, params, ACTIONS)
+  keys = jax.random.split(jax.random.key(3), TRIALS)
+  played = jax.jit(jax.vmap(lambda key: play(player, NOISE, key).steps))(keys)
+  steps = jax.tree.map(
+    lambda x: np.float64(x) if x.dtype == np.float32 else np.array(x), played
+  )
+  assert 0 < steps.ended[:, 1:].mean() < 1
+  return params, steps, draw(size=(TRIALS, LENGTH + 1, LATENT))
+
+
+@pytest.fixture
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+# --- The bound. ---
+
+
+def _mlp(params, x, hidden=2):
+  """Dense layers as they are written down."""
+  layers = params["params"]
+  for i in range(hidden + 1):
+    layer = layers[f"Dense_{i}"]
+    x = x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+    x = np.maximum(x, 0) if i < hidden else x
+  return x
+
+
+def _decoded(params, m, step, following):
+  """The expected reward and next observation of one action."""
+  action = np.eye(ACTIONS)[following.action]
+  end = float(following.ended)
+  after = np.zeros(FEATURES) if end else following.observation
+  x = np.concatenate([step.observation, action, after, [end]])
+  part = params["decoder"]["rewards"]
+  reward = _mlp(part["m"], m) @ _mlp(part["x"], x)
+  part = params["decoder"]["observations"]
+  x = np.concatenate([step.observation, action])
+  weights = _mlp(part["x"], x).reshape(-1, FEATURES)
+  return reward, _mlp(part["m"], m) @ weights
+
+
+def _one_by_one(params, steps):
+  """Means and scales of the beliefs of a trial, a step at a time."""
+  state, found = NETWORK.recurrent.start(), []
+  read = jax.jit(NETWORK.recurrent.read)
+  for t in range(LENGTH + 1):
+    step = jax.tree.map(lambda x: x[t], steps)  # noqa: B023
+    hidden, state = read(params, state, encode(step, ACTIONS))
+    found.append(np.asarray(hidden)[-2 * LATENT :])
+  mean, log_scale = np.split(np.stack(found), 2, -1)
+  return mean, np.exp(log_scale)
+
+
+def _divergence(mean, scale, before, wide):
+  """By quadrature, a dimension at a time."""
+  total = 0.0
+  for a, b, c, d in zip(mean, scale, before, wide, strict=True):
+
+    def integrand(x):
+      p, q = (
+        -0.5 * ((x - mean) / scale) ** 2 - np.log(scale * np.sqrt(2 * np.pi))
+        for mean, scale in ((a, b), (c, d))  # noqa: B023
+      )
+      return np.exp(p) * (p - q)
+
+    total += scipy.integrate.quad(
+      integrand,
+      a - 12 * b,
+      a + 12 * b,
+      points=[a],
+    )[0]
+  return total
+
+
+@pytest.mark.parametrize(
+  "likelihood", [Likelihood(0.3), BOTH], ids=["rewards", "both"]
+)
+def test_bound_equals_a_loop_over_trials_beliefs_and_steps(
+  likelihood, drawn, float64
+):
+  params, steps, noise = drawn
+  found, metrics = jax.jit(mean_elbo, static_argnums=(0, 4))(
+    NETWORK, params, steps, noise, likelihood
+  )
+  bounds, errors, divergence = [], [], []
+  for i in range(TRIALS):
+    trial = jax.tree.map(lambda x: x[i], steps)  # noqa: B023
+    mean, scale = _one_by_one(params, trial)
+    before, wide = np.zeros(LATENT), np.ones(LATENT)
+    for t in range(LENGTH + 1):
+      m = mean[t] + scale[t] * noise[i, t]
+      fit = 0.0
+      for k in range(LENGTH):  # The past and the future of t.
+        one, two = (jax.tree.map(lambda x: x[j], trial) for j in (k, k + 1))  # noqa: B023
+        reward, seen = _decoded(params, m, one, two)
+        errors.append((reward - two.reward) ** 2)
+        fit += scipy.stats.norm(reward, likelihood.reward).logpdf(two.reward)
+        if likelihood.observation is not None and not two.ended:
+          law = scipy.stats.norm(seen, likelihood.observation)
+          fit += law.logpdf(two.observation).sum()
+      divergence.append(_divergence(mean[t], scale[t], before, wide))
+      bounds.append(fit - divergence[-1])
+      before, wide = mean[t], scale[t]
+  np.testing.assert_allclose(found, np.mean(bounds), rtol=1e-8)
+  np.testing.assert_allclose(metrics["elbo"], found, rtol=0)
+  np.testing.assert_allclose(metrics["reward_error"], np.mean(errors), 1e-8)
+  np.testing.assert_allclose(metrics["kl"], np.mean(divergence), rtol=1e-8)
+
+
+def test_divergences_are_of_each_belief_from_the_one_before(drawn, float64):
+  params, steps, _ = drawn
+  posteriors = jax.jit(beliefs, static_argnums=0)(NETWORK, params, steps)
+  mean, scale = posteriors.mean, np.exp(posteriors.log_scale)
+  before = np.concatenate([np.zeros_like(mean[:, :1]), mean[:, :-1]], 1)
+  wide = np.concatenate([np.ones_like(scale[:, :1]), scale[:, :-1]], 1)
+  expected = (
+    np.log(wide / scale)
+    + (scale**2 + (mean - before) ** 2) / (2 * wide**2)
+    - 0.5
+  )
+  np.testing.assert_allclose(
+    divergences(posteriors), expected.sum(-1), rtol=1e-10
+  )
+
+
+def test_constant_belief_costs_its_divergence_from_the_prior_once(float64):
+  mean, log_scale = jnp.full((1, 4, 1), 2.0), jnp.zeros((1, 4, 1))
+  found = divergences(
+    NETWORK.posterior(jnp.zeros(6))._replace(mean=mean, log_scale=log_scale)
+  )
+  np.testing.assert_allclose(found, [[2.0, 0.0, 0.0, 0.0]], atol=1e-12)
+
+
+# --- What does not depend on what. ---
+
+
+def test_the_future_does_not_change_a_belief(drawn, float64):
+  """The derivative is zero, exactly; that of the past is not."""
+  params, steps, _ = drawn
+  one = jax.tree.map(lambda x: x[:1], steps)
+
+  def found(reward, observation):
+    seen = one._replace(reward=reward, observation=observation)
+    return tuple(beliefs(NETWORK, params, seen))
+
+  slopes = jax.jit(jax.jacobian(found, argnums=(0, 1)))(
+    one.reward, one.observation
+  )
+  for of_reward, of_observation in slopes:
+    of_reward = np.abs(of_reward[0, :, :, 0]).max(1)  # [belief, step]
+    of_observation = np.abs(of_observation[0, :, :, 0]).max((1, 3))
+    for t in range(LENGTH + 1):
+      np.testing.assert_array_equal(of_reward[t, t + 1 :], 0)
+      np.testing.assert_array_equal(of_observation[t, t + 1 :], 0)
+      assert np.all(of_observation[t, : t + 1] > 0)
+      # The first step has no reward: it is masked.
+      assert np.all(of_reward[t, 1 : t + 1] > 0) and of_reward[t, 0] == 0
+
+
+def test_trial_after_a_trial_changes_nothing_and_begins_anew(drawn, float64):
+  """Two trials in one sequence are read as each of them alone."""
+  params, steps, _ = drawn
+  read = jax.jit(hidden_along, static_argnums=(0, 3))
+  alone = read(NETWORK.recurrent, params, steps, ACTIONS)
+  other = jax.tree.map(lambda x: x[::-1], steps)
+  chained = jax.tree.map(lambda *x: np.concatenate(x, 1), steps, other)
+  both = read(NETWORK.recurrent, params, chained, ACTIONS)
+  np.testing.assert_array_equal(both[:, : LENGTH + 1], alone)
+  np.testing.assert_array_equal(both[:, LENGTH + 1 :], alone[::-1])
+
+
+def test_start_of_the_next_episode_does_not_change_what_is_decoded(
+  drawn, float64
+):
+  """The observation after an end says nothing of the action before it."""
+  params, steps, noise = drawn
+  for i in range(TRIALS):
+    trial = jax.tree.map(lambda x: x[i], steps)  # noqa: B023
+
+    def found(observation):
+      seen = trial._replace(observation=observation)  # noqa: B023
+      return NETWORK.rewards(params, noise[i], seen)  # noqa: B023
+
+    slope = jax.jit(jax.jacobian(found))(trial.observation)
+    for k in range(LENGTH):
+      of_next = np.abs(slope[:, k, k + 1]).max()
+      assert (of_next == 0) == trial.ended[k + 1]
+      # Nor is it decoded itself.
+      np.testing.assert_array_equal(slope[:, k, k + 2 :], 0)
+  ends = steps.ended[:, 1:, None]
+  moved = steps.observation.copy()
+  moved[:, 1:] += ends
+
+  def bound(observation, likelihood):
+    # Beliefs and decoder see the same trials; what is predicted has moved.
+    seen = steps._replace(observation=observation)
+    other = NETWORK._replace(
+      recurrent=NETWORK.recurrent._replace(
+        read=lambda p, s, x: NETWORK.recurrent.read(p, s, 0 * x)
+      ),
+      observations=lambda p, m, x: jnp.zeros((len(m), LENGTH, FEATURES)),
+      rewards=lambda p, m, x: jnp.zeros((len(m), LENGTH)),
+    )
+    return mean_elbo(other, params, seen, noise, likelihood)[0]
+
+  assert bound(steps.observation, BOTH) == bound(moved, BOTH)
+  assert bound(steps.observation, BOTH) != bound(moved + 1, BOTH)
+
+
+def test_no_loss_reaches_the_parameters_of_the_other(drawn, float64):
+  params, steps, noise = drawn
+  draw = np.random.default_rng(1).normal
+  shape = TRIALS, LENGTH
+  rollout = Rollout(steps, draw(size=shape) - 2, *draw(size=(2, *shape)))
+
+  @jax.jit
+  def slopes(params):
+    policy = jax.grad(
+      lambda p: ppo_loss(NETWORK.recurrent, p, rollout, ACTIONS, PPO())[0]
+    )(params)
+    belief = jax.grad(lambda p: mean_elbo(NETWORK, p, steps, noise, BOTH)[0])(
+      params
+    )
+    return {"policy": policy, "belief": belief}
+
+  found = slopes(params)
+  reached = {"policy": {"policy"}, "belief": {"encoder", "decoder"}}
+  for name, grads in found.items():
+    assert set(grads) == NAMES
+    for part in NAMES:
+      largest = [np.abs(g).max() for g in jax.tree.leaves(grads[part])]
+      assert (max(largest) > 0) == (part in reached[name]), (name, part)
+
+
+def test_policy_reads_the_observation_and_the_belief(drawn, float64):
+  params, steps, _ = drawn
+  hidden = hidden_along(NETWORK.recurrent, params, steps, ACTIONS)
+  assert hidden.shape == (TRIALS, LENGTH + 1, FEATURES + 2 * LATENT)
+  np.testing.assert_array_equal(hidden[..., :FEATURES], steps.observation)
+  logits, value = NETWORK.recurrent.head(params, hidden)
+  for i in range(FEATURES + 2 * LATENT):
+    moved = hidden.at[..., i].add(1.0)
+    other, level = NETWORK.recurrent.head(params, moved)
+    assert np.all(np.abs(other - logits).max((1, 2)) > 0), i
+    assert np.all(np.abs(level - value).max(1) > 0), i
+
+
+# --- The trainer. ---
+
+TASKS = trials_of(gridworld(3, 4), 8)
+ADAM = optax.adam(0.01)
+SMALL = belief_network(recurrent(4, units=8), 5, latent=2, units=8)
+
+
+def _trainer(policy=ADAM, belief=ADAM, **options):
+  ppo = PPO(actors=8, epochs=2, minibatches=2)
+  options = {"updates": 2, "kept": 3} | options
+  return varibad_trainer(
+    SMALL,
+    TASKS,
+    policy,
+    belief,
+    ppo,
+    VariBAD(**options),
+    rng=jax.random.key(1),
+    mesh=task_mesh(1),
+  )
+
+
+@functools.cache
+def _started(**options):
+  trainer = _trainer(**options)
+  start = jax.device_get(trainer.init(jax.random.key(2)))
+  train, _ = trainer.compile(start)
+  return start, lambda state, n: jax.device_get(train(jax.device_put(state), n))
+
+
+@pytest.mark.slow
+def test_two_steps_of_one_call_are_two_calls_of_one_in_the_same_bits():
+  start, train = _started()
+  once, _ = train(start, 4)
+  again, metrics = train(start, 2)
+  again, metrics = train(again, 2)
+  chex.assert_trees_all_equal(once, again)
+  assert once.step == 4
+  assert set(metrics) == {
+    *("loss", "value_error", "entropy", "reward"),
+    *("elbo", "reward_error", "kl"),
+  }
+  for before, after in zip(
+    *map(jax.tree.leaves, (start.meta_params, once.meta_params)), strict=True
+  ):
+    # All but the decoder of observations, which has no part in this bound.
+    assert before.shape == after.shape
+  for part in ("encoder", "policy"):
+    changed = jax.tree.map(
+      lambda x, y: np.any(x != y),
+      start.meta_params[part],
+      once.meta_params[part],
+    )
+    assert all(jax.tree.leaves(changed)), part
+
+
+@pytest.mark.slow
+def test_the_last_trials_of_each_actor_are_kept():
+  """The trial of step s in place s % kept, whole."""
+  start, train = _started()
+  states = [start]
+  for _ in range(4):
+    states.append(train(states[-1], 1)[0])
+  rings = [state.opt_state.trials for state in states]
+  assert rings[0].reward.shape == (8, 3, TASKS.num_steps + 1)
+  for s, (before, after) in enumerate(zip(rings, rings[1:], strict=False)):
+    changed = s % 3
+    assert after.first[:, changed, 0].all()
+    assert not after.first[:, changed, 1:].any()
+    for old, new in zip(before, after, strict=True):
+      kept = [i for i in range(3) if i != changed]
+      np.testing.assert_array_equal(old[:, kept], new[:, kept])
+    assert np.any(before.action[:, changed] != after.action[:, changed])
+
+
+@pytest.mark.slow
+def test_empty_places_are_never_drawn():
+  """After one step there is one trial to draw, however many may be kept."""
+  one, _ = _started()[1](_started()[0], 1)
+  start, train = _started(kept=1)
+  other, _ = train(start, 1)
+  chex.assert_trees_all_equal(one.meta_params, other.meta_params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["policy", "belief"])
+def test_each_optimizer_moves_its_own_parameters_alone(part):
+  start, train = _started(**{part: optax.sgd(0.0)})
+  state, _ = train(start, 2)
+  still = {"policy": {"policy"}, "belief": {"encoder", "decoder"}}[part]
+  for name in NAMES:
+    old, new = (jax.tree.leaves(s.meta_params[name]) for s in (start, state))
+    same = all(np.array_equal(x, y) for x, y in zip(old, new, strict=True))
+    assert same == (name in still), name
+
+
+@pytest.mark.slow
+def test_decoder_comes_to_know_which_cells_were_visited():
+  """On 3 x 3 cells: no goal where the player was, and the goal once found."""
+  network = belief_network(recurrent(8, units=24), 5, latent=4, units=24)
+  trainer = varibad_trainer(
+    network,
+    TASKS,
+    optax.adam(3e-3),
+    optax.adam(3e-3),
+    PPO(actors=32, epochs=1, minibatches=1, entropy=0.1),
+    VariBAD(updates=8, kept=20),
+    rng=jax.random.key(1),
+    mesh=task_mesh(1),
+  )
+  state = trainer.init(jax.random.key(2))
+  train, _ = trainer.compile(state)
+  state, _ = train(state, 300)
+  cells = jnp.stack(jnp.meshgrid(*[jnp.arange(3.0)] * 2, indexing="ij"), -1)
+
+  @jax.jit
+  @jax.vmap
+  def run(key):
+    player = policy_player(network.recurrent, state.meta_params, 5)
+    steps = play(player, TASKS, key).steps
+    q = beliefs(
+      network, state.meta_params, jax.tree.map(lambda x: x[None], steps)
+    )
+    nothing = jnp.zeros(2)
+
+    def stay(cell):
+      trial = Step(jnp.stack([cell, cell]), jnp.zeros(2, int), *[nothing] * 3)
+      trial = trial._replace(ended=nothing > 0, first=nothing > 0)
+      return network.rewards(state.meta_params, q.mean[0], trial)[:, 0]
+
+    rewards = jax.vmap(stay, out_axes=1)(cells.reshape(-1, 2))
+    return goal_posterior(steps, 3).reshape(-1, 9), (rewards + 0.1) / 1.1
+
+  exact, decoded = run(jax.random.split(jax.random.key(5), 100))
+  goals = np.asarray(cells.reshape(-1, 2)).max(1) > 1
+  known = exact.max(-1) == 1
+  assert known.mean() > 0.2
+  assert decoded[exact == 1].mean() > 0.8
+  # Cells that have been visited, while the goal is unknown.
+  visited = (exact == 0) & goals & ~known[..., None]
+  assert visited.sum() > 100
+  unseen = (exact > 0) & ~known[..., None]
+  assert decoded[visited].mean() < 0.5 * decoded[unseen].mean()
+  error = np.abs(decoded - exact)[..., goals].mean()
+  prior = np.abs(1 / goals.sum() - exact)[..., goals].mean()
+  assert error < 0.5 * prior
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"updates": 0}, "updates=0: must be 1 or more"),
+    ({"kept": 0}, "kept=0: must be 1 or more"),
+    ({"kept": 1.5}, "kept=1.5: must be an integer, 1 or more"),
+    ({"likelihood": Likelihood(0.0)}, "reward=0.0: must be above 0"),
+    ({"likelihood": Likelihood(1.0, -1.0)}, "observation=-1.0: must be above"),
+  ],
+)
+def test_numbers_that_do_not_fit_are_named(changes, message):
+  with pytest.raises(ValueError, match=f"^{message}"):
+    _trainer(**changes)
+
+
+def test_networks_that_do_not_fit_are_named():
+  with pytest.raises(ValueError, match="^latent=0: must be 1 or more"):
+    belief_network(recurrent(4), 3, latent=0)
+  network = belief_network(recurrent(4, units=4), 5, latent=3)
+  with pytest.raises(ValueError, match="^encoder: .* 6 numbers, .* latent=3;"):
+    varibad_trainer(
+      network,
+      TASKS,
+      optax.adam(1e-3),
+      optax.adam(1e-3),
+      PPO(actors=8),
+      VariBAD(),
+      rng=jax.random.key(0),
+    )
