@@ -30,7 +30,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.shared import contests, mdp_players, replaying
+from experiments.shared import (
+  belief_plots,
+  beliefs,
+  contests,
+  mdp_players,
+  replaying,
+)
 from experiments.shared.references import Reference
 from metajax import players
 from metajax.evaluation import Estimate, estimate
@@ -38,7 +44,7 @@ from metajax.runs import plots, rng_keys
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
 from metajax.tasks.gridworld import best_return, gridworld
-from metajax.tasks.trials import Trials, trials_of
+from metajax.tasks.trials import Trials, trials_of, with_last_observation
 
 flags.DEFINE_enum(
   "env",
@@ -128,10 +134,26 @@ def hidden_goals() -> None:
   for name, rewards in played.rewards.items():
     for episode, found in by_episode(rewards).items():
       metrics[f"{name}_episode_{episode:g}"] = found
+  if "varibad" in played.players:
+    metrics["varibad_belief_error"] = goal_beliefs(played, tasks)
   metrics["known_goal_of_an_episode"] = estimate(
     np.asarray(best_return(task_params(tasks), goals.horizon))
   )
   finish(played, {"bayes_optimal": search.total}, metrics, {})
+
+
+def goal_beliefs(played: contests.Played, tasks: Trials) -> Estimate:
+  """Draws VariBAD's beliefs in a trial. Returns their error in all of them."""
+  seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
+  found = belief_plots.along(
+    beliefs.network(seen),
+    played.params["varibad"],
+    played.players["varibad"],
+    seen,
+    min(FLAGS.eval_tasks, 100),
+  )
+  belief_plots.draw(played.workdir / "beliefs.png", found, trial=0)
+  return estimate(belief_plots.error(found))
 
 
 def finish(

@@ -15,6 +15,7 @@ from metajax.policies import (
 from metajax.runs import rng_keys, training
 from metajax.runs.flags import FLAGS, flag_values, refuse
 from metajax.tasks.trials import Trials
+from metajax.training import task_mesh
 from metajax.types import Params
 
 flags.DEFINE_bool(
@@ -30,8 +31,13 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
   "belief_updates",
   VariBAD().updates,
-  "VariBAD: updates of encoder and decoder in a step, each on --meta_batch "
-  "trials.",
+  "VariBAD: updates of encoder and decoder in a step.",
+  1,
+)
+flags.DEFINE_integer(
+  "belief_batch",
+  VariBAD().batch,
+  "VariBAD: number of trials of such an update. It must divide --meta_batch.",
   1,
 )
 flags.DEFINE_integer(
@@ -47,7 +53,7 @@ flags.DEFINE_float(
   "VariBAD: standard deviation of a reward, in the decoder's likelihood.",
   1e-6,
 )
-OWN = "latent belief_lr belief_updates belief_trials reward_scale".split()
+OWN = "latent belief_lr belief_updates belief_batch belief_trials reward_scale"
 
 
 def network(tasks: Trials) -> BeliefNetwork:
@@ -61,6 +67,14 @@ def network(tasks: Trials) -> BeliefNetwork:
 def trainee(tasks: Trials) -> Trainee:
   """Builds a player of VariBAD and its trainer from the flags."""
   ppo, networks = on_policy.configuration(), network(tasks)
+  turns, rest = divmod(FLAGS.meta_batch, FLAGS.belief_batch)
+  share = FLAGS.meta_batch // task_mesh(FLAGS.meta_batch).size
+  if rest or share % turns:
+    raise ValueError(
+      f"--belief_batch={FLAGS.belief_batch}: must divide --meta_batch="
+      f"{FLAGS.meta_batch} into so many parts that they divide the {share} "
+      "tasks of a device."
+    )
   trainer = varibad_trainer(
     networks,
     tasks,
@@ -70,7 +84,10 @@ def trainee(tasks: Trials) -> Trainee:
     ),
     ppo,
     VariBAD(
-      FLAGS.belief_updates, FLAGS.belief_trials, Likelihood(FLAGS.reward_scale)
+      FLAGS.belief_updates,
+      FLAGS.belief_batch,
+      FLAGS.belief_trials,
+      Likelihood(FLAGS.reward_scale),
     ),
     rng=rng_keys.task_key(),
   )
@@ -86,9 +103,9 @@ def trainee(tasks: Trials) -> Trainee:
 def refuse_unused() -> None:
   """Refuses flags of VariBAD without --varibad."""
   if not FLAGS.varibad:
-    refuse(*OWN)
+    refuse(*OWN.split())
 
 
 def protocol() -> dict[str, object]:
   """Returns the values of the flags above, for `results.json`."""
-  return flag_values("varibad", *(OWN if FLAGS.varibad else ()))
+  return flag_values("varibad", *(OWN.split() if FLAGS.varibad else ()))

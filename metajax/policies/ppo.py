@@ -71,9 +71,14 @@ def ppo_loss(
   the values and R the returns, and H is the entropy of the policy. The
   advantages A of the rollout are scaled to mean 0 and standard deviation 1.
   """
-  log_policy, values = policy_and_values(
-    network, params, rollout.steps, num_actions
-  )
+  outputs = policy_and_values(network, params, rollout.steps, num_actions)
+  return loss_of_outputs(*outputs, rollout, ppo)
+
+
+def loss_of_outputs(
+  log_policy: Array, values: Array, rollout: Rollout, ppo: PPO
+) -> tuple[Array, Metrics]:
+  """Computes `ppo_loss` from the outputs of `policy_and_values`."""
   chosen = of_actions(log_policy, rollout.steps)
   advantages = rollout.advantages
   advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)

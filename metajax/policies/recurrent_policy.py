@@ -83,6 +83,13 @@ def policy_and_values(
     last value of a trial is 0, because the task is over.
   """
   hidden = hidden_along(network, params, steps, num_actions)
+  return of_hidden(network, params, hidden, num_actions)
+
+
+def of_hidden(
+  network: Recurrent, params: Params, hidden: Array, num_actions: int
+) -> tuple[Array, Array]:
+  """Computes what `policy_and_values` does, from `hidden_along`."""
   logits, values = checked_policy(network.head(params, hidden), num_actions)
   return jax.nn.log_softmax(logits[:, :-1]), values.at[:, -1].set(0.0)
 

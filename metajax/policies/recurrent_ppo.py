@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,7 @@ def ppo_trainer(
     rollout = gather(network, state.meta_params, tasks, ppo, act_key, actors)
     learn_key = jax.random.fold_in(learn_key, device)
     new, metrics = learn(optimizer, loss, state, rollout, ppo, learn_key)
+    metrics["reward"] = mean_reward(rollout)
     return in_one_step(new, state, ppo.epochs * ppo.minibatches), metrics
 
   step = jax.shard_map(
@@ -133,9 +135,9 @@ def gather(
 
 def learn(
   optimizer: optax.GradientTransformation,
-  loss: Callable[[Params, Rollout], tuple[Array, Metrics]],
+  loss: Callable[[Params, Any], tuple[Array, Metrics]],
   state: TrainState,
-  rollout: Rollout,
+  rollout: Any,
   ppo: PPO,
   rng: PRNGKey,
 ) -> tuple[TrainState, Metrics]:
@@ -145,15 +147,14 @@ def learn(
     optimizer: any optax optimizer.
     loss: `(params, part of the rollout) -> (loss, metrics)`.
     state: the state before. Its parameters are those of the loss.
-    rollout: the trials of this device.
+    rollout: the trials of this device, a tree of arrays `[trials, ...]`.
     ppo: the configuration.
     rng: the key of the minibatches of this device.
 
   Returns:
-    The state, whose `step` counts finite updates, and the mean metrics. They
-    have "reward", too, the mean total reward of a trial.
+    The state, whose `step` counts finite updates, and the mean metrics.
   """
-  share = rollout.advantages.shape[0]
+  share = jax.tree.leaves(rollout)[0].shape[0]
   orders = jax.vmap(lambda key: jax.random.permutation(key, share))(
     jax.random.split(rng, ppo.epochs)
   )
@@ -169,10 +170,12 @@ def learn(
   inner, metrics = jax.lax.scan(
     update, state, orders.reshape(ppo.epochs * ppo.minibatches, -1)
   )
-  metrics = {k: v.mean() for k, v in metrics.items()}
-  reward = rollout.steps.reward.sum(-1).mean()
-  metrics["reward"] = jax.lax.pmean(reward, TASKS)
-  return inner, metrics
+  return inner, {k: v.mean() for k, v in metrics.items()}
+
+
+def mean_reward(rollout: Rollout) -> Array:
+  """Returns the mean total reward of a trial, on all devices."""
+  return jax.lax.pmean(rollout.steps.reward.sum(-1).mean(), TASKS)
 
 
 def in_one_step(new: TrainState, old: TrainState, updates: int) -> TrainState:

@@ -14,9 +14,18 @@ from metajax.numerics import check_counts
 from metajax.players.recurrent import check_head, first_params
 from metajax.policies.belief import BeliefNetwork
 from metajax.policies.elbo import Likelihood, check_likelihood, mean_elbo
-from metajax.policies.ppo import PPO, Rollout, check_ppo, ppo_loss
-from metajax.policies.recurrent_policy import checked_policy
-from metajax.policies.recurrent_ppo import gather, in_one_step, learn
+from metajax.policies.ppo import PPO, Rollout, check_ppo, loss_of_outputs
+from metajax.policies.recurrent_policy import (
+  checked_policy,
+  hidden_along,
+  of_hidden,
+)
+from metajax.policies.recurrent_ppo import (
+  gather,
+  in_one_step,
+  learn,
+  mean_reward,
+)
 from metajax.tasks.trials import Step, Trials, first_step
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
@@ -34,14 +43,16 @@ class VariBAD(NamedTuple):
   """Configures how the belief is learned.
 
   Attributes:
-    updates: updates of encoder and decoder in a step, each on one trial of
-      every actor.
+    updates: updates of encoder and decoder in a step.
+    batch: trials of an update, on all devices together. The actors take turns:
+      each gives a trial to every `actors / batch`-th update.
     kept: number of the last trials of an actor from which these are drawn. With
       1, the belief is learned on policy, too.
     likelihood: of what the decoder predicts.
   """
 
-  updates: int = 4
+  updates: int = 16
+  batch: int = 16
   kept: int = 100
   likelihood: Likelihood = Likelihood()
 
@@ -76,7 +87,7 @@ def varibad_trainer(
 
   In a step, every actor plays one new task. PPO then updates the policy, which
   reads the belief as a constant. At last the ELBO of `policies.elbo` updates
-  encoder and decoder, on trials that were drawn from the last ones of each
+  encoder and decoder, on trials that are drawn from the last ones of each
   actor. So neither loss reaches the parameters of the other (Zintgraf et al.
   2020, section 3). A draw depends on the number of the actor, and so not on
   the number of devices.
@@ -98,7 +109,7 @@ def varibad_trainer(
 
   Raises:
     ValueError: as `ppo_trainer`; and if a number of `varibad` is out of its
-      range.
+      range, or the actors cannot take turns.
 
   References:
     Zintgraf et al., `VariBAD: A Very Good Method for Bayes-Adaptive Deep RL via
@@ -106,7 +117,13 @@ def varibad_trainer(
   """
   mesh = task_mesh(ppo.actors) if mesh is None else mesh
   share = check_ppo(ppo, mesh)
-  check_counts(updates=varibad.updates, kept=varibad.kept)
+  check_counts(updates=varibad.updates, batch=varibad.batch, kept=varibad.kept)
+  turns, rest = divmod(ppo.actors, varibad.batch)
+  if rest or share % turns:
+    raise ValueError(
+      f"batch={varibad.batch}: must divide actors={ppo.actors} into so many "
+      f"parts that they divide the {share} actors of a device."
+    )
   check_likelihood(varibad.likelihood)
   check_head(network.recurrent, tasks, checked_policy)
   policy_updates = ppo.epochs * ppo.minibatches
@@ -122,15 +139,25 @@ def varibad_trainer(
     actors = device * share + jnp.arange(share)
     rollout = gather(network.recurrent, params, tasks, ppo, act_key, actors)
 
-    def policy_loss(policy: Params, part: Rollout) -> tuple[Array, Metrics]:
-      every = params | {"policy": policy}
-      return ppo_loss(network.recurrent, every, part, tasks.num_actions, ppo)
+    # The encoder is constant here, so the trials are read once.
+    hidden = hidden_along(
+      network.recurrent, params, rollout.steps, tasks.num_actions
+    )
+
+    def policy_loss(
+      policy: Params, part: tuple[Rollout, Array]
+    ) -> tuple[Array, Metrics]:
+      rollout, hidden = part
+      outputs = of_hidden(
+        network.recurrent, {"policy": policy}, hidden, tasks.num_actions
+      )
+      return loss_of_outputs(*outputs, rollout, ppo)
 
     policy, metrics = learn(
       optimizer,
       policy_loss,
       TrainState(state.step, params["policy"], kept.policy),
-      rollout,
+      (rollout, hidden),
       ppo,
       jax.random.fold_in(policy_key, device),
     )
@@ -140,13 +167,15 @@ def varibad_trainer(
       rollout.steps,
     )
 
-    def update(inner: TrainState, rng: PRNGKey) -> tuple[TrainState, Metrics]:
+    def update(inner: TrainState, number: Array) -> tuple[TrainState, Metrics]:
       filled = jnp.minimum(state.step + 1, varibad.kept)
-      keys = jax.vmap(lambda actor: jax.random.fold_in(rng, actor))(actors)
+      chosen = number % turns + turns * jnp.arange(share // turns)
+      rng = jax.random.fold_in(belief_key, number)
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, actors[chosen])
       draws, noise = jax.vmap(
-        lambda key: _place_and_noise(key, filled, tasks.num_steps, network)
+        lambda key: place_and_noise(key, filled, tasks.num_steps, network)
       )(keys)
-      part = jax.tree.map(lambda x: x[jnp.arange(share), draws], trials)
+      part = jax.tree.map(lambda x: x[chosen, draws], trials)
       grads, found = jax.grad(
         lambda belief: mean_elbo(
           network, belief, part, noise, varibad.likelihood
@@ -161,8 +190,9 @@ def varibad_trainer(
     belief, found = jax.lax.scan(
       update,
       TrainState(policy.step, _of_belief(params), kept.belief),
-      jax.random.split(belief_key, varibad.updates),
+      jnp.arange(varibad.updates),
     )
+    metrics["reward"] = mean_reward(rollout)
     metrics |= {k: v.mean() for k, v in found.items()}
     new = TrainState(
       belief.step,
@@ -214,7 +244,7 @@ def _of_belief(params: Params) -> Params:
   return {name: params[name] for name in ("encoder", "decoder")}
 
 
-def _place_and_noise(
+def place_and_noise(
   rng: PRNGKey, filled: Array, num_steps: int, network: BeliefNetwork
 ) -> tuple[Array, Array]:
   """Draws one of the kept trials, and noise for a sample of each belief."""

@@ -1,6 +1,7 @@
 """VariBAD: its bound in numpy, what its losses do not reach, its trainer."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -26,6 +27,7 @@ from metajax.policies import (
 from metajax.policies.elbo import divergences
 from metajax.policies.ppo import Rollout, ppo_loss
 from metajax.policies.recurrent_policy import hidden_along
+from metajax.policies.varibad import place_and_noise
 from metajax.tasks.gridworld import goal_posterior, gridworld
 from metajax.tasks.trials import Step, Trials, play, trials_of
 from metajax.training import task_mesh
@@ -313,18 +315,18 @@ def test_policy_reads_the_observation_and_the_belief(drawn, float64):
 # --- The trainer. ---
 
 TASKS = trials_of(gridworld(3, 4), 8)
-ADAM = optax.adam(0.01)
 SMALL = belief_network(recurrent(4, units=8), 5, latent=2, units=8)
 
 
-def _trainer(policy=ADAM, belief=ADAM, **options):
+def _trainer(**options):
+  """The policy moves from the second step on; the belief in the first alone."""
   ppo = PPO(actors=8, epochs=2, minibatches=2)
   options = {"updates": 2, "kept": 3} | options
   return varibad_trainer(
     SMALL,
     TASKS,
-    policy,
-    belief,
+    optax.sgd(lambda update: jnp.where(update < 4, 0.0, 0.1)),
+    optax.sgd(lambda update: jnp.where(update < 2, 1e-3, 0.0)),
     ppo,
     VariBAD(**options),
     rng=jax.random.key(1),
@@ -332,50 +334,54 @@ def _trainer(policy=ADAM, belief=ADAM, **options):
   )
 
 
-@functools.cache
-def _started(**options):
-  trainer = _trainer(**options)
-  start = jax.device_get(trainer.init(jax.random.key(2)))
-  train, _ = trainer.compile(start)
-  return start, lambda state, n: jax.device_get(train(jax.device_put(state), n))
-
-
-@pytest.mark.slow
-def test_two_steps_of_one_call_are_two_calls_of_one_in_the_same_bits():
-  start, train = _started()
-  once, _ = train(start, 4)
-  again, metrics = train(start, 2)
-  again, metrics = train(again, 2)
-  chex.assert_trees_all_equal(once, again)
-  assert once.step == 4
+@pytest.fixture(scope="module")
+def states():
+  """The states after 0, 1, ..., 4 steps, and after 4 steps of one call."""
+  trainer = _trainer()
+  found = [jax.device_get(trainer.init(jax.random.key(2)))]
+  train, _ = trainer.compile(found[0])
+  for _ in range(4):
+    state, metrics = train(jax.device_put(found[-1]), 1)
+    found.append(jax.device_get(state))
   assert set(metrics) == {
     *("loss", "value_error", "entropy", "reward"),
     *("elbo", "reward_error", "kl"),
   }
-  for before, after in zip(
-    *map(jax.tree.leaves, (start.meta_params, once.meta_params)), strict=True
-  ):
-    # All but the decoder of observations, which has no part in this bound.
-    assert before.shape == after.shape
-  for part in ("encoder", "policy"):
-    changed = jax.tree.map(
-      lambda x, y: np.any(x != y),
-      start.meta_params[part],
-      once.meta_params[part],
-    )
-    assert all(jax.tree.leaves(changed)), part
+  return found, jax.device_get(train(jax.device_put(found[0]), 4)[0])
 
 
 @pytest.mark.slow
-def test_the_last_trials_of_each_actor_are_kept():
+def test_steps_of_one_call_are_calls_of_one_in_the_same_bits(states):
+  """From states that have been on the host, as those of a checkpoint."""
+  chex.assert_trees_all_equal(states[0][-1], states[1])
+  assert states[1].step == 4
+
+
+@pytest.mark.slow
+def test_each_optimizer_moves_its_own_parameters_alone(states):
+  """Of the decoder, those of observations have no part in this bound."""
+  zero, one, two = states[0][:3]
+  for old, new, moving in (
+    (zero, one, {"encoder", "rewards"}),
+    (one, two, {"policy"}),
+  ):
+    for name in ("encoder", "policy", "rewards", "observations"):
+      parts = [
+        (s.meta_params | s.meta_params["decoder"])[name] for s in (old, new)
+      ]
+      same = jax.tree.map(np.array_equal, *parts)
+      if name in moving:
+        assert not any(jax.tree.leaves(same)), name
+      else:
+        assert all(jax.tree.leaves(same)), name
+
+
+@pytest.mark.slow
+def test_the_last_trials_of_each_actor_are_kept(states):
   """The trial of step s in place s % kept, whole."""
-  start, train = _started()
-  states = [start]
-  for _ in range(4):
-    states.append(train(states[-1], 1)[0])
-  rings = [state.opt_state.trials for state in states]
+  rings = [state.opt_state.trials for state in states[0]]
   assert rings[0].reward.shape == (8, 3, TASKS.num_steps + 1)
-  for s, (before, after) in enumerate(zip(rings, rings[1:], strict=False)):
+  for s, (before, after) in enumerate(itertools.pairwise(rings)):
     changed = s % 3
     assert after.first[:, changed, 0].all()
     assert not after.first[:, changed, 1:].any()
@@ -385,25 +391,22 @@ def test_the_last_trials_of_each_actor_are_kept():
     assert np.any(before.action[:, changed] != after.action[:, changed])
 
 
-@pytest.mark.slow
-def test_empty_places_are_never_drawn():
-  """After one step there is one trial to draw, however many may be kept."""
-  one, _ = _started()[1](_started()[0], 1)
-  start, train = _started(kept=1)
-  other, _ = train(start, 1)
-  chex.assert_trees_all_equal(one.meta_params, other.meta_params)
+def test_trials_are_drawn_from_the_filled_places():
+  """While there are fewer than may be kept, from those there are."""
 
+  @jax.jit
+  @functools.partial(jax.vmap, in_axes=(0, None))
+  def draw(key, filled):
+    return place_and_noise(key, filled, LENGTH, NETWORK)
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", ["policy", "belief"])
-def test_each_optimizer_moves_its_own_parameters_alone(part):
-  start, train = _started(**{part: optax.sgd(0.0)})
-  state, _ = train(start, 2)
-  still = {"policy": {"policy"}, "belief": {"encoder", "decoder"}}[part]
-  for name in NAMES:
-    old, new = (jax.tree.leaves(s.meta_params[name]) for s in (start, state))
-    same = all(np.array_equal(x, y) for x, y in zip(old, new, strict=True))
-    assert same == (name in still), name
+  keys = jax.random.split(jax.random.key(0), 600)
+  for filled in (1, 3):
+    places, noise = draw(keys, jnp.int32(filled))
+    counts = np.bincount(places, minlength=filled)
+    assert counts.shape == (filled,)
+    assert np.abs(counts - 600 / filled).max() < 4 * np.sqrt(600 / filled)
+    assert noise.shape == (600, LENGTH + 1, LATENT)
+    assert scipy.stats.kstest(np.ravel(noise), "norm").pvalue > 0.01
 
 
 @pytest.mark.slow
