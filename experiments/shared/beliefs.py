@@ -26,7 +26,7 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_integer("latent", 5, "VariBAD: numbers of a latent task.", 1)
 flags.DEFINE_float(
-  "belief_lr", 1e-3, "VariBAD: step size of Adam for encoder and decoder.", 0.0
+  "belief_lr", 2e-3, "VariBAD: step size of Adam for encoder and decoder.", 0.0
 )
 flags.DEFINE_integer(
   "belief_updates",

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metajax.forward import forward
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import Recurrent, output_head
-from metajax.numerics import check_counts, wide
+from metajax.numerics import check_counts, check_number, wide
 from metajax.policies.distributions import DiagonalGaussian
 from metajax.tasks.trials import Step
 from metajax.types import Array, Params, PRNGKey
@@ -18,7 +19,8 @@ from metajax.types import Array, Params, PRNGKey
 class BeliefNetwork(NamedTuple):
   """A network whose state is a belief over the task.
 
-  The parameters are a dict of "encoder", "policy" and "decoder".
+  The parameters are a dict of "encoder", "policy" and "decoder", and of "seen",
+  running means of what the policy reads and of its square.
 
   Attributes:
     recurrent: the network for players. Its hidden vector is what the policy
@@ -48,33 +50,42 @@ def belief_network(
   *,
   latent: int = 5,
   units: int = 64,
+  scale: float = 0.1,
 ) -> BeliefNetwork:
   """Builds VariBAD's networks (Zintgraf et al. 2020, section 3).
 
   ::
 
-    q(m | past) = N(mean, scale^2),  (mean, log scale) = encoder(past)
-    actions, value = policy(s, mean, log scale)
+    q(m | past) = N(mean, (scale exp(log_scale))^2)
+  (mean, log_scale) = encoder(past)
+    actions, value = policy(s, mean, log_scale)
     E[r | s, a, s', m] = f(m) . g(s, a, s', end)
     E[s' | s, a, m] = F(m) . G(s, a)
 
-  where f, g, F, G and the policy are MLPs with two hidden layers. The product
-  of two networks costs little: all T + 1 beliefs of a trial decode all its T
-  steps by one matrix product. With a one-hot g it is the paper's decoder for
+  where f, g, F, G and the policy are MLPs with two hidden layers. The product of
+  two networks costs little: all T + 1 beliefs of a trial decode all its T steps
+  by one matrix product. With a one-hot g it is the paper's decoder for
   gridworlds, which has an output for each cell. After an action that ended an
   episode, s' would be the start of the next one, so g sees zeros instead.
+
+  What the policy reads is scaled to mean 0 and variance 1 by `params["seen"]`,
+  as in the authors' code: beliefs may vary little beside observations.
 
   Args:
     encoder: a network with a "linear" head of `2 * latent` outputs.
     num_actions: number of actions of the tasks.
     latent: numbers of a latent task m.
     units: width of the layers of policy and decoder.
+    scale: about the standard deviation of a new network's beliefs. With 1, that
+      of the prior, samples are mostly noise at first, and the decoder learns to
+      ignore them.
 
   Raises:
     ValueError: for a size below 1; when it is called, for an encoder with
       another head.
   """
   check_counts(num_actions=num_actions, latent=latent, units=units)
+  check_number("scale", scale, above=0)
   trunk = forward(MLP(None, (units, units)))
   init_head, apply_head = output_head(
     num_actions, units=units, head="actor_critic"
@@ -96,6 +107,10 @@ def belief_network(
         "rewards": reward_init(keys[3], m, 2 * size + num_actions + 1, 1),
         "observations": observation_init(keys[4], m, size + num_actions, size),
       },
+      "seen": {
+        "mean": jnp.zeros(size + 2 * latent),
+        "square": jnp.ones(size + 2 * latent),
+      },
     }
 
   def read(params: Params, state: Any, inputs: Array) -> tuple[Array, Any]:
@@ -110,7 +125,7 @@ def belief_network(
     return jnp.concatenate([observation, belief], -1), state
 
   def head(params: Params, hidden: Array) -> tuple[Array, Array]:
-    seen = jax.lax.stop_gradient(hidden)
+    seen = jax.lax.stop_gradient(_standardized(params["seen"], hidden))
     rows = seen.reshape(-1, seen.shape[-1])
     found = trunk.apply(params["policy"]["trunk"], rows)
     found = found.reshape(*seen.shape[:-1], units)
@@ -118,7 +133,7 @@ def belief_network(
 
   def posterior(hidden: Array) -> DiagonalGaussian:
     mean, log_scale = jnp.split(wide(hidden[..., -2 * latent :]), 2, -1)
-    return DiagonalGaussian(mean, log_scale)
+    return DiagonalGaussian(mean, log_scale + np.log(scale))
 
   def rewards(params: Params, latents: Array, steps: Step) -> Array:
     before, action, after, ended = _transitions(steps, num_actions)
@@ -136,6 +151,26 @@ def belief_network(
   return BeliefNetwork(
     network, posterior, rewards, observations, num_actions, latent
   )
+
+
+def seen_more(seen: Params, hidden: Array, rate: Array) -> Params:
+  """Moves `params["seen"]` towards the means of hidden vectors `[..., units]`.
+
+  ::
+
+    mean += rate (mean of hidden - mean)
+
+  and so for the squares. A device of a mesh averages the result with others.
+  """
+  axes = tuple(range(hidden.ndim - 1))
+  new = {"mean": hidden.mean(axes), "square": jnp.square(hidden).mean(axes)}
+  return jax.tree.map(lambda x, y: x + rate * (y - x), seen, new)
+
+
+def _standardized(seen: Params, hidden: Array) -> Array:
+  variance = jnp.maximum(seen["square"] - jnp.square(seen["mean"]), 0.0)
+  scaled = (hidden - seen["mean"]) / jnp.sqrt(variance + 1e-5)
+  return jnp.clip(scaled, -10.0, 10.0)
 
 
 def _transitions(

@@ -19,8 +19,8 @@ class Likelihood(NamedTuple):
 
   Attributes:
     reward: the standard deviation of a reward. A smaller one gives the
-      divergence of beliefs less weight: the weight w of the authors' code, for
-      an error of scale 1, is a deviation of `sqrt(w)`.
+      divergence of beliefs less weight. A sum of squared errors and w times the
+      divergence, as in the authors' code, is a deviation of `sqrt(w / 2)`.
     observation: the standard deviation of each number of a next observation.
       None: next observations are not decoded, as for the paper's gridworld.
   """

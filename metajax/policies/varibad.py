@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from metajax import optimizers
 from metajax.numerics import check_counts
 from metajax.players.recurrent import check_head, first_params
-from metajax.policies.belief import BeliefNetwork
+from metajax.policies.belief import BeliefNetwork, seen_more
 from metajax.policies.elbo import Likelihood, check_likelihood, mean_elbo
 from metajax.policies.ppo import PPO, Rollout, check_ppo, loss_of_outputs
 from metajax.policies.recurrent_policy import (
@@ -37,6 +37,9 @@ from metajax.training.state import (
   trainer_on,
 )
 from metajax.types import Array, Metrics, Params, PRNGKey
+
+# How fast the statistics of what the policy reads follow a step's trials.
+SEEN_RATE = 0.05
 
 
 class VariBAD(NamedTuple):
@@ -149,7 +152,10 @@ def varibad_trainer(
     ) -> tuple[Array, Metrics]:
       rollout, hidden = part
       outputs = of_hidden(
-        network.recurrent, {"policy": policy}, hidden, tasks.num_actions
+        network.recurrent,
+        params | {"policy": policy},
+        hidden,
+        tasks.num_actions,
       )
       return loss_of_outputs(*outputs, rollout, ppo)
 
@@ -194,9 +200,11 @@ def varibad_trainer(
     )
     metrics["reward"] = mean_reward(rollout)
     metrics |= {k: v.mean() for k, v in found.items()}
+    rate = jnp.maximum(1 / (state.step + 1), SEEN_RATE)
+    seen = jax.lax.pmean(seen_more(params["seen"], hidden, rate), TASKS)
     new = TrainState(
       belief.step,
-      belief.meta_params | {"policy": policy.meta_params},
+      belief.meta_params | {"policy": policy.meta_params, "seen": seen},
       VariBADState(policy.opt_state, belief.opt_state, kept.trials),
     )
     new = in_one_step(new, state, policy_updates + varibad.updates)

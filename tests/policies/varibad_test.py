@@ -34,10 +34,10 @@ from metajax.training import task_mesh
 
 ACTIONS, FEATURES, LENGTH, LATENT, TRIALS = 3, 2, 5, 2, 3
 NETWORK = belief_network(
-  recurrent(2 * LATENT, units=6), ACTIONS, latent=LATENT, units=8
+  recurrent(2 * LATENT, units=6), ACTIONS, latent=LATENT, units=8, scale=0.5
 )
 BOTH = Likelihood(0.3, 0.7)
-NAMES = {"encoder", "decoder", "policy"}
+NAMES = {"encoder", "decoder", "policy", "seen"}
 
 
 def _noise_reset(rng):
@@ -63,6 +63,7 @@ def drawn():
   )
   draw = np.random.default_rng(0).normal
   params = jax.tree.map(lambda x: draw(0, 0.7, x.shape), shapes)
+  params["seen"]["square"] = 0.5 + np.square(params["seen"]["mean"])
   player = policy_player(NETWORK.recurrent, params, ACTIONS)
   keys = jax.random.split(jax.random.key(3), TRIALS)
   played = jax.jit(jax.vmap(lambda key: play(player, NOISE, key).steps))(keys)
@@ -115,7 +116,7 @@ def _one_by_one(params, steps):
     hidden, state = read(params, state, encode(step, ACTIONS))
     found.append(np.asarray(hidden)[-2 * LATENT :])
   mean, log_scale = np.split(np.stack(found), 2, -1)
-  return mean, np.exp(log_scale)
+  return mean, 0.5 * np.exp(log_scale)
 
 
 def _divergence(mean, scale, before, wide):
@@ -321,7 +322,7 @@ SMALL = belief_network(recurrent(4, units=8), 5, latent=2, units=8)
 def _trainer(**options):
   """The policy moves from the second step on; the belief in the first alone."""
   ppo = PPO(actors=8, epochs=2, minibatches=2)
-  options = {"updates": 2, "kept": 3} | options
+  options = {"updates": 2, "batch": 4, "kept": 3} | options
   return varibad_trainer(
     SMALL,
     TASKS,
@@ -419,7 +420,7 @@ def test_decoder_comes_to_know_which_cells_were_visited():
     optax.adam(3e-3),
     optax.adam(3e-3),
     PPO(actors=32, epochs=1, minibatches=1, entropy=0.1),
-    VariBAD(updates=8, kept=20),
+    VariBAD(updates=8, batch=16, kept=20),
     rng=jax.random.key(1),
     mesh=task_mesh(1),
   )
@@ -465,6 +466,9 @@ def test_decoder_comes_to_know_which_cells_were_visited():
   "changes, message",
   [
     ({"updates": 0}, "updates=0: must be 1 or more"),
+    ({"batch": 0}, "batch=0: must be 1 or more"),
+    ({"batch": 3}, "batch=3: must divide actors=8 into so many parts that"),
+    ({"batch": 16}, "batch=16: must divide actors=8 into so many parts that"),
     ({"kept": 0}, "kept=0: must be 1 or more"),
     ({"kept": 1.5}, "kept=1.5: must be an integer, 1 or more"),
     ({"likelihood": Likelihood(0.0)}, "reward=0.0: must be above 0"),
