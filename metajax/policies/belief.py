@@ -62,9 +62,9 @@ def belief_network(
     E[r | s, a, s', m] = f(m) . g(s, a, s', end)
     E[s' | s, a, m] = F(m) . G(s, a)
 
-  where f, g, F, G and the policy are MLPs with two hidden layers. The product of
-  two networks costs little: all T + 1 beliefs of a trial decode all its T steps
-  by one matrix product. With a one-hot g it is the paper's decoder for
+  where f, g, F, G and the policy are MLPs with two hidden layers. The product
+  of two networks costs little: all T + 1 beliefs of a trial decode all its T
+  steps by one matrix product. With a one-hot g it is the paper's decoder for
   gridworlds, which has an output for each cell. After an action that ended an
   episode, s' would be the start of the next one, so g sees zeros instead.
 

@@ -490,7 +490,7 @@ def test_networks_that_do_not_fit_are_named():
       TASKS,
       optax.adam(1e-3),
       optax.adam(1e-3),
-      PPO(actors=8),
-      VariBAD(),
+      PPO(actors=8, minibatches=2),
+      VariBAD(batch=8),
       rng=jax.random.key(0),
     )
