@@ -57,7 +57,7 @@ def belief_network(
   ::
 
     q(m | past) = N(mean, (scale exp(log_scale))^2)
-  (mean, log_scale) = encoder(past)
+    mean, log_scale = encoder(past)
     actions, value = policy(s, mean, log_scale)
     E[r | s, a, s', m] = f(m) . g(s, a, s', end)
     E[s' | s, a, m] = F(m) . G(s, a)

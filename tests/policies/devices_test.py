@@ -93,7 +93,7 @@ def test_two_devices_take_the_steps_of_one():
 
 
 def compare_beliefs():
-  """Runs in a process of its own, which has two devices and float64.
+  """Runs in a process of its own, which has two devices.
 
   The policy's updates scale the advantages of a device, so they differ on
   other devices. Those of the belief do not, whatever is played.
@@ -137,7 +137,6 @@ def test_two_devices_learn_the_belief_of_one():
     "-c",
     "from tests.policies import devices_test as t; t.compare_beliefs()",
     devices=2,
-    x64=True,
   )
 
 

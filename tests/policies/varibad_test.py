@@ -29,7 +29,7 @@ from metajax.policies.ppo import Rollout, ppo_loss
 from metajax.policies.recurrent_policy import hidden_along
 from metajax.policies.varibad import place_and_noise
 from metajax.tasks.gridworld import goal_posterior, gridworld
-from metajax.tasks.trials import Step, Trials, play, trials_of
+from metajax.tasks.trials import Trials, play, trials_of
 from metajax.training import task_mesh
 
 ACTIONS, FEATURES, LENGTH, LATENT, TRIALS = 3, 2, 5, 2, 3
@@ -412,7 +412,7 @@ def test_trials_are_drawn_from_the_filled_places():
 
 @pytest.mark.slow
 def test_decoder_comes_to_know_which_cells_were_visited():
-  """On 3 x 3 cells: no goal where the player was, and the goal once found."""
+  """On 3 x 3 cells: what was seen is decoded, and all once the goal is found."""
   network = belief_network(recurrent(8, units=24), 5, latent=4, units=24)
   trainer = varibad_trainer(
     network,
@@ -427,39 +427,29 @@ def test_decoder_comes_to_know_which_cells_were_visited():
   state = trainer.init(jax.random.key(2))
   train, _ = trainer.compile(state)
   state, _ = train(state, 300)
-  cells = jnp.stack(jnp.meshgrid(*[jnp.arange(3.0)] * 2, indexing="ij"), -1)
 
   @jax.jit
-  @jax.vmap
-  def run(key):
+  def run(keys):
     player = policy_player(network.recurrent, state.meta_params, 5)
-    steps = play(player, TASKS, key).steps
-    q = beliefs(
-      network, state.meta_params, jax.tree.map(lambda x: x[None], steps)
+    steps = jax.vmap(lambda key: play(player, TASKS, key).steps)(keys)
+    posteriors = beliefs(network, state.meta_params, steps)
+    rewards = jax.vmap(lambda m, x: network.rewards(state.meta_params, m, x))(
+      posteriors.mean, steps
     )
-    nothing = jnp.zeros(2)
+    errors = jnp.square(rewards - steps.reward[:, None, 1:])
+    exact = jax.vmap(lambda x: goal_posterior(x, 3))(steps)
+    return steps.reward[:, 1:], errors, exact.max((2, 3)) == 1
 
-    def stay(cell):
-      trial = Step(jnp.stack([cell, cell]), jnp.zeros(2, int), *[nothing] * 3)
-      trial = trial._replace(ended=nothing > 0, first=nothing > 0)
-      return network.rewards(state.meta_params, q.mean[0], trial)[:, 0]
-
-    rewards = jax.vmap(stay, out_axes=1)(cells.reshape(-1, 2))
-    return goal_posterior(steps, 3).reshape(-1, 9), (rewards + 0.1) / 1.1
-
-  exact, decoded = run(jax.random.split(jax.random.key(5), 100))
-  goals = np.asarray(cells.reshape(-1, 2)).max(1) > 1
-  known = exact.max(-1) == 1
-  assert known.mean() > 0.2
-  assert decoded[exact == 1].mean() > 0.8
-  # Cells that have been visited, while the goal is unknown.
-  visited = (exact == 0) & goals & ~known[..., None]
-  assert visited.sum() > 100
-  unseen = (exact > 0) & ~known[..., None]
-  assert decoded[visited].mean() < 0.5 * decoded[unseen].mean()
-  error = np.abs(decoded - exact)[..., goals].mean()
-  prior = np.abs(1 / goals.sum() - exact)[..., goals].mean()
-  assert error < 0.5 * prior
+  rewards, errors, known = run(jax.random.split(jax.random.key(5), 200))
+  # From a belief at t, the errors of all rewards.
+  assert errors.shape == (200, TASKS.num_steps + 1, TASKS.num_steps)
+  assert 0.2 < known.mean() < 0.9 and rewards.var() > 0.1
+  assert errors[known].mean() < 0.1 * rewards[known[:, -1]].var()
+  # Those of the past, whether the goal is known or not: cells that were seen.
+  past = np.tri(TASKS.num_steps + 1, TASKS.num_steps, -1, bool)
+  assert errors[:, past].mean() < 0.1 * rewards.var()
+  # The future of who does not know the goal cannot be predicted so well.
+  assert errors[~known[..., None] & ~past].mean() > 0.1 * rewards.var()
 
 
 @pytest.mark.parametrize(
