@@ -135,15 +135,21 @@ def hidden_goals() -> None:
     for episode, found in by_episode(rewards).items():
       metrics[f"{name}_episode_{episode:g}"] = found
   if "varibad" in played.players:
-    metrics["varibad_belief_error"] = goal_beliefs(played, tasks)
+    metrics |= decoded_rewards(played, tasks, goals.horizon)
   metrics["known_goal_of_an_episode"] = estimate(
     np.asarray(best_return(task_params(tasks), goals.horizon))
   )
   finish(played, {"bayes_optimal": search.total}, metrics, {})
 
 
-def goal_beliefs(played: contests.Played, tasks: Trials) -> Estimate:
-  """Draws VariBAD's beliefs in a trial. Returns their error in all of them."""
+def decoded_rewards(
+  played: contests.Played, tasks: Trials, horizon: int
+) -> dict[str, Estimate]:
+  """Draws what VariBAD believes in a trial.
+
+  Returns the mean squared errors of all rewards of a trial, decoded from the
+  belief after 0, 1, ... episodes.
+  """
   seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
   found = belief_plots.along(
     beliefs.network(seen),
@@ -153,7 +159,10 @@ def goal_beliefs(played: contests.Played, tasks: Trials) -> Estimate:
     min(FLAGS.eval_tasks, 100),
   )
   belief_plots.draw(played.workdir / "beliefs.png", found, trial=0)
-  return estimate(belief_plots.error(found))
+  return {
+    f"varibad_reward_error_after_{episode}": estimate(errors)
+    for episode, errors in enumerate(found.errors[:, ::horizon].T)
+  }
 
 
 def finish(

@@ -412,7 +412,7 @@ def test_trials_are_drawn_from_the_filled_places():
 
 @pytest.mark.slow
 def test_decoder_comes_to_know_which_cells_were_visited():
-  """On 3 x 3 cells: what was seen is decoded, and all once the goal is found."""
+  """On 3 x 3 cells: all that was seen, and everything of a goal once found."""
   network = belief_network(recurrent(8, units=24), 5, latent=4, units=24)
   trainer = varibad_trainer(
     network,
