@@ -14,7 +14,7 @@ from metajax.tasks.trials import Player, Step, Trials, play
 from metajax.types import Array, Params
 
 SAMPLES = 50  # Latent tasks for each belief.
-SHOWN = (0, 2, 4, 6, 8, 10, 12, 15, 20)  # Actions before each picture.
+SHOWN = (0, 4, 6, 8, 10, 12, 15, 20, 25)  # Actions before each picture.
 SIZE = 5  # Cells of a side.
 
 
