@@ -77,8 +77,7 @@ def belief_network(
     latent: numbers of a latent task m.
     units: width of the layers of policy and decoder.
     scale: about the standard deviation of a new network's beliefs. With 1, that
-      of the prior, samples are mostly noise at first, and the decoder learns to
-      ignore them.
+      of the prior, samples are mostly noise at first, which slows learning.
 
   Raises:
     ValueError: for a size below 1; when it is called, for an encoder with
