@@ -2,6 +2,7 @@
 
 from metajax.policies.advantages import Estimator, advantages, linear_values
 from metajax.policies.belief import BeliefNetwork, belief_network
+from metajax.policies.belief_learning import VariBAD
 from metajax.policies.distributions import Categorical, DiagonalGaussian
 from metajax.policies.elbo import Likelihood, beliefs, mean_elbo
 from metajax.policies.evaluation import (
@@ -34,7 +35,7 @@ from metajax.policies.surrogates import (
 )
 from metajax.policies.trainer import KLPenalty, Penalized, policy_trainer
 from metajax.policies.trust_region import TrustRegion, trust_region_step
-from metajax.policies.varibad import VariBAD, varibad_trainer
+from metajax.policies.varibad import varibad_trainer
 
 __all__ = [
   "POLICY_LEARNERS",

@@ -11,6 +11,7 @@ from metajax.forward import forward
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import Recurrent, output_head
 from metajax.numerics import check_counts, check_number, wide
+from metajax.policies.decoder import product, transitions
 from metajax.policies.distributions import DiagonalGaussian
 from metajax.tasks.trials import Step
 from metajax.types import Array, Params, PRNGKey
@@ -89,8 +90,8 @@ def belief_network(
   init_head, apply_head = output_head(
     num_actions, units=units, head="actor_critic"
   )
-  reward_init, reward_apply = _product(units)
-  observation_init, observation_apply = _product(units)
+  reward_init, reward_apply = product(units)
+  observation_init, observation_apply = product(units)
 
   def init(rng: PRNGKey, inputs: Array) -> Params:
     keys = jax.random.split(rng, 5)
@@ -135,13 +136,13 @@ def belief_network(
     return DiagonalGaussian(mean, log_scale + np.log(scale))
 
   def rewards(params: Params, latents: Array, steps: Step) -> Array:
-    before, action, after, ended = _transitions(steps, num_actions)
+    before, action, after, ended = transitions(steps, num_actions)
     features = jnp.concatenate([before, action, after, ended], -1)
     part = params["decoder"]["rewards"]
     return reward_apply(part, latents, features, 1)[..., 0]
 
   def observations(params: Params, latents: Array, steps: Step) -> Array:
-    before, action, _, _ = _transitions(steps, num_actions)
+    before, action, _, _ = transitions(steps, num_actions)
     features = jnp.concatenate([before, action], -1)
     part = params["decoder"]["observations"]
     return observation_apply(part, latents, features, before.shape[-1])
@@ -170,39 +171,3 @@ def _standardized(seen: Params, hidden: Array) -> Array:
   variance = jnp.maximum(seen["square"] - jnp.square(seen["mean"]), 0.0)
   scaled = (hidden - seen["mean"]) / jnp.sqrt(variance + 1e-5)
   return jnp.clip(scaled, -10.0, 10.0)
-
-
-def _transitions(
-  steps: Step, num_actions: int
-) -> tuple[Array, Array, Array, Array]:
-  """Returns s, one-hot a, s' and end of a trial's actions, `[T, ...]` each."""
-  observations = steps.observation.reshape(*steps.reward.shape, -1)
-  ended = steps.ended[1:, None]
-  return (
-    observations[:-1],
-    jax.nn.one_hot(steps.action[1:], num_actions),
-    jnp.where(ended, 0.0, observations[1:]),
-    ended.astype(observations.dtype),
-  )
-
-
-def _product(units: int) -> tuple[Callable[..., Params], Callable[..., Array]]:
-  """Builds `init` and `apply` of `f(m) . g(x)`, with several outputs."""
-
-  def networks(outputs: int) -> tuple[Any, Any]:
-    hidden = (units, units)
-    return forward(MLP(units, hidden)), forward(MLP(units * outputs, hidden))
-
-  def init(rng: PRNGKey, m: Array, features: int, outputs: int) -> Params:
-    of_m, of_x = networks(outputs)
-    keys = jax.random.split(rng)
-    x = jnp.zeros((1, features))
-    return {"m": of_m.init(keys[0], m), "x": of_x.init(keys[1], x)}
-
-  def apply(params: Params, m: Array, x: Array, outputs: int) -> Array:
-    of_m, of_x = networks(outputs)
-    left = of_m.apply(params["m"], m)
-    right = of_x.apply(params["x"], x).reshape(x.shape[0], units, outputs)
-    return wide(jnp.einsum("ku,tuo->kto", left, right))
-
-  return init, apply

@@ -10,10 +10,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax import optimizers
-from metajax.numerics import check_counts
 from metajax.players.recurrent import check_head, first_params
 from metajax.policies.belief import BeliefNetwork, seen_more
-from metajax.policies.elbo import Likelihood, check_likelihood, mean_elbo
+from metajax.policies.belief_learning import (
+  VariBAD,
+  check_varibad,
+  learn_belief,
+)
 from metajax.policies.ppo import PPO, Rollout, check_ppo, loss_of_outputs
 from metajax.policies.recurrent_policy import (
   checked_policy,
@@ -33,31 +36,12 @@ from metajax.training.state import (
   Trainer,
   TrainState,
   mean_over_steps,
-  next_state,
   trainer_on,
 )
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 # How fast the statistics of what the policy reads follow a step's trials.
 SEEN_RATE = 0.05
-
-
-class VariBAD(NamedTuple):
-  """Configures how the belief is learned.
-
-  Attributes:
-    updates: updates of encoder and decoder in a step.
-    batch: trials of an update, on all devices together. The actors take turns:
-      each gives a trial to every `actors / batch`-th update.
-    kept: number of the last trials of an actor from which these are drawn. With
-      1, the belief is learned on policy, too.
-    likelihood: of what the decoder predicts.
-  """
-
-  updates: int = 16
-  batch: int = 16
-  kept: int = 100
-  likelihood: Likelihood = Likelihood()
 
 
 class VariBADState(NamedTuple):
@@ -120,14 +104,7 @@ def varibad_trainer(
   """
   mesh = task_mesh(ppo.actors) if mesh is None else mesh
   share = check_ppo(ppo, mesh)
-  check_counts(updates=varibad.updates, batch=varibad.batch, kept=varibad.kept)
-  turns, rest = divmod(ppo.actors, varibad.batch)
-  if rest or share % turns:
-    raise ValueError(
-      f"batch={varibad.batch}: must divide actors={ppo.actors} into so many "
-      f"parts that they divide the {share} actors of a device."
-    )
-  check_likelihood(varibad.likelihood)
+  check_varibad(varibad, ppo.actors, share)
   check_head(network.recurrent, tasks, checked_policy)
   policy_updates = ppo.epochs * ppo.minibatches
 
@@ -173,33 +150,18 @@ def varibad_trainer(
       rollout.steps,
     )
 
-    def update(inner: TrainState, number: Array) -> tuple[TrainState, Metrics]:
-      filled = jnp.minimum(state.step + 1, varibad.kept)
-      chosen = number % turns + turns * jnp.arange(share // turns)
-      rng = jax.random.fold_in(belief_key, number)
-      keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, actors[chosen])
-      draws, noise = jax.vmap(
-        lambda key: place_and_noise(key, filled, tasks.num_steps, network)
-      )(keys)
-      part = jax.tree.map(lambda x: x[chosen, draws], trials)
-      grads, found = jax.grad(
-        lambda belief: mean_elbo(
-          network, belief, part, noise, varibad.likelihood
-        ),
-        has_aux=True,
-      )(inner.meta_params)
-      # The optimizer minimises.
-      grads = jax.tree.map(jnp.negative, grads)
-      grads, found = jax.lax.pmean((grads, found), TASKS)
-      return next_state(belief_optimizer, inner, grads, found["elbo"]), found
-
-    belief, found = jax.lax.scan(
-      update,
+    belief, found = learn_belief(
+      network,
+      belief_optimizer,
+      varibad,
       TrainState(policy.step, _of_belief(params), kept.belief),
-      jnp.arange(varibad.updates),
+      trials,
+      ppo.actors,
+      jnp.minimum(state.step + 1, varibad.kept),
+      belief_key,
     )
     metrics["reward"] = mean_reward(rollout)
-    metrics |= {k: v.mean() for k, v in found.items()}
+    metrics |= found
     rate = jnp.maximum(1 / (state.step + 1), SEEN_RATE)
     seen = jax.lax.pmean(seen_more(params["seen"], hidden, rate), TASKS)
     new = TrainState(
@@ -250,12 +212,3 @@ def varibad_trainer(
 
 def _of_belief(params: Params) -> Params:
   return {name: params[name] for name in ("encoder", "decoder")}
-
-
-def place_and_noise(
-  rng: PRNGKey, filled: Array, num_steps: int, network: BeliefNetwork
-) -> tuple[Array, Array]:
-  """Draws one of the kept trials, and noise for a sample of each belief."""
-  place_key, noise_key = jax.random.split(rng)
-  place = jax.random.randint(place_key, (), 0, filled)
-  return place, jax.random.normal(noise_key, (num_steps + 1, network.latent))

@@ -24,10 +24,10 @@ from metajax.policies import (
   policy_player,
   varibad_trainer,
 )
+from metajax.policies.belief_learning import place_and_noise
 from metajax.policies.elbo import divergences
 from metajax.policies.ppo import Rollout, ppo_loss
 from metajax.policies.recurrent_policy import hidden_along
-from metajax.policies.varibad import place_and_noise
 from metajax.tasks.gridworld import goal_posterior, gridworld
 from metajax.tasks.trials import Trials, play, trials_of
 from metajax.training import task_mesh
