@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments.shared import on_policy, replaying, trainees, trial_plots
+from experiments.shared import (
+  beliefs,
+  on_policy,
+  replaying,
+  trainees,
+  trial_plots,
+)
 from experiments.shared.references import (
   AS_PUBLISHED,
   ON_OTHERS,
@@ -22,6 +28,7 @@ from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.stages import Stages, reached
 from metajax.tasks.trials import Player, Trials, with_last_observation
 from metajax.training.loop import Trained
+from metajax.types import Params
 
 flags.DEFINE_bool(
   "last_observation",
@@ -43,8 +50,9 @@ class Played(NamedTuple):
     trained: the last state, and the seconds of all trainings. Without a
       training, the state is None and the seconds are those of the references.
     players: the trained players by name.
+    params: their parameters, by the same names.
     rewards: `[tasks, steps]` by the player's name. "rer" is trained by replay,
-      "rl2_ppo" on policy.
+      "rl2_ppo" and "varibad" on policy.
     about: entries for `results.json`: the chosen parameters of the players, the
       seconds of each training, and the environment steps after which a trained
       player was as good as the rival on validation tasks.
@@ -53,6 +61,7 @@ class Played(NamedTuple):
   workdir: Path
   trained: Trained
   players: dict[str, Player]
+  params: dict[str, Params]
   rewards: dict[str, np.ndarray]
   about: dict[str, Any]
 
@@ -72,11 +81,12 @@ def play_all(
     rival: the name of the reference whose score the trained players should
       reach.
   """
-  if not (FLAGS.rer or FLAGS.ppo or FLAGS.references_only):
+  if not (FLAGS.rer or FLAGS.ppo or FLAGS.varibad or FLAGS.references_only):
     raise ValueError(
-      "--norer with --noppo: trains nothing; leave one out, or give "
-      "--references_only."
+      "--norer with --noppo: trains nothing; leave one out, or give --varibad "
+      "or --references_only."
     )
+  beliefs.refuse_unused()
   seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
   to_train = {}
   if not FLAGS.references_only:
@@ -84,12 +94,15 @@ def play_all(
       to_train["rer"] = replaying.trainee(seen)
     if FLAGS.ppo:
       to_train["rl2_ppo"] = on_policy.trainee(seen)
+    if FLAGS.varibad:
+      to_train["varibad"] = beliefs.trainee(seen)
   stages = Stages(experiment)
-  rewards, seconds, players = {}, {}, {}
+  rewards, seconds, players, params = {}, {}, {}, {}
   for name, trainee in to_train.items():
     trained, rewards[name] = trainees.train(stages, name, trainee, seen)
     seconds[name] = trained.wall_seconds
-    players[name] = trainee.player(trained.state.meta_params)
+    params[name] = trained.state.meta_params
+    players[name] = trainee.player(params[name])
   chosen, levels, of_references = {}, {}, {}
   for name, reference in references.items():
     began = time.monotonic()
@@ -108,7 +121,7 @@ def play_all(
     total = sum(of_references.values())
     trained = Trained(None, total, 0.0)
     about["seconds_of_players"] = of_references
-    return Played(stages.workdir, trained, players, rewards, about)
+    return Played(stages.workdir, trained, players, params, rewards, about)
   history = {name: trainees.progress(stages, name, tasks) for name in to_train}
   trial_plots.learning(
     stages.workdir / "learning.png",
@@ -127,7 +140,7 @@ def play_all(
       name: reached(points, levels[rival]) for name, points in history.items()
     },
   }
-  return Played(stages.workdir, stages.total(), players, rewards, about)
+  return Played(stages.workdir, stages.total(), players, params, rewards, about)
 
 
 def drawn(played: Played) -> dict[str, np.ndarray]:
@@ -160,6 +173,7 @@ def finish(
   of_training = {
     **replaying.protocol(),
     **on_policy.protocol(),
+    **beliefs.protocol(),
     **flag_values("last_observation", "rer"),
   }
   report.finish(

@@ -37,6 +37,20 @@ flags.DEFINE_float(
 
 def trainee(tasks: Trials) -> Trainee:
   """Builds a recurrent player and its trainer from the flags."""
+  ppo = configuration()
+  network = player_networks.network(tasks, "actor_critic")
+  trainer = ppo_trainer(
+    network, tasks, optimizer(ppo), ppo, rng=rng_keys.task_key()
+  )
+
+  def player(params):
+    return policy_player(network, params, tasks.num_actions, greedy=True)
+
+  return Trainee(trainer, player, rates(ppo))
+
+
+def configuration() -> PPO:
+  """Returns the configuration of PPO."""
   devices = task_mesh(FLAGS.meta_batch).size
   if FLAGS.meta_batch % (devices * FLAGS.ppo_minibatches):
     raise ValueError(
@@ -44,7 +58,7 @@ def trainee(tasks: Trials) -> Trainee:
       f"{devices * FLAGS.ppo_minibatches}, --ppo_minibatches="
       f"{FLAGS.ppo_minibatches} on each of {devices} devices; or give --noppo."
     )
-  ppo = PPO(
+  return PPO(
     actors=FLAGS.meta_batch,
     epochs=FLAGS.ppo_epochs,
     minibatches=FLAGS.ppo_minibatches,
@@ -52,24 +66,20 @@ def trainee(tasks: Trials) -> Trainee:
     gae=FLAGS.ppo_gae,
     entropy=FLAGS.ppo_entropy,
   )
-  network = player_networks.network(tasks, "actor_critic")
+
+
+def optimizer(ppo: PPO) -> optax.GradientTransformation:
+  """Returns the optimizer of a policy."""
   updates = ppo.epochs * ppo.minibatches
-  optimizer = optax.chain(
+  return optax.chain(
     optax.clip_by_global_norm(MAX_NORM),
     training.outer_optimizer(FLAGS.outer_schedule, updates, FLAGS.ppo_lr),
   )
-  trainer = ppo_trainer(
-    network,
-    tasks,
-    optimizer,
-    ppo,
-    rng=rng_keys.task_key(),
-  )
 
-  def player(params):
-    return policy_player(network, params, tasks.num_actions, greedy=True)
 
-  return Trainee(trainer, player, training.outer_rates(updates, FLAGS.ppo_lr))
+def rates(ppo: PPO) -> training.Rates:
+  """Returns a function that records the step size of a policy."""
+  return training.outer_rates(ppo.epochs * ppo.minibatches, FLAGS.ppo_lr)
 
 
 def protocol() -> dict[str, object]:

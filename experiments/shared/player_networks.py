@@ -26,9 +26,17 @@ flags.DEFINE_enum(
 HEADS = 4
 
 
-def network(tasks: Trials, head: Head = "dueling") -> Recurrent:
-  """Returns the network that plays the given tasks."""
-  units, actions = FLAGS.units, tasks.num_actions
+def network(
+  tasks: Trials, head: Head = "dueling", outputs: int | None = None
+) -> Recurrent:
+  """Returns a network for the given tasks.
+
+  Args:
+    tasks: the tasks.
+    head: see `metajax.models.recurrent.recurrent`.
+    outputs: number of outputs. None: one for each action.
+  """
+  units, actions = FLAGS.units, outputs or tasks.num_actions
   if FLAGS.cell in get_args(Cell):
     return recurrent(actions, units=units, cell=FLAGS.cell, head=head)
   length = tasks.num_steps + 1

@@ -1,7 +1,10 @@
 """Policies that learn a task, by gradient steps or in a recurrent state."""
 
 from metajax.policies.advantages import Estimator, advantages, linear_values
+from metajax.policies.belief import BeliefNetwork, belief_network
+from metajax.policies.belief_learning import VariBAD
 from metajax.policies.distributions import Categorical, DiagonalGaussian
+from metajax.policies.elbo import Likelihood, beliefs, mean_elbo
 from metajax.policies.evaluation import (
   played_steps,
   played_tasks,
@@ -17,8 +20,10 @@ from metajax.policies.policy_learner import (
   POLICY_LEARNERS,
   policy_learner,
 )
+from metajax.policies.ppo import PPO
 from metajax.policies.protocol import PolicyLearner
-from metajax.policies.recurrent_ppo import PPO, policy_player, ppo_trainer
+from metajax.policies.recurrent_policy import policy_player
+from metajax.policies.recurrent_ppo import ppo_trainer
 from metajax.policies.rollouts import Rollouts, play_episodes
 from metajax.policies.surrogates import (
   SURROGATES,
@@ -30,22 +35,28 @@ from metajax.policies.surrogates import (
 )
 from metajax.policies.trainer import KLPenalty, Penalized, policy_trainer
 from metajax.policies.trust_region import TrustRegion, trust_region_step
+from metajax.policies.varibad import varibad_trainer
 
 __all__ = [
   "POLICY_LEARNERS",
   "PPO",
   "Penalized",
   "SURROGATES",
+  "BeliefNetwork",
   "Categorical",
   "DiagonalGaussian",
   "Estimator",
   "Experience",
   "KLPenalty",
+  "Likelihood",
   "Policy",
   "PolicyLearner",
   "Rollouts",
   "TrustRegion",
+  "VariBAD",
   "advantages",
+  "belief_network",
+  "beliefs",
   "categorical_policy",
   "clipped",
   "dice",
@@ -53,6 +64,7 @@ __all__ = [
   "gaussian_policy",
   "linear_values",
   "low_variance_curvature",
+  "mean_elbo",
   "play_episodes",
   "played_steps",
   "played_tasks",
@@ -63,4 +75,5 @@ __all__ = [
   "returns_by_step",
   "score_function",
   "trust_region_step",
+  "varibad_trainer",
 ]

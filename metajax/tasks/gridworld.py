@@ -6,6 +6,7 @@ import numpy as np
 
 from metajax.numerics import check_counts
 from metajax.tasks.playable import Discrete, PlayableTasks, playable
+from metajax.tasks.trials import Step
 from metajax.types import Array, PRNGKey
 
 # Stay, up, right, down, left.
@@ -41,6 +42,39 @@ def best_return(goals: Array, horizon: int = 15) -> Array:
   distance = goals.sum(-1)
   stays = horizon - distance + 1 - 0.1 * (distance - 1)
   return jnp.where(distance <= horizon, stays, -0.1 * horizon)
+
+
+def goal_posterior(steps: Step, size: int = 5) -> Array:
+  """Computes the exact belief over the goal along a trial.
+
+  ::
+
+    p_t(g) = 1 / (number of goal cells not visited until t)  for those cells
+
+  Once the player has stepped on the goal, p_t is 1 there.
+
+  Args:
+    steps: `[T + 1, ...]`, of one trial of `gridworld(size)`. The first two
+      numbers of an observation are the cell.
+    size: cells of a side.
+
+  Returns:
+    Probabilities `[T + 1, size, size]`, before each action and after the last.
+  """
+  goals = goal_cells(size)
+  prior = jnp.zeros((size, size)).at[goals[:, 0], goals[:, 1]].set(1.0)
+  cells = steps.observation[:-1, :2].astype(jnp.int32)
+  # The observation after an episode's end is of the next one.
+  cells = jnp.clip(cells + jnp.asarray(MOVES)[steps.action[1:]], 0, size - 1)
+  here = jax.nn.one_hot(cells @ jnp.array([size, 1]), size**2)
+  here = here.reshape(-1, size, size)
+  goal = jnp.where(steps.reward[1:, None, None] > 0, here, 0.0)
+  seen, found = (
+    jnp.pad(jax.lax.cummax(x), ((1, 0), (0, 0), (0, 0))) for x in (here, goal)
+  )
+  left = prior * (1 - seen)
+  left = left / jnp.maximum(left.sum((1, 2), keepdims=True), 1)
+  return jnp.where(found.any((1, 2), keepdims=True), found, left)
 
 
 def gridworld(size: int = 5, horizon: int = 15) -> PlayableTasks:

@@ -983,6 +983,26 @@ def test_shards_that_do_not_fit_are_named(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--latent=3"], "--latent has no effect here: leave it out."),
+    (["--varibad", "--latent=0"], "flag --latent=0: 0 is not a positive .*"),
+    (
+      ["--varibad", "--belief_batch=5"],
+      "--belief_batch=5: must divide --meta_batch=64 into so many parts .*",
+    ),
+  ],
+)
+def test_flags_of_beliefs_that_do_not_fit_are_named(
+  arguments, message, run, workdir
+):
+  arguments = ["--preset=gridworld", *arguments]
+  ended = run("rer_mdps", [f"--workdir={workdir}", *arguments])
+  _assert_refused(ended, message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
   "arguments, flag",
   [
     (["--algorithm=oracle", "--inner_steps=2"], "inner_steps"),

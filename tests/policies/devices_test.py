@@ -9,15 +9,22 @@ import optax
 import pytest
 
 from metajax.models.mlp import MLP
+from metajax.models.recurrent import recurrent
 from metajax.policies import (
+  PPO,
   KLPenalty,
   TrustRegion,
+  VariBAD,
+  belief_network,
   clipped,
   gaussian_policy,
   policy_learner,
   policy_trainer,
+  varibad_trainer,
 )
+from metajax.tasks.gridworld import gridworld
 from metajax.tasks.navigation import navigation
+from metajax.tasks.trials import trials_of
 from metajax.training import task_mesh
 from tests.processes import run_python
 
@@ -82,6 +89,54 @@ def test_two_devices_take_the_steps_of_one():
     "from tests.policies import devices_test as t; t.compare()",
     devices=2,
     x64=True,
+  )
+
+
+def compare_beliefs():
+  """Runs in a process of its own, which has two devices.
+
+  The policy's updates scale the advantages of a device, so they differ on
+  other devices. Those of the belief do not, whatever is played.
+  """
+  assert len(jax.devices()) == 2
+  tasks = trials_of(gridworld(3, 4), 8)
+  network = belief_network(recurrent(4, units=3), 5, latent=2, units=4)
+  found = []
+  for devices in (1, 2):
+    trainer = varibad_trainer(
+      network,
+      tasks,
+      optax.sgd(0.0),
+      optax.sgd(1e-3),
+      PPO(actors=8, epochs=1, minibatches=2),
+      VariBAD(updates=3, batch=4, kept=2),
+      rng=jax.random.key(1),
+      mesh=task_mesh(8, jax.devices()[:devices]),
+    )
+    start = trainer.init(jax.random.key(0))
+    before = jax.device_get(start.meta_params)
+    train, _ = trainer.compile(start)
+    state, metrics = train(start, 3)
+    ring = state.opt_state.trials.reward.sharding
+    assert len(ring.device_set) == devices
+    assert ring.is_fully_replicated == (devices == 1)
+    for x in jax.tree.leaves(state.meta_params):
+      assert x.is_fully_replicated
+    names = ("elbo", "reward_error", "kl", "reward")
+    metrics = {name: metrics[name] for name in names}
+    moved = jax.tree.map(np.subtract, jax.device_get(state.meta_params), before)
+    found.append(jax.device_get((moved, state.opt_state.trials, metrics)))
+  assert max(np.abs(x).max() for x in jax.tree.leaves(found[0][0])) > 1e-3
+  for x, y in zip(*map(jax.tree.leaves, found), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_devices_learn_the_belief_of_one():
+  run_python(
+    "-c",
+    "from tests.policies import devices_test as t; t.compare_beliefs()",
+    devices=2,
   )
 
 

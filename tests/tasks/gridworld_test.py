@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from metajax.players import Sizes, optimal_value, random_player
-from metajax.tasks.gridworld import best_return, gridworld
+from metajax.tasks.gridworld import (
+  best_return,
+  goal_cells,
+  goal_posterior,
+  gridworld,
+)
 from metajax.tasks.tabular_mdp import MDPParams
 from metajax.tasks.trials import play, trials_of
 
@@ -68,6 +73,39 @@ def test_trial_has_four_episodes_that_begin_in_the_corner():
   goes_on = ~np.asarray(steps.ended[1:])
   assert np.abs(moves[goes_on]).sum(-1).max() == 1
   assert set(np.unique(steps.reward[1:])) <= {np.float32(-0.1), np.float32(1)}
+
+
+@pytest.mark.slow
+def test_posterior_is_of_the_goals_that_explain_all_rewards():
+  """Each goal's rewards along the same actions, step by step."""
+  size, horizon = 3, 4
+  tasks = trials_of(gridworld(size, horizon), 3 * horizon)
+  keys = jax.random.split(jax.random.key(3), 20)
+  trials = jax.device_get(
+    jax.jit(jax.vmap(lambda key: play(random_player(5), tasks, key).steps))(
+      keys
+    )
+  )
+  found = jax.jit(jax.vmap(lambda x: goal_posterior(x, size)))(trials)
+  moves = [(0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)]
+  known = 0
+  for i in range(len(keys)):
+    goals, cell = {tuple(g) for g in goal_cells(size).tolist()}, (0, 0)
+    for t in range(3 * horizon + 1):
+      if t:
+        step = moves[trials.action[i, t]]
+        cell = tuple(
+          min(max(x + d, 0), size - 1) for x, d in zip(cell, step, strict=True)
+        )
+        paid = trials.reward[i, t] == 1
+        goals = {g for g in goals if (g == cell) == paid}
+        cell = (0, 0) if t % horizon == 0 else cell
+      expected = np.zeros((size, size))
+      for goal in goals:
+        expected[goal] = 1 / len(goals)
+      np.testing.assert_allclose(found[i, t], expected, rtol=1e-6)
+    known += len(goals) == 1
+  assert known > 3
 
 
 def test_grid_that_cannot_be_is_refused():
