@@ -111,7 +111,7 @@ def gridworld(size: int = 5, horizon: int = 15) -> PlayableTasks:
 
   def begin(goal: Array, rng: PRNGKey) -> tuple[Array, Array]:
     del goal, rng
-    return jnp.zeros(2, jnp.int32), jnp.zeros(2)
+    return jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.float32)
 
   def step(
     goal: Array, cell: Array, action: Array, rng: PRNGKey

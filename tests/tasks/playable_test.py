@@ -18,6 +18,7 @@ from metajax.policies import (
 )
 from metajax.tasks.bandits import bandit_tasks, bandits
 from metajax.tasks.environment_tasks import environment_tasks
+from metajax.tasks.gridworld import gridworld
 from metajax.tasks.navigation import navigation
 from metajax.tasks.playable import (
   Continuous,
@@ -174,6 +175,26 @@ def test_environment_of_vectors_is_played_by_a_gaussian_policy():
       )
       np.testing.assert_allclose(seen[e, t + 1], found, rtol=1e-3, atol=1e-4)
       np.testing.assert_allclose(rollouts.rewards[e, t], reward, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    gridworld,
+    lambda: bandit_tasks(2, 3),
+    mdp_tasks,
+    lambda: discretized(navigation(horizon=HORIZON), WAYS[:, :2]),
+  ],
+)
+def test_episodes_can_be_traced_with_64_bits(make):
+  """A start in another dtype than the steps would stop every trial."""
+  with jax.enable_x64(True):
+    tasks = trials_of(make(), 10)
+    player = random_player(tasks.num_actions)
+    steps = jax.eval_shape(
+      lambda key: play(player, tasks, key).steps, jax.random.key(0)
+    )
+  assert steps.observation.dtype == np.float32 and len(steps.reward) == 11
 
 
 def test_actions_that_do_not_fit_are_one_line():
