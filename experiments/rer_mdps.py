@@ -83,15 +83,6 @@ PRESETS = {
 }
 
 SIZES = players.Sizes()
-# Total rewards in the paper's table, by episodes.
-COLUMNS = "random psrl opsrl ucrl2 beb eps_greedy greedy rl2".split()
-PUBLISHED = {
-  10: (100.1, 138.1, 144.1, 146.6, 150.2, 132.8, 134.8, 156.2),
-  25: (250.2, 408.8, 425.2, 424.1, 427.8, 377.3, 368.8, 445.7),
-  50: (499.7, 904.4, 930.7, 918.9, 917.8, 823.3, 769.3, 936.1),
-  75: (749.9, 1417.1, 1449.2, 1427.6, 1422.6, 1293.9, 1172.9, 1428.8),
-  100: (999.4, 1939.5, 1973.9, 1942.1, 1935.1, 1778.2, 1578.5, 1913.7),
-}
 
 
 def main() -> None:
@@ -114,7 +105,7 @@ def random_mdps() -> None:
     played,
     SIZES._asdict(),
     metrics,
-    dict(zip(COLUMNS, PUBLISHED.get(FLAGS.episodes, ()), strict=False)),
+    mdp_players.published(FLAGS.episodes),
   )
 
 
@@ -136,34 +127,19 @@ def hidden_goals() -> None:
     for episode, found in by_episode(rewards).items():
       metrics[f"{name}_episode_{episode:g}"] = found
   if "varibad" in played.players:
-    metrics |= decoded_rewards(played, tasks, goals.horizon)
+    seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
+    metrics |= belief_plots.report(
+      played.workdir,
+      beliefs.network(seen),
+      played.params["varibad"],
+      played.players["varibad"],
+      seen,
+      goals.horizon,
+    )
   metrics["known_goal_of_an_episode"] = estimate(
     np.asarray(best_return(task_params(tasks), goals.horizon))
   )
   finish(played, {"bayes_optimal": search.total}, metrics, {})
-
-
-def decoded_rewards(
-  played: contests.Played, tasks: Trials, horizon: int
-) -> dict[str, Estimate]:
-  """Draws what VariBAD believes in a trial.
-
-  Returns the mean squared errors of all rewards of a trial, decoded from the
-  belief after 0, 1, ... episodes.
-  """
-  seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
-  found = belief_plots.along(
-    beliefs.network(seen),
-    played.params["varibad"],
-    played.players["varibad"],
-    seen,
-    min(FLAGS.eval_tasks, 100),
-  )
-  belief_plots.draw(played.workdir / "beliefs.png", found, trial=0)
-  return {
-    f"varibad_reward_error_after_{episode}": estimate(errors)
-    for episode, errors in enumerate(found.errors[:, ::horizon].T)
-  }
 
 
 def finish(

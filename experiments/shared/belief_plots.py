@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.evaluation import Estimate, estimate
 from metajax.policies import BeliefNetwork, beliefs
 from metajax.runs import plots, rng_keys
+from metajax.runs.flags import FLAGS
 from metajax.tasks.gridworld import MOVES, goal_posterior
 from metajax.tasks.trials import Player, Step, Trials, play
 from metajax.types import Array, Params
@@ -35,6 +37,29 @@ class Beliefs(NamedTuple):
   exact: np.ndarray
   decoded: np.ndarray
   errors: np.ndarray
+
+
+def report(
+  workdir: Path,
+  network: BeliefNetwork,
+  params: Params,
+  player: Player,
+  tasks: Trials,
+  horizon: int,
+) -> dict[str, Estimate]:
+  """Draws `beliefs.png` of a trial, with episodes of `horizon` steps.
+
+  Returns:
+    The mean squared errors of all rewards of a trial, decoded from the belief
+    after 0, 1, ... episodes, over up to 100 test tasks.
+  """
+  number = min(FLAGS.eval_tasks, 100)
+  found = along(network, params, player, tasks, number)
+  draw(workdir / "beliefs.png", found, trial=0)
+  return {
+    f"varibad_reward_error_after_{episode}": estimate(errors)
+    for episode, errors in enumerate(found.errors[:, ::horizon].T)
+  }
 
 
 def along(
