@@ -6,8 +6,9 @@ A learner reads the support of a random function and predicts distributions of
 its values. The default is the protocol of transformer neural processes (Nguyen
 and Grover 2022, section 5.1), with fewer steps: functions of Gaussian processes
 with hyper-parameters that differ between tasks. `--preset=tnp` has the paper's
-100,000 steps. `--tasks` are other functions. `--preset=pfn` trains a
-prior-fitted network on one Gaussian process.
+100,000 steps. `--tasks` are other functions, such as `linear`: Bayesian linear
+regression. `--preset=pfn` trains a prior-fitted network on one Gaussian
+process.
 
 The script reports the log-likelihood in nats for each target, the coverage of
 90% intervals and the calibration of others, and the squared error. Beside them

@@ -22,6 +22,8 @@ training. More --generations add networks. `--averages` tests averages of the
 weights over a training, too.
 """
 
+import functools
+
 import jax
 from absl import flags
 
@@ -82,11 +84,13 @@ def main() -> None:
   cosine, shown = learners["cosine"], learners[SHOWN]
   runs = Stages("pretrain", saves_learner=True, evaluation=AFTERWARDS)
 
+  @functools.cache  # It compiles once for all networks.
+  def scorer(learner: MetaLearner, split: str, number: int):
+    tasks = data.tasks[split]
+    return scoring.task_scorer(learner, tasks, METRICS, split, number)
+
   def scores(learner: MetaLearner, params: Params, split: str, number: int):
-    score = scoring.task_scorer(
-      learner, data.tasks[split], METRICS, split, number
-    )
-    return score(params)["accuracy"]
+    return scorer(learner, split, number)(params)["accuracy"]
 
   def scored(ways: int, tasks: TaskFamily) -> Estimate:
     learner = pretrained_heads.learners(data, ways)[SHOWN]
