@@ -40,8 +40,9 @@ def prior_fitted(
   prior. The network is that of `tnp_d`; it predicts the probabilities of bars.
 
   It has an output for every few bars, and the logits of the bars between are
-  interpolated linearly. Densities are then almost continuous, and every target
-  says something of the bars beside its own. With an output for each of 1,000
+  interpolated linearly, but for how a bar's width differs from that of the bars
+  beside it. Densities are then almost continuous, and every target says
+  something of the bars beside its own. With an output for each of 1,000
   bars, as in the paper, the loss on `gaussian_processes()` with 3 to 46 support
   points was 0.11 nats after 1,250 steps of 16 tasks of Adam(5e-4). With 200
   outputs it was -0.43.
@@ -74,10 +75,10 @@ def prior_fitted(
     )
   network = reader(num_outputs, **sizes)
   num_bars = len(known) - 1
-  between = _interpolation(num_bars, min(num_knots, num_bars))
+  hats, offsets = _interpolation(np.diff(known), min(num_knots, num_bars))
 
   def init(rng: PRNGKey, inputs: Any) -> Params:
-    return with_head(network, rng, inputs, len(between) * num_outputs)
+    return with_head(network, rng, inputs, len(hats) * num_outputs)
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng
@@ -91,8 +92,9 @@ def prior_fitted(
     tokens = network.embed(params, inputs, None)
     outputs = mlp(params["head"], network.ask(params, cache, tokens))
     n = len(tokens)
-    knots = outputs.reshape(n, num_outputs, len(between))
-    logits = dot(knots, jnp.asarray(between, knots.dtype))
+    knots = outputs.reshape(n, num_outputs, len(hats))
+    logits = dot(knots, jnp.asarray(hats, knots.dtype))
+    logits += jnp.asarray(offsets, knots.dtype)
     same = jnp.broadcast_to(jnp.asarray(known, logits.dtype), (n, num_bars + 1))
     return Bars(logits, same)
 
@@ -101,8 +103,19 @@ def prior_fitted(
   )
 
 
-def _interpolation(num_bars: int, num_knots: int) -> np.ndarray:
-  """Returns `[knots, bars]`, hats by which knots are interpolated at bars."""
-  knots = np.linspace(0, num_bars - 1, num_knots)
-  bars = np.arange(num_bars)
-  return np.stack([np.interp(bars, knots, hat) for hat in np.eye(num_knots)])
+def _interpolation(
+  widths: np.ndarray, num_knots: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns hats `[knots, bars]`, and offsets `[bars]` of what they give.
+
+  Hats interpolate logits linearly. Edges are quantiles of samples, so widths
+  are noisy, and densities would be. The offsets are what no sum of hats has of
+  the logarithms of the widths. They are zero for as many knots as bars.
+  """
+  bars = np.arange(len(widths))
+  knots = np.linspace(0, len(widths) - 1, num_knots)
+  hats = np.stack([np.interp(bars, knots, hat) for hat in np.eye(num_knots)])
+  if num_knots == len(widths):
+    return hats, np.zeros(num_knots)
+  logs = np.log(widths)
+  return hats, logs - np.linalg.lstsq(hats.T, logs, rcond=None)[0] @ hats
