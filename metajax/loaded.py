@@ -13,6 +13,8 @@ from metajax.tasks.image_files import in_channels, resized
 from metajax.tasks.standardized import Channels
 from metajax.types import Array, Batch, MetaLearner, Params, PRNGKey
 
+NO_EXAMPLE = "inputs: no example given, must be 1 or more."
+
 
 class Loaded(NamedTuple):
   """A trained meta-learner, ready to use.
@@ -159,6 +161,9 @@ def _checked(recipe: Recipe, support: Batch) -> Batch:
     )
   inputs, targets = map(_as_array, support[:2])
   support = support._replace(inputs=inputs, targets=targets)
+  leaves = jax.tree.leaves(inputs)
+  if recipe.kind == "model" and any(jnp.shape(x)[:1] == (0,) for x in leaves):
+    raise ValueError(NO_EXAMPLE)
   if recipe.loss != "cross_entropy" or isinstance(targets, jax.core.Tracer):
     return support
   if np.asarray(targets).dtype.kind not in "iu":
@@ -198,9 +203,7 @@ def _tried(
     return call(*arguments, **options)
   except Exception as error:
     if any(jnp.shape(x)[:1] == (0,) for x in leaves):
-      raise ValueError(
-        "inputs: no example given, must be 1 or more."
-      ) from error
+      raise ValueError(NO_EXAMPLE) from error
     shapes = {jnp.shape(x)[1:] for x in leaves}
     if shapes == {like.shape}:
       raise

@@ -50,7 +50,7 @@ def test_batches_are_drawn_anew():
 
   def draw(rng):
     jax.debug.callback(
-      lambda x: keys.append(tuple(x)), jax.random.key_data(rng)
+      lambda x: keys.append(tuple(x.tolist())), jax.random.key_data(rng)
     )
     return jnp.asarray(INPUTS)
 
