@@ -138,6 +138,8 @@ def draw(path: Path, found: Beliefs, trial: int) -> None:
     layout="constrained",
     squeeze=False,
   )
+  for axes, t in zip(grid[0], shown, strict=True):
+    axes.set_title(f"step {t}", fontsize=8)
   for line, (name, grids) in zip(grid, rows.items(), strict=True):
     line[0].set_ylabel(name, fontsize=8)
     for axes, t in zip(line, shown, strict=True):
@@ -146,6 +148,4 @@ def draw(path: Path, found: Beliefs, trial: int) -> None:
       axes.plot(*places[t], "o", color="tab:red", markersize=7)
       axes.plot(*goal, "*", color="white", markersize=9, mec="black")
       axes.set(xticks=[], yticks=[])
-      if line is grid[0]:
-        axes.set_title(f"step {t}", fontsize=8)
   plots.save(figure, path)

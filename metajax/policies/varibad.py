@@ -30,7 +30,7 @@ from metajax.policies.recurrent_ppo import (
   mean_reward,
 )
 from metajax.tasks.trials import Step, Trials, first_step
-from metajax.training.mesh import TASKS, task_mesh
+from metajax.training.mesh import TASKS, task_mesh, with_split_state
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
@@ -179,18 +179,7 @@ def varibad_trainer(
   places = TrainState(
     everywhere, everywhere, VariBADState(everywhere, everywhere, split)
   )
-  step = jax.shard_map(
-    device_step,
-    mesh=mesh,
-    in_specs=(places, P()),
-    out_specs=(places, P()),
-    check_vma=False,
-  )
-  where = jax.tree.map(
-    lambda spec: NamedSharding(mesh, spec),
-    places,
-    is_leaf=lambda x: isinstance(x, P),
-  )
+  step, where = with_split_state(device_step, mesh, places)
 
   @functools.partial(jax.jit, out_shardings=where)
   def init(rng: PRNGKey) -> TrainState:

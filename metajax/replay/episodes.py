@@ -11,7 +11,11 @@ from jax.sharding import PartitionSpec as P
 
 from metajax import variables
 from metajax.replay.buffers import apart, for_each_shard, lay_out
-from metajax.training.mesh import TASKS, mean_over_devices
+from metajax.training.mesh import (
+  TASKS,
+  mean_over_devices,
+  with_split_state,
+)
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
@@ -155,18 +159,7 @@ def episode_replay_trainer(
 
   everywhere: Any = P()
   places = TrainState(everywhere, everywhere, (everywhere, P(TASKS)))
-  step = jax.shard_map(
-    device_step,
-    mesh=mesh,
-    in_specs=(places, P(), P()),
-    out_specs=(places, P()),
-    check_vma=False,
-  )
-  where = jax.tree.map(
-    lambda spec: NamedSharding(mesh, spec),
-    places,
-    is_leaf=lambda x: isinstance(x, P),
-  )
+  step, where = with_split_state(device_step, mesh, places, num_given=2)
 
   @functools.partial(jax.jit, out_shardings=where)
   def start(rng: PRNGKey, given: tuple[TaskFamily, MetaLearner]) -> TrainState:

@@ -39,7 +39,11 @@ from metajax.replay.players import (
 from metajax.replay.sequences import Sequence, cut, sequence_starts
 from metajax.replay.values import importance_weights
 from metajax.tasks.trials import Trials, play
-from metajax.training.mesh import TASKS, mean_over_devices
+from metajax.training.mesh import (
+  TASKS,
+  mean_over_devices,
+  with_split_state,
+)
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
@@ -263,18 +267,7 @@ def replay_trainer(
     everywhere,
     ReplayState(everywhere, everywhere, everywhere, split),
   )
-  step = jax.shard_map(
-    device_step,
-    mesh=mesh,
-    in_specs=(places, P()),
-    out_specs=(places, P()),
-    check_vma=False,
-  )
-  where = jax.tree.map(
-    lambda spec: NamedSharding(mesh, spec),
-    places,
-    is_leaf=lambda x: isinstance(x, P),
-  )
+  step, where = with_split_state(device_step, mesh, places)
 
   @functools.partial(jax.jit, out_shardings=where)
   def init(rng: PRNGKey) -> TrainState:

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from metajax import variables
 from metajax.numerics import check_counts, wide
@@ -144,3 +146,36 @@ def mean_over_devices(
   grads, metrics = jax.lax.pmean(jax.tree.map(wide, learned), TASKS)
   grads = jax.tree.map(lambda x, y: variables.narrow(x, y.dtype), grads, like)
   return grads, metrics
+
+
+def with_split_state(
+  device_step: Callable[..., Any],
+  mesh: jax.sharding.Mesh,
+  places: Any,
+  num_given: int = 1,
+) -> tuple[Callable[..., Any], Any]:
+  """Lets each device keep a part of a trainer's state, such as a buffer.
+
+  Args:
+    device_step: `(state, *given) -> (state, metrics)`, of one device.
+    mesh: the mesh.
+    places: a tree like the state, with `P(TASKS)` for what is split over its
+      first axis, and `P()` for what every device has.
+    num_given: number of the other arguments, which every device has.
+
+  Returns:
+    The step of all devices, and the shardings of the state.
+  """
+  step = jax.shard_map(
+    device_step,
+    mesh=mesh,
+    in_specs=(places, *[P()] * num_given),
+    out_specs=(places, P()),
+    check_vma=False,
+  )
+  where = jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec),
+    places,
+    is_leaf=lambda x: isinstance(x, P),
+  )
+  return step, where

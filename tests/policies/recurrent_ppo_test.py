@@ -22,6 +22,7 @@ from metajax.policies.recurrent_ppo import (
 )
 from metajax.tasks.trials import Trials, first_step, play
 from metajax.training import task_mesh
+from tests.noise import noise_trials
 
 TASK_KEY, INIT_KEY = jax.random.key(1), jax.random.key(2)
 ACTIONS, FEATURES, NUM_STEPS = 3, 2, 6
@@ -32,21 +33,7 @@ NETWORKS = {
   for cell in ("gru", "lstm")
 }
 GRU = NETWORKS["gru"]
-
-
-def _noise_reset(rng):
-  return jnp.float32(0), jax.random.normal(rng, (FEATURES,))
-
-
-def _noise_step(task, action, rng):
-  keys = jax.random.split(rng, 3)
-  reward = 2 * jax.random.normal(keys[0]) + action
-  observation = jax.random.normal(keys[1], (FEATURES,))
-  return task, observation, reward, jax.random.bernoulli(keys[2], 0.3)
-
-
-# A task in which all that can be seen varies.
-NOISE = Trials(_noise_reset, _noise_step, ACTIONS, NUM_STEPS)
+NOISE = noise_trials(FEATURES, ACTIONS, NUM_STEPS)
 
 
 @functools.cache

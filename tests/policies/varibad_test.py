@@ -29,8 +29,9 @@ from metajax.policies.elbo import divergences
 from metajax.policies.ppo import Rollout, ppo_loss
 from metajax.policies.recurrent_policy import hidden_along
 from metajax.tasks.gridworld import goal_posterior, gridworld
-from metajax.tasks.trials import Trials, play, trials_of
+from metajax.tasks.trials import play, trials_of
 from metajax.training import task_mesh
+from tests.noise import noise_trials
 
 ACTIONS, FEATURES, LENGTH, LATENT, TRIALS = 3, 2, 5, 2, 3
 NETWORK = belief_network(
@@ -38,21 +39,7 @@ NETWORK = belief_network(
 )
 BOTH = Likelihood(0.3, 0.7)
 NAMES = {"encoder", "decoder", "policy", "seen"}
-
-
-def _noise_reset(rng):
-  return jnp.float32(0), jax.random.normal(rng, (FEATURES,))
-
-
-def _noise_step(task, action, rng):
-  keys = jax.random.split(rng, 3)
-  reward = 2 * jax.random.normal(keys[0]) + action
-  observation = jax.random.normal(keys[1], (FEATURES,))
-  return task, observation, reward, jax.random.bernoulli(keys[2], 0.4)
-
-
-# A task in which all that can be seen varies.
-NOISE = Trials(_noise_reset, _noise_step, ACTIONS, LENGTH)
+NOISE = noise_trials(FEATURES, ACTIONS, LENGTH, 0.4)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from metajax.replay import (
   replay_loss,
 )
 from metajax.replay.learning import acting_priorities, q_values
-from metajax.tasks.trials import Trials, play
+from metajax.tasks.trials import play
+from tests.noise import noise_trials
 
 # Sequences start at 0, 3, 6 and 7.
 ACTIONS, FEATURES, NUM_STEPS, LENGTH, PERIOD = 3, 2, 12, 5, 3
@@ -29,26 +30,13 @@ BURN_IN, N, DISCOUNT, EPS = 2, 3, 0.9, 1e-2
 OBJECTIVE = Objective(
   ACTIONS, NUM_STEPS, burn_in=BURN_IN, n=N, discount=DISCOUNT, eps=EPS
 )
+
 NETWORKS = {
   cell: recurrent(ACTIONS, units=8, cell=cell, head="dueling")
   for cell in ("gru", "lstm")
 }
 GRU = NETWORKS["gru"]
-
-
-def _noise_reset(rng):
-  return jnp.float32(0), jax.random.normal(rng, (FEATURES,))
-
-
-def _noise_step(task, action, rng):
-  keys = jax.random.split(rng, 3)
-  reward = 2 * jax.random.normal(keys[0]) + action
-  observation = jax.random.normal(keys[1], (FEATURES,))
-  return task, observation, reward, jax.random.bernoulli(keys[2], 0.3)
-
-
-# A task in which all that can be seen varies.
-NOISE = Trials(_noise_reset, _noise_step, ACTIONS, NUM_STEPS)
+NOISE = noise_trials(FEATURES, ACTIONS, NUM_STEPS)
 
 
 @functools.cache
