@@ -19,6 +19,8 @@ as one of `experiments.pretrain`. `--pictures=all` also tests other numbers of
 shots and ways, and draws the classes that are confused most.
 """
 
+import functools
+
 import jax
 from absl import flags
 
@@ -98,15 +100,16 @@ def main() -> None:
   learner = warm_start.warm_started(learner, network, FLAGS.init_from)
   with waiting("loading data"):
     data = image_data.load(ways, train_ways)
-  validation = seeds.over_seeds(
-    scoring.scorer(
-      recipes.build(tested, image_tests.METRICS),
-      data.splits.validation,
-      image_tests.METRICS,
-      "validation",
-      FLAGS.validation_tasks,
-    )
+  # The test after so many steps has the same program.
+  validate = scoring.stepwise_scorer(
+    name,
+    functools.partial(image_tests.build, tested),
+    data.splits.validation,
+    image_tests.METRICS,
+    "validation",
+    FLAGS.validation_tasks,
   )
+  validation = seeds.over_seeds(lambda params: validate(params, steps))
   trainer = training.trainer(
     learner,
     data.splits.train,

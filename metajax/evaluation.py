@@ -208,27 +208,27 @@ def evaluator(
   mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
   fixed = learner if isinstance(learner, MetaLearner) else None
   build = None if isinstance(learner, MetaLearner) else learner
-  # Arguments of the program below, so that no array becomes a constant in it.
   # A task is `task_of(*data, key)`. The data are what the host reads, if any.
   task_of: Any = tasks
   stream = tasks if isinstance(tasks, Stream) else None
   if stream is not None:
     check_one_process()
     task_of = stream.finish
-  given = as_partial(task_of), fixed and fixed.carried()
 
-  def score_task(meta_params, given, arrays, key, data):
-    tasks, learner = given
+  def draw_task(tasks, key, data):
+    task_key, adapt_key = jax.random.split(key)
+    return tasks(*data, task_key), adapt_key
+
+  def score_task(meta_params, learner, arrays, episode, rng):
     if build is not None:
       learner = build(arrays)
-    task_key, adapt_key = jax.random.split(key)
-    support, query = tasks(*data, task_key)
+    support, query = episode
     predictions = solve(
       learner,
       meta_params,
       support,
       query.inputs,
-      adapt_key,
+      rng,
       transductive=transductive,
       mask=query.mask,
     )
@@ -238,40 +238,50 @@ def evaluator(
     }
     return scores, real(query).any()
 
-  def score_shard(meta_params, given, arrays, keys, data):
-    def score(key_and_data):
-      return score_task(meta_params, given, arrays, *key_and_data)
-
-    return jax.lax.map(score, (keys, data), batch_size=task_chunk)
-
   everywhere = NamedSharding(mesh, P())
-  score = jax.jit(
-    jax.shard_map(
-      score_shard,
-      mesh=mesh,
-      in_specs=(P(), P(), P(), P(TASKS), P(TASKS)),
-      out_specs=P(TASKS),
-      check_vma=False,
-    ),
-    # Every process gets the values of all tasks.
-    out_shardings=everywhere,
+  over_tasks = NamedSharding(mesh, P(TASKS))
+
+  def each(
+    fn: Callable, shared: int, out_shardings: NamedSharding
+  ) -> Callable[..., Any]:
+    """Maps over tasks, with arguments before them that all tasks share."""
+    axes = [None] * shared + [0, 0]
+    return jax.jit(
+      jax.shard_map(
+        jax.vmap(fn, axes),
+        mesh=mesh,
+        in_specs=tuple(P() if axis is None else P(TASKS) for axis in axes),
+        out_specs=P(TASKS),
+        check_vma=False,
+      ),
+      out_shardings=out_shardings,
+    )
+
+  # The second program has neither the data nor the number of the tasks in it.
+  # So a compilation cache has it for all splits. Whatever carries arrays is an
+  # argument, so that no array becomes a constant in a program.
+  draw = each(draw_task, 1, over_tasks)
+  # Every process gets the values of all tasks.
+  score = each(score_task, 3, everywhere)
+  task_of, fixed = place(
+    (as_partial(task_of), fixed and fixed.carried()), everywhere
   )
   # Whole chunks on every device; the surplus is cut off below.
-  padded = -(-num_tasks // (mesh.size * task_chunk)) * mesh.size * task_chunk
+  size = mesh.size * task_chunk
+  padded = -(-num_tasks // size) * size
   keys = evaluation_keys(rng, padded)
-  over_tasks = NamedSharding(mesh, P(TASKS))
-  given = place(given, everywhere)
 
-  def parts() -> Iterator[tuple[PRNGKey, tuple]]:
-    """All keys at once, or those of a chunk with the data of its tasks."""
+  def chunks() -> Iterator[tuple[PRNGKey, tuple]]:
+    """The keys of the tasks of a chunk, with the data of a stream."""
+    parts = keys.reshape(-1, size, *keys.shape[1:])
     if stream is None:
-      yield keys, ()
+      yield from ((part, ()) for part in parts)
       return
-    size = mesh.size * task_chunk
     of_tasks = keys_on_host(jax.vmap(jax.random.split)(keys)[:, 0])
-    data = stream.ahead(of_tasks, range(padded))
-    for number, block in enumerate(blocks(data, (size,))):
-      yield keys[number * size : (number + 1) * size], (block,)
+    data = blocks(stream.ahead(of_tasks, range(padded)), (size,))
+    yield from (
+      (part, (block,)) for part, block in zip(parts, data, strict=True)
+    )
 
   def scores(meta_params: Params, arrays: Any = None) -> dict[str, np.ndarray]:
     if hasattr(meta_params, "meta_params"):
@@ -283,9 +293,11 @@ def evaluator(
     meta_params, arrays = place((meta_params, arrays), everywhere)
     found = [
       jax.device_get(
-        score(meta_params, given, arrays, *place(part, over_tasks))
+        score(
+          meta_params, fixed, arrays, *draw(task_of, *place(chunk, over_tasks))
+        )
       )
-      for part in parts()
+      for chunk in chunks()
     ]
     values, asked = jax.tree.map(lambda *x: np.concatenate(x), *found)
     empty = np.flatnonzero(~asked[:num_tasks])

@@ -1,5 +1,6 @@
 """The tests of `few_shot` after its training, and their pictures."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -14,6 +15,16 @@ from metajax.runs.flags import FLAGS
 from metajax.types import MetaLearner, Params, TaskFamily
 
 METRICS = {"accuracy": accuracy}
+
+
+def build(
+  recipe: recipes.Recipe, steps: int, ways: int | None = None
+) -> MetaLearner:
+  """Builds a learner that takes so many inner steps at test."""
+  own = recipe._replace(
+    num_eval_steps=steps, num_outputs=ways or recipe.num_outputs
+  )
+  return recipes.build(own, METRICS)
 
 
 def test(
@@ -35,19 +46,16 @@ def test(
     The accuracies by name.
   """
   name, steps = recipe.learner, recipe.num_eval_steps
-
-  def build(steps: int, ways: int = recipe.num_outputs) -> MetaLearner:
-    own = recipe._replace(num_eval_steps=steps, num_outputs=ways)
-    return recipes.build(own, METRICS)
+  own = functools.partial(build, recipe)
 
   def scored(ways: int, tasks: TaskFamily, **options: bool) -> Estimate:
     score = scoring.scorer(
-      build(steps, ways), tasks, METRICS, "test", FLAGS.eval_tasks, **options
+      own(steps, ways), tasks, METRICS, "test", FLAGS.eval_tasks, **options
     )
     return seeds.over_seeds(score)(params)["accuracy"]
 
   after = scoring.stepwise_scorer(
-    name, build, data.splits.test, METRICS, "test", FLAGS.eval_tasks
+    name, own, data.splits.test, METRICS, "test", FLAGS.eval_tasks
   )
 
   def scored_after(k: int) -> Estimate:
@@ -82,7 +90,7 @@ def test(
       workdir,
       data.test,
       scored,
-      build(steps),
+      own(steps),
       seeds.first(params),
       ways=FLAGS.ways,
       shots=FLAGS.shots,
@@ -95,7 +103,7 @@ def test(
   )
   plots.image_episodes(
     workdir / "episodes.png",
-    build(steps),
+    own(steps),
     seeds.first(params),
     data.splits.test,
     jax.random.key(FLAGS.eval_seed),

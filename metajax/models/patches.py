@@ -115,7 +115,7 @@ def patch_conv(
       padding=padding,
       product=functools.partial(product, dimension_numbers=MATRICES),
     )
-    return in_blocks(by_filters, lhs, 3 * rows * image_bytes // 2)
+    return in_blocks(by_filters, lhs, 5 * rows * image_bytes // 2)
   patch_bytes = rows * columns * image_bytes // math.prod(strides)
   return in_blocks(by_patches, lhs, patch_bytes)
 
