@@ -9,8 +9,9 @@ of a character. `--protocol=few_shot` is that of Mishra et al. (2018, section
 5.1): a support of one drawing of each character, then a query. The presets are
 these protocols. `--preset=santoro` has the paper's 100,000 tasks.
 
-All learners have the same encoder, conv4, which is trained with them. MANN and
-SNAIL have the sizes of their papers. `--data` and `--data_dir` take other
+All learners have the same encoder, conv4, which is trained with them.
+`--encoder=none` gives them pixels, as in the first paper. MANN and SNAIL have
+the sizes of their papers. `--data` and `--data_dir` take other
 images, as in `few_shot`. With `--preset=5w1s --meta_batch=16`, a transformer
 gets 93.4% by `--learner=transformer --steps=2500 --outer_lr=1e-3`, and SNAIL
 82.2% by `--learner=snail --steps=1500 --outer_lr=5e-4`, in 16 minutes.
@@ -31,7 +32,7 @@ from metajax.evaluation import estimate
 from metajax.learners import with_encoder
 from metajax.losses import accuracy
 from metajax.runs import folder, plots, report, scoring, training
-from metajax.runs.flags import FLAGS, define_data_dir, flag_values
+from metajax.runs.flags import FLAGS, define_data_dir, flag_values, refuse
 from metajax.runs.script import run
 from metajax.training.logging import waiting
 from metajax.types import Params
@@ -59,6 +60,13 @@ flags.DEFINE_integer(
   "default.",
   lower_bound=0,
 )
+flags.DEFINE_enum(
+  "encoder",
+  "conv4",
+  ["conv4", "none"],
+  "What reads the images first. conv4: a network that is trained with the "
+  "reader. none: the reader gets the pixels.",
+)
 flags.DEFINE_integer("filters", 64, "Channels of conv4.", lower_bound=1)
 flags.DEFINE_integer(
   "validation_tasks", 200, "Tasks of a validation.", lower_bound=2
@@ -82,7 +90,12 @@ FEW_SHOT = {
 }
 PRESETS = {
   # 100,000 tasks of batches of 16.
-  "santoro": {"learner": "mann", "steps": 6250, "outer_schedule": "constant"},
+  "santoro": {
+    "learner": "mann",
+    "encoder": "none",
+    "steps": 6250,
+    "outer_schedule": "constant",
+  },
   "5w1s": FEW_SHOT,
   "20w1s": FEW_SHOT | {"ways": 20},
 }
@@ -101,11 +114,14 @@ def main() -> None:
   # Groups of channels would not keep the features of images apart, see
   # docs/context.md. At test the statistics are constants, so no image sees
   # later ones.
-  network = {
+  network: dict[str, Any] = {
     "name": "conv4",
     "filters": FLAGS.filters,
     "normalization": "running",
   }
+  if FLAGS.encoder == "none":
+    refuse("filters")
+    network = {"name": "mlp", "hidden": (), "normalization": "none"}
   recipe = recipes.Recipe(
     FLAGS.learner,
     network,
@@ -164,7 +180,7 @@ def main() -> None:
     "context_classify",
     {
       **data.protocol,
-      **flag_values("learner", "protocol", "width", "filters"),
+      **flag_values("learner", "protocol", "width", "encoder", "filters"),
       "normalization": network["normalization"],
       "transductive": False,
       "published_percent": published,
