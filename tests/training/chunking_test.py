@@ -3,15 +3,18 @@
 import types
 
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
+from metajax import recipes
 from metajax.learners import maml
 from metajax.learners.partition import last_layer
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tasks import sinusoid
 from metajax.training import choose_task_chunk, chunking
+from metajax.types import Batch, Episode
 
 TASKS = sinusoid(16, 16)
 LEARNER = maml(MLP(1, (8,)), mean_squared_error, optax.sgd(0.1), 2)
@@ -153,3 +156,49 @@ def test_chunk_is_one_where_the_backend_tells_no_memory(monkeypatch):
   silent = types.SimpleNamespace(memory_analysis=lambda: None)
   monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: silent)
   assert choose_task_chunk(LEARNER, TASKS, 12, budget_bytes=2**40) == 1
+
+
+def test_products_of_few_rows_are_counted():
+  """By hand: five steps of one row, and one product of sixteen rows."""
+  large, small = jnp.ones((100, 200)), jnp.ones((100, 4))
+
+  def fn(x, y):
+    def step(total, x):
+      return total + x @ large, x @ small
+
+    total, _ = jax.lax.scan(step, jnp.zeros(200), x)
+    return total, y @ large
+
+  jaxpr = jax.make_jaxpr(fn)(jnp.ones((5, 100)), jnp.ones((16, 100))).jaxpr
+  thin, products = chunking._operations(jaxpr)
+  assert thin == 5 * 100 * 200
+  assert products == thin + 5 * 100 * 4 + 16 * 100 * 200
+
+
+def test_matrices_of_each_task_are_not_shared():
+  xs, matrices = jnp.ones((3, 1, 100)), jnp.ones((3, 100, 200))
+  jaxpr = jax.make_jaxpr(jax.vmap(jnp.matmul))(xs, matrices).jaxpr
+  assert chunking._operations(jaxpr) == (0, 3 * 100 * 200)
+
+
+@pytest.mark.parametrize(
+  "name, at_once", [("lstm", True), ("transformer", False)]
+)
+def test_recurrent_networks_take_all_tasks_at_once(name, at_once):
+  """A step of an LSTM has one row of a task, a transformer all examples."""
+  flat = {"name": "mlp", "hidden": (), "normalization": "none"}
+  options = {"length": 41, "of_support": True}
+  learner = recipes.build(
+    recipes.Recipe(
+      name, flat, 4, "cross_entropy", options=options, kind="reader"
+    )
+  )
+
+  def tasks(rng):
+    inputs = jax.random.normal(rng, (41, 200))
+    targets = jnp.arange(41) % 4
+    return Episode(
+      Batch(inputs[:40], targets[:40]), Batch(inputs[40:], targets[40:])
+    )
+
+  assert (choose_task_chunk(learner, tasks, 16) == 16) == at_once
