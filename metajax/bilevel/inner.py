@@ -115,13 +115,6 @@ def slope(
   return jax.grad(loss)
 
 
-def check_scalar(name: str, value: Any) -> None:
-  """Raises a `ValueError` if what a loss returned is not one number."""
-  if not jax.tree_util.all_leaves([value]) or jnp.shape(value) != ():
-    shapes = jax.tree.map(jnp.shape, value)
-    raise ValueError(f"{name}: returned the shape {shapes}; must be a scalar.")
-
-
 def check_real(name: str, tree: Any) -> None:
   """Raises a `ValueError` for a leaf that has no derivative."""
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
