@@ -88,11 +88,15 @@ def kernel_ridge(
       positive.
 
   Raises:
-    ValueError: if `ridge` is not positive. A traced value is not checked.
+    ValueError: if `ridge` is not positive, or if there are more or fewer
+      targets than inputs. A traced value is not checked.
   """
   check_number("ridge", ridge, above=0)
+  if len(targets) != len(inputs):
+    raise ValueError(f"targets: {len(targets)} given for {len(inputs)} inputs.")
   gram = kernel(inputs, inputs)
-  jitter = ridge * jnp.trace(gram) / gram.shape[0]
+  # Inputs of zeros have a kernel of 0, and are predicted as 0.
+  jitter = ridge * jnp.maximum(jnp.trace(gram) / gram.shape[0], 1e-20)
   factor = jax.scipy.linalg.cho_factor(
     gram + jitter * jnp.eye(gram.shape[0], dtype=gram.dtype)
   )
