@@ -102,6 +102,17 @@ def check_scalar(name: str, value: Any) -> None:
     raise ValueError(f"{name}: returned the shape {shapes}; must be a scalar.")
 
 
+def check_key(rng: Any) -> None:
+  """Raises a `ValueError` if `rng` is no key, or keys, but a seed for example.
+
+  Keys are typed, or raw: uint32 with a last axis.
+  """
+  dtype = getattr(rng, "dtype", None)
+  typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  if not typed and (dtype != jnp.uint32 or not jnp.ndim(rng)):
+    raise ValueError(f"rng={rng!r}: must be a key, such as jax.random.key(0).")
+
+
 def check_counts(*, at_least: int = 1, **counts: ArrayLike) -> None:
   """Checks numbers of things: they are integers, and not too small.
 
