@@ -119,7 +119,7 @@ def greedy_soup(
     The ingredients are indices of models, in the order of their addition.
 
   Raises:
-    ValueError: see `check_stack`; if a score is NaN.
+    ValueError: see `check_stack`; if a score is NaN or no scalar.
 
   References:
     Wortsman et al., `Model soups <https://arxiv.org/abs/2203.05482>`_, 2022,
@@ -128,7 +128,9 @@ def greedy_soup(
   size = check_stack(stack)
 
   def scored(params: Params, name: str) -> float:
-    value = float(score_fn(params))
+    found = score_fn(params)
+    check_scalar("score_fn", found)
+    value = float(found)
     if np.isnan(value):
       raise ValueError(f"score_fn: NaN for {name}.")
     return value
