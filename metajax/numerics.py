@@ -1,6 +1,7 @@
 """Checks of hyper-parameters and of logits, and the precision of sums."""
 
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,16 @@ def wide(x: ArrayLike) -> jax.Array:
   if jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32:
     return x
   return x.astype(jnp.float32)
+
+
+def floating(x: ArrayLike) -> jax.Array:
+  """Converts integers and bools to float32, and no other dtype.
+
+  Use it before squares and products. Those of integers wrap around: those of
+  uint8, the dtype of images, at 256.
+  """
+  x = jnp.asarray(x)
+  return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
 
 
 def dot(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -82,6 +93,24 @@ def check_number(
   if not np.all(inside):
     allowed = _allowed(above, at_least, at_most, below)
     raise ValueError(f"{name}={value}: must be {allowed}.")
+
+
+def check_scalar(name: str, value: Any) -> None:
+  """Raises a `ValueError` if what a function returned is not one number."""
+  if not jax.tree_util.all_leaves([value]) or jnp.shape(value) != ():
+    shapes = jax.tree.map(jnp.shape, value)
+    raise ValueError(f"{name}: returned the shape {shapes}; must be a scalar.")
+
+
+def check_key(rng: Any) -> None:
+  """Raises a `ValueError` if `rng` is no key, or keys, but a seed for example.
+
+  Keys are typed, or raw: uint32 with a last axis.
+  """
+  dtype = getattr(rng, "dtype", None)
+  typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  if not typed and (dtype != jnp.uint32 or not jnp.ndim(rng)):
+    raise ValueError(f"rng={rng!r}: must be a key, such as jax.random.key(0).")
 
 
 def check_counts(*, at_least: int = 1, **counts: ArrayLike) -> None:

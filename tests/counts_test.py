@@ -9,6 +9,8 @@ import pytest
 from metajax import (
   aggregation,
   bilevel,
+  context,
+  distillation,
   evaluate,
   learned_optimizers,
   learners,
@@ -17,20 +19,24 @@ from metajax import (
 )
 from metajax.calibration import expected_calibration_error
 from metajax.continual import meta_experience_replay, reservoir
-from metajax.distillation import herding
 from metajax.learners import heads
 from metajax.losses import mean_squared_error
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
+from metajax.models.recurrent import recurrent
 from metajax.numerics import check_counts
-from metajax.replay import Objective
+from metajax.policies import PPO
+from metajax.policies.ppo import check_ppo
+from metajax.replay import Objective, epsilon_ladder, n_step_double_q
+from metajax.replay.buffers import lay_out
 from metajax.replay.learning import check_objective
+from metajax.tabular import tabular_classifier
 from metajax.tasks import augmentation, sinusoid
 from metajax.tasks.bandits import bandits
 from metajax.tasks.class_batches import class_batches
 from metajax.tasks.playable import Discrete, playable
 from metajax.tasks.tabular_mdp import mdp_tasks
-from metajax.training import meta_trainer, supervised_trainer
+from metajax.training import meta_trainer, supervised_trainer, task_mesh
 
 MODEL, SGD = MLP(1, (4,)), optax.sgd(0.1)
 KEY = jax.random.key(0)
@@ -71,6 +77,12 @@ CALLS = {
     lambda n: _learner(learners.imaml, num_steps=n),
     lambda n: heads.logistic(2, num_steps=n),
     lambda n: aggregation.stacking_weights(jnp.zeros((2, 3)), n),
+    lambda n: context.attention_descent(mean_squared_error, num_steps=n),
+  ],
+  "num_layers": [
+    distillation.relu_tangent_kernel,
+    lambda n: context.linear_attention(mean_squared_error, num_layers=n),
+    lambda n: tabular_classifier(num_layers=n),
   ],
   "num_eval_steps": [lambda n: _learner(learners.maml, num_eval_steps=n)],
   "target_steps": [lambda n: _learner(learners.bmg, target_steps=n)],
@@ -86,7 +98,8 @@ CALLS = {
   "batch_size": [
     lambda n: supervised_trainer(
       _nothing, _nothing, SGD, LINE, batch_size=n, rng=KEY
-    )
+    ),
+    lambda n: distillation.predict_all(_nothing, LINE["inputs"], batch_size=n),
   ],
   "shots": [lambda n: sinusoid(shots=n)],
   "query_shots": [lambda n: sinusoid(shots=2, query_shots=n)],
@@ -94,7 +107,29 @@ CALLS = {
     lambda n: tasks.gaussian_processes(num_inputs=n),
     lambda n: tasks.linear_regression(num_inputs=n),
   ],
-  "num_arms": [lambda n: bandits(n, 2)],
+  "num_arms": [lambda n: bandits(n, 2), players.greedy, players.thompson],
+  "num_actions": [players.random_player],
+  "num_actors": [epsilon_ladder],
+  "states": [lambda n: players.ucrl2(players.Sizes(states=n), 1.0)],
+  "width": [
+    lambda n: context.tnp_d(width=n),
+    lambda n: context.conditional_neural_process(width=n),
+    lambda n: context.alpaca(width=n),
+    lambda n: context.memory_augmented(2, width=n),
+    lambda n: context.ttt_linear(2, width=n),
+    lambda n: context.convolutional_process(width=n),
+  ],
+  "channels": [lambda n: context.snail(2, channels=n)],
+  "positions": [lambda n: context.sequence_transformer(positions=n)],
+  "hidden": [
+    lambda n: learned_optimizers.mlp_optimizer(hidden=(n,)),
+    lambda n: bilevel.learned_loss(1, hidden=(n,)),
+  ],
+  "num_outputs": [
+    recurrent,
+    lambda n: context.tnp_d(num_outputs=n),
+    lambda n: context.conditional_neural_process(num_outputs=n),
+  ],
   "num_pulls": [
     lambda n: bandits(2, n),
     lambda n: players.gittins_indices(n, 0.9),
@@ -122,8 +157,11 @@ CALLS = {
   "max_size": [lambda n: bilevel.direct(max_size=n)],
   "num_terms": [lambda n: bilevel.neumann(n, 0.1)],
   "population": [lambda n: bilevel.search("CMA_ES", {}, population=n)],
-  "units": [lambda n: learned_optimizers.lstm_optimizer(units=n)],
-  "num_chosen": [lambda n: herding(jnp.ones((4, 2)), n)],
+  "units": [
+    lambda n: learned_optimizers.lstm_optimizer(units=n),
+    lambda n: recurrent(2, units=n),
+  ],
+  "num_chosen": [lambda n: distillation.herding(jnp.ones((4, 2)), n)],
   "num_bins": [
     lambda n: expected_calibration_error(
       jnp.zeros((2, 3)), jnp.zeros(2, int), num_bins=n
@@ -135,7 +173,14 @@ CALLS = {
   "padding": [augmentation.random_crop],
   "size": [augmentation.cutout],
   "burn_in": [lambda n: check_objective(Objective(2, 4, burn_in=n), 4)],
-  "n": [lambda n: check_objective(Objective(2, 4, n=n), 4)],
+  "n": [
+    lambda n: check_objective(Objective(2, 4, n=n), 4),
+    lambda n: n_step_double_q(
+      jnp.ones(2), jnp.ones(2), jnp.ones((3, 2)), jnp.ones((3, 2)), n
+    ),
+  ],
+  "epochs": [lambda n: check_ppo(PPO(epochs=n), task_mesh(1))],
+  "shards": [lambda n: lay_out(None, n, actors=4)],
 }
 
 

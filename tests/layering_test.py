@@ -62,7 +62,7 @@ ALLOWED = {
   | {"learners", "models", "players", "policies", "tasks", "training"},
   "replay": BASICS
   | LOOPS
-  | {"models", "players", "replay", "tasks", "training"},
+  | {"models", "players", "replay", "task_checks", "tasks", "training"},
   "continual": BASICS | {"continual", "aggregation"},
   "evaluation.py": BASICS | {"task_checks", "training"},
 }

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.numerics import check_number, wide
+from metajax.numerics import check_number, floating, wide
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,10 @@ def test_wide_is_float32_at_least(dtype, expected):
     assert wide(jnp.ones(2, dtype)).dtype == expected
   with jax.enable_x64(True):
     assert wide(np.ones(2)).dtype == np.float64
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, bool, np.float16])
+def test_floating_changes_no_dtype_of_floats(dtype):
+  found = floating(np.ones(2, dtype))
+  wanted = np.float16 if dtype is np.float16 else np.float32
+  assert found.dtype == wanted

@@ -88,7 +88,7 @@ def build(policy: Policy, tasks: PlayableTasks) -> Training:
     tasks: the tasks, see `seen`.
   """
   if FLAGS.algorithm in WITHOUT_STEPS:
-    refuse("inner_steps", "surrogate", "credit")
+    refuse("inner_steps", "surrogate", "credit", "kl_penalty")
   if FLAGS.outer == "trpo":
     refuse("outer_lr", "outer_schedule")
   else:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.aggregation.stacks import check_stack
+from metajax.aggregation.stacks import check_alike, check_stack
 from metajax.aggregation.units import (
   Factors,
   UnitAxes,
@@ -59,8 +59,8 @@ def match_units(
     Permutations for `permute_units(model, ..., axes)`.
 
   Raises:
-    ValueError: if `axes` does not describe an array, or if the sizes of the
-      groups do not fit its axes.
+    ValueError: if the models differ in a shape; if `axes` does not describe an
+      array, or if the sizes of the groups do not fit its axes.
 
   References:
     Ainsworth et al., `Git Re-Basin <https://arxiv.org/abs/2209.04836>`_, 2023,
@@ -69,6 +69,7 @@ def match_units(
   # scipy.optimize takes as long to import as JAX, so it is imported here.
   from scipy.optimize import linear_sum_assignment
 
+  check_alike("model", model, reference)
   rng = np.random.default_rng(seed)
   factors = _factors(reference, axes)
   target, source = (_factored(p, factors) for p in (reference, model))

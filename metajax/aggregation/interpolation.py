@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from metajax import variables
-from metajax.numerics import check_counts, wide
+from metajax.aggregation.stacks import check_alike
+from metajax.numerics import check_counts, check_number, check_scalar, wide
 from metajax.types import Array, Params
 
 
@@ -38,15 +39,18 @@ def interpolate(one: Params, other: Params, weight: ArrayLike) -> Params:
   clipped to [0, 1].
 
   Raises:
-    ValueError: if the models differ in a shape.
+    ValueError: if the models differ in a shape, or if `weight` is not one
+      number.
   """
+  if jnp.shape(weight) != ():
+    raise ValueError(
+      f"weight of shape {jnp.shape(weight)}: must be one number; use jax.vmap "
+      "for several."
+    )
+  check_number("weight", weight)
+  check_alike("other", other, one)
 
   def between(share: ArrayLike, a: ArrayLike, b: ArrayLike) -> Array:
-    if jnp.shape(a) != jnp.shape(b):
-      raise ValueError(
-        f"other: shape {jnp.shape(b)} given, but `one` has {jnp.shape(a)}; "
-        "only models of one architecture can be combined."
-      )
     mean = (1 - share) * wide(a) + share * wide(b)
     return variables.narrow(jnp.asarray(mean), jnp.result_type(a))
 
@@ -88,7 +92,7 @@ def loss_barrier(
     `jnp.linspace(0, 1, num_points)`. The losses are computed one by one.
 
   Raises:
-    ValueError: for fewer than 3 points.
+    ValueError: for fewer than 3 points, or a loss that is no scalar.
 
   References:
     Frankle et al., `Linear Mode Connectivity and the Lottery Ticket Hypothesis
@@ -101,9 +105,13 @@ def loss_barrier(
   """
   check_counts(num_points=num_points, at_least=3)
   grid = jnp.linspace(0.0, 1.0, num_points)
-  losses = jax.lax.map(
-    lambda w: wide(loss_fn(interpolate(one, other, w))), grid
-  )
+
+  def loss_at(weight: Array) -> Array:
+    loss = loss_fn(interpolate(one, other, weight))
+    check_scalar("loss_fn", loss)
+    return wide(loss)
+
+  losses = jax.lax.map(loss_at, grid)
   chord = (1 - grid) * losses[0] + grid * losses[-1]
   above_chord = jnp.maximum(jnp.max(losses - chord), 0.0)
   above_mean = jnp.max(losses) - (losses[0] + losses[-1]) / 2

@@ -138,6 +138,11 @@ def mixture_moments(
     section 2.4.
   """
   size = check_stack(predictions)
+  if predictions.mean.shape != predictions.variance.shape:
+    raise ValueError(
+      f"predictions: means of shape {predictions.mean.shape} but variances of "
+      f"{predictions.variance.shape}, must be equal."
+    )
   means, variances = map(wide, predictions)
   column = _broadcast(weights, size, means)
   mean = (column * means).sum(0)
@@ -211,7 +216,8 @@ def stacking_weights(log_likelihoods: Array, num_steps: int = 1000) -> Array:
     Weights `[models]`, not negative, which sum to one.
 
   Raises:
-    ValueError: see `check_stack`; if `num_steps` is negative.
+    ValueError: see `check_stack`; if `num_steps` is negative, or there are no
+      examples.
 
   References:
     Yao et al., `Using Stacking to Average Bayesian Predictive Distributions
@@ -221,6 +227,8 @@ def stacking_weights(log_likelihoods: Array, num_steps: int = 1000) -> Array:
   """
   check_counts(num_steps=num_steps, at_least=0)
   size = _check_likelihoods(log_likelihoods)
+  if not log_likelihoods.size:
+    raise ValueError("log_likelihoods: of no example, at least one is needed.")
   possible, is_impossible = _possible(log_likelihoods)
   is_impossible &= ~is_impossible.all(0)
   best = jnp.where(is_impossible, LOG_ZERO, possible).max(0)
@@ -257,7 +265,11 @@ def _check_likelihoods(log_likelihoods: Array) -> int:
 
 def _column(weights: ArrayLike | None, logits: Array) -> Array:
   """Returns weights that broadcast against logits `[models, ..., classes]`."""
-  if isinstance(logits, jax.core.Tracer) or logits.ndim < 2:
+  if jnp.ndim(logits) < 2:
+    raise ValueError(
+      f"logits of shape {jnp.shape(logits)}: must be [models, ..., classes]."
+    )
+  if isinstance(logits, jax.core.Tracer):
     return _broadcast(weights, check_stack(logits), logits)
   return _broadcast(weights, check_stack(largest_logits(logits)), logits)
 

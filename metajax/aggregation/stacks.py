@@ -33,7 +33,7 @@ def stack_models(models: Sequence[Params]) -> Params:
     raise ValueError("models: none given, at least one is needed.")
   first = jax.tree_util.tree_leaves_with_path(models[0])
   for index, model in enumerate(models[1:], start=1):
-    _check_alike(first, jax.tree_util.tree_leaves_with_path(model), index)
+    _check_same(first, jax.tree_util.tree_leaves_with_path(model), index)
   stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
   check_stack(stack)
   return stack
@@ -45,17 +45,18 @@ def num_models(stack: Params) -> int:
   if not leaves:
     raise ValueError("stack: a tree without arrays, no model to combine.")
   path, leaf = leaves[0]
-  size = leaf.shape[0] if leaf.ndim else 0
+  shape = jnp.shape(leaf)
+  size = shape[0] if shape else 0
   if not size:
     raise ValueError(
-      f"stack: {_name(path)} has shape {leaf.shape}, must be [models, ...] "
+      f"stack: {_name(path)} has shape {shape}, must be [models, ...] "
       "with at least one model."
     )
   for other_path, other in leaves:
-    if other.shape[:1] != (size,):
+    if jnp.shape(other)[:1] != (size,):
       raise ValueError(
-        f"stack: {_name(path)} has shape {leaf.shape} but {_name(other_path)} "
-        f"{other.shape}: the first axes, the models, must be equal."
+        f"stack: {_name(path)} has shape {shape} but {_name(other_path)} "
+        f"{jnp.shape(other)}: the first axes, the models, must be equal."
       )
   return size
 
@@ -92,6 +93,39 @@ def check_stack(stack: Params) -> int:
         f"{_name(path)}; leave it out."
       )
   return size
+
+
+def check_alike(name: str, model: Params, like: Params) -> None:
+  """Checks that two trees have the same arrays, or jnp would broadcast them.
+
+  Args:
+    name: the name of the caller's argument.
+    model: a tree of arrays.
+    like: a tree of arrays, or of their shapes.
+
+  Raises:
+    ValueError: if an array is missing or has another shape. The message names
+      its path.
+  """
+  found, wanted = (
+    {
+      _name(path): getattr(leaf, "shape", ())
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (model, like)
+  )
+  for path in [*wanted, *found]:
+    given, needed = (x.get(path, "missing") for x in (found, wanted))
+    if given != needed:
+      raise ValueError(
+        f"{name}: the shape of {path} is {given}, must be {needed}; only "
+        "models of one architecture can be combined."
+      )
+
+
+def one_of(stack: Params) -> Params:
+  """Returns the shapes of one model of a stack."""
+  return jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x), stack)
 
 
 def normalized_weights(weights: ArrayLike | None, size: int) -> Array:
@@ -155,7 +189,7 @@ def weighted_mean(weights: Array, stack: Params) -> Params:
   return jax.tree.map(of_leaf, stack)
 
 
-def _check_alike(first: Leaves, other: Leaves, index: int) -> None:
+def _check_same(first: Leaves, other: Leaves, index: int) -> None:
   names = [dict((_name(p), x) for p, x in leaves) for leaves in (first, other)]
   for name in [*names[0], *(n for n in names[1] if n not in names[0])]:
     found = [_describe(leaves.get(name)) for leaves in names]

@@ -7,8 +7,10 @@ from jax.typing import ArrayLike
 
 from metajax import variables
 from metajax.aggregation.stacks import (
+  check_alike,
   check_stack,
   normalized_weights,
+  one_of,
   weighted_mean,
   weighted_sum,
 )
@@ -28,13 +30,15 @@ def task_vectors(stack: Params, base: Params) -> Params:
     base: theta_0, the model before fine-tuning.
 
   Raises:
-    ValueError: see `check_stack`.
+    ValueError: see `check_stack`; if `base` has other shapes than a model of
+      the stack.
 
   References:
     Ilharco et al., `Editing Models with Task Arithmetic
     <https://arxiv.org/abs/2212.04089>`_, 2023, section 2.
   """
   check_stack(stack)
+  check_alike("base", base, one_of(stack))
   differences = jax.tree.map(
     lambda x, start: wide(x) - wide(start),
     *map(variables.weights, (stack, base)),
@@ -69,7 +73,8 @@ def task_arithmetic(base: Params, vectors: Params, scales: ArrayLike) -> Params:
     One model, in the dtypes of `base`. Sums are in float32 at least.
 
   Raises:
-    ValueError: see `check_stack`; if `scales` has another shape.
+    ValueError: see `check_stack`; if `scales` has another shape or is not a
+      number; if `base` has other shapes than a model of `vectors`.
 
   References:
     Ilharco et al., `Editing Models with Task Arithmetic
@@ -81,6 +86,8 @@ def task_arithmetic(base: Params, vectors: Params, scales: ArrayLike) -> Params:
     raise ValueError(
       f"scales of shape {scales.shape}: must be one number or ({size},)."
     )
+  check_number("scales", scales)
+  check_alike("base", base, one_of(vectors))
   scales = jnp.broadcast_to(scales, (size,))
   moved = jax.tree.map(
     lambda start, leaf: (wide(start) + weighted_sum(scales, leaf)).astype(

@@ -111,9 +111,21 @@ def permute_units(
     axes: see `chain_axes` and `unit_axes`.
 
   Raises:
-    ValueError: for a permutation whose length does not fit an axis, or arrays
-      that `axes` does not describe.
+    ValueError: for a permutation of no group, one that is no permutation or
+      whose length does not fit an axis, or arrays that `axes` does not
+      describe.
   """
+  known = {group for entry in axes.values() for group in _groups(entry)}
+  for group, order in permutations.items():
+    if group not in known:
+      raise ValueError(
+        f"permutations: {group} is no group of axes, which has {sorted(known)}."
+      )
+    if not np.array_equal(np.sort(order), np.arange(len(order))):
+      raise ValueError(
+        f"permutations: that of {group} must have each of 0 to "
+        f"{len(order) - 1} once."
+      )
   sizes = {group: len(order) for group, order in permutations.items()}
 
   def permute(path: Sequence[Any], leaf: Any) -> Any:
@@ -189,6 +201,12 @@ def described(path: Sequence[Any], leaf: Any, axes: UnitAxes) -> Sequence[Axis]:
       f"{leaf.ndim}."
     )
   return axes[name]
+
+
+def _groups(axes: Sequence[Axis]) -> set[str]:
+  """Returns the names of the groups on the axes of an array."""
+  factors = (((x, 0),) if isinstance(x, str) else x or () for x in axes)
+  return {group for axis in factors for group, _ in axis if group is not None}
 
 
 def _key(entry: Any) -> str:

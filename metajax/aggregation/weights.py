@@ -11,12 +11,14 @@ from jax.typing import ArrayLike
 
 from metajax import batches, variables
 from metajax.aggregation.stacks import (
+  check_alike,
   check_stack,
   normalized_weights,
+  one_of,
   weighted_mean,
   weighted_sum,
 )
-from metajax.numerics import check_counts, check_number, wide
+from metajax.numerics import check_counts, check_number, check_scalar, wide
 from metajax.types import Array, Batch, Params
 
 
@@ -78,7 +80,8 @@ def pseudo_gradient(
     models.
 
   Raises:
-    ValueError: see `weighted_average`.
+    ValueError: see `weighted_average`; if `params` has other shapes than a
+      model of the stack.
 
   References:
     Nichol et al., `On First-Order Meta-Learning Algorithms
@@ -87,6 +90,7 @@ def pseudo_gradient(
     <https://arxiv.org/abs/2003.00295>`_, 2021, algorithm 1.
   """
   normal = normalized_weights(weights, check_stack(stack))
+  check_alike("params", params, one_of(stack))
 
   def difference(start: Array, leaf: Array) -> Array:
     return weighted_sum(normal, wide(start) - wide(leaf)).astype(start.dtype)
@@ -115,7 +119,7 @@ def greedy_soup(
     The ingredients are indices of models, in the order of their addition.
 
   Raises:
-    ValueError: see `check_stack`; if a score is NaN.
+    ValueError: see `check_stack`; if a score is NaN or no scalar.
 
   References:
     Wortsman et al., `Model soups <https://arxiv.org/abs/2203.05482>`_, 2022,
@@ -124,7 +128,9 @@ def greedy_soup(
   size = check_stack(stack)
 
   def scored(params: Params, name: str) -> float:
-    value = float(score_fn(params))
+    found = score_fn(params)
+    check_scalar("score_fn", found)
+    value = float(found)
     if np.isnan(value):
       raise ValueError(f"score_fn: NaN for {name}.")
     return value
@@ -163,7 +169,7 @@ def fisher_diagonal(
   Args:
     log_likelihood: `(params, input, target) -> scalar`, for one example.
     params: theta.
-    batch: `[n, ...]`.
+    batch: `[n, ...]`. F is 0 if no example is real.
     batch_size: number of gradients to keep in memory at once; all if None. The
       result does not depend on it.
 
@@ -171,7 +177,8 @@ def fisher_diagonal(
     A tree like `params`, in float32 at least; zeros in `State` nodes.
 
   Raises:
-    ValueError: if `batch_size` is less than 1.
+    ValueError: if `batch_size` is less than 1; without examples; if
+      `log_likelihood` returns no scalar.
 
   References:
     Matena and Raffel, `Merging Models with Fisher-Weighted Averaging
@@ -180,6 +187,8 @@ def fisher_diagonal(
   if batch_size is not None:
     check_counts(batch_size=batch_size)
   real = batches.real(batch)
+  if not len(real):
+    raise ValueError("batch: no example given, at least one is needed.")
   size = min(batch_size or len(real), len(real))
   padding = -len(real) % size
 
@@ -191,7 +200,9 @@ def fisher_diagonal(
   chunks = (*data, chunked(real, jnp.zeros_like(real[0])))
 
   def log_p(weights: Params, x: Any, y: Any) -> Array:
-    return log_likelihood(variables.combine(weights, params), x, y)
+    value = log_likelihood(variables.combine(weights, params), x, y)
+    check_scalar("log_likelihood", value)
+    return value
 
   def add(sums: Params, chunk: tuple[Any, Any, Array]) -> tuple[Params, None]:
     inputs, targets, real = chunk
@@ -210,7 +221,8 @@ def fisher_diagonal(
   )
   sums, _ = jax.lax.scan(add, zeros, chunks)
   return variables.combine(
-    jax.tree.map(lambda x: x / real.sum(), sums), optax.tree.zeros_like(params)
+    jax.tree.map(lambda x: x / jnp.maximum(real.sum(), 1), sums),
+    optax.tree.zeros_like(params),
   )
 
 

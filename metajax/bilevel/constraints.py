@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metajax.numerics import check_number
 from metajax.types import Array
@@ -39,9 +40,10 @@ def interval(low: float, high: float) -> Constraint:
   """Builds `x = low + (high - low) sigmoid(raw)`.
 
   Raises:
-    ValueError: if `high` is not above `low`.
+    ValueError: if `high` is not above `low`, or one is not finite.
   """
-  check_number("high", high, above=low)
+  check_number("low", low, above=-jnp.inf)
+  check_number("high", high, above=low, below=jnp.inf)
 
   def to_raw(x: Array) -> Array:
     check_number("x", x, above=low, below=high)
@@ -57,6 +59,11 @@ def simplex() -> Constraint:
 
   def to_raw(x: Array) -> Array:
     check_number("x", x, above=0)
+    x = jnp.asarray(x)
+    if not isinstance(x, jax.core.Tracer):
+      total = np.asarray(x, np.float64).sum(-1)
+      if not np.allclose(total, 1, atol=1e-3):
+        raise ValueError(f"x: its sum is {total}, must be 1.")
     raw = jnp.log(x)
     return raw - raw.mean(-1, keepdims=True)
 

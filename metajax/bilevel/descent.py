@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax import optimizers
 from metajax.bilevel.estimators import Estimator
 from metajax.bilevel.inner import Outer, check_real
 from metajax.numerics import check_counts
@@ -69,7 +70,7 @@ def descent(
 
   Raises:
     ValueError: if a number is not positive. `init` raises it if `outer` is not
-      real.
+      real, or `optimizer` is none of optax.
   """
   check_counts(workers=workers, horizon=horizon)
 
@@ -81,7 +82,8 @@ def descent(
     if horizon > 1 and hasattr(states, "number"):
       passed = jnp.arange(workers, dtype=jnp.int32) * horizon // workers
       states = states._replace(number=passed)
-    return Descent(outer, optimizer.init(outer), states, jnp.int32(0))
+    opt_state = optimizers.init(optimizer, outer)
+    return Descent(outer, opt_state, states, jnp.int32(0))
 
   def one_step(now: Descent, rng: PRNGKey) -> tuple[Descent, Array]:
     keys = jax.random.split(jax.random.fold_in(rng, now.step), workers)
@@ -89,11 +91,14 @@ def descent(
       lambda state, key: estimator.estimate(state, now.outer, key)
     )(now.workers, keys)
     grads = jax.tree.map(lambda x: x.mean(0), grads)
-    updates, opt_state = optimizer.update(grads, now.opt_state, now.outer)
+    updates, opt_state = optimizers.update(
+      optimizer, grads, now.opt_state, now.outer, value=losses.mean()
+    )
     outer = optax.apply_updates(now.outer, updates)
     return Descent(outer, opt_state, states, now.step + 1), losses.mean()
 
   def run(now: Descent, rng: PRNGKey, num_steps: int) -> tuple[Descent, Array]:
+    check_counts(num_steps=num_steps, at_least=0)
     return jax.lax.scan(
       lambda now, _: one_step(now, rng), now, length=num_steps
     )

@@ -16,6 +16,7 @@ from metajax.bilevel.inner import (
   InnerOptimizer,
   InnerState,
   Outer,
+  check_real,
   run,
 )
 from metajax.numerics import check_counts
@@ -109,11 +110,12 @@ def backpropagation(begin: Begin, window: Window, horizon: int) -> Estimator:
     horizon: the number of windows in a loop.
 
   Raises:
-    ValueError: if `horizon` is not positive.
+    ValueError: if `horizon` is not positive; in use, if `outer` is not real.
   """
   check_counts(horizon=horizon)
 
   def estimate(state: tuple, outer: Outer, rng: PRNGKey) -> tuple:
+    check_real("outer", outer)
     loss, grads = jax.value_and_grad(whole_loop(begin, window, horizon))(
       outer, rng
     )
@@ -136,7 +138,7 @@ def truncated_backpropagation(
     horizon: see `backpropagation`.
 
   Raises:
-    ValueError: if `horizon` is not positive.
+    ValueError: if `horizon` is not positive; in use, if `outer` is not real.
   """
   check_counts(horizon=horizon)
 
@@ -145,6 +147,7 @@ def truncated_backpropagation(
     return Place(begin(rng), jnp.int32(0))
 
   def estimate(place: Place, outer: Outer, rng: PRNGKey) -> tuple:
+    check_real("outer", outer)
     key, begin_key = jax.random.split(rng)
 
     def loss_of(outer: Outer) -> tuple[Array, Any]:

@@ -13,8 +13,8 @@ from metajax.bilevel.inner import (
   Outer,
   Solver,
   check_real,
-  check_scalar,
 )
+from metajax.numerics import check_scalar
 from metajax.types import Array, Params
 
 

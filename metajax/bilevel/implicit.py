@@ -83,6 +83,9 @@ def implicit_minimum(
     minimize: `(params, outer) -> params`, which starts at the given parameters.
       It need not be differentiable: a `while_loop`, or a closed form.
     linear_solver: see `implicit`.
+
+  Raises:
+    ValueError: in use, if `minimize` returns parameters of other shapes.
   """
 
   def init(params: Params, outer: Outer) -> InnerState:
@@ -90,7 +93,14 @@ def implicit_minimum(
     return InnerState(jax.tree.map(jnp.asarray, params), (), jnp.int32(0))
 
   def solved(state: InnerState, outer: Outer) -> InnerState:
-    return state._replace(params=minimize(state.params, outer))
+    found = minimize(state.params, outer)
+    shapes = [jax.tree.map(jnp.shape, x) for x in (found, state.params)]
+    if shapes[0] != shapes[1]:
+      raise ValueError(
+        f"minimize: returned the shapes {shapes[0]}, must be {shapes[1]}, "
+        "those of the parameters."
+      )
+    return state._replace(params=found)
 
   return _implicit(inner_loss, init, solved, 0, linear_solver)
 

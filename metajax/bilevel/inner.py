@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import inner_loop, optimizers, variables
+from metajax.numerics import check_scalar
 from metajax.types import Array, Params
 
 Outer = Any  # a tree of floating point arrays
@@ -76,8 +77,14 @@ def run(
   memory: inner_loop.Memory = "auto",
 ) -> InnerState:
   """Takes inner steps from a state. The result is differentiable."""
+
+  def loss(params: Params, k: Array) -> Array:
+    value = inner_loss(params, outer, state.step + k)
+    check_scalar("inner_loss", value)
+    return value
+
   loop = inner_loop.minimize(
-    lambda params, k: inner_loss(params, outer, state.step + k),
+    loss,
     state.params,
     _at(optimizer, outer),
     num_steps,
@@ -110,16 +117,11 @@ def slope(
 
   def loss(weights: Params) -> Array:
     whole = variables.combine(weights, state.params)
-    return inner_loss(whole, outer, state.step)
+    value = inner_loss(whole, outer, state.step)
+    check_scalar("inner_loss", value)
+    return value
 
   return jax.grad(loss)
-
-
-def check_scalar(name: str, value: Any) -> None:
-  """Raises a `ValueError` if what a loss returned is not one number."""
-  if not jax.tree_util.all_leaves([value]) or jnp.shape(value) != ():
-    shapes = jax.tree.map(jnp.shape, value)
-    raise ValueError(f"{name}: returned the shape {shapes}; must be a scalar.")
 
 
 def check_real(name: str, tree: Any) -> None:

@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from metajax.models.mlp import MLP
-from metajax.numerics import check_counts, check_number
+from metajax.numerics import check_counts
 from metajax.types import Array, Model, Params, PRNGKey
 
 
@@ -52,7 +51,8 @@ def learned_loss(
     <https://arxiv.org/abs/1906.05374>`_, 2021, algorithm 1.
   """
   check_counts(num_outputs=num_outputs)
-  check_number("hidden", np.asarray(hidden), at_least=1)
+  for units in hidden:
+    check_counts(hidden=units)
   net: Model = MLP(1, tuple(hidden))
 
   def init(rng: PRNGKey) -> Params:

@@ -10,7 +10,7 @@ import optax
 from metajax.bilevel.descent import Descender, Descent
 from metajax.bilevel.estimators import renewed
 from metajax.bilevel.inner import Outer
-from metajax.numerics import check_counts, check_number
+from metajax.numerics import check_counts, check_number, check_scalar
 from metajax.types import Array, PRNGKey
 
 
@@ -41,7 +41,8 @@ def search(
 
   Raises:
     ValueError: for a number that is not positive. `init` raises it for what
-      `algorithm` refuses, and if it is not of evosax.
+      `algorithm` refuses, if it is not of evosax, and for a loss that is no
+      scalar.
 
   References:
     Lange, `evosax <https://arxiv.org/abs/2212.04180>`_, 2022.
@@ -61,8 +62,13 @@ def search(
       ) from error
     return built, params
 
+  def loss_of(outer: Outer, rng: PRNGKey) -> Array:
+    loss = loss_fn(outer, rng)
+    check_scalar("loss_fn", loss)
+    return loss
+
   def losses_of(candidates: Outer, rng: PRNGKey) -> tuple[Array, Array]:
-    losses = jax.vmap(loss_fn, (0, None))(candidates, rng)
+    losses = jax.vmap(loss_of, (0, None))(candidates, rng)
     known = jnp.where(jnp.isfinite(losses), losses, jnp.nan)
     return jnp.where(jnp.isnan(known), jnp.nanmax(known), known), losses.mean()
 
@@ -80,6 +86,7 @@ def search(
     return Descent(outer, state, (), jnp.int32(0))
 
   def run(now: Descent, rng: PRNGKey, num_steps: int) -> tuple[Descent, Array]:
+    check_counts(num_steps=num_steps, at_least=0)
     built, params = build(now.outer)
     reached = getattr(built, "get_mean", None) or built.get_best_solution
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax import optimizers, variables
+from metajax.batches import num_examples
 from metajax.bilevel.gradients import hypergradient
 from metajax.bilevel.solvers import unrolled
 from metajax.models.mlp import MLP
@@ -37,7 +39,7 @@ def equal_weights() -> Weighting:
 
   def weigh(state: Any, params: Params, batch: Batch, clean: Batch) -> tuple:
     del params, clean
-    number = len(batch.targets)
+    number = num_examples(batch)
     return jnp.full(number, 1 / number), state
 
   return Weighting(lambda rng: (), weigh)
@@ -65,6 +67,7 @@ def learning_to_reweight(losses: ExampleLosses, step_size: float) -> Weighting:
     <https://arxiv.org/abs/1803.09050>`_, 2018, algorithm 1.
   """
   check_number("step_size", step_size, above=0)
+  losses = _checked(losses)
 
   def weigh(state: Any, params: Params, batch: Batch, clean: Batch) -> tuple:
     solver = unrolled(
@@ -75,7 +78,7 @@ def learning_to_reweight(losses: ExampleLosses, step_size: float) -> Weighting:
     gradient = hypergradient(
       solver, lambda params, weights: losses(params, clean).mean()
     )
-    zero = jnp.zeros(len(batch.targets))
+    zero = jnp.zeros(num_examples(batch))
     grads = gradient(solver.init(params, zero), zero).grads
     return _normalised(jnp.maximum(-grads, 0)), state
 
@@ -115,7 +118,8 @@ def meta_weight_net(
   """
   check_number("step_size", step_size, above=0)
   check_counts(hidden=hidden)
-  update = optimizer or optax.adam(1e-3)
+  losses = _checked(losses)
+  update = optax.adam(1e-3) if optimizer is None else optimizer
   net: Model = MLP(1, (hidden,))
 
   def weights_of(theta: Params, params: Params, batch: Batch) -> Array:
@@ -124,7 +128,7 @@ def meta_weight_net(
 
   def init(rng: PRNGKey) -> tuple[Params, optax.OptState]:
     theta = net.init(rng, jnp.zeros((1, 1)))
-    return theta, update.init(theta)
+    return theta, optimizers.init(update, theta)
 
   def weigh(state: Any, params: Params, batch: Batch, clean: Batch) -> tuple:
     theta, opt_state = state
@@ -176,31 +180,63 @@ def train_weighted(
     The trained parameters.
 
   Raises:
-    ValueError: if a number is not positive.
+    ValueError: if a number is not positive; for data without examples or with a
+      mask; if the losses are not those of the examples, or `optimizer` is none
+      of optax.
   """
   check_counts(
     num_steps=num_steps, batch_size=batch_size, clean_size=clean_size
   )
+  for name, examples in (("data", data), ("clean", clean)):
+    if examples.mask is not None or not num_examples(examples):
+      raise ValueError(
+        f"{name}: must be one or more examples without a mask; leave the "
+        "padding out."
+      )
+  # A traced index cannot index a numpy array.
+  params, data, clean = jax.tree.map(jnp.asarray, (params, data, clean))
+  losses = _checked(losses)
   init_key, key = jax.random.split(rng)
 
   def draw(batch: Batch, key: PRNGKey, size: int) -> Batch:
-    chosen = jax.random.randint(key, (size,), 0, len(batch.targets))
+    chosen = jax.random.randint(key, (size,), 0, num_examples(batch))
     return jax.tree.map(lambda x: x[chosen], batch)
 
   def step(carry: tuple, key: PRNGKey) -> tuple[tuple, None]:
-    params, opt_state, state = carry
+    learned, opt_state, state = carry
+    params = variables.combine(learned, fixed)
     batch_key, clean_key = jax.random.split(key)
     batch = draw(data, batch_key, batch_size)
     trusted = draw(clean, clean_key, clean_size)
     weights, state = weighting.weigh(state, params, batch, trusted)
     weights = jax.lax.stop_gradient(weights)
-    grads = jax.grad(lambda p: weights @ losses(p, batch))(params)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state, state), None
+    grads = jax.grad(
+      lambda p: weights @ losses(variables.combine(p, fixed), batch)
+    )(learned)
+    updates, opt_state = optimizer.update(grads, opt_state, learned)
+    return (optax.apply_updates(learned, updates), opt_state, state), None
 
-  carry = params, optimizer.init(params), weighting.init(init_key)
+  # Integers, such as counts, get no step.
+  fixed, learned = params, variables.weights(params)
+  opt_state = optimizers.init(optimizer, learned)
+  carry = learned, opt_state, weighting.init(init_key)
   carry, _ = jax.lax.scan(step, carry, jax.random.split(key, num_steps))
-  return carry[0]
+  return variables.combine(carry[0], fixed)
+
+
+def _checked(losses: ExampleLosses) -> ExampleLosses:
+  """Checks that there is one loss of each example."""
+
+  def checked(params: Params, batch: Batch) -> Array:
+    found = losses(params, batch)
+    if jnp.shape(found) != (num_examples(batch),):
+      raise ValueError(
+        f"losses: returned the shape {jnp.shape(found)}, must be "
+        f"({num_examples(batch)},), one of each example."
+      )
+    return found
+
+  return checked
 
 
 def _normalised(weights: Array) -> Array:

@@ -11,7 +11,7 @@ from metajax.batches import real
 from metajax.context.dense import init_mlp, mlp
 from metajax.context.objectives import maximum_likelihood, numbers, vectors
 from metajax.forward import Forward, stateless
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.predictive import Normal
 from metajax.types import (
   Array,
@@ -69,6 +69,7 @@ def alpaca(
     Regression <https://arxiv.org/abs/1807.08912>`_, 2018, section 3. The paper
     fixes s.
   """
+  check_counts(num_outputs=num_outputs, width=width)
   check_number("noise", noise, above=0)
   features = stateless(_layers(width) if model is None else model, "alpaca")
 

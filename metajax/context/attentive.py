@@ -13,6 +13,7 @@ from metajax.context.objectives import numbers
 from metajax.context.paths import LEAST_SCALE, paths
 from metajax.learners.meta_gradients import gradient_of_mean
 from metajax.losses import over_examples
+from metajax.numerics import check_counts
 from metajax.predictive import NormalMixture
 from metajax.types import (
   Array,
@@ -83,11 +84,11 @@ def attentive_neural_process(
     raise ValueError(
       f"objective={objective!r}: must be one of {get_args(Objective)}."
     )
-  if min(num_latent, num_samples, num_eval_samples) < 1:
-    raise ValueError(
-      f"num_latent={num_latent}, num_samples={num_samples}, num_eval_samples="
-      f"{num_eval_samples}: must be 1 or more."
-    )
+  check_counts(
+    num_latent=num_latent,
+    num_samples=num_samples,
+    num_eval_samples=num_eval_samples,
+  )
   networks = paths(
     num_outputs, width, least_scale, attends=True, num_latent=num_latent
   )

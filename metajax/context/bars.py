@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 
+from metajax.numerics import check_counts
 from metajax.types import Array
 
 # The half-normal beyond an edge has half of its mass in the outermost bar.
@@ -128,8 +129,7 @@ def quantile_edges(targets: Array, num_bars: int) -> Array:
     ValueError: for less than 3 bars, or if targets are so often equal that a
       bar has no width.
   """
-  if num_bars < 3:
-    raise ValueError(f"num_bars={num_bars}: must be 3 or more.")
+  check_counts(num_bars=num_bars, at_least=3)
   edges = jnp.quantile(targets.ravel(), jnp.linspace(0, 1, num_bars + 1))
   if not isinstance(edges, jax.core.Tracer) and not bool(
     jnp.all(jnp.diff(edges) > 0)

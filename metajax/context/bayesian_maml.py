@@ -65,7 +65,7 @@ def bayesian_maml(
     Liu and Wang, `Stein Variational Gradient Descent
     <https://arxiv.org/abs/1608.04471>`_, 2016, algorithm 1.
   """
-  check_counts(width=width, particles=particles)
+  check_counts(num_outputs=num_outputs, width=width, particles=particles)
   check_counts(num_steps=num_steps, at_least=0)
   for name, size in (("step_size", step_size), ("noise", noise)):
     check_number(name, size, above=0)

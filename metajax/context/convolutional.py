@@ -1,5 +1,6 @@
 """The convolutional conditional neural process in one dimension (ConvCNP)."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from metajax.batches import real
 from metajax.context.dense import dense, init_dense
 from metajax.context.objectives import maximum_likelihood, numbers, vectors
+from metajax.numerics import check_counts, check_number
 from metajax.predictive import Normal
 from metajax.types import (
   Array,
@@ -46,7 +48,8 @@ def convolutional_process(
 
   Args:
     num_outputs: d, numbers of a target.
-    bounds: the interval of inputs.
+    bounds: the interval of inputs. Those beyond the margin are refused if they
+      are known; the network cannot see them.
     margin: how far the grid extends beyond the bounds.
     density: grid points for each unit of the inputs.
     width: channels of the CNN.
@@ -61,7 +64,8 @@ def convolutional_process(
 
   Raises:
     ValueError: for bounds that are no interval, an even kernel, or sizes less
-      than 1. In use, for inputs that are not one number each.
+      than 1. In use, for inputs that are not one number each, or beyond the
+      grid.
 
   References:
     Gordon et al., `Convolutional Conditional Neural Processes
@@ -73,16 +77,18 @@ def convolutional_process(
       f"bounds={bounds}, margin={margin}: must be (low, high), low < high, and "
       "0 or more."
     )
-  if kernel % 2 == 0 or min(density, width, layers, kernel) < 1:
-    raise ValueError(
-      f"kernel={kernel}, density={density}, width={width}, layers="
-      f"{layers}: must be 1 or more, and the kernel odd."
-    )
+  check_counts(num_outputs=num_outputs, width=width, layers=layers)
+  check_counts(kernel=kernel)
+  check_number("density", density, above=0)
+  check_number("least_scale", least_scale, at_least=0)
+  if kernel % 2 == 0:
+    raise ValueError(f"kernel={kernel}: must be odd.")
   low, high = bounds[0] - margin, bounds[1] + margin
+  line = functools.partial(_line, low, high)
   size = 1 + round((high - low) * density)
 
   def init(rng: PRNGKey, inputs: Any) -> Params:
-    _line(inputs)
+    line(inputs)
     first_key, last_key, *keys = jax.random.split(rng, 2 + layers)
     # About two grid points.
     log_length = jnp.log(jnp.asarray(2.0 / density))
@@ -103,9 +109,7 @@ def convolutional_process(
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng
     grid = jnp.linspace(low, high, size)
-    weights = _kernel(
-      grid, _line(support.inputs), meta_params["log_lengths"][0]
-    )
+    weights = _kernel(grid, line(support.inputs), meta_params["log_lengths"][0])
     weights = jnp.where(real(support), weights, 0)
     total = weights.sum(1, keepdims=True)
     values = weights @ numbers(support, num_outputs) / (total + 1e-8)
@@ -123,7 +127,7 @@ def convolutional_process(
     del mask
     params = task_params["params"]
     weights = _kernel(
-      _line(inputs), task_params["grid"], params["log_lengths"][1]
+      line(inputs), task_params["grid"], params["log_lengths"][1]
     )
     hidden = weights @ jax.nn.relu(task_params["values"])
     mean, scale = jnp.split(dense(params["last"], hidden), 2, axis=1)
@@ -134,13 +138,21 @@ def convolutional_process(
   )
 
 
-def _line(inputs: Any) -> Array:
+def _line(low: float, high: float, inputs: Any) -> Array:
+  """Returns inputs `[n, 1]` as `[n]`, and checks those that are known."""
   x = vectors(inputs)
   if x.shape[1] != 1:
     raise ValueError(
       f"inputs of {x.shape[1]} numbers: must be one number each; take another "
       "learner for more."
     )
+  if not isinstance(x, jax.core.Tracer) and len(x):
+    least, most = float(x.min()), float(x.max())
+    if least < low or most > high:
+      raise ValueError(
+        f"inputs from {least:g} to {most:g}: must be from {low:g} to {high:g}, "
+        "where the grid is; give wider bounds."
+      )
   return x[:, 0]
 
 

@@ -12,6 +12,7 @@ from metajax.context.joint import Joint
 from metajax.context.objectives import maximum_likelihood
 from metajax.context.transformer import transformer
 from metajax.context.transformer_process import reader, with_head
+from metajax.numerics import check_counts
 from metajax.predictive import Normal
 from metajax.types import (
   Array,
@@ -70,10 +71,7 @@ def tnp_nd(
     raise ValueError(
       f"covariance={covariance!r}: must be one of {get_args(Covariance)}."
     )
-  if min(rank, covariance_layers) < 1:
-    raise ValueError(
-      f"rank={rank}, covariance_layers={covariance_layers}: must be 1 or more."
-    )
+  check_counts(rank=rank, covariance_layers=covariance_layers)
   network = reader(num_outputs, **sizes)
   among = transformer(**{**sizes, "layers": covariance_layers})
 

@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 from metajax.forward import takes_mask
 from metajax.losses import masked_mean, over_examples
+from metajax.predictive import check_shapes
 from metajax.types import Array, LossFn
 
 
@@ -73,7 +74,11 @@ def log_density(
 
   Returns:
     A scalar, in nats for each number of the targets.
+
+  Raises:
+    ValueError: for targets of another shape than the predictions.
   """
+  check_shapes(predictions, targets)
   if isinstance(predictions, Joint):
     terms = predictions.conditional(targets, mask)
   else:

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from metajax.batches import real
 from metajax.context.objectives import numbers, vectors
 from metajax.learners.meta_gradients import gradient_of_mean, query_loss
+from metajax.numerics import check_counts
 from metajax.types import Array, Batch, LossFn, MetaLearner, Params, PRNGKey
 
 
@@ -59,8 +60,7 @@ def linear_attention(
     von Oswald et al., `Transformers Learn In-Context by Gradient Descent
     <https://arxiv.org/abs/2212.07677>`_, 2023, sections 2 and 3.
   """
-  if num_layers < 1:
-    raise ValueError(f"num_layers={num_layers}: must be 1 or more.")
+  check_counts(num_layers=num_layers, num_labels=num_labels)
 
   def init(rng: PRNGKey, inputs: Any) -> Params:
     width = vectors(inputs).shape[1] + num_labels
@@ -161,8 +161,7 @@ def attention_descent(
   Raises:
     ValueError: for less than one step.
   """
-  if num_steps < 1:
-    raise ValueError(f"num_steps={num_steps}: must be 1 or more.")
+  check_counts(num_steps=num_steps, num_labels=num_labels)
   names = ("rate", "contraction")[: 1 + plus_plus]
   attend = linear_attention(
     loss_fn, num_layers=num_steps, num_labels=num_labels

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from metajax.context.dense import dense, init_dense
 from metajax.models.recurrent import Recurrent, over_leading_axes
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array, Params, PRNGKey
 
 
@@ -79,13 +80,11 @@ def memory_augmented(
     Graves et al., `Neural Turing Machines
     <https://arxiv.org/abs/1410.5401>`_, 2014, equation 5.
   """
-  if min(units, slots, width, reads) < 1 or reads > slots:
-    raise ValueError(
-      f"units={units}, slots={slots}, width={width}, reads={reads}: must be 1 "
-      "or more, and reads at most slots."
-    )
-  if not 0 <= decay <= 1:
-    raise ValueError(f"decay={decay}: must be from 0 to 1.")
+  check_counts(num_outputs=num_outputs, units=units, slots=slots, width=width)
+  check_counts(reads=reads)
+  if reads > slots:
+    raise ValueError(f"reads={reads}: must be at most slots={slots}.")
+  check_number("decay", decay, at_least=0, at_most=1)
 
   def start() -> External:
     return External(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from metajax.batches import concatenate, num_examples, only_array
 from metajax.context.joint import log_density, score
 from metajax.learners.meta_gradients import gradient_of_mean
+from metajax.numerics import floating
 from metajax.types import (
   Array,
   Batch,
@@ -74,9 +75,8 @@ def maximum_likelihood(
 
 
 def vectors(inputs: Any) -> Array:
-  """Returns inputs `[n, ...]` as vectors `[n, features]`."""
-  inputs = only_array(inputs, "inputs", "a learner in context")
-  return flat(inputs)
+  """Returns inputs `[n, ...]` as vectors `[n, features]` of floats."""
+  return floating(flat(only_array(inputs, "inputs", "a learner in context")))
 
 
 def flat(x: Array) -> Array:
@@ -88,7 +88,8 @@ def numbers(batch: Batch, num_outputs: int) -> Array:
   """Returns targets as `[n, num_outputs]`.
 
   Raises:
-    ValueError: for classes, and for another number of outputs.
+    ValueError: for classes, for another number of outputs, and for more or
+      fewer targets than inputs.
   """
   targets = only_array(batch.targets, "targets", "a learner in context")
   if not jnp.issubdtype(targets.dtype, jnp.floating):
@@ -97,6 +98,10 @@ def numbers(batch: Batch, num_outputs: int) -> Array:
       "numbers, not classes."
     )
   targets = flat(targets)
+  if len(targets) != num_examples(batch):
+    raise ValueError(
+      f"targets: {len(targets)} given for {num_examples(batch)} inputs."
+    )
   if targets.shape[1] != num_outputs:
     raise ValueError(
       f"targets of {targets.shape[1]} numbers: must be num_outputs="

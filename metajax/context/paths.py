@@ -17,7 +17,7 @@ from metajax.context.encoders import (
   remember,
 )
 from metajax.context.objectives import numbers, vectors
-from metajax.numerics import check_counts
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array, Batch, Params, PRNGKey
 
 LEAST_SCALE = 0.1
@@ -62,9 +62,10 @@ def paths(
 
   Raises:
     ValueError: if the width is less than 1, or not a multiple of the number of
-      heads of a network that attends.
+      heads of a network that attends; if the least scale is not from 0 to 1.
   """
-  check_counts(width=width)
+  check_counts(num_outputs=num_outputs, width=width)
+  check_number("least_scale", least_scale, at_least=0, below=1)
   if attends and width % HEADS:
     raise ValueError(
       f"width={width}: must be a multiple of {HEADS}, the number of heads."

@@ -68,10 +68,11 @@ def prior_fitted(
   """
   check_counts(num_knots=num_knots, at_least=2)
   known = np.asarray(edges)
-  if known.ndim != 1 or len(known) < 4 or not np.all(np.diff(known) > 0):
+  widths = np.diff(known) if known.ndim == 1 and len(known) > 3 else np.zeros(1)
+  if not np.all((widths > 0) & np.isfinite(widths)):
     raise ValueError(
-      f"edges of shape {known.shape}: must be 4 or more increasing numbers; "
-      "quantile_edges makes them."
+      f"edges of shape {known.shape}: must be 4 or more finite numbers that "
+      "increase; quantile_edges makes them."
     )
   network = reader(num_outputs, **sizes)
   num_bars = len(known) - 1

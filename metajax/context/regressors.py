@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from metajax.batches import num_examples, real
 from metajax.context.objectives import vectors
+from metajax.numerics import check_counts
 from metajax.types import Array, Batch
 
 Regressor = Callable[[Batch, Any], Array]
@@ -40,8 +41,7 @@ def nearest_neighbours(count: int = 3) -> Regressor:
   Raises:
     ValueError: for less than one neighbour.
   """
-  if count < 1:
-    raise ValueError(f"count={count}: must be 1 or more.")
+  check_counts(count=count)
 
   def predict(support: Batch, inputs: Any) -> Array:
     x, y = _real(support)

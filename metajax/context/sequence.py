@@ -13,6 +13,7 @@ from metajax.context.transformer import Cache, transformer
 from metajax.learners.heads import as_vectors
 from metajax.learners.meta_gradients import gradient_of_mean
 from metajax.losses import over_examples
+from metajax.numerics import check_counts
 from metajax.types import (
   Array,
   Batch,
@@ -72,6 +73,9 @@ def sequence_transformer(
     <https://arxiv.org/abs/2208.01066>`_, 2022, section 2 and appendix A.
   """
   network = transformer(normed_first=True, **sizes)
+  check_counts(num_labels=num_labels)
+  if positions is not None:
+    check_counts(positions=positions)
   width = sizes.get("width", 64)
   count = num_labels if num_outputs is None else num_outputs
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from metajax.context.dense import dense, init_dense, init_head
 from metajax.learners.reading import Reader
+from metajax.numerics import check_counts
 from metajax.types import Array, Params, PRNGKey
 
 ATTENTION = ((64, 32), (256, 128), (512, 256))  # (keys, values), few-shot.
@@ -69,11 +70,9 @@ def snail(
     Mishra et al., `A Simple Neural Attentive Meta-Learner
     <https://arxiv.org/abs/1707.03141>`_, 2018, section 3 and appendix B.
   """
-  if min(length, channels, *(n for pair in attention for n in pair)) < 1:
-    raise ValueError(
-      f"length={length}, channels={channels}, attention={attention}: must be 1 "
-      "or more."
-    )
+  check_counts(num_outputs=num_outputs, length=length, channels=channels)
+  for size in (n for pair in attention for n in pair):
+    check_counts(attention=size)
   dilations = [2**i for i in range(math.ceil(math.log2(max(2, length))))]
   layers: list[Layer] = []
   for i, (keys, values) in enumerate(attention):

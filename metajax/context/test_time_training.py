@@ -20,6 +20,7 @@ from metajax.context.reconstruction import (
   untrained,
 )
 from metajax.models.recurrent import Recurrent, over_leading_axes
+from metajax.numerics import check_counts
 from metajax.types import Array, Params, PRNGKey
 
 KERNEL = 4  # Tokens that a convolution of a block sees, as in Mamba.
@@ -65,10 +66,11 @@ def ttt_linear(
     Sun et al., `Learning to (Learn at Test Time): RNNs with Expressive Hidden
     States <https://arxiv.org/abs/2407.04620>`_, 2024, sections 2.3 to 2.7.
   """
-  if min(width, heads, layers, minibatch) < 1 or width % heads:
+  check_counts(num_outputs=num_outputs, width=width, heads=heads)
+  check_counts(layers=layers, minibatch=minibatch)
+  if width % heads:
     raise ValueError(
-      f"width={width}, heads={heads}, layers={layers}, minibatch={minibatch}: "
-      "must be 1 or more, and heads must divide the width."
+      f"width={width}, heads={heads}: heads must divide the width."
     )
   size = width // heads
 

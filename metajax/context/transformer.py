@@ -14,6 +14,7 @@ from metajax.context.attention import (
   init_block,
   memorize,
 )
+from metajax.numerics import check_counts
 from metajax.types import Array, Params, PRNGKey
 
 # The most layers of which compiled programs have no loop.
@@ -79,10 +80,10 @@ def transformer(
     ValueError: if `heads` does not divide `width`, or a size is less than 1.
   """
   hidden = 2 * width if hidden is None else hidden
-  if min(width, hidden, layers, heads) < 1 or width % heads:
+  check_counts(width=width, hidden=hidden, layers=layers, heads=heads)
+  if width % heads:
     raise ValueError(
-      f"width={width}, hidden={hidden}, layers={layers}, heads={heads}: must "
-      "be 1 or more, and heads must divide the width."
+      f"width={width}, heads={heads}: heads must divide the width."
     )
 
   def init(rng: PRNGKey) -> Params:

@@ -10,6 +10,7 @@ from metajax.batches import real
 from metajax.context.dense import init_mlp, mlp
 from metajax.context.objectives import maximum_likelihood, numbers, vectors
 from metajax.context.transformer import Cache, transformer
+from metajax.numerics import check_counts
 from metajax.predictive import Normal
 from metajax.types import (
   Array,
@@ -55,6 +56,7 @@ def reader(num_outputs: int, **sizes: Any) -> Reader:
     num_outputs: d, numbers of a target.
     **sizes: see `transformer.transformer`.
   """
+  check_counts(num_outputs=num_outputs)
   network = transformer(**sizes)
   width = sizes.get("width", 64)
 

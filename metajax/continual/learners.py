@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from metajax import variables
 from metajax.aggregation import fisher_diagonal, interpolate
 from metajax.continual.reservoir import Reservoir, add, draw, reservoir
 from metajax.forward import check_stateless
-from metajax.numerics import check_counts, wide
+from metajax.numerics import check_counts, check_number, wide
 from metajax.types import Array, Batch, Params, PRNGKey
 
 # `(params, example) -> scalar`, where the example has no leading axis.
@@ -51,7 +52,12 @@ class ContinualLearner(NamedTuple):
 
 
 def online(loss_fn: ExampleLoss, step_size: ArrayLike) -> ContinualLearner:
-  """Builds online SGD: one step an example, without a remedy for forgetting."""
+  """Builds online SGD: one step an example, without a remedy for forgetting.
+
+  Raises:
+    ValueError: if the step size is negative.
+  """
+  check_number("step_size", step_size, at_least=0)
 
   def observe(learned: Learned, example: Batch, rng: PRNGKey) -> Learned:
     del rng
@@ -79,9 +85,11 @@ def replayed(
   step is the mean over the example and `batch - 1` draws from a reservoir.
 
   Raises:
-    ValueError: if `capacity`, `batch` or `batches` is not positive.
+    ValueError: if `capacity`, `batch` or `batches` is not positive, or the step
+      size is negative.
   """
   check_counts(capacity=capacity, batch=batch, batches=batches)
+  check_number("step_size", step_size, at_least=0)
 
   def mean_loss(params: Params, examples: Batch) -> Array:
     return jax.vmap(loss_fn, (None, 0))(params, examples).mean()
@@ -137,7 +145,8 @@ def meta_experience_replay(
     batches: s, number of batches for a new example.
 
   Raises:
-    ValueError: if `capacity`, `batch` or `batches` is not positive.
+    ValueError: if `capacity`, `batch` or `batches` is not positive, or a step
+      size is negative.
 
   References:
     Riemer et al., `Learning to Learn without Forgetting by Maximizing Transfer
@@ -146,6 +155,9 @@ def meta_experience_replay(
     reservoir is empty, a batch repeats the new example.
   """
   check_counts(capacity=capacity, batch=batch, batches=batches)
+  check_number("step_size", step_size, at_least=0)
+  check_number("within", within, at_least=0)
+  check_number("across", across, at_least=0)
 
   def one_example(params: Params, example: Batch) -> tuple[Params, None]:
     return _sgd(loss_fn, params, example, step_size), None
@@ -189,14 +201,21 @@ def elastic_weights(
     step_size: the step size of SGD.
     strength: lambda, the strength of the penalty.
 
+  Raises:
+    ValueError: if the step size or the strength is negative.
+
   References:
     Kirkpatrick et al., `Overcoming Catastrophic Forgetting in Neural Networks
     <https://arxiv.org/abs/1612.00796>`_, 2017, equation 3.
   """
+  check_number("step_size", step_size, at_least=0)
+  check_number("strength", strength, at_least=0)
 
   def init(params: Params, example: Batch) -> Learned:
     _check_start(params, example, "elastic_weights")
-    nothing = jax.tree.map(lambda x: jnp.zeros_like(wide(x)), params)
+    nothing = jax.tree.map(
+      lambda x: jnp.zeros_like(wide(x)), variables.weights(params)
+    )
     return Learned(params, (nothing, nothing))
 
   def observe(learned: Learned, example: Batch, rng: PRNGKey) -> Learned:
@@ -204,10 +223,10 @@ def elastic_weights(
     precision, pull = learned.memory  # sum_k F_k, and sum_k F_k theta_k
     grads = jax.tree.map(
       lambda g, f, b, x: g + (strength * (f * x - b)).astype(g.dtype),
-      jax.grad(loss_fn)(learned.params, example),
+      _gradient(loss_fn, learned.params, example),
       precision,
       pull,
-      learned.params,
+      variables.weights(learned.params),
     )
     return Learned(_descend(learned.params, grads, step_size), learned.memory)
 
@@ -216,7 +235,8 @@ def elastic_weights(
       lambda p, x, y: -loss_fn(p, Batch(x, y)), learned.params, examples
     )
     precision, pull = learned.memory
-    pull = jax.tree.map(lambda b, f, x: b + f * x, pull, fisher, learned.params)
+    fisher, weights = map(variables.weights, (fisher, learned.params))
+    pull = jax.tree.map(lambda b, f, x: b + f * x, pull, fisher, weights)
     return Learned(learned.params, (optax.tree.add(precision, fisher), pull))
 
   return ContinualLearner(init, observe, end_task)
@@ -264,8 +284,22 @@ def _sgd(
   examples: Batch,
   step_size: ArrayLike,
 ) -> Params:
-  return _descend(params, jax.grad(loss_fn)(params, examples), step_size)
+  return _descend(params, _gradient(loss_fn, params, examples), step_size)
+
+
+def _gradient(
+  loss_fn: Callable[[Params, Batch], Array], params: Params, examples: Batch
+) -> Params:
+  """Returns the gradient of the weights; integers have none."""
+  return jax.grad(
+    lambda weights: loss_fn(variables.combine(weights, params), examples)
+  )(variables.weights(params))
 
 
 def _descend(params: Params, grads: Params, step_size: ArrayLike) -> Params:
-  return jax.tree.map(lambda x, g: x - step_size * g, params, grads)
+  weights = jax.tree.map(
+    lambda x, g: jnp.asarray(x - step_size * g, jnp.result_type(x)),
+    variables.weights(params),
+    grads,
+  )
+  return variables.combine(weights, params)

@@ -42,13 +42,26 @@ def add(memory: Reservoir, example: Any, rng: PRNGKey) -> Reservoir:
   full, place j is drawn uniformly from 0, ..., n - 1 for the n-th example. The
   example replaces that of place j if j < capacity. If not, it is dropped
   (Vitter 1985, algorithm R).
+
+  Raises:
+    ValueError: for an example of other shapes, or of dtypes that those of the
+      memory cannot hold.
   """
   capacity = jax.tree.leaves(memory.items)[0].shape[0]
   drawn = jax.random.randint(rng, (), 0, memory.seen + 1)
   place = jnp.where(memory.seen < capacity, memory.seen, drawn)
-  items = jax.tree.map(
-    lambda xs, x: xs.at[place].set(x, mode="drop"), memory.items, example
-  )
+
+  def put(path: Any, items: Array, new: Any) -> Array:
+    shape, dtype = jnp.shape(new), jnp.result_type(new)
+    fits = jnp.promote_types(dtype, items.dtype) == items.dtype
+    if shape != items.shape[1:] or not fits:
+      raise ValueError(
+        f"example{jax.tree_util.keystr(path)} is {dtype} {shape}, must be "
+        f"{items.dtype} {items.shape[1:]} as the others."
+      )
+    return items.at[place].set(new, mode="drop")
+
+  items = jax.tree_util.tree_map_with_path(put, memory.items, example)
   return Reservoir(items, memory.seen + 1)
 
 
@@ -56,7 +69,11 @@ def draw(memory: Reservoir, number: int, rng: PRNGKey) -> Any:
   """Draws examples `[number, ...]` uniformly, with replacement.
 
   An empty memory returns zeros.
+
+  Raises:
+    ValueError: if `number` is negative.
   """
+  check_counts(number=number, at_least=0)
   capacity = jax.tree.leaves(memory.items)[0].shape[0]
   kept = jnp.minimum(memory.seen, capacity)
   places = jax.random.randint(rng, (number,), 0, jnp.maximum(kept, 1))

@@ -37,7 +37,7 @@ def rotated(
   all test images.
 
   Args:
-    train: images `[n, height, width, 1]` and classes.
+    train: images `[n, height, width, channels]` and classes.
     test: as `train`.
     num_tasks: number of tasks of the stream.
     num_examples: number of training images of a task.
@@ -45,8 +45,14 @@ def rotated(
 
   Raises:
     ValueError: if there are no tasks, or fewer images than examples; if the
-      images have a mask.
+      images have a mask or other axes.
   """
+  for name, images in (("train", train), ("test", test)):
+    if jnp.ndim(images.inputs) != 4:
+      raise ValueError(
+        f"{name}: inputs of shape {jnp.shape(images.inputs)} cannot turn, must "
+        "be images [n, height, width, channels]."
+      )
 
   def turn(images: Array, key: PRNGKey, task: Array) -> Array:
     share = (task + jax.random.uniform(key)) / num_tasks
@@ -60,8 +66,8 @@ def permuted(
 ) -> Stream:
   """Builds a stream in which each task permutes the pixels in its own order.
 
-  Images are `[n, height, width, 1]`. See `rotated` for the arguments and the
-  errors.
+  Images are `[n, ...]`. The numbers of all channels are pixels here. See
+  `rotated` for the arguments and the errors.
   """
 
   def shuffle(images: Array, key: PRNGKey, task: Array) -> Array:
@@ -160,7 +166,7 @@ def _stream(
 
 
 def _turn(image: Array, angle: Array) -> Array:
-  """Rotates `[height, width, 1]` about its centre; new pixels are black."""
+  """Rotates `[height, width, channels]` about its centre; new pixels are 0."""
   height, width, _ = image.shape
   y = jnp.arange(height)[:, None] - (height - 1) / 2
   x = jnp.arange(width)[None] - (width - 1) / 2
@@ -169,4 +175,6 @@ def _turn(image: Array, angle: Array) -> Array:
     cos * y - sin * x + (height - 1) / 2,
     sin * y + cos * x + (width - 1) / 2,
   )
-  return map_coordinates(image[..., 0], list(places), order=1)[..., None]
+  return jax.vmap(
+    lambda channel: map_coordinates(channel, list(places), order=1), -1, -1
+  )(image)

@@ -24,7 +24,8 @@ def herding(features: Array, num_chosen: int) -> Array:
     Indices `[num_chosen]`, in the order of the choice.
 
   Raises:
-    ValueError: if `num_chosen` is out of range.
+    ValueError: if `num_chosen` is out of range, or if known features are not
+      finite.
 
   References:
     Welling, `Herding Dynamical Weights to Learn
@@ -36,7 +37,12 @@ def herding(features: Array, num_chosen: int) -> Array:
   if not 1 <= num_chosen <= size:
     raise ValueError(f"num_chosen={num_chosen}: must be 1 to {size}.")
   check_counts(num_chosen=num_chosen)
-  features = wide(features.reshape(size, -1))
+  features = wide(features).reshape(size, -1)
+  if (
+    not isinstance(features, jax.core.Tracer)
+    and not jnp.isfinite(features).all()
+  ):
+    raise ValueError("features: not finite; leave such examples out.")
   mean = features.mean(0)
 
   def choose(carry, count):

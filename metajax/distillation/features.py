@@ -57,8 +57,9 @@ def attention_transfer(features: Array, teacher_features: Array) -> Array:
       constant.
 
   Raises:
-    ValueError: if the height, the width or the number of examples differs, or
-      if `teacher_features` is not finite. Traced values are not checked.
+    ValueError: for features without positions; if the height, the width or the
+      number of examples differs; or if `teacher_features` is not finite. Traced
+      values are not checked.
 
   References:
     Zagoruyko and Komodakis, `Paying More Attention to Attention
@@ -67,6 +68,11 @@ def attention_transfer(features: Array, teacher_features: Array) -> Array:
   """
 
   def attention(x: Array) -> Array:
+    if x.ndim < 3:
+      raise ValueError(
+        f"features of shape {x.shape}: must be [n, height, width, channels]; "
+        "without positions, use hint."
+      )
     return jnp.square(wide(x)).mean(-1)
 
   student, teacher = (
@@ -90,8 +96,9 @@ def relational_distance(embeddings: Array, teacher_embeddings: Array) -> Array:
     teacher_embeddings: `[n, other d]`, treated as a constant.
 
   Raises:
-    ValueError: if the numbers of examples differ or are less than 2, or if
-      `teacher_embeddings` is not finite. Traced values are not checked.
+    ValueError: for arrays of other axes; if the numbers of examples differ or
+      are less than 2; or if `teacher_embeddings` is not finite. Traced values
+      are not checked.
 
   References:
     Park et al., `Relational Knowledge Distillation
@@ -121,8 +128,9 @@ def relational_angle(embeddings: Array, teacher_embeddings: Array) -> Array:
     teacher_embeddings: `[n, other d]`, treated as a constant.
 
   Raises:
-    ValueError: if the numbers of examples differ or are less than 3, or if
-      `teacher_embeddings` is not finite. Traced values are not checked.
+    ValueError: for arrays of other axes; if the numbers of examples differ or
+      are less than 3; or if `teacher_embeddings` is not finite. Traced values
+      are not checked.
 
   References:
     Park et al., `Relational Knowledge Distillation
@@ -145,6 +153,9 @@ def relational_angle(embeddings: Array, teacher_embeddings: Array) -> Array:
 def _examples(
   student: Array, teacher: Array, at_least: int
 ) -> tuple[Array, Array]:
+  for x in (student, teacher):
+    if x.ndim != 2:
+      raise ValueError(f"embeddings of shape {x.shape}: must be [n, d].")
   sizes = student.shape[0], teacher.shape[0]
   if sizes[0] != sizes[1] or sizes[0] < at_least:
     raise ValueError(

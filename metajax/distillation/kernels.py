@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number, wide
 from metajax.types import Array
 
 Kernel = Callable[[Array, Array], Array]
@@ -14,7 +14,7 @@ Kernel = Callable[[Array, Array], Array]
 
 def linear_kernel(x: Array, y: Array) -> Array:
   """Returns `<x, y> / d`, `[n, m]`, for inputs `[n, ...]` and `[m, ...]`."""
-  x, y = (z.reshape(z.shape[0], -1) for z in (x, y))
+  x, y = map(_rows, (x, y))
   # The tangent kernel computes angles from this, which needs all digits.
   return jnp.matmul(x, y.T, precision="highest") / x.shape[-1]
 
@@ -37,6 +37,9 @@ def relu_tangent_kernel(num_layers: int = 2) -> Kernel:
   Returns:
     A kernel of inputs `[n, ...]` and `[m, ...]`, which it flattens.
 
+  Raises:
+    ValueError: for a negative number of layers.
+
   References:
     Jacot et al., `Neural Tangent Kernel <https://arxiv.org/abs/1806.07572>`_,
     2018, section 4.
@@ -44,9 +47,10 @@ def relu_tangent_kernel(num_layers: int = 2) -> Kernel:
     <https://papers.nips.cc/paper/3628>`_, 2009, section 2: the closed form of
     the expectations.
   """
+  check_counts(num_layers=num_layers, at_least=0)
 
   def kernel(x: Array, y: Array) -> Array:
-    x, y = (z.reshape(z.shape[0], -1) for z in (x, y))
+    x, y = map(_rows, (x, y))
     # <x, x> / d is the same in all layers.
     squares = [jnp.square(z).mean(-1) for z in (x, y)]
     scale = jnp.sqrt(squares[0][:, None] * squares[1] + 1e-20)
@@ -84,13 +88,22 @@ def kernel_ridge(
       positive.
 
   Raises:
-    ValueError: if `ridge` is not positive. A traced value is not checked.
+    ValueError: if `ridge` is not positive, or if there are more or fewer
+      targets than inputs. A traced value is not checked.
   """
   check_number("ridge", ridge, above=0)
+  if len(targets) != len(inputs):
+    raise ValueError(f"targets: {len(targets)} given for {len(inputs)} inputs.")
   gram = kernel(inputs, inputs)
-  jitter = ridge * jnp.trace(gram) / gram.shape[0]
+  # Inputs of zeros have a kernel of 0, and are predicted as 0.
+  jitter = ridge * jnp.maximum(jnp.trace(gram) / gram.shape[0], 1e-20)
   factor = jax.scipy.linalg.cho_factor(
     gram + jitter * jnp.eye(gram.shape[0], dtype=gram.dtype)
   )
   weights = jax.scipy.linalg.cho_solve(factor, targets)
   return lambda x: jnp.matmul(kernel(x, inputs), weights, precision="highest")
+
+
+def _rows(x: Array) -> Array:
+  """Flattens inputs `[n, ...]`. Products of integers would wrap around."""
+  return wide(x).reshape(len(x), -1)

@@ -45,15 +45,20 @@ def softened_kl(
     A scalar, in nats; zero if and only if the predictions are equal.
 
   Raises:
-    ValueError: if T is not positive or the shapes differ; if the teacher's
-      logits hold NaN or +inf, or mask all classes of an example. Traced values
-      are not checked.
+    ValueError: if T is not one positive number, or the shapes differ; if the
+      teacher's logits hold NaN or +inf, or mask all classes of an example.
+      Traced values are not checked.
 
   References:
     Hinton et al., `Distilling the Knowledge in a Neural Network
     <https://arxiv.org/abs/1503.02531>`_, 2015, section 2.
   """
   check_number("temperature", temperature, above=0)
+  if jnp.shape(temperature) != ():
+    raise ValueError(
+      f"temperature of shape {jnp.shape(temperature)}: must be one number; use "
+      "jax.vmap for several."
+    )
   _check_classes(student_logits, teacher_logits)
   check_masked(teacher_logits)
   teacher = jax.lax.stop_gradient(wide(teacher_logits))

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from metajax import inner_loop
-from metajax.numerics import check_counts, check_number
+from metajax.numerics import check_counts, check_number, floating
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
 
@@ -54,7 +54,7 @@ def synthetic_set(
   check_number("step_size", step_size, above=0)
   labels = jnp.arange(len(inputs)) % num_classes
   return SyntheticSet(
-    jnp.asarray(inputs),
+    floating(inputs),
     jax.nn.one_hot(labels, num_classes),
     jnp.log(jnp.float32(step_size)),
   )

@@ -24,6 +24,7 @@ from metajax.distillation.losses import (
   mutual_learning,
 )
 from metajax.forward import forward
+from metajax.numerics import check_counts
 from metajax.types import Array, Metrics, Model, Params, PRNGKey
 
 Examples = Mapping[str, Array]
@@ -44,6 +45,7 @@ def alone(model: Model, *, smoothing: ArrayLike = 0.0) -> Loss:
   def loss_fn(
     params: Params, batch: Examples, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
+    _check_batch(batch, "inputs", "labels")
     logits, new = model.train(params, batch["inputs"], rng)
     loss = label_smoothing(logits, batch["labels"], smoothing)
     return loss, {"accuracy": _accuracy(logits, batch["labels"])}, new
@@ -82,6 +84,8 @@ def taught(
   def loss_fn(
     teacher: Teacher | None, params: Params, batch: Examples, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
+    names = ["inputs", "labels"] if teacher else ["inputs", "labels", "teacher"]
+    _check_batch(batch, *names)
     logits, new = model.train(params, batch["inputs"], rng)
     goal = teacher(batch["inputs"]) if teacher else batch["teacher"]
     loss = knowledge_distillation(
@@ -135,6 +139,7 @@ def hinted(
   def loss_fn(
     params: Params, batch: Examples, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
+    _check_batch(batch, "inputs", "labels", "teacher", "hint")
     loss, metrics, new = told(params["student"], batch, rng)
     seen = features(params["student"], batch["inputs"])
     distance = hint(seen, batch["hint"], lambda x: x @ params["regressor"])
@@ -191,6 +196,7 @@ def taught_by_peers(model: Model, *, temperature: ArrayLike = 1.0) -> Loss:
   def loss_fn(
     stack: Params, batch: Examples, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
+    _check_batch(batch, "inputs", "labels")
     logits, new = jax.vmap(model.train, (0, None, 0))(
       stack, batch["inputs"], _keys(rng, stack)
     )
@@ -239,9 +245,10 @@ def predict_all(
     `[examples, classes]`.
 
   Raises:
-    ValueError: if the teacher's outputs are not finite. -inf is allowed, as in
-      `softened_kl`.
+    ValueError: if the teacher's outputs are not finite, or if `batch_size` is
+      not positive. -inf is allowed, as in `softened_kl`.
   """
+  check_counts(batch_size=batch_size)
   logits = _predict_all(_carried(teacher), inputs, batch_size)
   check_masked(logits)
   return logits
@@ -256,6 +263,20 @@ def _predict_all(teacher: Teacher, inputs: Array, batch_size: int) -> Array:
 
 def _carried(function: Callable[..., Any]) -> Partial:
   return function if isinstance(function, Partial) else Partial(function)
+
+
+def _check_batch(batch: Examples, *names: str) -> None:
+  """Raises a `ValueError` if a batch is no dictionary with these names."""
+  if not isinstance(batch, Mapping):
+    raise ValueError(
+      f"batch: {type(batch).__name__} given, must be a dictionary of "
+      f"{list(names)}; give such data to the trainer."
+    )
+  for name in names:
+    if name not in batch:
+      raise ValueError(
+        f"batch: has no {name!r}, must be a dictionary of {list(names)}."
+      )
 
 
 def _keys(rng: PRNGKey, stack: Params) -> PRNGKey:

@@ -69,7 +69,8 @@ def learned_adam(
 
   def optimizer(theta: Params) -> optax.GradientTransformation:
     def init(params: Params) -> MomentumState:
-      return MomentumState(jnp.int32(0), zeros_like(params), zeros_like(params))
+      first, second = (zeros_like(params, theta) for _ in range(2))
+      return MomentumState(jnp.int32(0), first, second)
 
     def update(
       grads: Params, state: MomentumState, params: Params | None = None

@@ -45,12 +45,20 @@ def start_of(
     A function of the other hyper-parameters' names and first values. Its result
     is `(rng) -> theta`, with these and "log_step_size".
   """
-  check_number("step_size", step_size, above=0)
+  check_number("step_size", step_size, above=0, below=math.inf)
   if each not in get_args(Each):
     raise ValueError(f"each={each!r}: must be one of {get_args(Each)}.")
-  if not len(times) or min(times) < 0 or (np.diff(times) <= 0).any():
+  steps = np.asarray(times)
+  if (
+    steps.ndim != 1
+    or not steps.size
+    or steps.dtype.kind not in "iu"
+    or (np.diff(steps, prepend=-1) <= 0).any()
+  ):
     raise ValueError(f"times={times}: must be steps from 0 that increase.")
   shapes = jax.eval_shape(lambda p: p, variables.weights(params))
+  if not jax.tree.leaves(shapes):
+    raise ValueError("params: no floating point number to train.")
   check_params("learned_sgd or learned_adam", shapes)
 
   def filled(value: float, *knots: int) -> Params:
@@ -91,10 +99,31 @@ def logit(probability: float) -> float:
   return math.log(probability) - math.log1p(-probability)
 
 
-def zeros_like(params: Params) -> Params:
-  """Returns the first momentum, or raises a `ValueError` of `check_params`."""
+def zeros_like(params: Params, theta: Params) -> Params:
+  """Returns the first momentum.
+
+  Raises:
+    ValueError: see `check_params`; if theta is that of other parameters.
+  """
   check_params("learned_sgd or learned_adam", params)
-  return jax.tree.map(jnp.zeros_like, params)
+  rates = theta["log_step_size"]
+  trees = [str(jax.tree.structure(x)) for x in (params, rates)]
+  if trees[0] != trees[1]:
+    raise ValueError(
+      f"params: {trees[0]} given, but theta is for {trees[1]}; build the "
+      "optimizer with these parameters."
+    )
+
+  def zeros(path: Any, x: Array, raw: Array) -> Array:
+    if raw.shape[1:] not in ((), jnp.shape(x)):
+      raise ValueError(
+        f"params{jax.tree_util.keystr(path)} has shape {jnp.shape(x)}, but "
+        f"theta is for {raw.shape[1:]}; build the optimizer with these "
+        "parameters."
+      )
+    return jnp.zeros_like(x)
+
+  return jax.tree_util.tree_map_with_path(zeros, params, rates)
 
 
 def cast_like(tree: Any, like: Any) -> Any:

@@ -16,7 +16,7 @@ from metajax.learned_optimizers.coordinates import (
 )
 from metajax.learned_optimizers.protocol import LearnedOptimizer, check_params
 from metajax.models.mlp import MLP
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array, Model, Params, PRNGKey
 
 TIMESCALES = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)
@@ -80,7 +80,8 @@ def mlp_optimizer(
     Metz et al., `Tasks, stability, architecture, and compute: Training more
     effective learned optimizers <https://arxiv.org/abs/2009.11243>`_, 2020.
   """
-  check_number("hidden", np.asarray(hidden), at_least=1)
+  for units in hidden:
+    check_counts(hidden=units)
   check_number("decays", np.asarray(decays), at_least=0, below=1)
   check_number("second_decay", second_decay, at_least=0, below=1)
   check_number("step_size", step_size, above=0)

@@ -65,7 +65,7 @@ def learned_sgd(
 
   def optimizer(theta: Params) -> optax.GradientTransformation:
     def init(params: Params) -> MomentumState:
-      zeros = zeros_like(params)
+      zeros = zeros_like(params, theta)
       return MomentumState(jnp.int32(0), zeros if momentum else (), ())
 
     def update(

@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 
 from metajax.batches import only_array
-from metajax.numerics import check_counts, check_number, wide
+from metajax.numerics import check_counts, check_number, floating, wide
 from metajax.types import Array, Params
 
 # The logit of a class without examples, as a fraction of the largest number of
@@ -67,6 +67,7 @@ def nearest_mean(ways: int | None = None) -> Head:
   _check_ways(ways)
 
   def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
+    features = floating(features)
     members = members_of(labels, mask, ways, wide(features).dtype)
     counts = members.sum(0)
     sums = jnp.matmul(members.T, wide(features), precision=HIGHEST)
@@ -117,6 +118,7 @@ def cosine(ways: int | None = None) -> Head:
 
 def unit_length(features: Array) -> Array:
   """Scales each vector to length 1; that of zeros stays what it is."""
+  features = floating(features)
   squares = jnp.square(features).sum(-1, keepdims=True)
   return features / jnp.sqrt(squares + 1e-12)
 

@@ -61,13 +61,16 @@ def svm_fit(
   """Solves `svm`, for its `predict`, which is that of `ridge`."""
   features = wide(features)
   members = members_of(labels, mask, ways, features.dtype)
+  offset = jnp.zeros(members.shape[1], features.dtype)
+  if not len(features):  # No example, and so no dual.
+    weights = jnp.zeros((features.shape[1], len(offset)), features.dtype)
+    return {"weights": weights, "offset": offset, "present": offset > 0}
   if mask is not None:
     features = jnp.where(mask[:, None], features, 0)
   gram = jnp.matmul(features, features.T, precision=HIGHEST) * jnp.asarray(cost)
   present = members.any(0)
   duals = cost * (members - _shares(gram, members, present))
   weights = jnp.matmul(features.T, duals, precision=HIGHEST)
-  offset = jnp.zeros(members.shape[1], features.dtype)
   return {"weights": weights, "offset": offset, "present": present}
 
 

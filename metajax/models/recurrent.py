@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.models.fast_weights import DeltaCell
+from metajax.numerics import check_counts
 from metajax.types import Array, Params, PRNGKey
 
 Cell = Literal["gru", "lstm", "delta"]
@@ -90,10 +91,11 @@ def recurrent(
       of logits and the value.
 
   Raises:
-    ValueError: for any other cell or head.
+    ValueError: for any other cell or head, or a size below 1.
   """
   _check("cell", cell, get_args(Cell))
   _check("head", head, get_args(Head))
+  check_counts(num_outputs=num_outputs, units=units)
   network = _Network(cell, units, head, num_outputs)
 
   def start() -> Any:

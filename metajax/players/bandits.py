@@ -1,9 +1,10 @@
 """Classic players of Bernoulli bandits.
 
-All count the successes and failures of each arm. The prior of an arm's
-probability is uniform, as in Duan et al. (2016, section 3.1). Among arms of
-equal score, a player takes a random one. The experiments of Duan et al. take
-the first one (`ties="first"`).
+All count the successes and failures of each arm. Rewards are from 0 to 1. With
+others an arm may have no Beta posterior, and its samples are then NaN. The
+prior of an arm's probability is uniform, as in Duan et al. (2016, section 3.1).
+Among arms of equal score, a player takes a random one. The experiments of Duan
+et al. take the first one (`ties="first"`).
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from metajax.numerics import check_counts
+from metajax.numerics import check_counts, check_number
 from metajax.players.choices import Ties, best, gamma
 from metajax.tasks.trials import Player, Step
 from metajax.types import Array, PRNGKey
@@ -39,6 +40,8 @@ def _by_score(
   epsilon: ArrayLike = 0.0,
 ) -> Player:
   """Builds a player that pulls the arm of highest score, epsilon-greedily."""
+  check_counts(num_arms=num_arms)
+  check_number("epsilon", epsilon, at_least=0, at_most=1)
 
   def start() -> Counts:
     return Counts(jnp.ones(num_arms), jnp.ones(num_arms))
@@ -60,6 +63,7 @@ def _by_score(
 
 def random_player(num_actions: int) -> Player:
   """Builds a player that takes uniformly random actions in any task."""
+  check_counts(num_actions=num_actions)
 
   def act(memory: tuple, step: Step, rng: PRNGKey) -> tuple[Array, tuple]:
     del step
@@ -155,6 +159,7 @@ def ucb1(
       pseudo-counts of each arm's prior. T_i, the number of pulls of arm i,
       always includes them. In the experiments of Duan et al., t does not.
   """
+  check_number("scale", scale)
   first = 0 if count_first else 2 * num_arms
 
   def score(counts: Counts, rng: PRNGKey) -> Array:

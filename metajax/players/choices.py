@@ -56,7 +56,7 @@ def gamma(rng: PRNGKey, shapes: Array) -> Array:
     shapes: `[...]`, each at least 1.
 
   Returns:
-    Samples `[...]` with scale 1.
+    Samples `[...]` with scale 1; NaN for a shape below 1.
   """
   d = shapes - 1 / 3
   slope = 1 / jnp.sqrt(9 * d)
@@ -72,5 +72,7 @@ def gamma(rng: PRNGKey, shapes: Array) -> Array:
     return rng, accepted | accept, jnp.where(accepted, values, d * v)
 
   rng, key = jax.random.split(rng)
-  start = rng, shapes == 1, jax.random.exponential(key, d.shape)
+  values = jax.random.exponential(key, d.shape)
+  # No sample of a smaller shape would be accepted, and the loop not end.
+  start = rng, ~(shapes > 1), jnp.where(shapes >= 1, values, jnp.nan)
   return jax.lax.while_loop(lambda carry: ~carry[1].all(), draw, start)[2]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from metajax.numerics import check_counts, check_number
 from metajax.players.choices import best
 from metajax.tasks.trials import Player, Step
 from metajax.types import Array, PRNGKey
@@ -90,7 +91,13 @@ def posterior(counts: Counts, prior: Prior) -> Posterior:
     mean = (weight_0 mean_0 + sum of rewards) / (weight_0 + visits)
 
   where weight_0 and mean_0 are those of the prior.
+
+  Raises:
+    ValueError: if a weight of the prior is not positive.
   """
+  check_number("prior.mean", prior.mean)
+  check_number("prior.rewards", prior.rewards, above=0)
+  check_number("prior.transitions", prior.transitions, above=0)
   mean, rewards, transitions = map(jnp.asarray, prior)
   weight = rewards + counts.visits
   return Posterior(
@@ -158,7 +165,12 @@ def planner(sizes: Sizes, plan: Plan, epsilon: ArrayLike = 0.0) -> Player:
 
   With probability `epsilon` it takes a random action instead of the planned
   one.
+
+  Raises:
+    ValueError: if `epsilon` is no probability, or a size not positive.
   """
+  check_number("epsilon", epsilon, at_least=0, at_most=1)
+  check_counts(**sizes._asdict())
   num_states, num_actions, horizon = sizes
   shape = (num_states, num_actions)
 

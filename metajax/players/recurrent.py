@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.models.recurrent import Recurrent
-from metajax.tasks.trials import Step, Trials, first_step
+from metajax.tasks.trials import Step, Trials, check_trials, first_step
 from metajax.types import Array, Params, PRNGKey
 
 
@@ -44,7 +44,17 @@ def check_head(
   """Calls `checked(outputs, num_actions)` on the outputs of a network's head.
 
   The outputs are traced, so nothing is computed.
+
+  Raises:
+    ValueError: if the tasks are no trials, or the network is none; what
+      `checked` raises.
   """
+  check_trials(tasks)
+  if not isinstance(network, Recurrent):
+    raise ValueError(
+      f"network: {type(network).__name__} given, must be a Recurrent, such as "
+      "models.recurrent.recurrent(...)."
+    )
 
   def read(rng: PRNGKey) -> None:
     params = first_params(network, tasks, rng)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -44,6 +45,7 @@ def generalized_advantages(
   Returns:
     Advantages `[T]`.
   """
+  chex.assert_shape(values, (rewards.shape[0] + 1,))
   errors = rewards + discount * values[1:] - values[:-1]
 
   def one(advantage: Array, error: Array) -> tuple[Array, Array]:
@@ -153,7 +155,7 @@ def linear_values(
   size = jnp.sqrt(jnp.square(rows).sum(0) / count)
   # A feature that is always 0 keeps the weight 0.
   size = jnp.where(size > 0, size, 1.0)
-  rows = rows / size
+  rows, returns = rows / size, jnp.where(mask, returns, 0.0)
   products = dot(rows.T, rows) / count
   target = dot(rows.T, returns.reshape(-1)) / count
   products = products + ridge * jnp.eye(rows.shape[-1], dtype=products.dtype)

@@ -112,7 +112,11 @@ def returns_by_step(
 
   Returns:
     Returns without discount, means over episodes, `[num_tasks, K + 1]`.
+
+  Raises:
+    ValueError: if a number is out of its range.
   """
+  check_counts(num_tasks=num_tasks, tasks_at_once=tasks_at_once)
   play = _one_task(learner, tasks, num_steps, num_episodes)
 
   def one(key: PRNGKey) -> Array:

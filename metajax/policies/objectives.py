@@ -107,7 +107,16 @@ def mean_drift(
   params: Params,
   experience: Experience,
 ) -> Array:
-  """Computes the divergence before inner steps; see `PolicyLearner.drift`."""
+  """Computes the divergence before inner steps; see `PolicyLearner.drift`.
+
+  Raises:
+    ValueError: if there is no inner step.
+  """
+  if not num_steps:
+    raise ValueError(
+      "penalty: is of the policies before inner steps, but the learner has "
+      "num_steps=0; give None."
+    )
 
   def one(experience: Experience) -> Array:
     phi, total = params, jnp.zeros(())
@@ -119,6 +128,6 @@ def mean_drift(
       total = total + masked_mean(divergence, rollouts.mask)
       if k + 1 < num_steps:
         phi = inner_step(phi, rollouts, found, k)
-    return total / max(num_steps, 1)
+    return total / num_steps
 
   return jax.vmap(one)(experience).mean()

@@ -31,7 +31,7 @@ from metajax.policies.rollouts import (
   play_episodes,
 )
 from metajax.policies.surrogates import Surrogate, low_variance_curvature
-from metajax.tasks.playable import PlayableTasks
+from metajax.tasks.playable import PlayableTasks, checked
 from metajax.types import Array, Metrics, Params, PRNGKey
 
 _ESTIMATOR = Estimator()
@@ -84,7 +84,8 @@ def policy_learner(
 
   Raises:
     ValueError: if a number is out of its range, if the policy does not fit the
-      tasks, or if both a mask and a context are given.
+      tasks, if both a mask and a context are given, or a credit without an
+      inner step.
 
   References:
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -95,6 +96,11 @@ def policy_learner(
   check_counts(num_steps=num_steps, context=context, at_least=0)
   check_counts(num_episodes=num_episodes, fisher_every=fisher_every)
   check_number("credit", credit, at_least=0)
+  if credit and not num_steps:
+    raise ValueError(
+      f"credit={credit}: rewards the episodes before adaptation, but "
+      "num_steps=0; give 0."
+    )
   if not callable(inner_lr):
     check_number("inner_lr", inner_lr, at_least=0)
   if context:
@@ -106,7 +112,7 @@ def policy_learner(
 
   def init(rng: PRNGKey) -> Params:
     task_key, begin_key, rng = jax.random.split(rng, 3)
-    _, observation = tasks.begin(tasks.draw(task_key), begin_key)
+    _, observation = checked(tasks).begin(tasks.draw(task_key), begin_key)
     params = {"policy": policy.init(rng, observation[None])}
     fast, _ = split(params["policy"], mask)  # Raises if nothing adapts.
     if learned_step_sizes:
@@ -186,7 +192,7 @@ def policy_learner(
       policy,
       adapt_again,
       outer_surrogate,
-      credit if num_steps else 0.0,
+      credit,
       at_start(params),
       experience,
     )

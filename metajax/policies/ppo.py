@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from metajax.models.recurrent import Recurrent
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_number
 from metajax.policies.recurrent_policy import of_actions, policy_and_values
 from metajax.policies.surrogates import clipped
 from metajax.tasks.trials import Step
@@ -97,10 +97,8 @@ def check_ppo(ppo: PPO, mesh: Mesh) -> int:
     ValueError: for a number that is out of its range, or that the devices
       cannot share.
   """
-  if ppo.epochs < 1 or ppo.minibatches < 1:
-    raise ValueError(
-      f"epochs={ppo.epochs}, minibatches={ppo.minibatches}: must be 1 or more."
-    )
+  check_counts(epochs=ppo.epochs, minibatches=ppo.minibatches)
+  check_counts(actors=ppo.actors, at_least=0)
   for name, highest in {
     "discount": 1,
     "gae": 1,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax.models.recurrent import Recurrent
+from metajax.numerics import check_key
 from metajax.players.recurrent import check_head, first_params
 from metajax.policies.advantages import generalized_advantages
 from metajax.policies.ppo import PPO, Rollout, check_ppo, ppo_loss
@@ -72,6 +73,7 @@ def ppo_trainer(
     Schulman et al., `Proximal Policy Optimization Algorithms
     <https://arxiv.org/abs/1707.06347>`_, 2017.
   """
+  check_key(rng)
   mesh = task_mesh(ppo.actors) if mesh is None else mesh
   share = check_ppo(ppo, mesh)
   check_head(network, tasks, checked_policy)

@@ -6,8 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax.numerics import check_counts
 from metajax.policies.policy import Policy
-from metajax.tasks.playable import Actions, PlayableTasks
+from metajax.tasks.playable import (
+  Actions,
+  PlayableTasks,
+  as_begun,
+  check_playable,
+  checked,
+)
 from metajax.types import Array, Params, PRNGKey
 
 
@@ -44,8 +51,14 @@ def check_fits(policy: Policy, tasks: PlayableTasks) -> None:
   """Checks that a policy has the actions of the tasks.
 
   Raises:
-    ValueError: if not.
+    ValueError: if not, or if they are something else.
   """
+  check_playable(tasks)
+  if not isinstance(policy, Policy):
+    raise ValueError(
+      f"policy: {type(policy).__name__} given, must be a Policy, such as "
+      "categorical_policy(model, tasks.actions)."
+    )
   given: Actions = policy.actions
   if given != tasks.actions or type(given) is not type(tasks.actions):
     raise ValueError(
@@ -76,26 +89,30 @@ def play_episodes(
     num_episodes: E, at least 1.
 
   Raises:
-    ValueError: if the policy does not fit the tasks, or if `num_episodes` is
-      not positive.
+    ValueError: if the policy does not fit the tasks, if `num_episodes` is not
+      positive, or if the tasks return something else than they must.
   """
   check_fits(policy, tasks)
-  if num_episodes < 1:
-    raise ValueError(f"num_episodes={num_episodes}: must be 1 or more.")
+  tasks = checked(tasks)
+  check_counts(num_episodes=num_episodes)
   begin_key, rng = jax.random.split(rng)
   state, observation = jax.vmap(lambda key: tasks.begin(task, key))(
     jax.random.split(begin_key, num_episodes)
   )
   goes_on = jnp.ones(num_episodes, bool)
 
+  def step_one(state: Any, before: Array, action: Array, rng: PRNGKey) -> Any:
+    state, seen, *rest = tasks.step(task, state, action, rng)
+    return state, as_begun("observation", seen, before), *rest
+
   def one(carry: Any, rng: PRNGKey) -> tuple[Any, Rollouts]:
     state, observation, goes_on = carry
     act_key, step_key = jax.random.split(rng)
     distribution = policy.apply(params, observation)
     action = distribution.sample(act_key)
-    new_state, seen, reward, ended = jax.vmap(
-      lambda s, a, key: tasks.step(task, s, a, key)
-    )(state, action, jax.random.split(step_key, num_episodes))
+    new_state, seen, reward, ended = jax.vmap(step_one)(
+      state, observation, action, jax.random.split(step_key, num_episodes)
+    )
     # An ended episode stands still, so that nothing in it can overflow.
     kept = jax.tree.map(
       lambda new, old: jnp.where(_like(goes_on, new), new, old),

@@ -26,6 +26,7 @@ On policy, all surrogates have the gradient of J. Their Hessians differ: that of
 import functools
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -44,7 +45,7 @@ def score_function(
   It does not read `old_log_probs`. The published code of MAML uses it as the
   inner loss.
   """
-  del old_log_probs
+  chex.assert_equal_shape([log_probs, old_log_probs, advantages, mask])
   return -masked_mean(jnp.where(mask, log_probs, 0.0) * advantages, mask)
 
 
@@ -62,6 +63,7 @@ def low_variance_curvature(
     Schulman et al., `Trust Region Policy Optimization
     <https://arxiv.org/abs/1502.05477>`_, 2015.
   """
+  chex.assert_equal_shape([log_probs, old_log_probs, advantages, mask])
   ratio = jnp.exp(jnp.where(mask, log_probs - old_log_probs, 0.0))
   return -masked_mean(ratio * advantages, mask)
 
@@ -84,6 +86,7 @@ def dice(
     Farquhar et al., `Loaded DiCE <https://arxiv.org/abs/1909.10549>`_, 2019
     (this form).
   """
+  chex.assert_equal_shape([log_probs, old_log_probs, advantages, mask])
   difference = jnp.where(mask, log_probs - old_log_probs, 0.0)
   whole = jnp.cumsum(difference, axis=-1)
   before = whole - difference
@@ -121,6 +124,7 @@ def _clipped(
   advantages: Array,
   mask: Array,
 ) -> Array:
+  chex.assert_equal_shape([log_probs, old_log_probs, advantages, mask])
   ratio = jnp.exp(jnp.where(mask, log_probs - old_log_probs, 0.0))
   inside = jnp.clip(ratio, 1 - clip, 1 + clip)
   least = jnp.minimum(ratio * advantages, inside * advantages)

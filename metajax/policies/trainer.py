@@ -9,14 +9,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.numerics import check_counts, check_number
+from metajax.numerics import check_counts, check_key, check_number
 from metajax.policies.protocol import PolicyLearner
 from metajax.policies.trust_region import (
   TrustRegion,
   check_trust_region,
   trust_region_step,
 )
-from metajax.tasks.playable import PlayableTasks
+from metajax.tasks.playable import PlayableTasks, check_playable
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
@@ -116,6 +116,13 @@ def policy_trainer(
       devices.
   """
   check_counts(meta_batch=meta_batch, epochs=epochs)
+  check_playable(tasks)
+  if not isinstance(learner, PolicyLearner):
+    raise ValueError(
+      f"learner: {type(learner).__name__} given, must be a PolicyLearner, such "
+      "as policy_learner(...)."
+    )
+  check_key(rng)
   by_region = isinstance(optimizer, TrustRegion)
   if by_region:
     check_trust_region(optimizer)

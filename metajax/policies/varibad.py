@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax import optimizers
+from metajax.numerics import check_key
 from metajax.players.recurrent import check_head, first_params
 from metajax.policies.belief import BeliefNetwork, seen_more
 from metajax.policies.belief_learning import (
@@ -102,8 +103,13 @@ def varibad_trainer(
     Zintgraf et al., `VariBAD: A Very Good Method for Bayes-Adaptive Deep RL via
     Meta-Learning <https://arxiv.org/abs/1910.08348>`_, 2020.
   """
+  check_key(rng)
   mesh = task_mesh(ppo.actors) if mesh is None else mesh
   share = check_ppo(ppo, mesh)
+  if not isinstance(network, BeliefNetwork):
+    raise ValueError(
+      f"network: {type(network).__name__} given, must be belief_network(...)."
+    )
   check_varibad(varibad, ppo.actors, share)
   check_head(network.recurrent, tasks, checked_policy)
   policy_updates = ppo.epochs * ppo.minibatches

@@ -94,8 +94,8 @@ def lay_out(mesh: Mesh | None, shards: int | None, **numbers: int) -> Layout:
   Raises:
     ValueError: if a number cannot be split evenly.
   """
-  if shards is not None and shards < 1:
-    raise ValueError(f"shards={shards}: must be 1 or more, or None.")
+  if shards is not None:
+    check_counts(shards=shards)
   if mesh is None:
     mesh = task_mesh(shards or next(iter(numbers.values())))
   num_shards = shards or mesh.size

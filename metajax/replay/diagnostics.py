@@ -73,7 +73,9 @@ def q_discrepancy(
   true = q_values(network, params, whole, objective)[0]
   true = true[sequences.start[:, None] + jnp.arange(length + 1)]
   largest = jnp.abs(from_state).max((1, 2))
-  distance = jnp.linalg.norm(from_state - true, axis=-1) / largest[:, None]
+  # Values that are all 0 have no scale, nor has the discrepancy.
+  scale = jnp.where(largest > 0, largest, 1.0)
+  distance = jnp.linalg.norm(from_state - true, axis=-1) / scale[:, None]
   return Discrepancy(
     distance[:, objective.burn_in].mean(), distance[:, length].mean()
   )

@@ -10,7 +10,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax import variables
+from metajax.numerics import check_key
 from metajax.replay.buffers import apart, for_each_shard, lay_out
+from metajax.task_checks import check_learner, check_tasks
 from metajax.training.mesh import (
   TASKS,
   mean_over_devices,
@@ -94,6 +96,9 @@ def episode_replay_trainer(
       number of tasks is not a multiple of the shards; or if the capacity is
       below `new` or `batch`.
   """
+  check_learner(learner)
+  check_tasks(tasks)
+  check_key(rng)
   mesh, num_shards, held, shares = lay_out(
     mesh,
     replay.shards,

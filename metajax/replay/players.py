@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from metajax.models.recurrent import Recurrent
-from metajax.numerics import check_number, wide
+from metajax.numerics import check_counts, check_number, wide
 from metajax.players.recurrent import encode
 from metajax.tasks.trials import Player, Step
 from metajax.types import Array, Params, PRNGKey
@@ -82,12 +82,14 @@ def epsilon_ladder(
     epsilon_i = epsilon^(1 + alpha i / (N - 1))   for actor i of N
 
   Raises:
-    ValueError: if `epsilon` is not a probability, or `alpha` is negative.
+    ValueError: if `epsilon` is not a probability, `alpha` is negative, or the
+      number of actors not positive.
 
   References:
     Horgan et al. 2018 (see `learning.acting_priorities`).
   """
   check_number("epsilon", epsilon, at_least=0, at_most=1)
   check_number("alpha", alpha, at_least=0)
+  check_counts(num_actors=num_actors)
   place = jnp.arange(num_actors) / max(num_actors - 1, 1)
   return jnp.power(epsilon, 1 + alpha * place)

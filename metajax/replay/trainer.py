@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from metajax import optimizers
 from metajax.models.recurrent import Recurrent
-from metajax.numerics import check_number
+from metajax.numerics import check_counts, check_key, check_number
 from metajax.players.recurrent import check_head, first_params
 from metajax.replay.buffers import (
   Replay,
@@ -38,7 +38,7 @@ from metajax.replay.players import (
 )
 from metajax.replay.sequences import Sequence, cut, sequence_starts
 from metajax.replay.values import importance_weights
-from metajax.tasks.trials import Trials, play
+from metajax.tasks.trials import Trials, check_trials, play
 from metajax.training.mesh import (
   TASKS,
   mean_over_devices,
@@ -75,10 +75,11 @@ def updates_per_step(replay: Replay, num_steps: int) -> int:
   """Returns the number of updates after each trial.
 
   Raises:
-    ValueError: if the sequences do not fit a trial, or if the ratio is not
-      positive.
+    ValueError: if the sequences do not fit a trial, or if the ratio or a number
+      is not positive.
   """
   check_number("ratio", replay.ratio, above=0)
+  check_counts(actors=replay.actors, batch=replay.batch)
   starts = sequence_starts(num_steps, replay.length, replay.period)
   return max(
     1, round(replay.ratio * replay.actors * len(starts) / replay.batch)
@@ -127,6 +128,8 @@ def replay_trainer(
     ValueError: if a number is out of its range; or if the objective, the
       network's head and the tasks do not fit one another.
   """
+  check_key(rng)
+  check_trials(tasks)
   for name in ("num_actions", "num_steps"):
     given, actual = getattr(objective, name), getattr(tasks, name)
     if given != actual:

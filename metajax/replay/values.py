@@ -11,6 +11,7 @@ References:
 import jax
 import jax.numpy as jnp
 
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array
 
 
@@ -60,7 +61,20 @@ def n_step_double_q(
 
   Returns:
     Targets `[T]`, without a gradient.
+
+  Raises:
+    ValueError: if n is not positive, or if the shapes do not fit.
   """
+  check_counts(n=n)
+  steps, actions = jnp.size(rewards), online_q.shape[-1:]
+  for name, x, shape in (
+    ("rewards", rewards, (steps,)),
+    ("discounts", discounts, (steps,)),
+    ("online_q", online_q, (steps + 1, *actions)),
+    ("target_q", target_q, (steps + 1, *actions)),
+  ):
+    if jnp.shape(x) != shape:
+      raise ValueError(f"{name} of shape {jnp.shape(x)}: must be {shape}.")
   best = online_q.argmax(-1)[:, None]
   values = jnp.take_along_axis(target_q, best, axis=-1)[:, 0]
   if eps is not None:
@@ -86,8 +100,17 @@ def sequence_priority(errors: Array, weights: Array, eta: float = 0.9) -> Array:
     errors: `[..., T]`, temporal differences.
     weights: `[..., T]`, 1 for steps to learn from, 0 for burn-in.
     eta: weight of the largest error, from 0 to 1.
+
+  Raises:
+    ValueError: if eta is out of its range, or if the shapes differ.
   """
-  sizes = jnp.abs(errors) * weights
+  check_number("eta", eta, at_least=0, at_most=1)
+  if jnp.shape(errors) != jnp.shape(weights):
+    raise ValueError(
+      f"weights of shape {jnp.shape(weights)}: must be {jnp.shape(errors)}, as "
+      "the errors."
+    )
+  sizes = jnp.where(weights > 0, jnp.abs(errors) * weights, 0.0)
   mean = sizes.sum(-1) / jnp.maximum(weights.sum(-1), 1)
   return eta * sizes.max(-1) + (1 - eta) * mean
 
@@ -98,7 +121,15 @@ def importance_weights(
   """Returns `(count p)^-exponent`, divided by the largest weight of the batch.
 
   They correct for sampling with probabilities p instead of uniformly from
-  `count` sequences (Schaul et al. 2016, section 3.4).
+  `count` sequences (Schaul et al. 2016, section 3.4). A probability of 0, with
+  which nothing is drawn, has the weight 0.
+
+  Raises:
+    ValueError: for a negative probability or exponent.
   """
-  weights = (count * probabilities) ** -exponent
-  return weights / weights.max()
+  check_number("probabilities", probabilities, at_least=0)
+  check_number("exponent", exponent, at_least=0)
+  drawn = probabilities > 0
+  weights = (count * jnp.where(drawn, probabilities, 1.0)) ** -exponent
+  weights = jnp.where(drawn, weights, 0.0)
+  return weights / jnp.where(drawn.any(), weights.max(), 1.0)

@@ -9,6 +9,7 @@ from metajax.batches import only_array, real
 from metajax.learners.heads import members_of, without_absent
 from metajax.learners.meta_gradients import gradient_of_mean, query_loss
 from metajax.losses import cross_entropy
+from metajax.numerics import floating
 from metajax.tabular.columns import NAME
 from metajax.tabular.network import table_transformer
 from metajax.types import (
@@ -101,4 +102,4 @@ def _table(inputs: Any) -> Array:
     raise ValueError(
       f"inputs of shape {inputs.shape}: must be [rows, features]."
     )
-  return inputs
+  return floating(inputs)

@@ -15,6 +15,7 @@ from metajax.context.dense import (
   mlp,
   norm,
 )
+from metajax.numerics import check_counts
 from metajax.tabular import layers
 from metajax.tabular.columns import CELL, Columns, encode, measure
 from metajax.types import Array, Params, PRNGKey
@@ -95,12 +96,11 @@ def table_transformer(
     Pfefferle et al., `nanoTabPFN <https://arxiv.org/abs/2511.03634>`_, 2025:
     the sizes.
   """
-  sizes = width, hidden, num_layers, heads, num_classes
-  if min(sizes) < 1 or width % heads:
+  check_counts(width=width, hidden=hidden, num_layers=num_layers)
+  check_counts(heads=heads, num_classes=num_classes)
+  if width % heads:
     raise ValueError(
-      f"width={width}, hidden={hidden}, num_layers={num_layers}, "
-      f"heads={heads}, num_classes={num_classes}: must be 1 or more, and heads "
-      "must divide the width."
+      f"width={width}, heads={heads}: heads must divide the width."
     )
 
   def init(rng: PRNGKey) -> Params:

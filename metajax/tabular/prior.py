@@ -60,7 +60,9 @@ def tabular_prior(
     Tabular Data Classifiers <https://arxiv.org/abs/2405.13396>`_, 2024: trees.
   """
   check_number("max_features", max_features, at_least=1, at_most=2 * UNITS)
-  check_counts(query_shots=query_shots)
+  check_counts(
+    query_shots=query_shots, max_features=max_features, max_classes=max_classes
+  )
   check_number("max_classes", max_classes, at_least=2, at_most=UNITS)
   least, most = checked_bounds("shots", shots, 1)
   rows = most + query_shots

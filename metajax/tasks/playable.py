@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import check_counts
+from metajax.batches import only_array
+from metajax.numerics import check_counts, floating
 from metajax.types import Array, PRNGKey
 
 
@@ -35,6 +36,8 @@ class PlayableTasks(NamedTuple):
     draw: `(rng) -> task`.
     begin: `(task, rng) -> (state, observation)`. Begins an episode.
     step: `(task, state, action, rng) -> (state, observation, reward, ended)`.
+      State and observation have the shapes and dtypes of those of `begin`. The
+      reward is a scalar, and `ended` a bool scalar.
     actions: what an action is.
     horizon: the largest number of steps of an episode.
   """
@@ -66,6 +69,85 @@ def playable(
     )
   check_counts(actions=actions[0], horizon=horizon)
   return PlayableTasks(draw, begin, step, actions, horizon)
+
+
+def check_playable(tasks: PlayableTasks) -> None:
+  """Raises a `ValueError` if the argument is no `PlayableTasks`."""
+  if not isinstance(tasks, PlayableTasks):
+    raise ValueError(
+      f"tasks: {type(tasks).__name__} given, must be PlayableTasks, such as "
+      "playable(...)."
+    )
+
+
+def checked(tasks: PlayableTasks) -> PlayableTasks:
+  """Returns the tasks, with checks of what their functions return.
+
+  The observation of a step is left to `as_begun`, since `step` is not given the
+  one before.
+
+  Raises:
+    ValueError: in use, for something else than `PlayableTasks` says. The
+      message names it.
+  """
+  check_playable(tasks)
+
+  def begin(task: Any, rng: PRNGKey) -> tuple[Any, Array]:
+    begun = tasks.begin(task, rng)
+    if not isinstance(begun, tuple | list) or len(begun) != 2:
+      raise ValueError("begin: must return (state, observation).")
+    state, observation = jax.tree.map(jnp.asarray, tuple(begun))
+    return state, only_array(observation, "the observation", "begin")
+
+  def step(
+    task: Any, state: Any, action: Array, rng: PRNGKey
+  ) -> tuple[Any, Array, Array, Array]:
+    stepped = tasks.step(task, state, action, rng)
+    if not isinstance(stepped, tuple | list) or len(stepped) != 4:
+      raise ValueError("step: must return (state, observation, reward, ended).")
+    new, seen, reward, ended = jax.tree.map(jnp.asarray, tuple(stepped))
+    for name, x in (("reward", reward), ("ended", ended)):
+      if only_array(x, name, "step").shape != ():
+        raise ValueError(f"step: {name} has shape {x.shape}, must be a scalar.")
+    if ended.dtype != bool:
+      raise ValueError(f"step: ended is {ended.dtype}, must be bool.")
+    seen = only_array(seen, "the observation", "step")
+    return as_begun("state", new, state), seen, floating(reward), ended
+
+  return tasks._replace(begin=begin, step=step)
+
+
+def as_begun(name: str, new: Any, old: Any) -> Any:
+  """Returns a state or observation in the dtypes of the one before.
+
+  Args:
+    name: "state" or "observation".
+    new: that of `step`.
+    old: that of `begin`, or of an earlier step, or its shapes.
+
+  Raises:
+    ValueError: if a shape differs, which jnp would broadcast, or if a dtype of
+      the old one cannot hold the new one.
+  """
+  trees = [str(jax.tree.structure(x)) for x in (new, old)]
+  if trees[0] != trees[1]:
+    raise ValueError(
+      f"step: the {name} is {trees[0]}, but that of begin {trees[1]}; must be "
+      "the same tree of arrays."
+    )
+
+  def cast(path: Any, x: Array, like: Array) -> Array:
+    same = x.dtype == like.dtype  # Keys cannot be cast.
+    fits = same or jnp.promote_types(x.dtype, like.dtype) == like.dtype
+    if x.shape != like.shape or not fits:
+      where = jax.tree_util.keystr(path)
+      raise ValueError(
+        f"step: the {name}{where} is {x.dtype} {x.shape}, but that of begin is "
+        f"{like.dtype} {like.shape}; must be the same."
+      )
+    return x if same else x.astype(like.dtype)
+
+  return jax.tree_util.tree_map_with_path(cast, new, old)
 
 
 def discretized(tasks: PlayableTasks, table: Array) -> PlayableTasks:
@@ -130,10 +212,15 @@ def told(tasks: PlayableTasks) -> PlayableTasks:
   The numbers of the task, as one vector, are appended to the observation, which
   becomes a vector, too. The best policy of these tasks is an upper bound for
   all that learn the task from its rewards.
+
+  Raises:
+    ValueError: in use, if a task has a random key.
   """
 
   def shown(task: Any, observation: Array) -> Array:
-    leaves = [observation, *jax.tree.leaves(task)]
+    leaves = [*map(jnp.asarray, jax.tree.leaves((observation, task)))]
+    if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in leaves):
+      raise ValueError("tasks: a task has a key, which cannot be told.")
     return jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in leaves])
 
   def begin(task: Any, rng: PRNGKey) -> tuple[Any, Array]:

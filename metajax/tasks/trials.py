@@ -15,7 +15,12 @@ import jax.numpy as jnp
 from metajax.numerics import check_counts
 from metajax.tasks.environment_tasks import environment_tasks
 from metajax.tasks.environments import action_table
-from metajax.tasks.playable import Discrete, PlayableTasks
+from metajax.tasks.playable import (
+  Discrete,
+  PlayableTasks,
+  as_begun,
+  checked,
+)
 from metajax.tasks.starts import where_ended
 from metajax.types import Array, PRNGKey
 
@@ -84,6 +89,15 @@ class Task(NamedTuple):
   state: Any
 
 
+def check_trials(tasks: Trials) -> None:
+  """Raises a `ValueError` if the argument is no `Trials`."""
+  if not isinstance(tasks, Trials):
+    raise ValueError(
+      f"tasks: {type(tasks).__name__} given, must be Trials; trials_of(tasks, "
+      "num_steps) makes them of PlayableTasks."
+    )
+
+
 def trials(
   environment: Any,
   num_steps: int,
@@ -142,9 +156,11 @@ def trials_of(
       trial have the start of the first.
 
   Raises:
-    ValueError: if `num_steps` is not positive, or if actions are continuous.
+    ValueError: if `num_steps` is not positive, or if actions are continuous; in
+      use, if the tasks return something else than they must.
   """
   check_counts(num_steps=num_steps)
+  tasks = checked(tasks)
   actions = tasks.actions
   if not isinstance(actions, Discrete):
     raise ValueError(
@@ -176,6 +192,8 @@ def trials_of(
   ) -> tuple[Task, Array, Array, Array]:
     params, start, state = task
     *seen, reward, ended = tasks.step(params, state, action, rng)
+    first = jax.eval_shape(begin, rng, params)[1] if new_starts else start[1]
+    seen[1] = as_begun("observation", seen[1], first)
     if new_starts:
       episodes_key, number = start
       key = jax.random.fold_in(episodes_key, number)
@@ -262,7 +280,13 @@ def first_step(observation: Array) -> Step:
 
 
 def play(player: Player, tasks: Trials, rng: PRNGKey) -> Trial:
-  """Plays one task to its end. Use `jax.vmap` over keys for many tasks."""
+  """Plays one task to its end. Use `jax.vmap` over keys for many tasks.
+
+  Raises:
+    ValueError: if the tasks are no trials, or the player's action is no integer
+      scalar.
+  """
+  check_trials(tasks)
   task_key, rng = jax.random.split(rng)
   task, observation = tasks.reset(task_key)
 
@@ -270,6 +294,12 @@ def play(player: Player, tasks: Trials, rng: PRNGKey) -> Trial:
     task, memory, step = carry
     act_key, step_key = jax.random.split(rng)
     action, new_memory = player.act(memory, step, act_key)
+    kind = jnp.result_type(action)
+    if not jnp.issubdtype(kind, jnp.integer) or jnp.shape(action) != ():
+      raise ValueError(
+        f"player: its action is {kind} {jnp.shape(action)}, must be an integer "
+        "scalar."
+      )
     task, observation, reward, ended = tasks.step(task, action, step_key)
     new_step = Step(
       jnp.asarray(observation, jnp.float32),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.numerics import check_counts, wide
+from metajax.numerics import check_counts, check_key, wide
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
@@ -68,6 +68,7 @@ def cohort_trainer(
     raise ValueError(
       f"cohort={cohort}: must be a multiple of {mesh.size} devices."
     )
+  check_key(rng)
   check_counts(num_models=num_models, cohort=cohort)
 
   def train_one(rng, mean, count):

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from metajax import optimizers, variables
 from metajax.aggregation import pseudo_gradient
 from metajax.forward import forward
-from metajax.numerics import check_counts, check_number, wide
+from metajax.numerics import check_counts, check_key, check_number, wide
 from metajax.training.clients import (
   Clients,
   Rows,
@@ -112,6 +112,7 @@ def federated_trainer(
     Reddi et al., `Adaptive Federated Optimization
     <https://arxiv.org/abs/2003.00295>`_, 2021, algorithm 2.
   """
+  check_key(rng)
   data, sizes, offsets = end_to_end(clients)
   num_clients, max_size = len(sizes), int(sizes.max())
   if not 1 <= clients_per_round <= num_clients:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.numerics import wide
+from metajax.numerics import check_key, wide
 from metajax.training.state import TrainState, choose
 from metajax.types import MetaLearner, Metrics, Params, PRNGKey
 
@@ -36,8 +36,7 @@ def count(rng: PRNGKey) -> int | None:
   Raises:
     ValueError: for a number, such as a seed.
   """
-  if not hasattr(rng, "dtype"):
-    raise ValueError(f"rng={rng!r}: must be a key, such as jax.random.key(0).")
+  check_key(rng)
   typed = jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key)
   shape = rng.shape if typed else rng.shape[:-1]
   return shape[0] if shape else None

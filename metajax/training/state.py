@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import optimizers, variables
-from metajax.numerics import check_counts, wide
+from metajax.numerics import check_counts, check_key, wide
 from metajax.training.mesh import under
 from metajax.types import Array, Metrics, Params, PRNGKey
 
@@ -74,7 +74,11 @@ def trainer_on(
 
     return under(mesh, train_once), executable
 
-  return Trainer(under(mesh, init), under(mesh, compile_on))
+  def init_of_key(rng: PRNGKey) -> TrainState:
+    check_key(rng)
+    return init(rng)
+
+  return Trainer(under(mesh, init_of_key), under(mesh, compile_on))
 
 
 def _is_deleted(x: Any) -> bool:

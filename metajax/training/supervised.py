@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from metajax import variables
 from metajax.forward import forward
 from metajax.losses import over_examples
-from metajax.numerics import check_counts
+from metajax.numerics import check_counts, check_key
 from metajax.training.mesh import TASKS, mean_over_devices, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
@@ -96,6 +96,7 @@ def supervised_trainer(
       f"data: first axes of {sorted(sizes)}, must be equal: the examples."
     )
   (num_examples,) = sizes
+  check_key(rng)
   check_counts(batch_size=batch_size)
   mesh = task_mesh(batch_size) if mesh is None else mesh
   per_device, rest = divmod(batch_size, mesh.size)

@@ -503,3 +503,18 @@ def test_models_that_are_not_finite_are_named():
   stack["params"]["Dense_1"]["bias"] *= np.array([[1.0], [np.nan]])
   with pytest.raises(ValueError, match="model 1 is not finite"):
     align_stack(stack, axes)
+
+
+@pytest.mark.parametrize(
+  "permutations, message",
+  [
+    ({"h": [0, 0, 1]}, "must have each of 0 to 2 once"),
+    ({"h": [1, 2, 3]}, "must have each of 0 to 2 once"),
+    ({"other": [2, 0, 1]}, "other is no group of axes"),
+  ],
+)
+def test_what_is_no_permutation_of_a_group_is_named(permutations, message):
+  params = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
+  axes = {"['a']": (None, "h"), "['b']": ("h", None)}
+  with pytest.raises(ValueError, match=f"^permutations: .*{message}"):
+    permute_units(params, permutations, axes)

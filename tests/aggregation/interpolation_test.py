@@ -69,7 +69,7 @@ def test_lines_between_narrow_models_keep_their_dtype():
 
 def test_models_of_other_shapes_are_refused():
   """A layer of one unit was broadcast to one of three."""
-  with pytest.raises(ValueError, match=r"^other: shape \(2, 1\) given, but"):
+  with pytest.raises(ValueError, match=r"^other: the shape of .* is \(2, 1\)"):
     interpolate(jnp.ones((2, 3)), jnp.ones((2, 1)), 0.5)
 
 
@@ -77,3 +77,14 @@ def test_models_of_other_shapes_are_refused():
 def test_ends_alone_are_no_line(num_points):
   with pytest.raises(ValueError, match=f"num_points={num_points}"):
     loss_barrier(lambda x: x, jnp.ones(()), jnp.ones(()), num_points)
+
+
+@pytest.mark.parametrize("weight", [[0.1, 0.2, 0.3], [0.5], float("nan")])
+def test_a_weight_that_is_not_one_number_is_named(weight):
+  with pytest.raises(ValueError, match="^weight"):
+    interpolate({"w": jnp.zeros(3)}, {"w": jnp.ones(3)}, jnp.asarray(weight))
+
+
+def test_a_loss_that_is_no_scalar_is_named():
+  with pytest.raises(ValueError, match=r"^loss_fn: returned the shape \(3,\)"):
+    loss_barrier(lambda p: p["w"], {"w": jnp.zeros(3)}, {"w": jnp.ones(3)}, 3)

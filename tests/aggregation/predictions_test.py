@@ -329,3 +329,23 @@ def test_sums_over_the_examples_are_refused(weigh):
 def test_negative_steps_are_named():
   with pytest.raises(ValueError, match="num_steps=-1"):
     stacking_weights(jnp.zeros((2, 3)), -1)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (1, 3)])
+def test_variances_of_another_shape_are_not_broadcast(shape):
+  means, variances = jnp.ones((2, 3)), jnp.ones(shape)
+  with pytest.raises(ValueError):
+    mixture_moments(Gaussian(means, variances))
+
+
+@pytest.mark.parametrize(
+  "combine", [average_probabilities, log_pool, weighted_vote]
+)
+def test_logits_of_models_alone_are_named(combine):
+  with pytest.raises(ValueError, match=r"must be \[models, ..., classes\]"):
+    combine(jnp.ones(3))
+
+
+def test_stacking_needs_an_example():
+  with pytest.raises(ValueError, match="of no example"):
+    stacking_weights(jnp.zeros((2, 0)))

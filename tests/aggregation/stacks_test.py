@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.aggregation import check_stack, normalized_weights, stack_models
+from metajax.aggregation import (
+  check_stack,
+  interpolate,
+  match_units,
+  normalized_weights,
+  pseudo_gradient,
+  stack_models,
+  task_arithmetic,
+  task_vectors,
+)
 
 
 def _model(value=1.0, width=3, **more):
@@ -105,3 +114,41 @@ def test_weights_that_are_none_are_named(weights, message):
 def test_values_inside_jit_are_not_looked_at():
   weights = jax.jit(lambda w: normalized_weights(w, 2))(jnp.array([1.0, 3.0]))
   np.testing.assert_allclose(weights, [0.25, 0.75])
+
+
+SHAPES = [(1,), (), (2, 3), (1, 3), (4,)]
+
+
+def _vectors_of(base):
+  return task_vectors({"w": jnp.ones((2, 3))}, base)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+  "function, name",
+  [
+    (_vectors_of, "base"),
+    (lambda x: task_arithmetic(x, {"w": jnp.ones((2, 3))}, 1.0), "base"),
+    (lambda x: pseudo_gradient(x, {"w": jnp.ones((2, 3))}), "params"),
+    (lambda x: interpolate({"w": jnp.ones(3)}, x, 0.5), "other"),
+    (
+      lambda x: match_units({"w": jnp.ones(3)}, x, {"['w']": ("units",)}),
+      "model",
+    ),
+  ],
+)
+def test_models_of_other_shapes_are_not_broadcast(function, name, shape):
+  with pytest.raises(ValueError) as error:
+    function({"w": jnp.ones(shape)})
+  assert str(error.value).startswith(
+    f"{name}: the shape of ['w'] is {shape}, must be (3,);"
+  )
+  with pytest.raises(ValueError, match=r"\['w'\] is missing"):
+    function({"v": jnp.ones(3)})
+  function({"w": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("stack", [{"w": [1.0, 2.0]}, {"w": 1.0}])
+def test_numbers_in_place_of_arrays_are_named(stack):
+  with pytest.raises(ValueError, match="must be .models, ...."):
+    check_stack(stack)

@@ -387,3 +387,16 @@ assert "all-reduce" in program and "all-gather" not in program
 @pytest.mark.slow
 def test_average_of_a_sharded_stack_is_summed_over_the_devices():
   run_python("-c", SHARDED, devices=4)
+
+
+def test_fisher_of_no_real_example_is_zero_and_not_nan():
+  def log_p(params, x, y):
+    return params @ x
+
+  inputs, params = jnp.ones((3, 2)), jnp.ones(2)
+  masked = Batch(inputs, jnp.zeros(3), jnp.zeros(3, bool))
+  np.testing.assert_array_equal(fisher_diagonal(log_p, params, masked), 0)
+  with pytest.raises(ValueError, match="^batch: no example"):
+    fisher_diagonal(log_p, params, Batch(inputs[:0], jnp.zeros(0)))
+  with pytest.raises(ValueError, match="^log_likelihood: returned the shape"):
+    fisher_diagonal(lambda p, x, y: p * x, params, masked)

@@ -85,3 +85,36 @@ def test_bad_numbers_of_a_descent_are_named():
   descender = bilevel.descent(estimator, optax.sgd(0.1))
   with pytest.raises(ValueError, match="outer is int..; must be real floating"):
     descender.init(np.arange(3), jax.random.key(0))
+
+
+def _state_of(optimizer, outer=0.5):
+  descender = bilevel.descent(
+    _estimator("truncated_backpropagation"), optimizer
+  )
+  return descender, descender.init(outer, jax.random.key(0))
+
+
+def test_what_is_no_optimizer_and_no_number_of_steps_is_named():
+  with pytest.raises(ValueError, match="^optimizer=0.1: must be an optimizer"):
+    _state_of(0.1)
+  descender, state = _state_of(optax.sgd(0.1))
+  for steps in (-1, 1.5):
+    with pytest.raises(ValueError, match=f"^num_steps={steps}: must be"):
+      descender.run(state, jax.random.key(1), steps)
+
+
+def test_an_optimizer_that_reads_the_loss_gets_it():
+  descender, state = _state_of(optax.polyak_sgd(0.1))
+  after, losses = descender.run(state, jax.random.key(1), 2)
+  assert np.isfinite(losses).all() and after.outer != 0.5
+
+
+@pytest.mark.parametrize(
+  "name", ["backpropagation", "truncated_backpropagation"]
+)
+def test_integers_have_no_derivative(name):
+  estimator = _estimator(name)
+  key = jax.random.key(0)
+  state = estimator.init(jnp.int32(1), key)
+  with pytest.raises(ValueError, match="^outer is int32; must be real"):
+    estimator.estimate(state, jnp.int32(1), key)

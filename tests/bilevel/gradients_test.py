@@ -397,3 +397,39 @@ def test_numbers_outside_of_a_set_are_named(constraint, outside):
 def test_constraints_are_maps_onto_their_sets(constraint, inside):
   raw = constraint.to_raw(inside)
   np.testing.assert_allclose(constraint.of_raw(raw), inside, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+  "x", [[2.0, 2.0], [0.2, 0.3], [[0.5, 0.5], [0.5, 0.6]]]
+)
+def test_numbers_off_the_simplex_are_named(x):
+  with pytest.raises(ValueError, match="^x: its sum is .* must be 1"):
+    bilevel.simplex().to_raw(jnp.array(x))
+
+
+@pytest.mark.parametrize("ends", [(0, np.inf), (-np.inf, 0), (np.nan, 1)])
+def test_an_interval_is_finite(ends):
+  with pytest.raises(ValueError, match="^(low|high)="):
+    bilevel.interval(*ends)
+
+
+@pytest.mark.parametrize(
+  "solver",
+  [
+    bilevel.unrolled(lambda p, o, s: p - o, optax.sgd(0.1), 2),
+    bilevel.implicit(lambda p, o, s: p - o, optax.sgd(0.1), 2),
+  ],
+)
+def test_an_inner_loss_that_is_no_scalar_is_named(solver):
+  gradient = bilevel.hypergradient(solver, lambda p, o: p.sum())
+  with pytest.raises(ValueError, match=r"^inner_loss: returned the shape \(2,"):
+    gradient(solver.init(jnp.zeros(2), 1.0), 1.0)
+
+
+def test_a_minimum_of_another_shape_is_not_broadcast():
+  solver = bilevel.implicit_minimum(
+    lambda p, o, s: jnp.square(p - o).sum(), lambda p, o: o
+  )
+  gradient = bilevel.hypergradient(solver, lambda p, o: p.sum())
+  with pytest.raises(ValueError, match=r"^minimize: returned the shapes \(\)"):
+    gradient(solver.init(jnp.zeros(2), jnp.float32(1)), jnp.float32(1))

@@ -108,3 +108,51 @@ def test_bad_numbers_of_weightings_are_named():
     bilevel.learning_to_reweight(losses, 0)
   with pytest.raises(ValueError, match="hidden=0: must be 1 or more"):
     bilevel.meta_weight_net(losses, 0.1, hidden=0)
+
+
+def _train(losses=losses, data=BATCH, clean=CLEAN, params=PARAMS, **other):
+  arguments = {"num_steps": 2, "batch_size": 3, "clean_size": 2} | other
+  return bilevel.train_weighted(
+    losses,
+    arguments.pop("weighting", bilevel.equal_weights()),
+    arguments.pop("optimizer", optax.sgd(0.1)),
+    params,
+    data,
+    clean,
+    jax.random.key(0),
+    **arguments,
+  )
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (
+      {"data": BATCH._replace(mask=np.ones(6, bool))},
+      "data: .* a mask",
+    ),
+    ({"clean": CLEAN._replace(mask=np.ones(4, bool))}, "clean: .* a mask"),
+    ({"data": jax.tree.map(lambda x: x[:0], BATCH)}, "data: must be one or"),
+    ({"losses": lambda p, b: losses(p, b).mean()}, r"losses: .* shape \(\)"),
+    ({"losses": lambda p, b: losses(p, b)[:, None]}, r"losses: .*\(3, 1\)"),
+    (
+      {
+        "weighting": bilevel.learning_to_reweight(
+          lambda p, b: losses(p, b).mean(), 0.1
+        )
+      },
+      r"losses: returned the shape \(\)",
+    ),
+    ({"optimizer": 0.1}, "optimizer=0.1: must be an optimizer of optax"),
+  ],
+)
+def test_what_cannot_be_weighted_is_named(change, message):
+  with pytest.raises(ValueError, match="^" + message):
+    _train(**change)
+
+
+def test_integers_beside_weights_get_no_step():
+  params = {"w": PARAMS, "count": np.int32(3)}
+  found = _train(lambda p, b: losses(p["w"], b), params=params)
+  np.testing.assert_allclose(found["w"], _train(), rtol=1e-9)
+  assert found["count"] == 3

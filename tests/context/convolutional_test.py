@@ -68,3 +68,12 @@ def test_points_beyond_its_reach_have_no_effect(case):
 def test_inputs_of_more_numbers_are_refused():
   with pytest.raises(ValueError, match="inputs of 2 numbers: must be one"):
     convolutional_process().init(RNG, jnp.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("far", [-9.0, 9.0, 100.0])
+def test_inputs_beyond_the_grid_are_named(far):
+  """No convolution sees them, and all predictions would be the same."""
+  learner = convolutional_process(bounds=(-8.0, 8.0), width=4, layers=1)
+  inputs = np.array([[0.0], [far]])
+  with pytest.raises(ValueError, match="must be from -8.5 to 8.5, where the"):
+    learner.init(RNG, inputs)

@@ -8,6 +8,7 @@ import scipy.stats
 
 from metajax.context import log_density, tnp_a, tnp_nd
 from metajax.context.autoregressive import order
+from metajax.predictive import Normal
 from metajax.types import Batch
 
 RNG = jax.random.key(0)
@@ -134,3 +135,10 @@ def test_tnp_nd_is_a_normal_distribution(covariance, task):
   scale = np.sqrt(np.diagonal(matrix))
   correlations = matrix / np.outer(scale, scale) - np.eye(len(matrix))
   assert 1e-3 < np.abs(correlations).max() < 1
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (5, 2)])
+def test_targets_of_another_shape_are_not_broadcast(shape):
+  predictions = Normal(jnp.zeros((5, 1)), jnp.ones((5, 1)))
+  with pytest.raises(ValueError, match="must be equal"):
+    log_density(predictions, jnp.ones(shape))

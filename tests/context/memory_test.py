@@ -113,9 +113,9 @@ def test_the_least_used_slots_are_free():
 @pytest.mark.parametrize(
   "sizes, message",
   [
-    ({"units": 0}, "units=0, .*: must be 1 or more"),
-    ({"reads": 9, "slots": 8}, "reads=9: .* reads at most slots"),
-    ({"decay": 1.5}, r"decay=1.5: must be from 0 to 1\."),
+    ({"units": 0}, "units=0: must be 1 or more"),
+    ({"reads": 9, "slots": 8}, "reads=9: must be at most slots=8"),
+    ({"decay": 1.5}, r"decay=1.5: must be 0 to 1\."),
   ],
 )
 def test_bad_sizes_are_named(sizes, message):

@@ -60,3 +60,9 @@ def test_noise_of_the_edges_is_not_in_the_densities():
 def test_less_than_two_knots_are_refused():
   with pytest.raises(ValueError, match="^num_knots=1: must be 2 or more"):
     prior_fitted(EDGES, num_knots=1)
+
+
+@pytest.mark.parametrize("edge", [-np.inf, np.nan])
+def test_edges_that_are_not_finite_are_named(edge):
+  with pytest.raises(ValueError, match="finite numbers that increase"):
+    prior_fitted([edge, 0.0, 1.0, 2.0, 3.0], **SIZES)

@@ -88,7 +88,7 @@ def test_has_the_published_sizes():
 
 
 def test_bad_sizes_are_named():
-  with pytest.raises(ValueError, match="length=0, .*: must be 1 or more"):
+  with pytest.raises(ValueError, match="length=0: must be 1 or more"):
     snail(2, length=0)
-  with pytest.raises(ValueError, match=r"attention=\(\(4, 0\),\): must be 1"):
+  with pytest.raises(ValueError, match="attention=0: must be 1"):
     snail(2, attention=((4, 0),))

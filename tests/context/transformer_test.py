@@ -118,7 +118,7 @@ def test_causal_tokens_know_nothing_of_later_ones(network):
 
 
 def test_sizes_that_do_not_fit_are_named():
-  with pytest.raises(ValueError, match="heads=3: must .* divide the width"):
+  with pytest.raises(ValueError, match="heads=3: heads must divide the width"):
     transformer(width=8, heads=3)
-  with pytest.raises(ValueError, match="layers=0, .*: must be 1 or more"):
+  with pytest.raises(ValueError, match="layers=0: must be 1 or more"):
     transformer(layers=0)

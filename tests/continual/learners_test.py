@@ -361,3 +361,50 @@ def test_elastic_weights_of_a_narrow_model_keep_its_dtype():
   np.testing.assert_allclose(learned.memory[0], expected, rtol=1e-3)
   after = learner.observe(learned, example, jax.random.key(0))
   assert after.params.dtype == jnp.bfloat16
+
+
+LEARNERS = {
+  "online": lambda rate, loss=_loss: online(loss, rate),
+  "replayed": lambda rate, loss=_loss: replayed(
+    loss, rate, capacity=2, batch=2
+  ),
+  "mer": lambda rate, loss=_loss: meta_experience_replay(
+    loss, rate, WITHIN, capacity=2, batch=2
+  ),
+  "ewc": lambda rate, loss=_loss: elastic_weights(loss, rate, STRENGTH),
+}
+
+
+@pytest.mark.parametrize("rate", [-0.1, float("nan")])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_step_size_that_is_none_is_named(name, rate):
+  with pytest.raises(ValueError, match="^step_size=.* must be 0 or more"):
+    LEARNERS[name](rate)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_integers_beside_weights_stay_and_narrow_weights_stay_narrow(name):
+  """A count gets no gradient; a wide rate does not widen the weights."""
+
+  def loss(params, example):
+    return jnp.square(params["w"] @ example.inputs - example.targets)
+
+  weights = jnp.zeros(3, jnp.float16)
+  examples, params = _examples(4), {"w": weights, "count": jnp.int32(7)}
+  learner = LEARNERS[name](np.float64(0.01), loss)
+
+  @jax.jit
+  def learn(params):
+    first = jax.tree.map(lambda x: x[0], examples)
+    start = learner.init(params, first)
+    keys = jax.random.split(RNG, 4)
+    state, _ = jax.lax.scan(
+      lambda state, x: (learner.observe(state, *x), None),
+      start,
+      (examples, keys),
+    )
+    return learner.observe(learner.end_task(state, examples), first, RNG).params
+
+  found = learn(params)
+  assert found["count"] == 7 and found["count"].dtype == jnp.int32
+  assert found["w"].dtype == jnp.float16 and np.abs(found["w"]).min() > 0

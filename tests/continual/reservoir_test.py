@@ -129,3 +129,26 @@ def test_a_memory_of_no_places_is_refused(capacity):
   message = f"^capacity={capacity}: must be 1 or more"
   with pytest.raises(ValueError, match=message):
     reservoir(jnp.zeros(2), capacity)
+
+
+@pytest.mark.parametrize(
+  "example, message",
+  [
+    (jnp.ones(1), r"float32 \(1,\), must be float32 \(2,\)"),
+    (jnp.float32(1), r"float32 \(\), must be float32 \(2,\)"),
+    (jnp.ones((2, 2)), r"float32 \(2, 2\), must be float32 \(2,\)"),
+    (jnp.ones(2, jnp.complex64), r"complex64 \(2,\), must be float32"),
+  ],
+)
+def test_an_example_of_another_form_is_not_broadcast(example, message):
+  memory = reservoir({"x": jnp.zeros(2)}, 3)
+  with pytest.raises(ValueError, match=r"^example\['x'\] is " + message):
+    add(memory, {"x": example}, KEYS[0])
+
+
+def test_integers_of_a_memory_are_not_cut_from_floats():
+  memory = reservoir(jnp.zeros(2, int), 3)
+  with pytest.raises(ValueError, match="^example is float32"):
+    add(memory, jnp.array([1.7, 2.2]), KEYS[0])
+  kept = add(reservoir(jnp.zeros(2), 3), jnp.array([1, 2]), KEYS[0])
+  np.testing.assert_array_equal(kept.items[0], [1.0, 2.0])

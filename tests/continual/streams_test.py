@@ -283,3 +283,20 @@ def test_images_that_numpy_holds_make_the_same_streams():
     found = make(batch, batch, 2, 3, KEYS[0])
     expected = make(held, held, 2, 3, KEYS[0])
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_each_channel_turns_alone():
+  draw = np.random.default_rng(0)
+  image = jnp.asarray(draw.normal(size=(5, 5, 3)), jnp.float32)
+  found = turn(image, 0.4)
+  assert found.shape == image.shape
+  for i in range(3):
+    alone = turn(image[..., i : i + 1], 0.4)
+    np.testing.assert_allclose(found[..., i : i + 1], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 4), (6, 16), (6, 4, 4, 1, 1)])
+def test_images_of_other_axes_cannot_turn(shape):
+  images = Batch(jnp.ones(shape), jnp.zeros(6, int))
+  with pytest.raises(ValueError, match="^train: inputs of .* cannot turn"):
+    rotated(images, images, 2, 3, KEYS[0])

@@ -79,3 +79,8 @@ def test_chosen_mean_is_nearer_than_that_of_random_choices():
 def test_impossible_number_is_named(num_chosen):
   with pytest.raises(ValueError, match=f"^num_chosen={num_chosen}: .* 1 to 12"):
     herding(jnp.asarray(FEATURES), num_chosen)
+
+
+def test_features_that_are_not_finite_are_named():
+  with pytest.raises(ValueError, match="^features: not finite"):
+    herding(jnp.array([[1.0], [jnp.nan], [2.0]]), 2)

@@ -108,3 +108,17 @@ def test_examples_must_be_the_same_and_enough(loss):
     loss(student[:1], teacher[:1])
   with pytest.raises(ValueError, match="not finite"):
     loss(student, teacher.at[0, 0].set(jnp.inf))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 2, 2, 3), (4, 2, 3)])
+@pytest.mark.parametrize("loss", [relational_distance, relational_angle])
+def test_embeddings_of_other_axes_are_named(loss, shape):
+  """Those of one axis have no distance, and the loss was 0."""
+  with pytest.raises(ValueError, match=r"must be \[n, d\]"):
+    loss(jnp.ones(shape), jnp.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3)])
+def test_features_without_positions_have_no_attention(shape):
+  with pytest.raises(ValueError, match="without positions, use hint"):
+    attention_transfer(jnp.ones(shape), jnp.ones(shape))

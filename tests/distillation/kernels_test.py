@@ -216,3 +216,13 @@ def test_ridge_is_in_units_of_the_kernel():
 def test_bad_ridge_is_named(ridge):
   with pytest.raises(ValueError, match=r"^ridge=.*: must be above 0"):
     kernel_ridge(linear_kernel, jnp.asarray(X), jnp.ones((5, 1)), ridge)
+
+
+def test_inputs_of_zeros_are_predicted_as_zero_and_not_nan():
+  predict = kernel_ridge(linear_kernel, jnp.zeros((2, 3)), jnp.ones((2, 1)))
+  np.testing.assert_array_equal(predict(jnp.ones((4, 3))), 0)
+
+
+def test_targets_of_another_number_are_named():
+  with pytest.raises(ValueError, match="^targets: 3 given for 2 inputs"):
+    kernel_ridge(linear_kernel, jnp.ones((2, 3)), jnp.ones((3, 1)))

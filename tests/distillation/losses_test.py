@@ -403,3 +403,10 @@ def test_bad_input_is_named():
     mutual_learning(cohort, LABELS)
   with pytest.raises(ValueError, match="shape"):
     regression_distillation(student, teacher[:3])
+
+
+@pytest.mark.parametrize("temperature", [[1.0, 2.0, 3.0], [2.0]])
+def test_several_temperatures_are_not_broadcast(temperature):
+  logits = jnp.ones((3, 3))
+  with pytest.raises(ValueError, match="^temperature of shape .* one number"):
+    softened_kl(logits, logits, jnp.array(temperature))

@@ -27,6 +27,7 @@ from metajax.distillation.teaching import (
 from metajax.models.adapters import from_linen
 from metajax.models.mlp import MLP
 from metajax.training import supervised_trainer
+from metajax.types import Batch
 
 RNG = jax.random.key(0)
 MODEL = MLP(3, (8,))
@@ -265,3 +266,21 @@ def test_students_pass_in_training(build):
   )
   other, *_ = build(Normalized())(params, BATCH, jax.random.key(7))
   assert loss != other
+
+
+@pytest.mark.parametrize(
+  "loss_fn, name",
+  [
+    (alone(MODEL), "labels"),
+    (taught(MODEL), "teacher"),
+    (taught(MODEL, TEACHER), "labels"),
+    (taught_by_peers(MODEL), "labels"),
+    (hinted(MODEL, lambda params, x: x), "hint"),
+  ],
+)
+def test_what_a_batch_lacks_is_named(loss_fn, name):
+  batch = {k: v for k, v in BATCH.items() if k != name}
+  with pytest.raises(ValueError, match=f"^batch: has no '{name}', must be a"):
+    loss_fn(_member(0), batch, RNG)
+  with pytest.raises(ValueError, match="^batch: Batch given, must be a dict"):
+    loss_fn(_member(0), Batch(INPUTS, LABELS), RNG)

@@ -114,3 +114,40 @@ def test_decays_out_of_range_are_named():
       learned_optimizers.learned_adam(PARAMS, 0.1, **{name: 0})
   with pytest.raises(ValueError, match="eps_root=0: must be above 0"):
     learned_optimizers.learned_adam(PARAMS, 0.1, eps_root=0)
+
+
+BUILDERS = [learned_optimizers.learned_sgd, learned_optimizers.learned_adam]
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize(
+  "params", [np.zeros(3, int), {"n": np.int32(1)}, {}, np.ones(2, bool)]
+)
+def test_parameters_without_a_number_to_train_are_named(build, params):
+  with pytest.raises(ValueError, match="^params: no floating point number"):
+    build(params, 0.1)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize(
+  "times", [(0, 1.5), (0, float("nan")), 3, (), (0, 0), (-1, 2), (2, 1)]
+)
+def test_times_that_are_no_increasing_steps_are_named(build, times):
+  with pytest.raises(ValueError, match="^times=.* must be steps from 0 that"):
+    build(PARAMS, 0.1, times=times)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize(
+  "params, message",
+  [
+    ({"w": np.ones((4, 3)), "b": np.ones(2)}, r"params\['w'\] has shape"),
+    ({"w": PARAMS["w"]}, "params: PyTreeDef"),
+  ],
+)
+def test_parameters_of_another_network_are_not_broadcast(
+  build, params, message
+):
+  learned = build(PARAMS, 0.1, each="element")
+  with pytest.raises(ValueError, match="^" + message):
+    learned.optimizer(start(learned)).init(params)

@@ -11,6 +11,7 @@ from sklearn.svm import LinearSVC
 
 from metajax.learners import cosine, support_vector_machine, svm
 from metajax.learners.closed_form import cosine_prototypes
+from metajax.learners.heads import ABSENT
 from metajax.losses import cross_entropy
 from metajax.models.mlp import MLP
 
@@ -152,3 +153,12 @@ def test_the_scale_of_cosines_begins_at_10():
   learner = cosine_prototypes(MLP(None, (4,)), cross_entropy, num_outputs=WAYS)
   params = learner.init(jax.random.key(0), jnp.zeros((2, 3)))
   np.testing.assert_allclose(np.exp(params["log_scale"]), 10, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ways", [WAYS, None])
+def test_no_example_has_no_class(ways):
+  head = svm(ways)
+  fitted = head.fit(jnp.ones((0, 3)), jnp.zeros(0, int))
+  logits = head.predict(fitted, jnp.ones((2, 3)))
+  assert logits.shape == (2, ways or 0)
+  np.testing.assert_array_equal(logits, ABSENT * np.finfo(np.float32).max)

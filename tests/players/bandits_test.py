@@ -9,6 +9,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
+from metajax import players
 from metajax.players import (
   epsilon_greedy,
   gittins,
@@ -348,3 +349,17 @@ def test_memories_of_a_trial_are_the_counts_of_what_was_pulled_before():
     np.testing.assert_array_equal(found[:, :2], 1)
     counts = 1 + np.cumsum(of_step, axis=1)
     np.testing.assert_array_equal(found[:, 2:], counts[:, :-1])
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, 2.0, float("nan")])
+@pytest.mark.parametrize(
+  "build",
+  [
+    lambda e: players.epsilon_greedy(3, e),
+    lambda e: players.mdp_epsilon_greedy(players.Sizes(), e),
+    lambda e: players.tabularl_epsilon_greedy(players.Sizes(), e),
+  ],
+)
+def test_an_epsilon_that_is_no_probability_is_named(build, epsilon):
+  with pytest.raises(ValueError, match="^epsilon=.* must be 0 to 1"):
+    build(epsilon)

@@ -75,3 +75,9 @@ def test_each_task_draws_its_own_when_mapped():
   mapped = jax.vmap(gamma)(keys, shapes)
   alone = jnp.stack([gamma(*one) for one in zip(keys, shapes, strict=True)])
   np.testing.assert_allclose(mapped, alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [0.5, 0.0, -3.0, float("nan")])
+def test_a_shape_below_one_is_nan_and_does_not_hang(shape):
+  found = gamma(jax.random.key(0), jnp.array([shape, 1.0, 2.5]))
+  assert np.isnan(found[0]) and np.all(found[1:] > 0)

@@ -475,3 +475,20 @@ def test_what_cannot_be_is_refused():
       build(optax.sgd(0.1), meta_batch=1, penalty=wrong)
   with pytest.raises(ValueError, match="max_kl=-1: must be"):
     build(TrustRegion(max_kl=-1), meta_batch=1)
+
+
+def test_what_needs_an_inner_step_is_not_ignored_without_one():
+  with pytest.raises(ValueError, match="^credit=0.3: .* num_steps=0; give 0"):
+    _parts("pretrained", credit=0.3)
+  _, tasks, learner, _, _ = _parts("pretrained")
+  trainer = policy_trainer(
+    learner,
+    tasks,
+    optax.sgd(0.1),
+    meta_batch=1,
+    rng=jax.random.key(0),
+    penalty=KLPenalty(),
+  )
+  state = trainer.init(jax.random.key(0))
+  with pytest.raises(ValueError, match="^penalty: .* num_steps=0; give None"):
+    trainer.compile(state)

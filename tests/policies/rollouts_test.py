@@ -194,3 +194,13 @@ def test_tasks_that_cannot_be_are_refused(changes, message):
   given = {"actions": Discrete(2), "horizon": 3, **changes}
   with pytest.raises(ValueError, match=message):
     playable(None, None, None, **given)
+
+
+def test_what_the_mask_leaves_out_has_no_effect_on_the_baseline():
+  draw = np.random.default_rng(0)
+  seen, returns = draw.normal(size=(2, 5, 3)), draw.normal(size=(2, 5))
+  mask = np.arange(5) < np.array([[5], [3]])
+  wanted = linear_values(jnp.asarray(seen), jnp.asarray(returns), mask)
+  seen[~mask], returns[~mask] = np.nan, np.nan
+  found = linear_values(jnp.asarray(seen), jnp.asarray(returns), mask)
+  np.testing.assert_allclose(found[mask], wanted[mask], rtol=1e-5)

@@ -210,3 +210,16 @@ def test_what_comes_after_the_end_changes_nothing(name):
   np.testing.assert_array_equal(grad, other_grad)
   assert (np.asarray(grad)[~mask] == 0).all()
   assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("name", [*SURROGATES, "clipped"])
+@pytest.mark.parametrize("place", range(4))
+def test_arrays_of_other_shapes_are_not_broadcast(name, place):
+  arrays = [jnp.zeros((2, 3)) for _ in range(3)] + [jnp.ones((2, 3), bool)]
+  surrogate = SURROGATES.get(name, clipped())
+  assert surrogate(*arrays) == 0
+  for shape in ((3,), (2, 1), ()):
+    other = [*arrays]
+    other[place] = jnp.ones(shape, arrays[place].dtype)
+    with pytest.raises(AssertionError):
+      surrogate(*other)

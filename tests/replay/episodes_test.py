@@ -320,7 +320,7 @@ def test_masked_tasks_and_state_are_kept_and_learned_from():
       {"devices": 2, "shards": 3},
       "shards=3: must be a positive multiple of 2 devices.",
     ),
-    ({"shards": 0}, "shards=0: must be 1 or more, or None."),
+    ({"shards": 0}, "shards=0: must be 1 or more."),
     ({"shards": 2}, "batch=5: must be a positive multiple of 2 shards."),
     ({"new": 0}, "new=0: must be a positive multiple of 1 devices."),
     ({"batch": -1}, "batch=-1: must be a positive multiple of 1 devices."),

@@ -181,3 +181,49 @@ def test_importance_weights_by_hand():
   ):
     found = importance_weights(probabilities, jnp.int32(64), exponent)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_what_cannot_be_drawn_has_no_weight():
+  """A probability of 0 was NaN for the whole batch."""
+  found = importance_weights(jnp.array([0.0, 0.5, 0.25]), 4, 0.5)
+  np.testing.assert_allclose(found, [0.0, 0.5**0.5, 1.0], rtol=1e-6)
+  nothing = importance_weights(jnp.zeros(2), 4, 0.5)
+  np.testing.assert_array_equal(nothing, 0)
+  with pytest.raises(ValueError, match="^probabilities="):
+    importance_weights(jnp.array([-0.1, 1.1]), 4, 0.5)
+  with pytest.raises(ValueError, match="^exponent=-1"):
+    importance_weights(jnp.ones(2), 4, -1)
+
+
+def test_an_error_that_does_not_count_may_be_anything():
+  found = sequence_priority(jnp.array([jnp.nan, 2.0]), jnp.array([0.0, 1.0]))
+  assert found == 2.0
+  with pytest.raises(ValueError, match="^eta=3"):
+    sequence_priority(jnp.ones(2), jnp.ones(2), 3.0)
+  with pytest.raises(ValueError, match="^weights of shape"):
+    sequence_priority(jnp.ones((2, 3)), jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+  "name, shape",
+  [
+    ("rewards", (2, 1)),
+    ("discounts", ()),
+    ("discounts", (1,)),
+    ("online_q", (2, 3)),
+    ("online_q", (4, 3)),
+    ("target_q", (3, 1)),
+    ("target_q", (2, 3)),
+  ],
+)
+def test_targets_of_arrays_that_do_not_fit_are_named(name, shape):
+  """Two steps and two values would broadcast."""
+  arrays = {
+    "rewards": jnp.ones(2),
+    "discounts": jnp.ones(2),
+    "online_q": jnp.ones((3, 3)),
+    "target_q": jnp.ones((3, 3)),
+  }
+  with pytest.raises(ValueError, match="of shape"):
+    n_step_double_q(**{**arrays, name: jnp.ones(shape)}, n=1)
+  n_step_double_q(**arrays, n=1)

@@ -216,3 +216,12 @@ def test_network_equals_loops_in_float64():
   out = dense(first, norm(p["norm"], t[ROWS:, 0]))
   out = dense(second, np.maximum(out, 0))
   np.testing.assert_allclose(logits(support, asked), out, atol=2e-5)
+
+
+def test_integers_are_a_table_of_floats():
+  table = np.random.default_rng(0).integers(0, 9, (ROWS, FEATURES))
+  labels, found = jnp.arange(ROWS) % 4, []
+  for x in (jnp.asarray(table), jnp.asarray(table, jnp.float32)):
+    support = Batch(x, labels, jnp.ones(ROWS, bool))
+    found.append(learned(params(), support, x))
+  np.testing.assert_array_equal(*found)

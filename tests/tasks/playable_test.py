@@ -6,16 +6,22 @@ import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from metajax.models.mlp import MLP
+from metajax.models.recurrent import recurrent
 from metajax.players import random_player
 from metajax.policies import (
+  PPO,
   categorical_policy,
   gaussian_policy,
   play_episodes,
   policy_learner,
+  policy_trainer,
+  ppo_trainer,
 )
+from metajax.replay import Objective, Replay, replay_trainer
 from metajax.tasks.bandits import bandit_tasks, bandits
 from metajax.tasks.environment_tasks import environment_tasks
 from metajax.tasks.gridworld import gridworld
@@ -29,7 +35,7 @@ from metajax.tasks.playable import (
   told,
 )
 from metajax.tasks.tabular_mdp import mdp_tasks, tabular_mdps
-from metajax.tasks.trials import play, trials_of
+from metajax.tasks.trials import Player, play, trials_of
 
 WAYS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]], np.float32)
 HORIZON = 5
@@ -225,3 +231,187 @@ def test_actions_that_do_not_fit_are_one_line():
       build()
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def _counted(**other):
+  """Counts steps, and shows their number twice; ends after 3 of them.
+
+  Args:
+    **other: functions of what `begin` and `step` return, by its name.
+  """
+
+  def changed(name, x):
+    return other.get(name, lambda x: x)(x)
+
+  def step(task, state, action, rng):
+    state = state + 1
+    return (
+      changed("state", state),
+      changed("observation", jnp.full(2, state)),
+      changed("reward", (action == task).astype(jnp.float32)),
+      changed("ended", state >= 3),
+    )
+
+  return playable(
+    lambda rng: jax.random.randint(rng, (), 0, 2),
+    lambda task, rng: (
+      changed("first_state", jnp.float32(0)),
+      changed("first_observation", jnp.zeros(2)),
+    ),
+    step,
+    actions=Discrete(2),
+    horizon=HORIZON,
+  )
+
+
+def _rollouts(tasks):
+  policy = categorical_policy(MLP(2, (4,)), tasks.actions)
+  learner = policy_learner(policy, tasks)
+  key = jax.random.key(0)
+  return learner.play(learner.init(key), jnp.int32(1), key, 3)
+
+
+WAYS_TO_PLAY = {
+  "episodes": _rollouts,
+  "trials": lambda tasks: _play(trials_of(tasks, 7)),
+  "same_starts": lambda tasks: _play(trials_of(tasks, 7, new_starts=False)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_PLAY)
+@pytest.mark.parametrize(
+  "name, change, message",
+  [
+    ("reward", lambda x: x[None], r"reward has shape \(1,\), must be a scalar"),
+    ("ended", lambda x: x[None], r"ended has shape \(1,\), must be a scalar"),
+    ("ended", lambda x: x.astype(int), "ended is int32, must be bool"),
+    ("ended", lambda x: x.astype(float), "ended is float32, must be bool"),
+    ("reward", lambda x: {"r": x}, "reward must be one array"),
+    (
+      "state",
+      lambda x: x.astype(jnp.complex64),
+      r"the state is complex64 \(\), but that of begin is float32 \(\)",
+    ),
+    (
+      "state",
+      lambda x: x[None],
+      r"the state is float32 \(1,\), but that of begin is float32 \(\)",
+    ),
+    ("state", lambda x: (x, x), "must be the same tree"),
+    (
+      "observation",
+      lambda x: x[:1],
+      r"the observation is float32 \(1,\), but that of begin is float32 \(2,",
+    ),
+    (
+      "first_observation",
+      lambda x: x.astype(int),
+      r"the observation is float32 \(2,\), but that of begin is int32 \(2,",
+    ),
+    ("first_observation", lambda x: [x], "the observation must be one array"),
+  ],
+)
+def test_what_tasks_return_wrongly_is_named(way, name, change, message):
+  with pytest.raises(ValueError, match=message) as error:
+    WAYS_TO_PLAY[way](_counted(**{name: change}))
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("way", WAYS_TO_PLAY)
+@pytest.mark.parametrize(
+  "name, change",
+  [
+    ("reward", lambda x: x > 0),
+    ("reward", lambda x: x.astype(int)),
+    ("state", lambda x: x.astype(int)),
+    ("observation", lambda x: x.astype(jnp.float16)),
+    ("first_state", lambda x: 0.0),
+  ],
+)
+def test_narrower_numbers_are_those_of_the_beginning(way, name, change):
+  found = WAYS_TO_PLAY[way](_counted(**{name: change}))
+  wanted = WAYS_TO_PLAY[way](_counted())
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_results_of_other_lengths_are_named():
+  tasks = _counted()
+  short = tasks._replace(step=lambda *x: tasks.step(*x)[:3])
+  alone = tasks._replace(begin=lambda *x: tasks.begin(*x)[1])
+  for wrong, message in (
+    (short, r"^step: must return \(state, observation, reward, ended\)"),
+    (alone, r"^begin: must return \(state, observation\)"),
+  ):
+    for way in WAYS_TO_PLAY.values():
+      with pytest.raises(ValueError, match=message):
+        way(wrong)
+
+
+def test_trials_and_playable_tasks_are_told_apart():
+  playables, trials = _counted(), trials_of(_counted(), 7)
+  policy = categorical_policy(MLP(2, (4,)), Discrete(2))
+  learner = policy_learner(policy, playables)
+  network = recurrent(2, units=4)
+  for build, message in {
+    lambda: policy_learner(policy, trials): "tasks: Trials given",
+    lambda: trials_of(trials, 7): "tasks: Trials given",
+    lambda: _policy_trainer(learner, trials): "tasks: Trials given",
+    lambda: play(random_player(2), playables, jax.random.key(0)): (
+      "tasks: PlayableTasks given, must be Trials; trials_of(tasks, num_steps)"
+    ),
+    lambda: _replay_trainer(network, playables): "tasks: PlayableTasks given",
+    lambda: _ppo_trainer(network, playables): "tasks: PlayableTasks given",
+    lambda: policy_learner(MLP(2), playables): "policy: MLP given, must be a",
+    lambda: _policy_trainer(policy, playables): "learner: Policy given, must",
+    lambda: _ppo_trainer(MLP(2), trials): "network: MLP given, must be a",
+  }.items():
+    with pytest.raises(ValueError) as error:
+      build()
+    assert str(error.value).startswith(message)
+
+
+def _policy_trainer(learner, tasks):
+  return policy_trainer(
+    learner, tasks, optax.sgd(0.1), meta_batch=2, rng=jax.random.key(0)
+  )
+
+
+def _replay_trainer(network, tasks):
+  return replay_trainer(
+    network,
+    tasks,
+    optax.sgd(0.1),
+    Objective(2, 7),
+    Replay(actors=2, length=4, period=2, capacity=16, batch=4),
+    rng=jax.random.key(0),
+  )
+
+
+def _ppo_trainer(network, tasks):
+  return ppo_trainer(
+    network, tasks, optax.sgd(0.1), PPO(actors=4), rng=jax.random.key(0)
+  )
+
+
+@pytest.mark.parametrize("action", [jnp.float32(1), jnp.zeros(1, int), 1 > 0])
+def test_an_action_that_is_no_integer_is_named(action):
+  player = Player(lambda: (), lambda memory, step, rng: (action, memory))
+  with pytest.raises(ValueError, match="^player: its action is "):
+    play(player, trials_of(_counted(), 7), jax.random.key(0))
+
+
+@pytest.mark.parametrize("way", WAYS_TO_PLAY)
+def test_a_state_may_have_a_random_key(way):
+  tasks, key = _counted(), jax.random.key(0)
+
+  def begin(task, rng):
+    state, seen = tasks.begin(task, rng)
+    return (state, key), seen
+
+  def step(task, state, action, rng):
+    new, *rest = tasks.step(task, state[0], action, rng)
+    return (new, jax.random.fold_in(state[1], 1)), *rest
+
+  with_key = tasks._replace(begin=begin, step=step)
+  found, wanted = (WAYS_TO_PLAY[way](x) for x in (with_key, tasks))
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
