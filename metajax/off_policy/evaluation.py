@@ -19,7 +19,7 @@ def played_trials(
   tasks: PlayableTasks,
   *,
   num_episodes: int,
-  deterministic: bool = True,
+  deterministic: bool = False,
   tasks_at_once: int = 20,
 ) -> Callable[[Params, PRNGKey, int], tuple[Any, Episodes]]:
   """Returns `(params, rng, num_tasks) -> (drawn, trials)` of new tasks.

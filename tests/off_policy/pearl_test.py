@@ -320,7 +320,7 @@ def test_second_episode_knows_the_task_that_the_first_has_shown():
   state = trainer.init(jax.random.key(2))
   train, _ = trainer.compile(state)
   state, _ = train(state, 100)
-  play = played_trials(agent, tasks, num_episodes=2)
+  play = played_trials(agent, tasks, num_episodes=2, deterministic=True)
   _, trials = play(state.meta_params, jax.random.key(9), 200)
   first, second = trials.returns.mean(0)
   assert first < -0.4
