@@ -9,8 +9,11 @@ taken at meta-test. The script reports the mean returns of the first 3 episodes
 on the same 100 test goals as maml_navigation, whose policies play 20 episodes
 for each gradient step.
 
-PEARL's rewards here are dense, so a walk of one episode tells the goal. The
-paper's sparse variant is not here.
+The rewards here are dense, so the walk of an episode tells much of the goal.
+The paper's sparse variant is not here.
+
+It takes 37 minutes on a core with much other work, 11 of them to compile, and
+gets -54.5, -7.3 and -3.3.
 """
 
 from typing import Any
@@ -60,8 +63,8 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("capacity", 2000, "Transitions kept of each goal.", 1)
 flags.DEFINE_float("discount", 0.8, "Discount of a step.", 0.0, 1.0)
-flags.DEFINE_float("temperature", 0.03, "Weight of the actions' entropy.", 0.0)
-flags.DEFINE_float("kl_weight", 3e-5, "Weight of the belief's divergence.", 0.0)
+flags.DEFINE_float("temperature", 0.04, "Weight of the actions' entropy.", 0.0)
+flags.DEFINE_float("kl_weight", 1e-4, "Weight of the belief's divergence.", 0.0)
 flags.DEFINE_float(
   "target_rate", 0.02, "How far targets move in an update, tau.", 1e-9, 1.0
 )
@@ -70,14 +73,14 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_integer("validation_tasks", 50, "Goals of a validation.", 2)
 DEFAULTS = {
-  "steps": 1000,
+  "steps": 600,
   "meta_batch": 16,
   "outer_lr": 2e-3,
   "outer_schedule": "cosine",
   "eval_tasks": 100,
   "log_every": 10,
-  "eval_every": 100,
-  "checkpoint_every": 100,
+  "eval_every": 50,
+  "checkpoint_every": 50,
 }
 # Flags of every training script that have no effect here.
 UNUSED = ("learner", "task_chunk", "memory", "inner_steps", "inner_lr")
