@@ -47,7 +47,13 @@ def main() -> None:
     return
   # The first test tasks, with the episodes that were scored.
   first = jax.tree.map(lambda x: x[:DRAWN], played.rollouts)
-  paths.draw(played.workdir / "paths.png", played.tasks[:DRAWN], first)
+  paths.draw(
+    played.workdir / "paths.png",
+    played.tasks[:DRAWN],
+    first.observations,
+    first.mask,
+    [f"{k} step{'s'[: k != 1]}" for k in policy_runs.EVALUATED],
+  )
   policy_runs.finish("maml_navigation", played, {}, PUBLISHED)
 
 

@@ -60,6 +60,9 @@ ALLOWED = {
   "policies": BASICS
   | LOOPS
   | {"learners", "models", "players", "policies", "tasks", "training"},
+  "off_policy": BASICS
+  | LOOPS
+  | {"off_policy", "policies", "tasks", "training"},
   "replay": BASICS
   | LOOPS
   | {"models", "players", "replay", "task_checks", "tasks", "training"},
@@ -94,7 +97,7 @@ def test_part_knows_only_what_comes_before_it(part):
 # Each is a folder that could be deleted without the core noticing.
 FAMILIES = [
   *("bilevel", "context", "continual", "learned_optimizers", "players"),
-  *("policies", "replay", "tabular"),
+  *("off_policy", "policies", "replay", "tabular"),
 ]
 
 

@@ -34,6 +34,7 @@ ARGUMENTS = {
   "num_pulls": "pulls",
   "num_rotations": "rotations",
   "num_steps": "inner_steps",
+  "num_tasks": "train_tasks",
   "shots": "presentations",
 }
 # What the user can do about an error of a path.

@@ -1023,6 +1023,40 @@ def test_flags_of_policies_that_do_nothing_are_named(
 @pytest.mark.parametrize(
   "argument, message",
   [
+    *[
+      (f"--{flag}=0", rf"flag --{flag}=0: .*positive integer.*")
+      for flag in (
+        *("horizon", "hidden", "latent", "collected", "episodes", "updates"),
+        *("batch", "capacity"),
+      )
+    ],
+    ("--train_tasks=1", r"flag --train_tasks=1: .*2.*"),
+    ("--validation_tasks=1", r"flag --validation_tasks=1: .*2.*"),
+    ("--context=-1", r"flag --context=-1: .*non-negative.*"),
+    ("--temperature=-1", r"flag --temperature=-1: .*non-negative.*"),
+    ("--kl_weight=-1", r"flag --kl_weight=-1: .*non-negative.*"),
+    ("--kl_weight=nan", r"--kl_weight=nan: must be 0 or more\."),
+    ("--discount=1", r"--discount=1\.0: must be at least 0 and below 1\."),
+    ("--discount=2", r"flag --discount=2: .*"),
+    ("--target_rate=0", r"flag --target_rate=0: .*"),
+    ("--deterministic=no?", r"flag --deterministic=no\?: .*"),
+    (
+      "--collected=101",
+      r"--collected=101: must be at most --train_tasks=100, as .*",
+    ),
+    ("--capacity=299", r"--capacity=299: must be 300 or more, the steps .*"),
+    ("--inner_lr=0.1", r"--inner_lr has no effect here: leave it out\."),
+  ],
+)
+def test_bad_number_of_pearl_is_named(argument, message, run, workdir):
+  ended = run("pearl_navigation", [f"--workdir={workdir}", argument])
+  _assert_refused(ended, message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "argument, message",
+  [
     ("--task=dog", r"flag --task=dog: .*cheetah_direction\|.*"),
     ("--horizon=0", r"flag --horizon=0: .*positive integer.*"),
     (
