@@ -734,6 +734,7 @@ def test_images_that_cannot_be_completed_are_named(
       "--width=30, heads=4, .* divide the width",
     ),
     (["--train_ways=5"], "--train_ways has no effect here"),
+    (["--encoder=none", "--filters=8"], "--filters has no effect here"),
   ],
 )
 def test_readers_that_cannot_be_built_are_named(flags, message, run, workdir):
