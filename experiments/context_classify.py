@@ -109,8 +109,6 @@ def main() -> None:
     sizes[WIDTHS[FLAGS.learner]] = FLAGS.width
   reader = build_reader(FLAGS.learner, **sizes)
   reader(FLAGS.ways)  # Refuses a width that does not fit.
-  with waiting("loading data"):
-    data = image_data.load(FLAGS.ways, FLAGS.ways)
   # Groups of channels would not keep the features of images apart, see
   # docs/context.md. At test the statistics are constants, so no image sees
   # later ones.
@@ -122,6 +120,8 @@ def main() -> None:
   if FLAGS.encoder == "none":
     refuse("filters")
     network = {"name": "mlp", "hidden": (), "normalization": "none"}
+  with waiting("loading data"):
+    data = image_data.load(FLAGS.ways, FLAGS.ways)
   recipe = recipes.Recipe(
     FLAGS.learner,
     network,
