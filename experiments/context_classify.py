@@ -180,7 +180,8 @@ def main() -> None:
     "context_classify",
     {
       **data.protocol,
-      **flag_values("learner", "protocol", "width", "encoder", "filters"),
+      **flag_values("learner", "protocol", "width", "encoder"),
+      "filters": FLAGS.filters if FLAGS.encoder == "conv4" else None,
       "normalization": network["normalization"],
       "transductive": False,
       "published_percent": published,
