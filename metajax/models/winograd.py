@@ -102,8 +102,8 @@ def filtered(
   edges = [(0, 0, 0), (*padding[0], 0), (padding[1][0], right, 0), (0, 0, 0)]
   x = lax.pad(inputs, jnp.zeros((), inputs.dtype), edges)
   # The kernel's rows are side by side before the six combinations. To join them
-  # afterwards would be six concatenations, which take a third of a MAML step's
-  # compilation.
+  # afterwards would be six concatenations, which were a quarter of the
+  # compilation of a MAML step.
   x = jnp.concatenate([x[:, a : a + out_height] for a in range(rows)], axis=-1)
   x = x.reshape(n, out_height, tiles + 1, TILE, rows * channels)
   columns = [x.squeeze(3) for x in lax.split(x, (1,) * TILE, axis=3)]

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from metajax.numerics import check_counts
 from metajax.off_policy.agent import Agent
 from metajax.off_policy.transitions import Episodes
 from metajax.off_policy.trials import play_trial
+from metajax.policies.evaluation import over_new_tasks
 from metajax.tasks.playable import PlayableTasks
 from metajax.types import Params, PRNGKey
 
@@ -39,36 +39,19 @@ def played_trials(
     returns the tasks `[num_tasks, ...]` and the episodes `[num_tasks, K, T]`,
     whose `returns` are by episode.
   """
-  check_counts(num_episodes=num_episodes, tasks_at_once=tasks_at_once)
+  check_counts(num_episodes=num_episodes)
 
-  @jax.jit
-  def several(params: Params, keys: PRNGKey) -> tuple[Any, Episodes]:
-    def one(key: PRNGKey) -> tuple[Any, Episodes]:
-      task_key, play_key = jax.random.split(key)
-      task = tasks.draw(task_key)
-      return task, play_trial(
-        agent,
-        params,
-        tasks,
-        task,
-        play_key,
-        num_episodes,
-        deterministic=deterministic,
-      )
+  def one(params: Params, key: PRNGKey) -> tuple[Any, Episodes]:
+    task_key, play_key = jax.random.split(key)
+    task = tasks.draw(task_key)
+    return task, play_trial(
+      agent,
+      params,
+      tasks,
+      task,
+      play_key,
+      num_episodes,
+      deterministic=deterministic,
+    )
 
-    return jax.vmap(one)(keys)
-
-  def play(
-    params: Params, rng: PRNGKey, num_tasks: int
-  ) -> tuple[Any, Episodes]:
-    check_counts(num_tasks=num_tasks)
-    params = jax.device_get(params)
-    chunks = -(-num_tasks // tasks_at_once)
-    keys = jax.random.split(rng, chunks * tasks_at_once)
-    played = [
-      jax.device_get(several(params, keys[i : i + tasks_at_once]))
-      for i in range(0, len(keys), tasks_at_once)
-    ]
-    return jax.tree.map(lambda *x: np.concatenate(x)[:num_tasks], *played)
-
-  return play
+  return over_new_tasks(one, tasks_at_once)

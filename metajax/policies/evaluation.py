@@ -66,13 +66,26 @@ def played_tasks(
     returns the tasks `[num_tasks, ...]` and the rollouts `[num_tasks, K + 1, E,
     T, ...]`. A call with at least as many tasks has the same first tasks.
   """
+  return over_new_tasks(
+    _one_task(learner, tasks, num_steps, num_episodes), tasks_at_once
+  )
+
+
+def over_new_tasks(
+  one: Callable[[Params, PRNGKey], Any], tasks_at_once: int
+) -> Callable[[Params, PRNGKey, int], Any]:
+  """Returns `(params, rng, num_tasks) -> results [num_tasks, ...]`.
+
+  It compiles one program, of `tasks_at_once` tasks, for any number of tasks.
+
+  Args:
+    one: `(params, key) -> results` of one new task. The key fixes the task.
+    tasks_at_once: tasks that are computed in parallel.
+  """
   check_counts(tasks_at_once=tasks_at_once)
-  one = _one_task(learner, tasks, num_steps, num_episodes)
   several = jax.jit(jax.vmap(one, in_axes=(None, 0)))
 
-  def play(
-    params: Params, rng: PRNGKey, num_tasks: int
-  ) -> tuple[Any, Rollouts]:
+  def play(params: Params, rng: PRNGKey, num_tasks: int) -> Any:
     check_counts(num_tasks=num_tasks)
     # Several devices that have the parameters would each play all tasks.
     params = jax.device_get(params)
