@@ -269,7 +269,8 @@ def evaluator(
   # Whole chunks on every device; the surplus is cut off below.
   size = mesh.size * task_chunk
   padded = -(-num_tasks // size) * size
-  keys = evaluation_keys(rng, padded)
+  # The caller may have made them under another mesh.
+  keys = place(evaluation_keys(rng, padded), everywhere)
 
   def chunks() -> Iterator[tuple[PRNGKey, tuple]]:
     """The keys of the tasks of a chunk, with the data of a stream."""

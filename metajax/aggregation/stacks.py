@@ -125,7 +125,10 @@ def check_alike(name: str, model: Params, like: Params) -> None:
 
 def one_of(stack: Params) -> Params:
   """Returns the shapes of one model of a stack."""
-  return jax.eval_shape(lambda x: jax.tree.map(lambda leaf: leaf[0], x), stack)
+  # Not by `leaf[0]`, which explicit shardings over the models refuse.
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack
+  )
 
 
 def normalized_weights(weights: ArrayLike | None, size: int) -> Array:

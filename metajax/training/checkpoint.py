@@ -56,7 +56,6 @@ def open_checkpoints(directory: Path, *, keep: int = 2) -> Checkpoints:
   directory = Path(directory).absolute()
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep,
-    cleanup_tmp_directories=True,
     enable_async_checkpointing=False,
   )
   try:
@@ -90,6 +89,7 @@ def save(
   if step in steps:
     return
   try:
+    _remove_unfinished(checkpoints)
     checkpoints.manager.save(
       step,
       args=ocp.args.Composite(
@@ -99,14 +99,23 @@ def save(
     )
   # orbax and the file system raise errors of many types.
   except Exception as error:
-    if is_main():
-      for rest in checkpoints.directory.glob(f"{step}.*"):
-        shutil.rmtree(rest, ignore_errors=True)
+    _remove_unfinished(checkpoints)
     before = f"that of step {max(steps)} is whole" if steps else "there is none"
     raise SaveError(
       f"{checkpoints.directory}: the checkpoint of step {step} cannot be "
       f"written ({_reason(error)}); {before}"
     ) from error
+
+
+def _remove_unfinished(checkpoints: Checkpoints) -> None:
+  """Removes what a save that failed, or was killed, has left.
+
+  orbax would do it whenever a folder is opened, in a thread: also where another
+  process writes to the folder at that time.
+  """
+  if is_main():
+    for rest in checkpoints.directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+      shutil.rmtree(rest, ignore_errors=True)
 
 
 def restore(
