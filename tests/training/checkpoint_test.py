@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from metajax.training import TrainState, checkpoint
@@ -325,6 +326,22 @@ def test_save_that_was_killed_is_as_if_it_had_not_begun(
   _save(directory, 3)
   assert _steps_on_disk(directory) == [2, 3]
   _assert_is_step(_restore(directory), 3)
+
+
+def test_what_another_process_is_writing_is_left_alone(two_saved, tmp_path):
+  """A folder is also opened to look at a run that goes on."""
+  directory = shutil.copytree(two_saved, tmp_path / "run") / "checkpoints"
+  written = directory / f"3{ocp.utils.TMP_DIR_SUFFIX}" / "state" / "array"
+  written.parent.mkdir(parents=True)
+  written.write_text("a part")
+  checkpoints = checkpoint.open_checkpoints(directory)
+  _assert_is_step(checkpoint.restore(checkpoints, _step(0)), 2)
+  checkpoints.manager.close()
+  assert written.read_text() == "a part"
+  # Who saves is alone: it was killed.
+  _save(directory, 4)
+  assert _steps_on_disk(directory) == [2, 4]
+  assert not written.parent.parent.exists()
 
 
 def test_random_keys_come_back_and_draw_what_they_would_have(tmp_path):
