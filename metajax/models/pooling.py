@@ -66,10 +66,12 @@ def first_largest(taps: list[Array], lowest: Array | None = None) -> Array:
   The choice is element by element. Of equal elements the first is chosen. A NaN
   counts as the largest and as the smallest.
   """
+  if lowest is not None:
+    # Comparisons of signed numbers are faster than a choice of comparisons.
+    sign = jnp.where(lowest, -1, 1).astype(taps[0].dtype)
+    return sign * first_largest([sign * tap for tap in taps])
   if len(taps) == 1:
     return taps[0]
   middle = len(taps) // 2
-  a = first_largest(taps[:middle], lowest)
-  b = first_largest(taps[middle:], lowest)
-  first = a >= b if lowest is None else jnp.where(lowest, a <= b, a >= b)
-  return jnp.where(first | jnp.isnan(a), a, b)
+  a, b = first_largest(taps[:middle]), first_largest(taps[middle:])
+  return jnp.where((a >= b) | jnp.isnan(a), a, b)
