@@ -7,21 +7,26 @@ import jax
 import jax.numpy as jnp
 
 from metajax.models.recurrent import Recurrent
+from metajax.tasks.playable import Actions, Discrete, as_actions
 from metajax.tasks.trials import Step, Trials, check_trials, first_step
 from metajax.types import Array, Params, PRNGKey
 
 
-def encode(step: Step, num_actions: int) -> Array:
+def encode(step: Step, actions: Actions | int) -> Array:
   """Encodes steps as the inputs of a recurrent player, `[..., features]`.
 
-  The features are the observation, the last action (one-hot), its reward, and
-  whether it ended an episode (Duan et al. 2016, section 2.3). At the first step
-  of a task, all but the observation are zeros.
+  The features are the observation, the last action (one-hot if it is discrete),
+  its reward, and whether it ended an episode (Duan et al. 2016, section 2.3).
+  At the first step of a task, all but the observation are zeros.
   """
   axes = step.reward.shape
+  actions = as_actions(actions)
+  action = step.action
+  if isinstance(actions, Discrete):
+    action = jax.nn.one_hot(action, actions.number)
   past = jnp.concatenate(
     [
-      jax.nn.one_hot(step.action, num_actions),
+      action,
       step.reward[..., None],
       step.ended.astype(jnp.float32)[..., None],
     ],
@@ -34,14 +39,14 @@ def encode(step: Step, num_actions: int) -> Array:
 def first_params(network: Recurrent, tasks: Trials, rng: PRNGKey) -> Params:
   """Initialises the parameters of a network for the given tasks."""
   _, observation = jax.eval_shape(tasks.reset, rng)
-  step = first_step(jnp.zeros(observation.shape))
-  return network.init(rng, encode(step, tasks.num_actions))
+  step = first_step(jnp.zeros(observation.shape), tasks.actions)
+  return network.init(rng, encode(step, tasks.actions))
 
 
 def check_head(
-  network: Recurrent, tasks: Trials, checked: Callable[[Any, int], Any]
+  network: Recurrent, tasks: Trials, checked: Callable[[Any], Any]
 ) -> None:
-  """Calls `checked(outputs, num_actions)` on the outputs of a network's head.
+  """Calls `checked(outputs)` on the outputs of a network's head.
 
   The outputs are traced, so nothing is computed.
 
@@ -59,8 +64,9 @@ def check_head(
   def read(rng: PRNGKey) -> None:
     params = first_params(network, tasks, rng)
     _, observation = tasks.reset(rng)
-    features = encode(first_step(observation), tasks.num_actions)
+    step = first_step(observation, tasks.actions)
+    features = encode(step, tasks.actions)
     hidden, _ = network.read(params, network.start(), features)
-    checked(network.head(params, hidden), tasks.num_actions)
+    checked(network.head(params, hidden))
 
   jax.eval_shape(read, jax.eval_shape(lambda: jax.random.key(0)))

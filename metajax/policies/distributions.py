@@ -18,6 +18,9 @@ class Distribution(Protocol):
   def sample(self, rng: PRNGKey) -> Array:
     """Returns actions, one for each leading place."""
 
+  def mode(self) -> Array:
+    """Returns the most probable actions."""
+
   def log_prob(self, actions: Array) -> Array:
     """Returns log-probabilities or log-densities, `[...]`."""
 
@@ -40,6 +43,10 @@ class Categorical(NamedTuple):
   def sample(self, rng: PRNGKey) -> Array:
     """Returns actions, int32 `[...]`."""
     return jax.random.categorical(rng, self.logits).astype(jnp.int32)
+
+  def mode(self) -> Array:
+    """Returns the first of the most probable actions, int32 `[...]`."""
+    return self.logits.argmax(-1).astype(jnp.int32)
 
   def log_prob(self, actions: Array) -> Array:
     """Returns the log-probabilities of int32 actions `[...]`."""
@@ -75,6 +82,10 @@ class DiagonalGaussian(NamedTuple):
     """Returns actions `[..., d]`."""
     noise = jax.random.normal(rng, self.mean.shape, self.mean.dtype)
     return self.mean + jnp.exp(self.log_scale) * noise
+
+  def mode(self) -> Array:
+    """Returns the means `[..., d]`."""
+    return self.mean
 
   def log_prob(self, actions: Array) -> Array:
     """Returns the log-densities of actions `[..., d]`."""

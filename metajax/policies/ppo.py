@@ -7,8 +7,10 @@ from jax.sharding import Mesh
 
 from metajax.models.recurrent import Recurrent
 from metajax.numerics import check_counts, check_number
-from metajax.policies.recurrent_policy import of_actions, policy_and_values
+from metajax.policies.distributions import Distribution
+from metajax.policies.recurrent_policy import policy_and_values
 from metajax.policies.surrogates import clipped
+from metajax.tasks.playable import Actions
 from metajax.tasks.trials import Step
 from metajax.types import Array, Metrics, Params
 
@@ -57,7 +59,7 @@ def ppo_loss(
   network: Recurrent,
   params: Params,
   rollout: Rollout,
-  num_actions: int,
+  actions: Actions | int,
   ppo: PPO,
 ) -> tuple[Array, Metrics]:
   """Computes PPO's loss (Schulman et al. 2017, equations 7 and 9).
@@ -71,22 +73,22 @@ def ppo_loss(
   the values and R the returns, and H is the entropy of the policy. The
   advantages A of the rollout are scaled to mean 0 and standard deviation 1.
   """
-  outputs = policy_and_values(network, params, rollout.steps, num_actions)
+  outputs = policy_and_values(network, params, rollout.steps, actions)
   return loss_of_outputs(*outputs, rollout, ppo)
 
 
 def loss_of_outputs(
-  log_policy: Array, values: Array, rollout: Rollout, ppo: PPO
+  policy: Distribution, values: Array, rollout: Rollout, ppo: PPO
 ) -> tuple[Array, Metrics]:
   """Computes `ppo_loss` from the outputs of `policy_and_values`."""
-  chosen = of_actions(log_policy, rollout.steps)
+  chosen = policy.log_prob(rollout.steps.action[:, 1:])
   advantages = rollout.advantages
   advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
   every = jnp.ones(advantages.shape, bool)
-  policy = clipped(ppo.clip)(chosen, rollout.log_probs, advantages, every)
+  gain = clipped(ppo.clip)(chosen, rollout.log_probs, advantages, every)
   error = 0.5 * jnp.square(values[:, :-1] - rollout.returns).mean()
-  entropy = -(jnp.exp(log_policy) * log_policy).sum(-1).mean()
-  loss = policy + ppo.value * error - ppo.entropy * entropy
+  entropy = policy.entropy().mean()
+  loss = gain + ppo.value * error - ppo.entropy * entropy
   return loss, {"loss": loss, "value_error": error, "entropy": entropy}
 
 

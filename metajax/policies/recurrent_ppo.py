@@ -17,7 +17,6 @@ from metajax.policies.advantages import generalized_advantages
 from metajax.policies.ppo import PPO, Rollout, check_ppo, ppo_loss
 from metajax.policies.recurrent_policy import (
   checked_policy,
-  of_actions,
   policy_and_values,
   policy_player,
 )
@@ -51,8 +50,9 @@ def ppo_trainer(
   split over the devices, and gradients are averaged over the devices.
 
   Args:
-    network: a network with an "actor_critic" head.
-    tasks: the tasks to play.
+    network: a network with an "actor_critic" head, of `num_outputs(actions)`
+      outputs.
+    tasks: the tasks to play. Actions may be discrete or continuous.
     optimizer: any optax optimizer.
     ppo: the configuration of PPO.
     rng: the key of all tasks, actions and minibatches.
@@ -76,10 +76,10 @@ def ppo_trainer(
   check_key(rng)
   mesh = task_mesh(ppo.actors) if mesh is None else mesh
   share = check_ppo(ppo, mesh)
-  check_head(network, tasks, checked_policy)
+  check_head(network, tasks, lambda head: checked_policy(head, tasks.actions))
 
   def loss(params: Params, part: Rollout) -> tuple[Array, Metrics]:
-    return ppo_loss(network, params, part, tasks.num_actions, ppo)
+    return ppo_loss(network, params, part, tasks.actions, ppo)
 
   def device_step(
     state: TrainState, rng: PRNGKey
@@ -121,17 +121,15 @@ def gather(
   What an actor plays depends on its number, and so does not depend on the
   number of devices.
   """
-  player = policy_player(network, params, tasks.num_actions)
+  player = policy_player(network, params, tasks.actions)
   steps = jax.vmap(
     lambda actor: play(player, tasks, jax.random.fold_in(rng, actor)).steps
   )(actors)
-  log_policy, values = policy_and_values(
-    network, params, steps, tasks.num_actions
-  )
+  policy, values = policy_and_values(network, params, steps, tasks.actions)
   advantages = jax.vmap(
     lambda r, v: generalized_advantages(r, v, ppo.discount, ppo.gae)
   )(steps.reward[:, 1:], values)
-  log_probs = of_actions(log_policy, steps)
+  log_probs = policy.log_prob(steps.action[:, 1:])
   return Rollout(steps, log_probs, advantages, advantages + values[:, :-1])
 
 

@@ -30,7 +30,7 @@ from metajax.policies.recurrent_ppo import (
   learn,
   mean_reward,
 )
-from metajax.tasks.trials import Step, Trials, first_step
+from metajax.tasks.trials import Step, Trials, check_trials, first_step
 from metajax.training.mesh import TASKS, task_mesh, with_split_state
 from metajax.training.processes import place
 from metajax.training.state import (
@@ -111,7 +111,11 @@ def varibad_trainer(
       f"network: {type(network).__name__} given, must be belief_network(...)."
     )
   check_varibad(varibad, ppo.actors, share)
-  check_head(network.recurrent, tasks, checked_policy)
+  check_trials(tasks)
+  num_actions = tasks.num_actions
+  check_head(
+    network.recurrent, tasks, lambda head: checked_policy(head, num_actions)
+  )
   policy_updates = ppo.epochs * ppo.minibatches
 
   def device_step(
@@ -126,9 +130,7 @@ def varibad_trainer(
     rollout = gather(network.recurrent, params, tasks, ppo, act_key, actors)
 
     # The encoder is constant here, so the trials are read once.
-    hidden = hidden_along(
-      network.recurrent, params, rollout.steps, tasks.num_actions
-    )
+    hidden = hidden_along(network.recurrent, params, rollout.steps, num_actions)
 
     def policy_loss(
       policy: Params, part: tuple[Rollout, Array]
@@ -138,7 +140,7 @@ def varibad_trainer(
         network.recurrent,
         params | {"policy": policy},
         hidden,
-        tasks.num_actions,
+        num_actions,
       )
       return loss_of_outputs(*outputs, rollout, ppo)
 

@@ -140,7 +140,9 @@ def replay_trainer(
   starts = sequence_starts(tasks.num_steps, replay.length, replay.period)
   check_objective(objective, replay.length)
   check_replay(replay)
-  check_head(network, tasks, checked_values)
+  check_trials(tasks)
+  num_actions = tasks.num_actions
+  check_head(network, tasks, lambda head: checked_values(head, num_actions))
   mesh, num_shards, held, shares = lay_out(
     mesh,
     replay.shards,
@@ -162,7 +164,7 @@ def replay_trainer(
   def act(
     params: Params, rng: PRNGKey, actor: Array
   ) -> tuple[tuple[Sequence, Array], Array]:
-    player = q_player(network, params, tasks.num_actions, epsilons[actor])
+    player = q_player(network, params, num_actions, epsilons[actor])
     trial = play(player, tasks, jax.random.fold_in(rng, actor))
     sequences = cut(trial, replay.length, replay.period)
     if replay.priority_exponent == 0:  # Sampling is uniform.

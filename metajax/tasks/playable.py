@@ -26,6 +26,13 @@ class Continuous(NamedTuple):
 Actions = Discrete | Continuous
 
 
+def as_actions(actions: Actions | int) -> Actions:
+  """Returns the actions; a number n stands for `Discrete(n)`."""
+  if isinstance(actions, Discrete | Continuous):
+    return actions
+  return Discrete(actions)
+
+
 class PlayableTasks(NamedTuple):
   """A distribution of tasks, each of which can be played many times.
 
@@ -204,6 +211,34 @@ def same_start(tasks: PlayableTasks) -> PlayableTasks:
     return tasks.step(task[0], state, action, rng)
 
   return tasks._replace(draw=draw, begin=begin, step=step)
+
+
+def lasting(tasks: PlayableTasks) -> PlayableTasks:
+  """Returns tasks whose episodes all last to the horizon.
+
+  After an episode's end, rewards are 0, and state and observation stay as they
+  are. So a player of trials with K episodes always plays K of them, and gains
+  nothing by staying away from an end.
+  """
+
+  def begin(task: Any, rng: PRNGKey) -> tuple[Any, Array]:
+    state, observation = tasks.begin(task, rng)
+    return (state, observation, jnp.bool_(False), jnp.int32(0)), observation
+
+  def step(
+    task: Any, state: Any, action: Array, rng: PRNGKey
+  ) -> tuple[Any, Array, Array, Array]:
+    inner, seen, over, time = state
+    *new, reward, ended = tasks.step(task, inner, action, rng)
+    inner, seen = jax.tree.map(
+      lambda x, old: jnp.where(over, old, x), tuple(new), (inner, seen)
+    )
+    reward = jnp.where(over, 0, reward)
+    time = time + 1
+    state = inner, seen, over | ended, time
+    return state, seen, reward, time >= tasks.horizon
+
+  return tasks._replace(begin=begin, step=step)
 
 
 def told(tasks: PlayableTasks) -> PlayableTasks:

@@ -16,8 +16,11 @@ from metajax.numerics import check_counts
 from metajax.tasks.environment_tasks import environment_tasks
 from metajax.tasks.environments import action_table
 from metajax.tasks.playable import (
+  Actions,
+  Continuous,
   Discrete,
   PlayableTasks,
+  as_actions,
   as_begun,
   checked,
 )
@@ -30,7 +33,7 @@ class Step(NamedTuple):
 
   Attributes:
     observation: the observation of the environment.
-    action: int32, the action before.
+    action: the action before: int32, or float32 `[size]`.
     reward: the reward of that action.
     ended: whether that action ended an episode. The observation is then the
       first of the next episode.
@@ -63,14 +66,30 @@ class Trials(NamedTuple):
   Attributes:
     reset: `(rng) -> (task, observation)`. Draws a task and begins it.
     step: `(task, action, rng) -> (task, observation, reward, ended)`.
-    num_actions: actions are 0, 1, ..., `num_actions - 1`.
+    actions: what an action is. A number n stands for `Discrete(n)`.
     num_steps: the length of a trial.
   """
 
   reset: Callable[[PRNGKey], tuple[Any, Array]]
   step: Callable[[Any, Array, PRNGKey], tuple[Any, Array, Array, Array]]
-  num_actions: int
+  actions: Actions | int
   num_steps: int
+
+  @property
+  def num_actions(self) -> int:
+    """The number of discrete actions.
+
+    Raises:
+      ValueError: if actions are continuous.
+    """
+    actions = as_actions(self.actions)
+    if not isinstance(actions, Discrete):
+      raise ValueError(
+        f"tasks: their actions are {actions}, but this player chooses from "
+        "Discrete(number); give those to choose from, "
+        "playable.discretized(tasks, an array [number, size])."
+      )
+    return actions.number
 
 
 class Task(NamedTuple):
@@ -150,24 +169,17 @@ def trials_of(
   task.
 
   Args:
-    tasks: tasks of discrete actions.
+    tasks: the tasks.
     num_steps: the length of a trial, at least 1.
     new_starts: whether each episode begins anew. If not, all episodes of a
       trial have the start of the first.
 
   Raises:
-    ValueError: if `num_steps` is not positive, or if actions are continuous; in
-      use, if the tasks return something else than they must.
+    ValueError: if `num_steps` is not positive; in use, if the tasks return
+      something else than they must.
   """
   check_counts(num_steps=num_steps)
   tasks = checked(tasks)
-  actions = tasks.actions
-  if not isinstance(actions, Discrete):
-    raise ValueError(
-      f"tasks: their actions are {actions}, but players of trials choose "
-      "from Discrete(number); give those to choose from, "
-      "playable.discretized(tasks, an array [number, size])."
-    )
   if tasks.horizon <= num_steps:
     tasks = _ended_by_horizon(tasks)
 
@@ -205,7 +217,7 @@ def trials_of(
       )
     return Task(params, start, state), observation, reward, ended
 
-  return Trials(reset, step, actions.number, num_steps)
+  return Trials(reset, step, tasks.actions, num_steps)
 
 
 def _ended_by_horizon(tasks: PlayableTasks) -> PlayableTasks:
@@ -268,11 +280,15 @@ class Trial(NamedTuple):
     return self.steps.reward[1:]
 
 
-def first_step(observation: Array) -> Step:
-  """Returns the first input of a player in a task."""
+def first_step(observation: Array, actions: Actions | int = 1) -> Step:
+  """Returns the first input of a player in a task of such actions."""
+  actions = as_actions(actions)
+  none = jnp.int32(0)
+  if isinstance(actions, Continuous):
+    none = jnp.zeros(actions.size, jnp.float32)
   return Step(
     jnp.asarray(observation, jnp.float32),
-    jnp.int32(0),
+    none,
     jnp.float32(0),
     jnp.bool_(False),
     jnp.bool_(True),
@@ -283,27 +299,23 @@ def play(player: Player, tasks: Trials, rng: PRNGKey) -> Trial:
   """Plays one task to its end. Use `jax.vmap` over keys for many tasks.
 
   Raises:
-    ValueError: if the tasks are no trials, or the player's action is no integer
-      scalar.
+    ValueError: if the tasks are no trials, or the player's action is not what
+      the tasks say, an integer scalar or a vector of real numbers.
   """
   check_trials(tasks)
   task_key, rng = jax.random.split(rng)
   task, observation = tasks.reset(task_key)
+  first = first_step(observation, tasks.actions)
 
   def one(carry, rng):
     task, memory, step = carry
     act_key, step_key = jax.random.split(rng)
     action, new_memory = player.act(memory, step, act_key)
-    kind = jnp.result_type(action)
-    if not jnp.issubdtype(kind, jnp.integer) or jnp.shape(action) != ():
-      raise ValueError(
-        f"player: its action is {kind} {jnp.shape(action)}, must be an integer "
-        "scalar."
-      )
+    _check_action(action, first.action)
     task, observation, reward, ended = tasks.step(task, action, step_key)
     new_step = Step(
       jnp.asarray(observation, jnp.float32),
-      jnp.asarray(action, jnp.int32),
+      jnp.asarray(action, first.action.dtype),
       jnp.asarray(reward, jnp.float32),
       jnp.asarray(ended, bool),
       jnp.bool_(False),
@@ -312,7 +324,7 @@ def play(player: Player, tasks: Trials, rng: PRNGKey) -> Trial:
 
   keys = jax.random.split(rng, tasks.num_steps)
   (_, memory, step), past = jax.lax.scan(
-    one, (task, player.start(), first_step(observation)), keys
+    one, (task, player.start(), first), keys
   )
   return Trial(
     *jax.tree.map(
@@ -321,3 +333,13 @@ def play(player: Player, tasks: Trials, rng: PRNGKey) -> Trial:
       (step, memory),
     )
   )
+
+
+def _check_action(action: Array, like: Array) -> None:
+  """Raises a `ValueError` for an action that the tasks do not have."""
+  kind, shape = jnp.result_type(action), jnp.shape(action)
+  discrete = jnp.issubdtype(like.dtype, jnp.integer)
+  wanted = jnp.integer if discrete else jnp.floating
+  if not jnp.issubdtype(kind, wanted) or shape != like.shape:
+    needed = "an integer scalar" if discrete else f"real numbers {like.shape}"
+    raise ValueError(f"player: its action is {kind} {shape}, must be {needed}.")

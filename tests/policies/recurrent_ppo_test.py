@@ -58,7 +58,8 @@ def _played(cell="gru"):
     player = policy_player(network, params, ACTIONS)
     keys = jax.random.split(rng, TRIALS)
     trials = jax.vmap(lambda key: play(player, NOISE, key))(keys)
-    return trials, policy_and_values(network, params, trials.steps, ACTIONS)
+    policy, values = policy_and_values(network, params, trials.steps, ACTIONS)
+    return trials, (jax.nn.log_softmax(policy.logits), values)
 
   return jax.device_get(run(_params(cell), jax.random.key(3)))
 

@@ -30,6 +30,7 @@ from metajax.tasks.playable import (
   Continuous,
   Discrete,
   discretized,
+  lasting,
   playable,
   same_start,
   told,
@@ -203,12 +204,40 @@ def test_episodes_can_be_traced_with_64_bits(make):
   assert steps.observation.dtype == np.float32 and len(steps.reward) == 11
 
 
+def test_episodes_that_last_are_those_of_the_tasks_then_nothing():
+  """Every walk straight to the goal ends, and then rests to the horizon."""
+  tasks = navigation(HORIZON * 3)
+  longer = lasting(tasks)
+  key, goal = jax.random.key(0), jnp.float32([0.2, -0.1])
+  pairs = [(tasks, *tasks.begin(goal, key)), (longer, *longer.begin(goal, key))]
+  seen = []
+  for _ in range(tasks.horizon):
+    stepped = []
+    for which, state, place in pairs:
+      action = (goal - place) * 10
+      state, place, reward, ended = which.step(goal, state, action, key)
+      stepped.append((which, state, place, float(reward), bool(ended)))
+    seen.append([s[2:] for s in stepped])
+    pairs = [s[:3] for s in stepped]
+  ends = [step[0][2] for step in seen]
+  last = ends.index(True)
+  assert last == 1
+  for t, (own, other) in enumerate(seen):
+    assert other[2] == (t == len(seen) - 1)
+    if t <= last:
+      np.testing.assert_array_equal(own[0], other[0])
+      assert own[1] == other[1] < 0 or t == last
+    else:
+      np.testing.assert_array_equal(other[0], seen[last][1][0])
+      assert other[1] == 0
+
+
 def test_actions_that_do_not_fit_are_one_line():
   """Continuous tasks for a discrete learner, and the reverse."""
   for build, message in {
-    lambda: trials_of(navigation(), 5): (
-      "tasks: their actions are Continuous(size=2), but players of trials "
-      "choose from Discrete(number)"
+    lambda: trials_of(navigation(), 5).num_actions: (
+      "tasks: their actions are Continuous(size=2), but this player chooses "
+      "from Discrete(number)"
     ),
     lambda: gaussian_policy(MLP(2), bandit_tasks(2, 3).actions): (
       "actions=Discrete(number=2): a Gaussian policy needs Continuous"
