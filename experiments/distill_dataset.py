@@ -35,14 +35,19 @@ from metajax.distillation import (
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import distill_data
 from metajax.runs import report, training
-from metajax.runs.flags import FLAGS, define_data_dir, flag_values
+from metajax.runs.flags import (
+  FLAGS,
+  define_data_dir,
+  define_integers,
+  flag_values,
+)
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import class_batches
 from metajax.types import MetaLearner, Model, TaskFamily
 
 define_data_dir()
-flags.DEFINE_multi_integer(
+define_integers(
   "per_class", [1, 10], "Number of synthetic images per class.", lower_bound=1
 )
 flags.DEFINE_integer(

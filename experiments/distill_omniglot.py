@@ -33,7 +33,12 @@ from metajax import distillation
 from metajax.distillation import side_by_side
 from metajax.evaluation import estimate
 from metajax.runs import report
-from metajax.runs.flags import FLAGS, define_data_dir, flag_values
+from metajax.runs.flags import (
+  FLAGS,
+  define_data_dir,
+  define_integers,
+  flag_values,
+)
 from metajax.runs.script import run
 from metajax.types import Model, Params
 
@@ -41,7 +46,7 @@ define_data_dir()
 flags.DEFINE_integer(
   "filters", 64, "Number of channels of the teacher.", lower_bound=8
 )
-flags.DEFINE_multi_integer(
+define_integers(
   "student_filters", [32, 16], "Number of channels of a student.", lower_bound=8
 )
 flags.DEFINE_float(

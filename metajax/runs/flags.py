@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterable
 from typing import Any, get_args
 
 from absl import flags
@@ -133,8 +134,6 @@ flags.DEFINE_float(
   lower_bound=0.0,
   upper_bound=1e6,
 )
-for _name in ("inner_lr", "outer_lr", "stall_seconds"):
-  flags.register_validator(_name, math.isfinite, "must be a finite number")
 flags.DEFINE_string(
   "profile",
   None,
@@ -181,6 +180,37 @@ def define_numbers(
   """Adds a flag of an integer, or of several integers with commas."""
   parser = _Numbers(lower_bound)
   flags.DEFINE(parser, name, default, text, serializer=_WithCommas())
+
+
+class _Integers(flags.MultiFlag):
+  """A flag of a list, given as `--x=8,16`, as `--x=8 --x=16`, or as both."""
+
+  def _parse(self, arguments: Any) -> list[int]:
+    if isinstance(arguments, str):
+      arguments = arguments.split(",")
+    return super()._parse(arguments)
+
+
+def define_integers(
+  name: str, default: list[int], text: str, *, lower_bound: int
+) -> None:
+  """Adds a flag of a list of integers, with commas or repeated."""
+  parser = flags.IntegerParser(lower_bound=lower_bound)
+  text += " Several with commas."
+  flags.DEFINE_flag(
+    _Integers(parser, flags.ArgumentSerializer(), name, default, text)
+  )
+
+
+def must_be_finite(known: Iterable[flags.Flag]) -> None:
+  """Makes each flag of a float refuse nan and the infinities."""
+  for flag in known:
+    if isinstance(flag.parser, flags.FloatParser):
+      flags.register_validator(
+        flag.name,
+        lambda value: value is None or math.isfinite(value),
+        "must be a finite number",
+      )
 
 
 def flag_values(*names: str) -> dict[str, Any]:

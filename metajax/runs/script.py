@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from metajax.learners import FACTORISING, OPTIONS
 from metajax.runs import help as help_page
 from metajax.runs import processes, sweep, together
-from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.flags import FLAGS, must_be_finite, refuse
 from metajax.training import use_cpu_cores
 from metajax.training.checkpoint import SaveError
 from metajax.training.loop import Interrupted, NonFinite
@@ -87,6 +87,7 @@ def run(
       "A published protocol; explicit flags override it.",
       module_name=script,
     )
+  must_be_finite(FLAGS.get_key_flags_for_module(script))
   signal.signal(signal.SIGTERM, _terminate)
 
   def parse(argv: list[str]) -> list[str]:

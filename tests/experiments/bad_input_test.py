@@ -1071,3 +1071,57 @@ def test_locomotion_that_cannot_be_is_named(argument, message, run, workdir):
     pytest.skip("brax is installed")
   ended = run("maml_locomotion", [f"--workdir={workdir}", argument])
   _assert_refused(ended, message)
+
+
+def _own_floats():
+  """Yields (experiment, flag) for the floats that these scripts define."""
+  for experiment, names in {
+    "aggregate_sinusoid": "l2 to_mean",
+    "distill_learners": "alpha temperature",
+    "federated_omniglot": "target proximal sgd_lr",
+    "gradient_estimators": "sigma outer",
+    "maml_navigation": "later_lr max_kl",
+    "rer_bandits": "ppo_lr replay_ratio discount",
+  }.items():
+    yield from ((experiment, name) for name in names.split())
+
+
+@pytest.mark.parametrize("case", [*_own_floats()], ids="-".join)
+def test_no_flag_of_any_script_takes_nan(case, run, workdir):
+  """The bounds of absl let it pass, and every comparison with it is false."""
+  experiment, flag = case
+  ended = run(experiment, [f"--workdir={workdir}", f"--{flag}=nan"])
+  _assert_refused(
+    ended,
+    rf"flag --{flag}=nan: must be a finite number\. Run with --help for all "
+    r"flags\.",
+  )
+
+
+@pytest.mark.parametrize(
+  "value, bad, message",
+  [
+    ("64,x", "x", "invalid literal .*"),
+    ("64,0", "0", "0 is not a positive integer"),
+    ("", "", "invalid literal .*"),
+  ],
+)
+def test_a_list_of_integers_is_checked_one_by_one(
+  value, bad, message, run, workdir
+):
+  arguments = [f"--workdir={workdir}", f"--hidden={value}"]
+  ended = run("maml_navigation", arguments)
+  _assert_refused(
+    ended, rf"flag --hidden={bad}: {message}\. Run with --help .*"
+  )
+
+
+@pytest.mark.parametrize(
+  "arguments, steps", [(["10,15"], 15), (["10", "15"], 15), (["10,20,15"], 15)]
+)
+def test_a_list_of_integers_may_have_commas(arguments, steps, run, workdir):
+  unroll = [f"--unroll={argument}" for argument in arguments]
+  ended = run("gradient_estimators", [f"--workdir={workdir}", *unroll])
+  _assert_refused(
+    ended, f"--unroll={steps}: must be a multiple of --window=10."
+  )
