@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +69,7 @@ class Played(NamedTuple):
 def play_all(
   experiment: str,
   tasks: Trials,
-  references: Mapping[str, Reference],
+  references: Callable[[], Mapping[str, Reference]],
   rival: str,
 ) -> Played:
   """Trains recurrent players. Plays the test tasks with all players.
@@ -77,7 +77,8 @@ def play_all(
   Args:
     experiment: the name of the experiment.
     tasks: the tasks that are played.
-    references: players that need no training.
+    references: makes the players that need no training. It may take long, and
+      is called only if the run has not ended before.
     rival: the name of the reference whose score the trained players should
       reach.
   """
@@ -104,7 +105,7 @@ def play_all(
     params[name] = trained.state.meta_params
     players[name] = trainee.player(params[name])
   chosen, levels, of_references = {}, {}, {}
-  for name, reference in references.items():
+  for name, reference in references().items():
     began = time.monotonic()
     found = search(reference, tasks)
     of_references[name] = time.monotonic() - began

@@ -15,6 +15,7 @@ import jax
 from absl import app, flags, logging
 
 from metajax.learners import FACTORISING, OPTIONS
+from metajax.results import refuse_foreign
 from metajax.runs import help as help_page
 from metajax.runs import processes, sweep, together
 from metajax.runs.flags import FLAGS, must_be_finite, refuse
@@ -119,6 +120,8 @@ def run(
         own = FLAGS.get_key_flags_for_module(script)
         sweep.run([flag.name for flag in own])
         return
+      if FLAGS.workdir:  # Before anything that takes long.
+        refuse_foreign(Path(FLAGS.workdir))
       learner = FLAGS.learner if "learner" in FLAGS else None
       use_cpu_cores(spare_threads=spare_threads or learner in FACTORISING)
       processes.join()
@@ -181,9 +184,15 @@ def run(
           "another process of this run has ended; start all of them again, and "
           f"it goes on from the last checkpoint. ({str(error).splitlines()[0]})"
         )
+      less = {
+        "task_chunk": "a smaller --task_chunk",
+        "memory": "--memory=remat",
+      }
+      fixes = [less[name] for name in less if name not in unused]
       fail(
-        "the device has too little memory: give a smaller --task_chunk, or "
-        f"--memory=remat. ({str(error).splitlines()[0]})"
+        "the device has too little memory: give "
+        f"{' or '.join([*fixes, 'smaller sizes'])}. "
+        f"({str(error).splitlines()[0]})"
       )
 
   app.run(guarded, flags_parser=parse)

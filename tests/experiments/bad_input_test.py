@@ -942,6 +942,14 @@ def test_workdir_below_a_file_is_refused(run, tmp_path):
   assert path.read_text() == "mine"
 
 
+def test_workdir_is_looked_at_before_anything_that_takes_long(run, tmp_path):
+  """Such as these indices, which would take half an hour."""
+  workdir = tmp_path / "file"
+  workdir.write_text("mine")
+  ended = run("rer_bandits", [f"--workdir={workdir}", "--pulls=20000"])
+  _assert_refused(ended, f"--workdir={workdir} exists and is no run .*")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "content", ["", "{}", "null", '{"flags": [1]}'], ids=repr
@@ -1124,4 +1132,15 @@ def test_a_list_of_integers_may_have_commas(arguments, steps, run, workdir):
   ended = run("gradient_estimators", [f"--workdir={workdir}", *unroll])
   _assert_refused(
     ended, f"--unroll={steps}: must be a multiple of --window=10."
+  )
+
+
+def test_too_little_memory_is_told_with_the_flags_that_there_are(run, tmp_path):
+  pytest.importorskip("gymnax")
+  sizes = ["--arms=1000000000000", "--references_only"]
+  ended = run("rer_bandits", [f"--workdir={tmp_path / 'w'}", *sizes])
+  assert ended.code == 2
+  assert re.fullmatch(
+    "error: the device has too little memory: give smaller sizes. .*\n",
+    ended.stderr.splitlines(keepends=True)[-1],
   )
