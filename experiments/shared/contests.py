@@ -24,7 +24,7 @@ from experiments.shared.references import (
 )
 from metajax.evaluation import Estimate, estimate
 from metajax.runs import report, scoring
-from metajax.runs.flags import FLAGS, flag_values
+from metajax.runs.flags import FLAGS, flag_values, refuse
 from metajax.runs.stages import Stages, reached
 from metajax.tasks.trials import Player, Trials, with_last_observation
 from metajax.training.loop import Trained
@@ -87,7 +87,7 @@ def play_all(
       "--norer with --noppo: trains nothing; leave one out, or give --varibad "
       "or --references_only."
     )
-  beliefs.refuse_unused()
+  refuse_unused()
   seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
   to_train = {}
   if not FLAGS.references_only:
@@ -142,6 +142,23 @@ def play_all(
     },
   }
   return Played(stages.workdir, stages.total(), players, params, rewards, about)
+
+
+def refuse_unused() -> None:
+  """Refuses flags of players that are not trained."""
+  beliefs.refuse_unused()
+  if FLAGS.references_only:
+    refuse(
+      *("steps", "meta_batch", "seed", "units", "cell", "outer_lr"),
+      *("outer_schedule", "varibad", "last_observation"),
+      *replaying.OWN,
+      *on_policy.OWN,
+      given="with --references_only",
+    )
+  if not FLAGS.rer:
+    refuse("outer_lr", *replaying.OWN, given="with --norer")
+  if not (FLAGS.ppo or FLAGS.varibad):
+    refuse(*on_policy.OWN, given="with --noppo")
 
 
 def drawn(played: Played) -> dict[str, np.ndarray]:

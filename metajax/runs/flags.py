@@ -218,8 +218,16 @@ def flag_values(*names: str) -> dict[str, Any]:
   return {name: FLAGS[name].value for name in names}
 
 
-def refuse(*names: str) -> None:
-  """Raises a `ValueError` if one of the flags is given."""
+def refuse(*names: str, given: str = "here") -> None:
+  """Refuses flags that would have no effect.
+
+  Args:
+    *names: the flags.
+    given: where they have none, such as "with --data=digits".
+
+  Raises:
+    ValueError: if one of the flags is given.
+  """
   for name in names:
     if FLAGS[name].present:
-      raise ValueError(f"--{name} has no effect here: leave it out.")
+      raise ValueError(f"--{name} has no effect {given}: leave it out.")

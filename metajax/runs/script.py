@@ -26,7 +26,10 @@ from metajax.training.loop import Interrupted, NonFinite
 INTERRUPTED = "interrupted; run the same command to go on."
 # Flags by the arguments of the library that have another name.
 ARGUMENTS = {
+  "client_chunk": "task_chunk",
   "clients_per_round": "meta_batch",
+  "entropy": "ppo_entropy",
+  "gae": "ppo_gae",
   "n": "n_step",
   "num_arms": "arms",
   "num_episodes": "episodes",
@@ -36,6 +39,7 @@ ARGUMENTS = {
   "num_rotations": "rotations",
   "num_steps": "inner_steps",
   "num_tasks": "train_tasks",
+  "ratio": "replay_ratio",
   "shots": "presentations",
 }
 # What the user can do about an error of a path.

@@ -682,6 +682,83 @@ def test_flags_without_use_are_neither_shown_nor_taken(case, run, workdir):
   _assert_refused(ended, f"{flag} has no effect here: leave it out.")
 
 
+# A script, flags, the one of them that has no effect, and with what.
+NO_EFFECT = [
+  ("distill_dataset", "--classes=5", "classes", "with --data=digits"),
+  ("distill_dataset", "--data_dir=/nope", "data_dir", "with --data=digits"),
+  ("context_images", "--data_dir=/nope", "data_dir", "with --data=digits"),
+  ("reweight", "--data_dir=/nope", "data_dir", "with --data=digits"),
+  ("reweight", "--ratio=3", "ratio", "with --corruption=flip"),
+  (
+    *("reweight", "--corruption=imbalance --flipped=0.1"),
+    *("flipped", "with --corruption=imbalance"),
+  ),
+  ("rer_omniglot", "--encoder=pixels --filters=8", "filters", "with --enc.*"),
+  ("context_linear", "--inner_lr=0.3", "inner_lr", "without the row meta_sgd"),
+  (
+    *("context_linear", "--preset=oswald --rows=attention --memory=remat"),
+    *("memory", "without the row meta_sgd"),
+  ),
+  ("rer_mdps", "--references_only --units=7", "units", "with --references.*"),
+  ("rer_mdps", "--norer --batch=7", "batch", "with --norer"),
+  ("rer_mdps", "--noppo --ppo_lr=0.1", "ppo_lr", "with --noppo"),
+  ("rer_mdps", "--latent=3", "latent", "without --varibad"),
+  (
+    *("rer_mdps", "--importance_exponent=0.5", "importance_exponent"),
+    "with --priority_exponent=0",
+  ),
+  ("rer_ablations", "--noppo --ppo_lr=0.1", "ppo_lr", "with --noppo"),
+]
+
+
+@pytest.mark.parametrize(
+  "case",
+  slow_but(NO_EFFECT[:1] + NO_EFFECT[4:5] + NO_EFFECT[7:8], NO_EFFECT),
+  ids=" ".join,
+)
+def test_flags_without_use_beside_others_are_refused(case, run, workdir):
+  experiment, flags, flag, given = case
+  if experiment.startswith("rer_"):
+    for package in ("flashbax", "gymnax"):
+      pytest.importorskip(package)
+  ended = run(experiment, [f"--workdir={workdir}", *flags.split()])
+  _assert_refused(ended, f"--{flag} has no effect {given}: leave it out.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "experiment, argument, message",
+  [
+    (
+      *("distill_omniglot", "--student_filters=16,9"),
+      "flag --student_filters=.*: must be multiples of 8, the groups of .*",
+    ),
+    ("aggregate_omniglot", "--ema_decay=1", ".*: must be below 1. .*"),
+    ("federated_omniglot", "--target=2", ".*range .0.0, 1.0.*"),
+    (
+      *("rer_omniglot", "--capacity=19"),
+      "--capacity=19: must be at least --meta_batch=20, the tasks of a step.",
+    ),
+    (
+      *("distill_dataset", "--real_batch=121"),
+      "--real_batch=121: must be at most 120, the real images of a class.",
+    ),
+    (
+      *("rer_mdps", "--burn_in=100"),
+      "--burn_in=100: must be from 0 to 99, less than .*",
+    ),
+  ],
+)
+def test_what_fails_in_a_later_training_is_refused_at_once(
+  experiment, argument, message, run, workdir
+):
+  if experiment.startswith("rer_"):
+    for package in ("flashbax", "gymnax"):
+      pytest.importorskip(package)
+  ended = run(experiment, [f"--workdir={workdir}", argument])
+  _assert_refused(ended, message)
+
+
 @pytest.mark.parametrize(
   "flags, message",
   [
@@ -884,7 +961,6 @@ def test_windows_that_do_not_fill_a_training_are_refused(run, workdir):
   [
     (["--classes=11"], "--classes=11: must be at most 10 with --data=digits."),
     (["--data=omniglot", "--clean=15"], "--clean=15: must be below 15, .*"),
-    (["--data_dir=/nope"], "--data_dir has no effect here: leave it out."),
     (["--data=cifar100"], "no data: .*`python scripts/download_cifar100.py .*"),
   ],
 )
@@ -994,7 +1070,6 @@ def test_shards_that_do_not_fit_are_named(
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (["--latent=3"], "--latent has no effect here: leave it out."),
     (["--varibad", "--latent=0"], "flag --latent=0: 0 is not a positive .*"),
     (
       ["--varibad", "--belief_batch=5"],
