@@ -94,10 +94,11 @@ def open_workdir(
       write_json(path, {"flags": config, "environment": environment()})
       return
     for name in differ:
-      if not may_change(name, before.get(name), config.get(name)):
+      old, new = before.get(name), config.get(name)
+      if not may_change(name, old, new):
         raise ValueError(
-          f"--workdir={workdir} holds a run with --{name}={before.get(name)}, "
-          f"not {config.get(name)}: use that value, or another --workdir."
+          f"--workdir={workdir} holds a run with --{name}={_shown(old)}, not "
+          f"{_shown(new)}: use that value, or another --workdir."
         )
     now = environment()
     changed = [k for k in sorted(now) if k in began and began[k] != now[k]]
@@ -118,6 +119,12 @@ def open_workdir(
   for left in workdir.glob(f"{path.name}.*.tmp"):
     left.unlink()
   write_json(path, {"flags": config, "environment": environment()})
+
+
+def _shown(value: Any) -> str:
+  """Writes a value as its flag takes it."""
+  several = isinstance(value, list)
+  return ",".join(map(str, value)) if several else str(value)
 
 
 def _has_begun(workdir: Path) -> bool:

@@ -122,7 +122,7 @@ def test_run_that_has_not_begun_takes_other_flags(tmp_path):
   "file, config, message",
   [
     ("stage/metrics.jsonl", {**CONFIG, "steps": 4}, "--steps=3, not 4: use "),
-    ("learner.json", {**CONFIG, "steps": 4}, "--steps=3, not 4: use that"),
+    ("learner.json", {**CONFIG, "rows": [5, 6]}, "--rows=None, not 5,6: use"),
     ("config.json", {**CONFIG, "experiment": "two"}, "--experiment=one, not"),
   ],
 )
