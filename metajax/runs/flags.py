@@ -25,7 +25,7 @@ flags.DEFINE_string(
   "it stopped. Default: runs/EXPERIMENT-HASH, where HASH is a hash of the "
   "flags.",
 )
-MAX_SEED = 2**31 - 1
+MAX_INTEGER = MAX_SEED = 2**31 - 1
 flags.DEFINE_integer(
   "seed",
   0,
@@ -202,8 +202,11 @@ def define_integers(
   )
 
 
-def must_be_finite(known: Iterable[flags.Flag]) -> None:
-  """Makes each flag of a float refuse nan and the infinities."""
+def refuse_extremes(known: Iterable[flags.Flag]) -> None:
+  """Makes flags refuse nan, the infinities, and integers beyond 32 bits.
+
+  The bounds of absl let nan pass. Counts and sizes are int32 on the device.
+  """
   for flag in known:
     if isinstance(flag.parser, flags.FloatParser):
       flags.register_validator(
@@ -211,6 +214,15 @@ def must_be_finite(known: Iterable[flags.Flag]) -> None:
         lambda value: value is None or math.isfinite(value),
         "must be a finite number",
       )
+    elif isinstance(flag.parser, flags.IntegerParser):
+      flags.register_validator(
+        flag.name, _is_int32, f"must be at most {MAX_INTEGER}"
+      )
+
+
+def _is_int32(value: int | list[int] | None) -> bool:
+  values = value if isinstance(value, list) else [value or 0]
+  return max(values, default=0) <= MAX_INTEGER
 
 
 def flag_values(*names: str) -> dict[str, Any]:

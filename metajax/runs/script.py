@@ -18,7 +18,7 @@ from metajax.learners import FACTORISING, OPTIONS
 from metajax.results import refuse_foreign
 from metajax.runs import help as help_page
 from metajax.runs import processes, sweep, together
-from metajax.runs.flags import FLAGS, must_be_finite, refuse
+from metajax.runs.flags import FLAGS, MAX_INTEGER, refuse, refuse_extremes
 from metajax.training import use_cpu_cores
 from metajax.training.checkpoint import SaveError
 from metajax.training.loop import Interrupted, NonFinite
@@ -92,7 +92,7 @@ def run(
       "A published protocol; explicit flags override it.",
       module_name=script,
     )
-  must_be_finite(FLAGS.get_key_flags_for_module(script))
+  refuse_extremes(FLAGS.get_key_flags_for_module(script))
   signal.signal(signal.SIGTERM, _terminate)
 
   def parse(argv: list[str]) -> list[str]:
@@ -181,12 +181,14 @@ def run(
     except jax.errors.JaxRuntimeError as error:
       if FLAGS.debug:
         raise
+      if f"more than {MAX_INTEGER}" in str(error):  # XLA counts no further.
+        fail(f"a number that was given is too large ({_first_line(error)}).")
       if "RESOURCE_EXHAUSTED" not in str(error):
         if not jax.distributed.is_initialized():
           raise
         fail(
           "another process of this run has ended; start all of them again, and "
-          f"it goes on from the last checkpoint. ({str(error).splitlines()[0]})"
+          f"it goes on from the last checkpoint. ({_first_line(error)})"
         )
       less = {
         "task_chunk": "a smaller --task_chunk",
@@ -196,10 +198,14 @@ def run(
       fail(
         "the device has too little memory: give "
         f"{' or '.join([*fixes, 'smaller sizes'])}. "
-        f"({str(error).splitlines()[0]})"
+        f"({_first_line(error)})"
       )
 
   app.run(guarded, flags_parser=parse)
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).splitlines()[0]
 
 
 def fail(message: str, code: int = 2) -> None:

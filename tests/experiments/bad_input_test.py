@@ -1119,7 +1119,7 @@ def test_flags_of_policies_that_do_nothing_are_named(
     ("--context=-1", r"flag --context=-1: .*non-negative.*"),
     ("--temperature=-1", r"flag --temperature=-1: .*non-negative.*"),
     ("--kl_weight=-1", r"flag --kl_weight=-1: .*non-negative.*"),
-    ("--kl_weight=nan", r"--kl_weight=nan: must be 0 or more\."),
+    ("--kl_weight=nan", r"flag --kl_weight=nan: must be a finite number\. .*"),
     ("--discount=1", r"--discount=1\.0: must be at least 0 and below 1\."),
     ("--discount=2", r"flag --discount=2: .*"),
     ("--target_rate=0", r"flag --target_rate=0: .*"),
@@ -1182,6 +1182,28 @@ def test_no_flag_of_any_script_takes_nan(case, run, workdir):
 
 
 @pytest.mark.parametrize(
+  "experiment, flag",
+  [("reweight", "batch"), ("maml_navigation", "hidden"), (SINUSOID, "steps")],
+)
+def test_an_integer_beyond_32_bits_is_refused(experiment, flag, run, workdir):
+  ended = run(experiment, [f"--workdir={workdir}", f"--{flag}={2**31}"])
+  _assert_refused(
+    ended,
+    rf"flag --{flag}=\[?{2**31}\]?: must be at most {2**31 - 1}\. Run .*",
+  )
+
+
+@pytest.mark.slow
+def test_more_indices_than_xla_counts_are_told_in_a_line(run, tmp_path):
+  few = ["--steps=1", "--trainings=2", f"--batch={10**9}"]
+  ended = run("reweight", [f"--workdir={tmp_path / 'w'}", *few])
+  assert ended.code == 2
+  last = ended.stderr.splitlines()[-1]
+  assert re.match("error: .*too (large|little)", last), last
+  assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
   "value, bad, message",
   [
     ("64,x", "x", "invalid literal .*"),
@@ -1210,9 +1232,10 @@ def test_a_list_of_integers_may_have_commas(arguments, steps, run, workdir):
   )
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_told_with_the_flags_that_there_are(run, tmp_path):
   pytest.importorskip("gymnax")
-  sizes = ["--arms=1000000000000", "--references_only"]
+  sizes = [f"--arms={10**9}", "--references_only"]
   ended = run("rer_bandits", [f"--workdir={tmp_path / 'w'}", *sizes])
   assert ended.code == 2
   assert re.fullmatch(
