@@ -89,6 +89,12 @@ def main() -> None:
       raise ValueError(
         f"--unroll={steps}: must be a multiple of --window={FLAGS.window}."
       )
+    exact = bilevel.exact_gradient(FLAGS.outer, steps)
+    if not exact or not np.isfinite(exact):
+      raise ValueError(
+        f"--outer={FLAGS.outer}: the exact gradient is {exact} there, and the "
+        "results are multiples of it; give another."
+      )
   workdir = folder.start("gradient_estimators")
   if report.show_finished(workdir, "loops", saves_learner=False):
     return

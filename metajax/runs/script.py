@@ -30,6 +30,8 @@ ARGUMENTS = {
   "clients_per_round": "meta_batch",
   "entropy": "ppo_entropy",
   "gae": "ppo_gae",
+  "horizon": "inner_steps",
+  "max_features": "features",
   "n": "n_step",
   "num_arms": "arms",
   "num_episodes": "episodes",

@@ -736,6 +736,14 @@ def test_flags_without_use_beside_others_are_refused(case, run, workdir):
     ("aggregate_omniglot", "--ema_decay=1", ".*: must be below 1. .*"),
     ("federated_omniglot", "--target=2", ".*range .0.0, 1.0.*"),
     (
+      *("gradient_estimators", "--outer=0"),
+      r"--outer=0\.0: the exact gradient is 0\.0 there, and the results are .*",
+    ),
+    (
+      *("tabular", "--features=33"),
+      r"--features=33: must be 1 to 32\.",
+    ),
+    (
       *("rer_omniglot", "--capacity=19"),
       "--capacity=19: must be at least --meta_batch=20, the tasks of a step.",
     ),
