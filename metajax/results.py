@@ -90,7 +90,12 @@ def open_workdir(
       for name in sorted({*before, *config})
       if before.get(name) != config.get(name)
     ]
-    if differ and "experiment" not in differ and not _has_begun(workdir):
+    if "experiment" in differ:
+      raise ValueError(
+        f"--workdir={workdir} holds a run of {before.get('experiment')}, not "
+        f"of {config.get('experiment')}: choose another --workdir."
+      )
+    if differ and not _has_begun(workdir):
       write_json(path, {"flags": config, "environment": environment()})
       return
     for name in differ:

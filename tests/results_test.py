@@ -123,7 +123,11 @@ def test_run_that_has_not_begun_takes_other_flags(tmp_path):
   [
     ("stage/metrics.jsonl", {**CONFIG, "steps": 4}, "--steps=3, not 4: use "),
     ("learner.json", {**CONFIG, "rows": [5, 6]}, "--rows=None, not 5,6: use"),
-    ("config.json", {**CONFIG, "experiment": "two"}, "--experiment=one, not"),
+    (
+      "config.json",
+      {**CONFIG, "experiment": "two"},
+      "holds a run of one, not of two: choose",
+    ),
   ],
 )
 def test_what_is_there_is_not_taken_over(file, config, message, tmp_path):

@@ -240,6 +240,7 @@ def _said(error: Exception) -> str:
     for kinds, remedy in REMEDIES.items():
       if isinstance(error, kinds):
         return f"{path}: {error.strerror}: {remedy}, or give another path."
+    return f"{path}: {error.strerror}: give another path."
   # A word of its own. Folders of a sweep are named "seed=0", too.
   return re.sub(r"(?<![^\s(])(\w+)=(?=\w|\()", _flag, str(error))
 

@@ -1002,6 +1002,19 @@ def test_one_member_is_refused(run, workdir):
   _assert_refused(ended, ".*needs two folders or more.*")
 
 
+@pytest.mark.parametrize(
+  "path, said",
+  [
+    ("/proc/nope/run", "/proc/nope: No such file or directory"),
+    ("x" * 300, "x{300}.*: File name too long"),
+  ],
+  ids=["proc", "long"],
+)
+def test_workdir_that_cannot_be_made_is_refused(path, said, run):
+  ended = run("gradient_estimators", [f"--workdir={path}"])
+  _assert_refused(ended, rf"{said}: give another path\.")
+
+
 # Whether tests run as root or not, nothing can be made below a file.
 @pytest.mark.parametrize("name", ["file", "folder"])
 def test_workdir_of_something_else_is_refused_and_kept(name, run, tmp_path):
@@ -1055,7 +1068,11 @@ def test_workdir_of_another_experiment_is_refused(run, tmp_path):
   path = tmp_path / "config.json"
   path.write_text('{"flags": {"experiment": "reptile_omniglot"}}')
   ended = run(SINUSOID, [f"--workdir={tmp_path}"])
-  _assert_refused(ended, rf"--workdir={tmp_path} holds a run with .*")
+  _assert_refused(
+    ended,
+    rf"--workdir={tmp_path} holds a run of reptile_omniglot, not of "
+    rf"{SINUSOID}: choose another --workdir\.",
+  )
   assert os.listdir(tmp_path) == ["config.json"]
 
 
