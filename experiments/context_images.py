@@ -30,7 +30,12 @@ from metajax.evaluation import estimate
 from metajax.losses import mean_squared_error
 from metajax.predictive import mean_error
 from metajax.runs import folder, plots, report, rng_keys, scoring, training
-from metajax.runs.flags import FLAGS, define_data_dir, flag_values
+from metajax.runs.flags import (
+  FLAGS,
+  define_data_dir,
+  define_integers,
+  flag_values,
+)
 from metajax.runs.script import run
 from metajax.tasks.image_completion import image_completion
 from metajax.training.logging import waiting
@@ -40,10 +45,10 @@ define_data_dir(", or of CIFAR-100 with --data=cifar100")
 flags.DEFINE_integer(
   "validation_tasks", 200, "Tasks of a validation.", lower_bound=2
 )
-flags.DEFINE_multi_integer(
+define_integers(
   "eval_shots",
   [4, 16, 32],
-  "Given pixels of the curves and the picture; repeat for several.",
+  "Given pixels of the curves and the picture.",
   lower_bound=1,
 )
 DEFAULTS = {

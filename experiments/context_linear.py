@@ -77,6 +77,10 @@ def main() -> None:
   for name, other in STUDIES.items():
     if name != FLAGS.study:
       refuse(*other.OWN_FLAGS)
+  if FLAGS.study != "gradient_steps" or "meta_sgd" not in (
+    FLAGS.rows or gradient_steps.TRAINED
+  ):
+    refuse("inner_lr", "memory", given="without the row meta_sgd")
   study = STUDIES[FLAGS.study].study
   stages, protocol, metrics = study("context_linear")
   report.finish(

@@ -42,7 +42,7 @@ from metajax.context.registry import JOINT
 from metajax.evaluation import estimate
 from metajax.predictive import log_likelihood, mean_error
 from metajax.runs import folder, plots, report, scoring, training
-from metajax.runs.flags import FLAGS, flag_values
+from metajax.runs.flags import FLAGS, define_integers, flag_values
 from metajax.runs.script import run
 from metajax.tasks.known import exact_learner
 from metajax.types import LossFn
@@ -51,10 +51,10 @@ flags.DEFINE_enum("tasks", "rbf", list(FAMILIES), "The functions.")
 flags.DEFINE_integer(
   "validation_tasks", 200, "Tasks of a validation.", lower_bound=2
 )
-flags.DEFINE_multi_integer(
+define_integers(
   "eval_shots",
   [3, 10, 30],
-  "Support points of the curves and the pictures; repeat for several.",
+  "Support points of the curves and the pictures.",
   lower_bound=1,
 )
 DEFAULTS = {

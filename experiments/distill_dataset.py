@@ -35,14 +35,19 @@ from metajax.distillation import (
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import distill_data
 from metajax.runs import report, training
-from metajax.runs.flags import FLAGS, define_data_dir, flag_values
+from metajax.runs.flags import (
+  FLAGS,
+  define_data_dir,
+  define_integers,
+  flag_values,
+)
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import class_batches
 from metajax.types import MetaLearner, Model, TaskFamily
 
 define_data_dir()
-flags.DEFINE_multi_integer(
+define_integers(
   "per_class", [1, 10], "Number of synthetic images per class.", lower_bound=1
 )
 flags.DEFINE_integer(
@@ -98,9 +103,15 @@ def main() -> None:
         f"--per_class={number}: must be at most {num_train}, the real images "
         "of a class."
       )
+  if FLAGS["real_batch"].present and FLAGS.real_batch > num_train:
+    raise ValueError(
+      f"--real_batch={FLAGS.real_batch}: must be at most {num_train}, the real "
+      "images of a class."
+    )
   model = network(num_classes)
   runs = Stages("distill_dataset")
-  tasks = class_batches(data.train, min(FLAGS.real_batch, num_train))
+  real_batch = min(FLAGS.real_batch, num_train)
+  tasks = class_batches(data.train, real_batch)
   make = functools.partial(
     synthetic_set, num_classes=num_classes, step_size=FLAGS.inner_lr
   )
@@ -142,7 +153,8 @@ def main() -> None:
       "train_per_class": num_train,
       "test_images": len(data.test.targets),
       **flag_values("data", "hidden", "inner_steps", "inner_lr"),
-      **flag_values("eval_steps", "real_batch"),
+      **flag_values("eval_steps"),
+      "real_batch": real_batch,
       "metrics": "test accuracy of fresh networks; intervals over networks, "
       "for random images over draws",
     },

@@ -19,6 +19,7 @@ in 5-way 1-shot tasks.
 import functools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from absl import flags
 
 from experiments.shared import student_scores, student_tables
@@ -32,8 +33,14 @@ from experiments.shared.classifiers import (
 from metajax import distillation
 from metajax.distillation import side_by_side
 from metajax.evaluation import estimate
+from metajax.models.normalization import GROUPS
 from metajax.runs import report
-from metajax.runs.flags import FLAGS, define_data_dir, flag_values
+from metajax.runs.flags import (
+  FLAGS,
+  define_data_dir,
+  define_integers,
+  flag_values,
+)
 from metajax.runs.script import run
 from metajax.types import Model, Params
 
@@ -41,7 +48,7 @@ define_data_dir()
 flags.DEFINE_integer(
   "filters", 64, "Number of channels of the teacher.", lower_bound=8
 )
-flags.DEFINE_multi_integer(
+define_integers(
   "student_filters", [32, 16], "Number of channels of a student.", lower_bound=8
 )
 flags.DEFINE_float(
@@ -58,6 +65,12 @@ flags.DEFINE_float(
   0.0,
   1.0,
 )
+for _name in ("filters", "student_filters"):
+  flags.register_validator(
+    _name,
+    lambda number: not any(np.atleast_1d(number) % GROUPS),
+    f"must be multiples of {GROUPS}, the groups of the normalisation",
+  )
 DEFAULTS = {
   "steps": 1000,
   "outer_lr": 3e-3,
@@ -71,7 +84,13 @@ KINDS = ("alone", "distilled", "ensemble", "born_again", "hints")
 
 
 def main() -> None:
-  students = Classifiers(load())
+  data = load()
+  for ways in FLAGS.ways:
+    if ways > len(data.novel):
+      raise ValueError(
+        f"--ways={ways}: must be at most {len(data.novel)}, the new characters."
+      )
+  students = Classifiers(data)
   stacks = train_all(students)
   # By "SCORE/NAME": means over seeds, for each test image or few-shot task.
   values = student_scores.of_images(students, stacks, "teacher")

@@ -44,6 +44,7 @@ flags.DEFINE_float(
   "Validation accuracy; the table says after how many rounds each method "
   "reaches it.",
   lower_bound=0.0,
+  upper_bound=1.0,
 )
 flags.DEFINE_float(
   "proximal",

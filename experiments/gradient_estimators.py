@@ -27,12 +27,15 @@ from experiments.shared import estimator_plots
 from metajax import bilevel
 from metajax.evaluation import Estimate, estimate
 from metajax.runs import folder, report
-from metajax.runs.flags import FLAGS, flag_values
+from metajax.runs.flags import FLAGS, define_integers, flag_values
 from metajax.runs.script import run
 from metajax.types import Array, PRNGKey
 
-flags.DEFINE_multi_integer(
-  "unroll", [10, 100, 1000, 10_000], "Numbers of steps in a loop.", 1
+define_integers(
+  "unroll",
+  [10, 100, 1000, 10_000],
+  "Numbers of steps in a loop.",
+  lower_bound=1,
 )
 flags.DEFINE_integer("window", 10, "Number of steps in a window.", 1)
 flags.DEFINE_integer("pairs", 10, "Number of antithetic pairs.", 1)
@@ -85,6 +88,12 @@ def main() -> None:
     if steps % FLAGS.window:
       raise ValueError(
         f"--unroll={steps}: must be a multiple of --window={FLAGS.window}."
+      )
+    exact = bilevel.exact_gradient(FLAGS.outer, steps)
+    if not exact or not np.isfinite(exact):
+      raise ValueError(
+        f"--outer={FLAGS.outer}: the exact gradient is {exact} there, and the "
+        "results are multiples of it; give another."
       )
   workdir = folder.start("gradient_estimators")
   if report.show_finished(workdir, "loops", saves_learner=False):

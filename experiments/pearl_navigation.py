@@ -41,7 +41,7 @@ from metajax.runs import (
   rng_keys,
   training,
 )
-from metajax.runs.flags import FLAGS, flag_values
+from metajax.runs.flags import FLAGS, define_integers, flag_values
 from metajax.runs.script import run
 from metajax.tasks.navigation import navigation
 from metajax.training import TrainState
@@ -49,8 +49,11 @@ from metajax.training.logging import tell
 from metajax.training.loop import fit
 
 flags.DEFINE_integer("horizon", 100, "Largest length of an episode.", 1)
-flags.DEFINE_multi_integer(
-  "hidden", [64, 64], "Hidden units of each layer of all networks.", 1
+define_integers(
+  "hidden",
+  [64, 64],
+  "Hidden units of each layer of all networks.",
+  lower_bound=1,
 )
 flags.DEFINE_integer("latent", 10, "Size of the latent task z.", 1)
 flags.DEFINE_integer("train_tasks", 100, "Training goals, drawn once.", 2)

@@ -34,7 +34,7 @@ from metajax import players
 from metajax.evaluation import estimate
 from metajax.replay.sequences import sequence_starts
 from metajax.runs import report, scoring
-from metajax.runs.flags import FLAGS, flag_values
+from metajax.runs.flags import FLAGS, flag_values, refuse
 from metajax.runs.script import run
 from metajax.runs.stages import Stages, reached
 
@@ -105,6 +105,8 @@ def main() -> None:
     to_train[name] = trainee, validate
   if FLAGS.ppo:
     to_train["rl2_ppo"] = on_policy.trainee(tasks), lambda _: {}
+  else:
+    refuse(*on_policy.OWN, given="with --noppo")
   rows = list(dict.fromkeys(["base", *(FLAGS.rows or to_train)]))
   for name in rows:
     if name not in to_train:

@@ -55,7 +55,7 @@ def main() -> None:
 
   arms, pulls = FLAGS.arms, FLAGS.pulls
   played = contests.play_all(
-    "rer_bandits", bandits(arms, pulls), references(arms, pulls), "ts"
+    "rer_bandits", bandits(arms, pulls), lambda: references(arms, pulls), "ts"
   )
   best_arm = arms / (arms + 1)  # The mean of the largest probability.
   plots.curves(

@@ -57,7 +57,9 @@ def main() -> None:
   played = contests.play_all(
     "rer_gymnax",
     tasks,
-    {"random": Reference(lambda _: players.random_player(tasks.num_actions))},
+    lambda: {
+      "random": Reference(lambda _: players.random_player(tasks.num_actions))
+    },
     "random",
   )
   plots.curves(

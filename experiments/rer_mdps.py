@@ -95,7 +95,7 @@ def random_mdps() -> None:
 
   tasks = tabular_mdps(FLAGS.episodes)
   played = contests.play_all(
-    "rer_mdps", tasks, mdp_players.references(SIZES), "psrl"
+    "rer_mdps", tasks, lambda: mdp_players.references(SIZES), "psrl"
   )
   metrics = contests.totals(played, "psrl")
   metrics["optimum_of_an_episode"] = estimate(optima(tasks))
@@ -116,7 +116,7 @@ def hidden_goals() -> None:
   played = contests.play_all(
     "rer_mdps",
     tasks,
-    {
+    lambda: {
       "random": Reference(lambda _: players.random_player(tasks.num_actions)),
       "search": Reference(lambda _: players.searcher(search)),
     },

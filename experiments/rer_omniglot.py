@@ -68,7 +68,7 @@ def main() -> None:
       f"--replays={FLAGS.replays}: must divide --meta_batch="
       f"{FLAGS.meta_batch}, the tasks of a step."
     )
-  kept = replay()
+  kept, learner = replay(), character_reader.learner()
   with waiting("loading data"):
     splits = omniglot(
       FLAGS.data_dir,
@@ -80,7 +80,6 @@ def main() -> None:
   scorer = character_reader.scorer
   validation = scorer(splits.validation, "validation", 200)
   test = scorer(splits.test, "test", FLAGS.eval_tasks)
-  learner = character_reader.learner()
   fresh = training.trainer(learner, splits.train)
   replayed = episode_replay_trainer(
     learner,
@@ -117,6 +116,7 @@ def main() -> None:
     for k in shown
   }
   last = shown[-1]
+  as_published = (FLAGS.ways, FLAGS.presentations) == (5, 10)
   gains = scoring.differences(
     {name: v[:, last - 1] for name, v in values.items()},
     [("replayed", "fresh"), ("replayed", "scarce")],
@@ -142,7 +142,7 @@ def main() -> None:
       "normalization": "group" if FLAGS.encoder == "conv4" else "none",
       "transductive": False,
       "tasks": {k: steps * new for k, (_, steps, new) in plans.items()},
-      "published": PUBLISHED,
+      "published": PUBLISHED if as_published else {},
     },
     metrics,
     runs.total(),
@@ -151,11 +151,15 @@ def main() -> None:
 
 def replay() -> EpisodeReplay:
   new = FLAGS.meta_batch // FLAGS.replays
-  capacity = max(FLAGS.meta_batch, FLAGS.capacity)
+  if FLAGS.capacity < FLAGS.meta_batch:
+    raise ValueError(
+      f"--capacity={FLAGS.capacity}: must be at least --meta_batch="
+      f"{FLAGS.meta_batch}, the tasks of a step."
+    )
   shards = num_shards(
-    **{"--meta_batch over --replays": new, "--capacity": capacity}
+    **{"--meta_batch over --replays": new, "--capacity": FLAGS.capacity}
   )
-  return EpisodeReplay(new, FLAGS.meta_batch, capacity, shards)
+  return EpisodeReplay(new, FLAGS.meta_batch, FLAGS.capacity, shards)
 
 
 if __name__ == "__main__":

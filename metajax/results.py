@@ -1,5 +1,6 @@
 """Reads and writes the files that describe a run and its results."""
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -18,6 +19,29 @@ from metajax.training.legal_json import legal_json
 from metajax.training.processes import is_main
 
 PACKAGES = ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def refuse_foreign(workdir: Path) -> None:
+  """Checks that a folder is a run, or can become one, without making it.
+
+  Raises:
+    ValueError: if there is something else.
+    OSError: if it would be below a file.
+  """
+  if (workdir / "config.json").exists():
+    return
+  below = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+  if below != workdir and not below.is_dir():
+    code = errno.ENOTDIR
+    raise NotADirectoryError(code, os.strerror(code), str(workdir))
+  # A killed process may have left a file that it had not yet renamed.
+  if workdir.exists() and (
+    not workdir.is_dir() or any(p.suffix != ".tmp" for p in workdir.iterdir())
+  ):
+    raise ValueError(
+      f"--workdir={workdir} exists and is no run of metajax: choose a new or "
+      "an empty folder."
+    )
 
 
 def open_workdir(
@@ -41,6 +65,9 @@ def open_workdir(
       new value. Results and pictures with the old value are moved to
       `earlier/`. It may raise a `ValueError` that says why not.
 
+  A run that has written nothing but `config.json` has not begun: flags were
+  refused, or it was stopped while it compiled. Its flags may change.
+
   Raises:
     ValueError: if the folder holds other files, or a run with other flags, or
       if another process uses it.
@@ -63,11 +90,20 @@ def open_workdir(
       for name in sorted({*before, *config})
       if before.get(name) != config.get(name)
     ]
+    if "experiment" in differ:
+      raise ValueError(
+        f"--workdir={workdir} holds a run of {before.get('experiment')}, not "
+        f"of {config.get('experiment')}: choose another --workdir."
+      )
+    if differ and not _has_begun(workdir):
+      write_json(path, {"flags": config, "environment": environment()})
+      return
     for name in differ:
-      if not may_change(name, before.get(name), config.get(name)):
+      old, new = before.get(name), config.get(name)
+      if not may_change(name, old, new):
         raise ValueError(
-          f"--workdir={workdir} holds a run with --{name}={before.get(name)}, "
-          f"not {config.get(name)}: use that value, or another --workdir."
+          f"--workdir={workdir} holds a run with --{name}={_shown(old)}, not "
+          f"{_shown(new)}: use that value, or another --workdir."
         )
     now = environment()
     changed = [k for k in sorted(now) if k in began and began[k] != now[k]]
@@ -82,19 +118,24 @@ def open_workdir(
       _move_results(workdir)
       write_json(path, {**written, "flags": config})
     return
-  # A killed process may have left a file that it had not yet renamed.
-  if workdir.exists() and (
-    not workdir.is_dir() or any(p.suffix != ".tmp" for p in workdir.iterdir())
-  ):
-    raise ValueError(
-      f"--workdir={workdir} exists and is no run of metajax: choose a new or "
-      "an empty folder."
-    )
+  refuse_foreign(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   lock(workdir)
   for left in workdir.glob(f"{path.name}.*.tmp"):
     left.unlink()
   write_json(path, {"flags": config, "environment": environment()})
+
+
+def _shown(value: Any) -> str:
+  """Writes a value as its flag takes it."""
+  several = isinstance(value, list)
+  return ",".join(map(str, value)) if several else str(value)
+
+
+def _has_begun(workdir: Path) -> bool:
+  """Returns whether there is a file beside `config.json`."""
+  own = workdir / "config.json"
+  return any(path != own and not path.is_dir() for path in workdir.rglob("*"))
 
 
 def _move_results(workdir: Path) -> None:

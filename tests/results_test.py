@@ -103,6 +103,42 @@ def test_results_are_json_whatever_the_numbers_are(tmp_path):
   assert math.isnan(float(found["metrics"]["loss"]["mean"]))
 
 
+def _configured(folder):
+  """A folder as a process leaves it that ends before the first metrics."""
+  (folder / "stage" / "checkpoints").mkdir(parents=True)
+  (folder / "config.json").write_text(json.dumps({"flags": CONFIG}))
+  return folder
+
+
+def test_run_that_has_not_begun_takes_other_flags(tmp_path):
+  folder, other = _configured(tmp_path / "run"), {**CONFIG, "steps": 4}
+  results.open_workdir(folder, other)
+  written = json.loads((folder / "config.json").read_text())
+  assert written["flags"] == other
+  assert written["environment"]["platform"]
+
+
+@pytest.mark.parametrize(
+  "file, config, message",
+  [
+    ("stage/metrics.jsonl", {**CONFIG, "steps": 4}, "--steps=3, not 4: use "),
+    ("learner.json", {**CONFIG, "rows": [5, 6]}, "--rows=None, not 5,6: use"),
+    (
+      "config.json",
+      {**CONFIG, "experiment": "two"},
+      "holds a run of one, not of two: choose",
+    ),
+  ],
+)
+def test_what_is_there_is_not_taken_over(file, config, message, tmp_path):
+  folder = _configured(tmp_path / "run")
+  (folder / file).touch()
+  before = (folder / "config.json").read_text()
+  with pytest.raises(ValueError, match=message):
+    results.open_workdir(folder, config)
+  assert (folder / "config.json").read_text() == before
+
+
 def test_what_may_change_moves_the_results_aside(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps({"flags": CONFIG}))
   (tmp_path / "results.json").write_text("{}")
@@ -142,4 +178,5 @@ def test_flags_that_are_not_finite_are_json_and_the_same_run(tmp_path):
   with pytest.raises(ValueError, match="--limit=inf, not 2.0"):
     (tmp_path / "third").mkdir()
     (tmp_path / "third" / "config.json").write_text(text)
+    (tmp_path / "third" / "metrics.jsonl").touch()
     results.open_workdir(tmp_path / "third", {**config, "limit": 2.0})

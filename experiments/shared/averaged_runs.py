@@ -23,6 +23,7 @@ flags.DEFINE_float(
   "Decay per step of the moving average of the parameters.",
   lower_bound=0.0,
 )
+flags.register_validator("ema_decay", lambda x: x < 1, "must be below 1")
 
 
 def train(

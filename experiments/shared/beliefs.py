@@ -103,7 +103,7 @@ def trainee(tasks: Trials) -> Trainee:
 def refuse_unused() -> None:
   """Refuses flags of VariBAD without --varibad."""
   if not FLAGS.varibad:
-    refuse(*OWN.split())
+    refuse(*OWN.split(), given="without --varibad")
 
 
 def protocol() -> dict[str, object]:

@@ -11,7 +11,7 @@ from metajax.losses import accuracy, cross_entropy
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import Cell
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, refuse
 from metajax.types import (
   Array,
   MetaLearner,
@@ -43,6 +43,7 @@ def learner() -> MetaLearner:
 
 def encoder() -> Model:
   if FLAGS.encoder == "pixels":
+    refuse("filters", given="with --encoder=pixels")
     return MLP(None, ())
   # Group normalisation is within an image, so no image sees later ones.
   return conv4(None, filters=FLAGS.filters, normalization="group")

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from experiments.shared.references import (
 )
 from metajax.evaluation import Estimate, estimate
 from metajax.runs import report, scoring
-from metajax.runs.flags import FLAGS, flag_values
+from metajax.runs.flags import FLAGS, flag_values, refuse
 from metajax.runs.stages import Stages, reached
 from metajax.tasks.trials import Player, Trials, with_last_observation
 from metajax.training.loop import Trained
@@ -69,7 +69,7 @@ class Played(NamedTuple):
 def play_all(
   experiment: str,
   tasks: Trials,
-  references: Mapping[str, Reference],
+  references: Callable[[], Mapping[str, Reference]],
   rival: str,
 ) -> Played:
   """Trains recurrent players. Plays the test tasks with all players.
@@ -77,7 +77,8 @@ def play_all(
   Args:
     experiment: the name of the experiment.
     tasks: the tasks that are played.
-    references: players that need no training.
+    references: makes the players that need no training. It may take long, and
+      is called only if the run has not ended before.
     rival: the name of the reference whose score the trained players should
       reach.
   """
@@ -86,7 +87,7 @@ def play_all(
       "--norer with --noppo: trains nothing; leave one out, or give --varibad "
       "or --references_only."
     )
-  beliefs.refuse_unused()
+  refuse_unused()
   seen = with_last_observation(tasks) if FLAGS.last_observation else tasks
   to_train = {}
   if not FLAGS.references_only:
@@ -104,7 +105,7 @@ def play_all(
     params[name] = trained.state.meta_params
     players[name] = trainee.player(params[name])
   chosen, levels, of_references = {}, {}, {}
-  for name, reference in references.items():
+  for name, reference in references().items():
     began = time.monotonic()
     found = search(reference, tasks)
     of_references[name] = time.monotonic() - began
@@ -141,6 +142,23 @@ def play_all(
     },
   }
   return Played(stages.workdir, stages.total(), players, params, rewards, about)
+
+
+def refuse_unused() -> None:
+  """Refuses flags of players that are not trained."""
+  beliefs.refuse_unused()
+  if FLAGS.references_only:
+    refuse(
+      *("steps", "meta_batch", "seed", "units", "cell", "outer_lr"),
+      *("outer_schedule", "varibad", "last_observation"),
+      *replaying.OWN,
+      *on_policy.OWN,
+      given="with --references_only",
+    )
+  if not FLAGS.rer:
+    refuse("outer_lr", *replaying.OWN, given="with --norer")
+  if not (FLAGS.ppo or FLAGS.varibad):
+    refuse(*on_policy.OWN, given="with --noppo")
 
 
 def drawn(played: Played) -> dict[str, np.ndarray]:

@@ -87,6 +87,11 @@ def splits(number: int) -> Split:
       classes or images than there are, or for damaged data.
     FileNotFoundError: if the data are missing.
   """
+  kind = FLAGS.corruption
+  of_other = "ratio" if kind == "flip" else "flipped"
+  refuse(of_other, given=f"with --corruption={kind}")
+  if FLAGS.data == "digits":
+    refuse("data_dir", given="with --data=digits")
   for flag, most in (
     ("classes", MOST_CLASSES[FLAGS.data]),
     ("images", MOST_IMAGES[FLAGS.data]),
@@ -123,7 +128,6 @@ def _images() -> tuple[np.ndarray, np.ndarray]:
   if FLAGS.data == "cifar100":
     data = load_cifar100(FLAGS.data_dir)
     return data.images, data.fine
-  refuse("data_dir")
   digits = load_digits()
   images = (digits.images / 16).astype(np.float32).reshape(-1, 64)
   return images, digits.target

@@ -15,7 +15,7 @@ from metajax.learners import meta_sgd
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.runs import plots, rng_keys, scoring, training
-from metajax.runs.flags import FLAGS, flag_values
+from metajax.runs.flags import FLAGS, define_integers, flag_values
 from metajax.runs.stages import Stages
 from metajax.tasks.linear_regression import linear_regression
 from metajax.training.logging import waiting
@@ -24,10 +24,10 @@ from metajax.types import Array, MetaLearner, Params, TaskFamily
 TRAINED = ("attention", "meta_sgd")
 CLIP = 10.0  # The largest norm of a gradient, as in the paper.
 TUNING_TASKS = 10_000  # Tasks on which step sizes are best.
-flags.DEFINE_multi_integer(
+define_integers(
   "gradient_steps",
   [1, 2, 4],
-  "Gradient steps, and layers of attention; repeat for several.",
+  "Gradient steps, and layers of attention.",
   lower_bound=1,
 )
 flags.DEFINE_list(

@@ -33,6 +33,9 @@ flags.DEFINE_float(
 flags.DEFINE_float(
   "ppo_entropy", 0.01, "PPO: weight of the policy's entropy in the loss.", 0.0
 )
+OWN = (
+  "ppo_lr ppo_epochs ppo_minibatches ppo_discount ppo_gae ppo_entropy"
+).split()
 
 
 def trainee(tasks: Trials) -> Trainee:
@@ -84,6 +87,4 @@ def rates(ppo: PPO) -> training.Rates:
 
 def protocol() -> dict[str, object]:
   """Returns the values of the flags above, for `results.json`."""
-  names = "ppo ppo_lr ppo_epochs ppo_minibatches ppo_discount ppo_gae "
-  names += "ppo_entropy"
-  return flag_values(*names.split())
+  return flag_values("ppo", *OWN)

@@ -21,15 +21,15 @@ from metajax.runs import (
   scoring,
   training,
 )
-from metajax.runs.flags import FLAGS, flag_values
+from metajax.runs.flags import FLAGS, define_integers, flag_values
 from metajax.tasks.playable import PlayableTasks
 from metajax.training import TrainState
 from metajax.training.loop import Trained, fit
 from metajax.types import Params
 
 flags.DEFINE_integer("horizon", 100, "Largest length of an episode.", 1)
-flags.DEFINE_multi_integer(
-  "hidden", [64, 64], "Hidden units of each layer of the policy.", 1
+define_integers(
+  "hidden", [64, 64], "Hidden units of each layer of the policy.", lower_bound=1
 )
 flags.DEFINE_integer("validation_tasks", 20, "Tasks of a validation.", 2)
 flags.DEFINE_integer(

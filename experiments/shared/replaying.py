@@ -17,7 +17,7 @@ from metajax.replay import (
   updates_per_step,
 )
 from metajax.runs import rng_keys, training
-from metajax.runs.flags import FLAGS, flag_values
+from metajax.runs.flags import FLAGS, flag_values, refuse
 from metajax.tasks.trials import Player, Trials
 from metajax.training import Trainer, task_mesh
 from metajax.types import Params
@@ -105,6 +105,11 @@ flags.DEFINE_integer(
   "Number of updates after which the target network is copied.",
   1,
 )
+OWN = (
+  "shards length period burn_in zero_state n_step discount rescale capacity "
+  "batch replay_ratio epsilon priority_exponent importance_exponent "
+  "target_period"
+).split()
 DEFAULTS = {
   "meta_batch": 64,
   "outer_lr": 6e-3,
@@ -177,6 +182,8 @@ def objective(tasks: Trials) -> Objective:
 
 
 def replay(tasks: Trials) -> Replay:
+  if not FLAGS.priority_exponent:  # All weights are 1.
+    refuse("importance_exponent", given="with --priority_exponent=0")
   length = FLAGS.length or tasks.num_steps
   shards = num_shards(
     **{f"--{k}": FLAGS[k].value for k in ("meta_batch", "batch", "capacity")}

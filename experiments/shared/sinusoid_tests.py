@@ -5,23 +5,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from absl import flags
 
 from metajax.evaluation import Estimate
 from metajax.learners import ENCODED
 from metajax.losses import mean_squared_error
 from metajax.runs import learner_options, plots, scoring, seeds
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, define_integers
 from metajax.tasks import sinusoid
 from metajax.types import MetaLearner, Params
 
-flags.DEFINE_multi_integer(
+define_integers(
   "eval_shots",
   [5],
   "Number of support points at test.",
   lower_bound=1,
 )
-flags.DEFINE_multi_integer(
+define_integers(
   "eval_inner_steps",
   [0, 1, 5, 10],
   "Number of inner steps at test.",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, refuse
 from metajax.tasks.omniglot import load_omniglot
 from metajax.training.logging import waiting
 from metajax.types import Batch
@@ -36,6 +36,7 @@ def load() -> Data:
   """Splits the images of every class into training and test, by --eval_seed."""
   rng = np.random.default_rng(FLAGS.eval_seed)
   if FLAGS.data == "digits":
+    refuse("classes", "data_dir", given="with --data=digits")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

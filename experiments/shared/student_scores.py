@@ -5,18 +5,17 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from absl import flags
 
 from experiments.shared.classifiers import Classifiers
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import embedding, logistic, ridge
 from metajax.losses import accuracy, cross_entropy
 from metajax.runs import scoring
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, define_integers
 from metajax.tasks import few_shot_episodes
 from metajax.types import Array, Params
 
-flags.DEFINE_multi_integer(
+define_integers(
   "ways", [5, 20], "Number of classes of the few-shot tasks.", lower_bound=2
 )
 

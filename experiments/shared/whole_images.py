@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, refuse
 from metajax.tasks.cifar100 import cifar100_splits
 from metajax.tasks.omniglot import load_omniglot, split_characters
 
@@ -37,6 +37,7 @@ def load() -> WholeImages:
       them.
   """
   if FLAGS.data == "digits":
+    refuse("data_dir", given="with --data=digits")
     from sklearn.datasets import load_digits
 
     images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Iterable
 from typing import Any, get_args
 
 from absl import flags
@@ -24,7 +25,7 @@ flags.DEFINE_string(
   "it stopped. Default: runs/EXPERIMENT-HASH, where HASH is a hash of the "
   "flags.",
 )
-MAX_SEED = 2**31 - 1
+MAX_INTEGER = MAX_SEED = 2**31 - 1
 flags.DEFINE_integer(
   "seed",
   0,
@@ -133,8 +134,6 @@ flags.DEFINE_float(
   lower_bound=0.0,
   upper_bound=1e6,
 )
-for _name in ("inner_lr", "outer_lr", "stall_seconds"):
-  flags.register_validator(_name, math.isfinite, "must be a finite number")
 flags.DEFINE_string(
   "profile",
   None,
@@ -183,13 +182,64 @@ def define_numbers(
   flags.DEFINE(parser, name, default, text, serializer=_WithCommas())
 
 
+class _Integers(flags.MultiFlag):
+  """A flag of a list, given as `--x=8,16`, as `--x=8 --x=16`, or as both."""
+
+  def _parse(self, arguments: Any) -> list[int]:
+    if isinstance(arguments, str):
+      arguments = arguments.split(",")
+    return super()._parse(arguments)
+
+
+def define_integers(
+  name: str, default: list[int], text: str, *, lower_bound: int
+) -> None:
+  """Adds a flag of a list of integers, with commas or repeated."""
+  parser = flags.IntegerParser(lower_bound=lower_bound)
+  text += " Several with commas."
+  flags.DEFINE_flag(
+    _Integers(parser, flags.ArgumentSerializer(), name, default, text)
+  )
+
+
+def refuse_extremes(known: Iterable[flags.Flag]) -> None:
+  """Makes flags refuse nan, the infinities, and integers beyond 32 bits.
+
+  The bounds of absl let nan pass. Counts and sizes are int32 on the device.
+  """
+  for flag in known:
+    if isinstance(flag.parser, flags.FloatParser):
+      flags.register_validator(
+        flag.name,
+        lambda value: value is None or math.isfinite(value),
+        "must be a finite number",
+      )
+    elif isinstance(flag.parser, flags.IntegerParser):
+      flags.register_validator(
+        flag.name, _is_int32, f"must be at most {MAX_INTEGER}"
+      )
+
+
+def _is_int32(value: int | list[int] | None) -> bool:
+  values = value if isinstance(value, list) else [value or 0]
+  return max(values, default=0) <= MAX_INTEGER
+
+
 def flag_values(*names: str) -> dict[str, Any]:
   """Returns the values of flags by name, for `results.json`."""
   return {name: FLAGS[name].value for name in names}
 
 
-def refuse(*names: str) -> None:
-  """Raises a `ValueError` if one of the flags is given."""
+def refuse(*names: str, given: str = "here") -> None:
+  """Refuses flags that would have no effect.
+
+  Args:
+    *names: the flags.
+    given: where they have none, such as "with --data=digits".
+
+  Raises:
+    ValueError: if one of the flags is given.
+  """
   for name in names:
     if FLAGS[name].present:
-      raise ValueError(f"--{name} has no effect here: leave it out.")
+      raise ValueError(f"--{name} has no effect {given}: leave it out.")

@@ -1,6 +1,5 @@
 """The meta-learner that the flags describe, and the options of each learner."""
 
-import math
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -60,9 +59,6 @@ def define_option(learner: str, option: Option) -> None:
       flags.DEFINE_integer(option.name, default, text, **bounds)
     case float(default):
       flags.DEFINE_float(option.name, default, text, **bounds)
-      flags.register_validator(
-        option.name, math.isfinite, "must be a finite number"
-      )
 
 
 try:

@@ -271,7 +271,17 @@ def _for_once(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def save(figure: Any, path: Path) -> None:
-  """Writes a figure, in the first process only, and frees it."""
+  """Writes a figure, in the first process only, and frees it.
+
+  A logarithmic axis without a positive number to show becomes linear. The run
+  would otherwise end before it writes its results.
+  """
   if is_main():
+    for axes in figure.axes:
+      # The smallest positive numbers, of points that are finite.
+      for axis, least in zip("xy", axes.dataLim.minpos, strict=True):
+        log = getattr(axes, f"get_{axis}scale")() == "log"
+        if log and not math.isfinite(least):
+          axes.set(**{f"{axis}scale": "linear"})
     figure.savefig(path, dpi=110)
   pyplot().close(figure)

@@ -15,9 +15,10 @@ import jax
 from absl import app, flags, logging
 
 from metajax.learners import FACTORISING, OPTIONS
+from metajax.results import refuse_foreign
 from metajax.runs import help as help_page
 from metajax.runs import processes, sweep, together
-from metajax.runs.flags import FLAGS, refuse
+from metajax.runs.flags import FLAGS, MAX_INTEGER, refuse, refuse_extremes
 from metajax.training import use_cpu_cores
 from metajax.training.checkpoint import SaveError
 from metajax.training.loop import Interrupted, NonFinite
@@ -25,7 +26,12 @@ from metajax.training.loop import Interrupted, NonFinite
 INTERRUPTED = "interrupted; run the same command to go on."
 # Flags by the arguments of the library that have another name.
 ARGUMENTS = {
+  "client_chunk": "task_chunk",
   "clients_per_round": "meta_batch",
+  "entropy": "ppo_entropy",
+  "gae": "ppo_gae",
+  "horizon": "inner_steps",
+  "max_features": "features",
   "n": "n_step",
   "num_arms": "arms",
   "num_episodes": "episodes",
@@ -35,6 +41,7 @@ ARGUMENTS = {
   "num_rotations": "rotations",
   "num_steps": "inner_steps",
   "num_tasks": "train_tasks",
+  "ratio": "replay_ratio",
   "shots": "presentations",
 }
 # What the user can do about an error of a path.
@@ -87,6 +94,7 @@ def run(
       "A published protocol; explicit flags override it.",
       module_name=script,
     )
+  refuse_extremes(FLAGS.get_key_flags_for_module(script))
   signal.signal(signal.SIGTERM, _terminate)
 
   def parse(argv: list[str]) -> list[str]:
@@ -118,6 +126,8 @@ def run(
         own = FLAGS.get_key_flags_for_module(script)
         sweep.run([flag.name for flag in own])
         return
+      if FLAGS.workdir:  # Before anything that takes long.
+        refuse_foreign(Path(FLAGS.workdir))
       learner = FLAGS.learner if "learner" in FLAGS else None
       use_cpu_cores(spare_threads=spare_threads or learner in FACTORISING)
       processes.join()
@@ -173,19 +183,31 @@ def run(
     except jax.errors.JaxRuntimeError as error:
       if FLAGS.debug:
         raise
+      if f"more than {MAX_INTEGER}" in str(error):  # XLA counts no further.
+        fail(f"a number that was given is too large ({_first_line(error)}).")
       if "RESOURCE_EXHAUSTED" not in str(error):
         if not jax.distributed.is_initialized():
           raise
         fail(
           "another process of this run has ended; start all of them again, and "
-          f"it goes on from the last checkpoint. ({str(error).splitlines()[0]})"
+          f"it goes on from the last checkpoint. ({_first_line(error)})"
         )
+      less = {
+        "task_chunk": "a smaller --task_chunk",
+        "memory": "--memory=remat",
+      }
+      fixes = [less[name] for name in less if name not in unused]
       fail(
-        "the device has too little memory: give a smaller --task_chunk, or "
-        f"--memory=remat. ({str(error).splitlines()[0]})"
+        "the device has too little memory: give "
+        f"{' or '.join([*fixes, 'smaller sizes'])}. "
+        f"({_first_line(error)})"
       )
 
   app.run(guarded, flags_parser=parse)
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).splitlines()[0]
 
 
 def fail(message: str, code: int = 2) -> None:
@@ -218,6 +240,7 @@ def _said(error: Exception) -> str:
     for kinds, remedy in REMEDIES.items():
       if isinstance(error, kinds):
         return f"{path}: {error.strerror}: {remedy}, or give another path."
+    return f"{path}: {error.strerror}: give another path."
   # A word of its own. Folders of a sweep are named "seed=0", too.
   return re.sub(r"(?<![^\s(])(\w+)=(?=\w|\()", _flag, str(error))
 

@@ -682,6 +682,91 @@ def test_flags_without_use_are_neither_shown_nor_taken(case, run, workdir):
   _assert_refused(ended, f"{flag} has no effect here: leave it out.")
 
 
+# A script, flags, the one of them that has no effect, and with what.
+NO_EFFECT = [
+  ("distill_dataset", "--classes=5", "classes", "with --data=digits"),
+  ("distill_dataset", "--data_dir=/nope", "data_dir", "with --data=digits"),
+  ("context_images", "--data_dir=/nope", "data_dir", "with --data=digits"),
+  ("reweight", "--data_dir=/nope", "data_dir", "with --data=digits"),
+  ("reweight", "--ratio=3", "ratio", "with --corruption=flip"),
+  (
+    *("reweight", "--corruption=imbalance --flipped=0.1"),
+    *("flipped", "with --corruption=imbalance"),
+  ),
+  ("rer_omniglot", "--encoder=pixels --filters=8", "filters", "with --enc.*"),
+  ("context_linear", "--inner_lr=0.3", "inner_lr", "without the row meta_sgd"),
+  (
+    *("context_linear", "--preset=oswald --rows=attention --memory=remat"),
+    *("memory", "without the row meta_sgd"),
+  ),
+  ("rer_mdps", "--references_only --units=7", "units", "with --references.*"),
+  ("rer_mdps", "--norer --batch=7", "batch", "with --norer"),
+  ("rer_mdps", "--noppo --ppo_lr=0.1", "ppo_lr", "with --noppo"),
+  ("rer_mdps", "--latent=3", "latent", "without --varibad"),
+  (
+    *("rer_mdps", "--importance_exponent=0.5", "importance_exponent"),
+    "with --priority_exponent=0",
+  ),
+  ("rer_ablations", "--noppo --ppo_lr=0.1", "ppo_lr", "with --noppo"),
+]
+
+
+@pytest.mark.parametrize(
+  "case",
+  slow_but(NO_EFFECT[:1] + NO_EFFECT[4:5] + NO_EFFECT[7:8], NO_EFFECT),
+  ids=" ".join,
+)
+def test_flags_without_use_beside_others_are_refused(case, run, workdir):
+  experiment, flags, flag, given = case
+  if experiment.startswith("rer_"):
+    for package in ("flashbax", "gymnax"):
+      pytest.importorskip(package)
+  ended = run(experiment, [f"--workdir={workdir}", *flags.split()])
+  _assert_refused(ended, f"--{flag} has no effect {given}: leave it out.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "experiment, argument, message",
+  [
+    (
+      *("distill_omniglot", "--student_filters=16,9"),
+      "flag --student_filters=.*: must be multiples of 8, the groups of .*",
+    ),
+    ("aggregate_omniglot", "--ema_decay=1", ".*: must be below 1. .*"),
+    ("federated_omniglot", "--target=2", ".*range .0.0, 1.0.*"),
+    (
+      *("gradient_estimators", "--outer=0"),
+      r"--outer=0\.0: the exact gradient is 0\.0 there, and the results are .*",
+    ),
+    (
+      *("tabular", "--features=33"),
+      r"--features=33: must be 1 to 32\.",
+    ),
+    (
+      *("rer_omniglot", "--capacity=19"),
+      "--capacity=19: must be at least --meta_batch=20, the tasks of a step.",
+    ),
+    (
+      *("distill_dataset", "--real_batch=121"),
+      "--real_batch=121: must be at most 120, the real images of a class.",
+    ),
+    (
+      *("rer_mdps", "--burn_in=100"),
+      "--burn_in=100: must be from 0 to 99, less than .*",
+    ),
+  ],
+)
+def test_what_fails_in_a_later_training_is_refused_at_once(
+  experiment, argument, message, run, workdir
+):
+  if experiment.startswith("rer_"):
+    for package in ("flashbax", "gymnax"):
+      pytest.importorskip(package)
+  ended = run(experiment, [f"--workdir={workdir}", argument])
+  _assert_refused(ended, message)
+
+
 @pytest.mark.parametrize(
   "flags, message",
   [
@@ -884,7 +969,6 @@ def test_windows_that_do_not_fill_a_training_are_refused(run, workdir):
   [
     (["--classes=11"], "--classes=11: must be at most 10 with --data=digits."),
     (["--data=omniglot", "--clean=15"], "--clean=15: must be below 15, .*"),
-    (["--data_dir=/nope"], "--data_dir has no effect here: leave it out."),
     (["--data=cifar100"], "no data: .*`python scripts/download_cifar100.py .*"),
   ],
 )
@@ -918,6 +1002,19 @@ def test_one_member_is_refused(run, workdir):
   _assert_refused(ended, ".*needs two folders or more.*")
 
 
+@pytest.mark.parametrize(
+  "path, said",
+  [
+    ("/proc/nope/run", "/proc/nope: No such file or directory"),
+    ("x" * 300, "x{300}.*: File name too long"),
+  ],
+  ids=["proc", "long"],
+)
+def test_workdir_that_cannot_be_made_is_refused(path, said, run):
+  ended = run("gradient_estimators", [f"--workdir={path}"])
+  _assert_refused(ended, rf"{said}: give another path\.")
+
+
 # Whether tests run as root or not, nothing can be made below a file.
 @pytest.mark.parametrize("name", ["file", "folder"])
 def test_workdir_of_something_else_is_refused_and_kept(name, run, tmp_path):
@@ -942,6 +1039,14 @@ def test_workdir_below_a_file_is_refused(run, tmp_path):
   assert path.read_text() == "mine"
 
 
+def test_workdir_is_looked_at_before_anything_that_takes_long(run, tmp_path):
+  """Such as these indices, which would take half an hour."""
+  workdir = tmp_path / "file"
+  workdir.write_text("mine")
+  ended = run("rer_bandits", [f"--workdir={workdir}", "--pulls=20000"])
+  _assert_refused(ended, f"--workdir={workdir} exists and is no run .*")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "content", ["", "{}", "null", '{"flags": [1]}'], ids=repr
@@ -963,7 +1068,11 @@ def test_workdir_of_another_experiment_is_refused(run, tmp_path):
   path = tmp_path / "config.json"
   path.write_text('{"flags": {"experiment": "reptile_omniglot"}}')
   ended = run(SINUSOID, [f"--workdir={tmp_path}"])
-  _assert_refused(ended, rf"--workdir={tmp_path} holds a run with .*")
+  _assert_refused(
+    ended,
+    rf"--workdir={tmp_path} holds a run of reptile_omniglot, not of "
+    rf"{SINUSOID}: choose another --workdir\.",
+  )
   assert os.listdir(tmp_path) == ["config.json"]
 
 
@@ -986,7 +1095,6 @@ def test_shards_that_do_not_fit_are_named(
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (["--latent=3"], "--latent has no effect here: leave it out."),
     (["--varibad", "--latent=0"], "flag --latent=0: 0 is not a positive .*"),
     (
       ["--varibad", "--belief_batch=5"],
@@ -1036,7 +1144,7 @@ def test_flags_of_policies_that_do_nothing_are_named(
     ("--context=-1", r"flag --context=-1: .*non-negative.*"),
     ("--temperature=-1", r"flag --temperature=-1: .*non-negative.*"),
     ("--kl_weight=-1", r"flag --kl_weight=-1: .*non-negative.*"),
-    ("--kl_weight=nan", r"--kl_weight=nan: must be 0 or more\."),
+    ("--kl_weight=nan", r"flag --kl_weight=nan: must be a finite number\. .*"),
     ("--discount=1", r"--discount=1\.0: must be at least 0 and below 1\."),
     ("--discount=2", r"flag --discount=2: .*"),
     ("--target_rate=0", r"flag --target_rate=0: .*"),
@@ -1071,3 +1179,91 @@ def test_locomotion_that_cannot_be_is_named(argument, message, run, workdir):
     pytest.skip("brax is installed")
   ended = run("maml_locomotion", [f"--workdir={workdir}", argument])
   _assert_refused(ended, message)
+
+
+def _own_floats():
+  """Yields (experiment, flag) for the floats that these scripts define."""
+  for experiment, names in {
+    "aggregate_sinusoid": "l2 to_mean",
+    "distill_learners": "alpha temperature",
+    "federated_omniglot": "target proximal sgd_lr",
+    "gradient_estimators": "sigma outer",
+    "maml_navigation": "later_lr max_kl",
+    "rer_bandits": "ppo_lr replay_ratio discount",
+  }.items():
+    yield from ((experiment, name) for name in names.split())
+
+
+@pytest.mark.parametrize("case", [*_own_floats()], ids="-".join)
+def test_no_flag_of_any_script_takes_nan(case, run, workdir):
+  """The bounds of absl let it pass, and every comparison with it is false."""
+  experiment, flag = case
+  ended = run(experiment, [f"--workdir={workdir}", f"--{flag}=nan"])
+  _assert_refused(
+    ended,
+    rf"flag --{flag}=nan: must be a finite number\. Run with --help for all "
+    r"flags\.",
+  )
+
+
+@pytest.mark.parametrize(
+  "experiment, flag",
+  [("reweight", "batch"), ("maml_navigation", "hidden"), (SINUSOID, "steps")],
+)
+def test_an_integer_beyond_32_bits_is_refused(experiment, flag, run, workdir):
+  ended = run(experiment, [f"--workdir={workdir}", f"--{flag}={2**31}"])
+  _assert_refused(
+    ended,
+    rf"flag --{flag}=\[?{2**31}\]?: must be at most {2**31 - 1}\. Run .*",
+  )
+
+
+@pytest.mark.slow
+def test_more_indices_than_xla_counts_are_told_in_a_line(run, tmp_path):
+  few = ["--steps=1", "--trainings=2", f"--batch={10**9}"]
+  ended = run("reweight", [f"--workdir={tmp_path / 'w'}", *few])
+  assert ended.code == 2
+  last = ended.stderr.splitlines()[-1]
+  assert re.match("error: .*too (large|little)", last), last
+  assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+  "value, bad, message",
+  [
+    ("64,x", "x", "invalid literal .*"),
+    ("64,0", "0", "0 is not a positive integer"),
+    ("", "", "invalid literal .*"),
+  ],
+)
+def test_a_list_of_integers_is_checked_one_by_one(
+  value, bad, message, run, workdir
+):
+  arguments = [f"--workdir={workdir}", f"--hidden={value}"]
+  ended = run("maml_navigation", arguments)
+  _assert_refused(
+    ended, rf"flag --hidden={bad}: {message}\. Run with --help .*"
+  )
+
+
+@pytest.mark.parametrize(
+  "arguments, steps", [(["10,15"], 15), (["10", "15"], 15), (["10,20,15"], 15)]
+)
+def test_a_list_of_integers_may_have_commas(arguments, steps, run, workdir):
+  unroll = [f"--unroll={argument}" for argument in arguments]
+  ended = run("gradient_estimators", [f"--workdir={workdir}", *unroll])
+  _assert_refused(
+    ended, f"--unroll={steps}: must be a multiple of --window=10."
+  )
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_told_with_the_flags_that_there_are(run, tmp_path):
+  pytest.importorskip("gymnax")
+  sizes = [f"--arms={10**9}", "--references_only"]
+  ended = run("rer_bandits", [f"--workdir={tmp_path / 'w'}", *sizes])
+  assert ended.code == 2
+  assert re.fullmatch(
+    "error: the device has too little memory: give smaller sizes. .*\n",
+    ended.stderr.splitlines(keepends=True)[-1],
+  )

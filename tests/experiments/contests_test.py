@@ -59,7 +59,7 @@ references = {
 }
 references["alone"] = Reference(lambda _: always(1))
 references["ours"] = Reference(always, grids["floats"])
-played = contests.play_all("contest", tasks, references, "alone")
+played = contests.play_all("contest", tasks, lambda: references, "alone")
 metrics = contests.totals(played, "alone")
 contests.finish("contest", played, {}, metrics, {"alone": 1.0})
 print(json.dumps({k: v.tolist() for k, v in counts.items()}))

@@ -99,6 +99,19 @@ def test_losses_over_powers_of_ten_are_drawn_so(tmp_path, monkeypatch):
   assert axes.get_lines()[0].get_marker() == "."
 
 
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("others, scale", [([], "linear"), ([3.0], "log")])
+def test_values_without_a_logarithm_do_not_stop_a_picture(
+  bad, others, scale, tmp_path
+):
+  figure, axes = plots.pyplot().subplots()
+  axes.set(xscale="log", yscale="log")
+  axes.plot(range(1, 3 + len(others)), [bad, bad, *others])
+  plots.save(figure, tmp_path / "picture.png")
+  assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+  assert axes.get_yscale() == scale
+
+
 # In a process of its own, for the flags.
 TABLES = """
 import pathlib, sys
