@@ -3,7 +3,7 @@
 from absl import flags
 
 from experiments.shared import on_policy, player_networks
-from experiments.shared.replaying import Trainee
+from experiments.shared.trainees import Trainee
 from metajax.policies import (
   BeliefNetwork,
   Likelihood,

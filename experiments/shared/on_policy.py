@@ -4,7 +4,7 @@ import optax
 from absl import flags
 
 from experiments.shared import player_networks
-from experiments.shared.replaying import MAX_NORM, Trainee
+from experiments.shared.trainees import MAX_NORM, Trainee
 from metajax.policies import PPO, policy_player, ppo_trainer
 from metajax.runs import rng_keys, training
 from metajax.runs.flags import FLAGS, flag_values
@@ -47,7 +47,7 @@ def trainee(tasks: Trials) -> Trainee:
   )
 
   def player(params):
-    return policy_player(network, params, tasks.num_actions, greedy=True)
+    return policy_player(network, params, tasks.actions, greedy=True)
 
   return Trainee(trainer, player, rates(ppo))
 
@@ -59,7 +59,7 @@ def configuration() -> PPO:
     raise ValueError(
       f"--meta_batch={FLAGS.meta_batch}: must be a multiple of "
       f"{devices * FLAGS.ppo_minibatches}, --ppo_minibatches="
-      f"{FLAGS.ppo_minibatches} on each of {devices} devices; or give --noppo."
+      f"{FLAGS.ppo_minibatches} on each of {devices} devices."
     )
   return PPO(
     actors=FLAGS.meta_batch,

@@ -6,6 +6,7 @@ from absl import flags
 
 from metajax.context import build_reader, reading_network
 from metajax.models.recurrent import Cell, Head, Recurrent, recurrent
+from metajax.policies import num_outputs
 from metajax.runs.flags import FLAGS
 from metajax.tasks.trials import Trials
 
@@ -34,9 +35,9 @@ def network(
   Args:
     tasks: the tasks.
     head: see `metajax.models.recurrent.recurrent`.
-    outputs: number of outputs. None: one for each action.
+    outputs: number of outputs. None: what a policy of the actions needs.
   """
-  units, actions = FLAGS.units, outputs or tasks.num_actions
+  units, actions = FLAGS.units, outputs or num_outputs(tasks.actions)
   if FLAGS.cell in get_args(Cell):
     return recurrent(actions, units=units, cell=FLAGS.cell, head=head)
   length = tasks.num_steps + 1

@@ -1,13 +1,11 @@
 """Recurrent experience replay from the flags."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import optax
 from absl import flags
 
 from experiments.shared.player_networks import network
 from experiments.shared.shards import num_shards
+from experiments.shared.trainees import MAX_NORM, Trainee
 from metajax.models.recurrent import Recurrent
 from metajax.replay import (
   Objective,
@@ -18,9 +16,8 @@ from metajax.replay import (
 )
 from metajax.runs import rng_keys, training
 from metajax.runs.flags import FLAGS, flag_values, refuse
-from metajax.tasks.trials import Player, Trials
-from metajax.training import Trainer, task_mesh
-from metajax.types import Params
+from metajax.tasks.trials import Trials
+from metajax.training import task_mesh
 
 flags.DEFINE_integer(
   "length",
@@ -123,21 +120,6 @@ DEFAULTS = {
 NEEDS = ("flashbax", "gymnax")  # Packages of the extra `rl`.
 # Flags of every training script that have no effect on recurrent players.
 UNUSED = ("learner", "task_chunk", "inner_steps", "inner_lr", "memory")
-MAX_NORM = 10.0  # Gradients are clipped to this norm.
-
-
-class Trainee(NamedTuple):
-  """A player that is trained.
-
-  Attributes:
-    trainer: the trainer of the player's parameters.
-    player: `(params) -> player`, without exploration.
-    rates: the step sizes of the trainer, see `training.loop.fit`.
-  """
-
-  trainer: Trainer
-  player: Callable[[Params], Player]
-  rates: training.Rates
 
 
 def trainee(tasks: Trials) -> Trainee:

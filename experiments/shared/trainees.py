@@ -1,19 +1,35 @@
 """Trains players and computes their rewards on validation and test tasks."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.shared.replaying import Trainee
 from metajax.runs import rng_keys, training
 from metajax.runs.flags import FLAGS
 from metajax.runs.stages import Stages
 from metajax.tasks.trials import Player, Trials, play
-from metajax.training import TrainState
+from metajax.training import Trainer, TrainState
 from metajax.training.logging import waiting
 from metajax.training.loop import Trained
 from metajax.types import Params
+
+MAX_NORM = 10.0  # Gradients are clipped to this norm.
+
+
+class Trainee(NamedTuple):
+  """A player that is trained.
+
+  Attributes:
+    trainer: the trainer of the player's parameters.
+    player: `(params) -> player`, without exploration.
+    rates: the step sizes of the trainer, see `training.loop.fit`.
+  """
+
+  trainer: Trainer
+  player: Callable[[Params], Player]
+  rates: training.Rates
 
 
 def train(

@@ -22,7 +22,7 @@ from metajax.policies.policy_learner import (
 )
 from metajax.policies.ppo import PPO
 from metajax.policies.protocol import PolicyLearner
-from metajax.policies.recurrent_policy import policy_player
+from metajax.policies.recurrent_policy import num_outputs, policy_player
 from metajax.policies.recurrent_ppo import ppo_trainer
 from metajax.policies.rollouts import Rollouts, play_episodes
 from metajax.policies.surrogates import (
@@ -65,6 +65,7 @@ __all__ = [
   "linear_values",
   "low_variance_curvature",
   "mean_elbo",
+  "num_outputs",
   "play_episodes",
   "played_steps",
   "played_tasks",

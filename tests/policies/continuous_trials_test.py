@@ -203,7 +203,9 @@ def _believed():
   network = belief_network(encoder, 4, latent=2, units=4)
   ppo = PPO(actors=4, minibatches=1)
   sgd = optax.sgd(0.1)
-  return varibad_trainer(network, NOISE, sgd, sgd, ppo, VariBAD(), rng=KEY)
+  return varibad_trainer(
+    network, NOISE, sgd, sgd, ppo, VariBAD(batch=4), rng=KEY
+  )
 
 
 def test_what_does_not_fit_is_one_line():
