@@ -10,13 +10,14 @@ script reports the mean returns of the episodes on the same 100 test goals as
 maml_navigation and pearl_navigation.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import flags
 
 from experiments.shared import on_policy, paths
+from experiments.shared.trainees import Trainee
 from metajax.evaluation import estimate
 from metajax.policies.evaluation import over_new_tasks
 from metajax.runs import folder, loggers, plots, report, rng_keys, training
@@ -31,6 +32,9 @@ from metajax.types import Array, Params, PRNGKey
 
 flags.DEFINE_integer("horizon", 100, "Length of an episode.", 1)
 flags.DEFINE_integer("episodes", 3, "Episodes of a trial.", 1)
+flags.DEFINE_bool(
+  "deterministic", False, "Take the means of actions in validation and test."
+)
 flags.DEFINE_integer("validation_tasks", 50, "Goals of a validation.", 2)
 DEFAULTS = {
   "steps": 600,
@@ -50,12 +54,12 @@ UNUSED = (
   *("learner", "task_chunk", "memory", "inner_steps", "inner_lr"),
   *("outer_lr", "ppo"),
 )
-OWN = ("horizon", "episodes", "units", "cell")
+OWN = ("horizon", "episodes", "deterministic", "units", "cell")
 DRAWN = 3  # Goals in the picture.
 
 
 def main() -> None:
-  trainee = on_policy.trainee(trials())
+  trainee = on_policy.trainee(trials(), greedy=FLAGS.deterministic)
   # One program for validation and test.
   played = over_new_tasks(player_of(trainee), FLAGS.validation_tasks)
 
@@ -112,7 +116,9 @@ def trials(goal: Array | None = None) -> Trials:
   return trials_of(tasks, FLAGS.episodes * FLAGS.horizon, new_starts=False)
 
 
-def player_of(trainee: Any) -> Any:
+def player_of(
+  trainee: Trainee,
+) -> Callable[[Params, PRNGKey], tuple[Array, Array, Array]]:
   """Returns `(params, key) -> (goal, places, rewards)` of a new goal.
 
   Places are `[episodes, T, 2]`, before each action, and rewards `[episodes,

@@ -38,8 +38,13 @@ OWN = (
 ).split()
 
 
-def trainee(tasks: Trials) -> Trainee:
-  """Builds a recurrent player and its trainer from the flags."""
+def trainee(tasks: Trials, *, greedy: bool = True) -> Trainee:
+  """Builds a recurrent player and its trainer from the flags.
+
+  Args:
+    tasks: the tasks.
+    greedy: whether the player takes the most probable actions, not samples.
+  """
   ppo = configuration()
   network = player_networks.network(tasks, "actor_critic")
   trainer = ppo_trainer(
@@ -47,7 +52,7 @@ def trainee(tasks: Trials) -> Trainee:
   )
 
   def player(params):
-    return policy_player(network, params, tasks.actions, greedy=True)
+    return policy_player(network, params, tasks.actions, greedy=greedy)
 
   return Trainee(trainer, player, rates(ppo))
 

@@ -1166,6 +1166,24 @@ def test_bad_number_of_pearl_is_named(argument, message, run, workdir):
 @pytest.mark.parametrize(
   "argument, message",
   [
+    ("--horizon=0", r"flag --horizon=0: .*positive integer.*"),
+    ("--episodes=0", r"flag --episodes=0: .*positive integer.*"),
+    ("--validation_tasks=1", r"flag --validation_tasks=1: .*2.*"),
+    ("--meta_batch=6", r"--meta_batch=6: must be a multiple of 4, .*"),
+    ("--cell=transformer --units=6", r"--units=6: must be a multiple of 4 .*"),
+    ("--outer_lr=0.1", r"--outer_lr has no effect here: leave it out\."),
+    ("--noppo", r"--ppo has no effect here: leave it out\."),
+  ],
+)
+def test_bad_number_of_rl2_navigation_is_named(argument, message, run, workdir):
+  ended = run("rl2_navigation", [f"--workdir={workdir}", *argument.split()])
+  _assert_refused(ended, message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "argument, message",
+  [
     ("--task=dog", r"flag --task=dog: .*cheetah_direction\|.*"),
     ("--horizon=0", r"flag --horizon=0: .*positive integer.*"),
     (
