@@ -219,7 +219,11 @@ def lasting(tasks: PlayableTasks) -> PlayableTasks:
   After an episode's end, rewards are 0, and state and observation stay as they
   are. So a player of trials with K episodes always plays K of them, and gains
   nothing by staying away from an end.
+
+  Raises:
+    ValueError: in use, if the tasks return something else than they must.
   """
+  tasks = checked(tasks)
 
   def begin(task: Any, rng: PRNGKey) -> tuple[Any, Array]:
     state, observation = tasks.begin(task, rng)
@@ -229,9 +233,10 @@ def lasting(tasks: PlayableTasks) -> PlayableTasks:
     task: Any, state: Any, action: Array, rng: PRNGKey
   ) -> tuple[Any, Array, Array, Array]:
     inner, seen, over, time = state
-    *new, reward, ended = tasks.step(task, inner, action, rng)
+    new, observation, reward, ended = tasks.step(task, inner, action, rng)
+    observation = as_begun("observation", observation, seen)
     inner, seen = jax.tree.map(
-      lambda x, old: jnp.where(over, old, x), tuple(new), (inner, seen)
+      lambda x, old: jnp.where(over, old, x), (new, observation), (inner, seen)
     )
     reward = jnp.where(over, 0, reward)
     time = time + 1

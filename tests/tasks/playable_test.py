@@ -304,6 +304,7 @@ WAYS_TO_PLAY = {
   "episodes": _rollouts,
   "trials": lambda tasks: _play(trials_of(tasks, 7)),
   "same_starts": lambda tasks: _play(trials_of(tasks, 7, new_starts=False)),
+  "lasting": lambda tasks: _play(trials_of(lasting(tasks), 7)),
 }
 
 
