@@ -92,9 +92,7 @@ def main() -> None:
 
   tasks = bandits(FLAGS.arms, FLAGS.pulls)
   starts = sequence_starts(tasks.num_steps, FLAGS.length, FLAGS.period)
-  replay = replaying.replay(tasks)._replace(
-    capacity=FLAGS.kept * FLAGS.meta_batch * len(starts)
-  )
+  replay = replaying.replay(tasks, FLAGS.kept * FLAGS.meta_batch * len(starts))
   network = player_networks.network(tasks)
   to_train = {}
   for name, variant in variants().items():

@@ -14,10 +14,12 @@ from metajax.replay import (
   replay_trainer,
   updates_per_step,
 )
+from metajax.replay.sequences import sequence_starts
 from metajax.runs import rng_keys, training
 from metajax.runs.flags import FLAGS, flag_values, refuse
 from metajax.tasks.trials import Trials
 from metajax.training import task_mesh
+from metajax.training.logging import tell
 
 flags.DEFINE_integer(
   "length",
@@ -132,6 +134,7 @@ def build(
 ) -> Trainee:
   """Builds a recurrent player and its trainer from the given parts."""
   updates = updates_per_step(replay, tasks.num_steps)
+  _tell_ratio(replay, tasks.num_steps, updates)
   optimizer = optax.chain(
     optax.clip_by_global_norm(MAX_NORM),
     training.outer_optimizer(FLAGS.outer_schedule, updates),
@@ -151,6 +154,19 @@ def build(
   )
 
 
+def _tell_ratio(replay: Replay, num_steps: int, updates: int) -> None:
+  """Tells how often a sequence is used, if whole updates cannot do as told."""
+  new = replay.actors * len(
+    sequence_starts(num_steps, replay.length, replay.period)
+  )
+  used = updates * replay.batch / new
+  if abs(used - replay.ratio) > 0.01 * replay.ratio:
+    tell(
+      f"--replay_ratio={replay.ratio:g}: {updates} updates of {replay.batch} "
+      f"of the {new} sequences of a step are a ratio of {used:.3g}"
+    )
+
+
 def objective(tasks: Trials) -> Objective:
   return Objective(
     tasks.num_actions,
@@ -163,18 +179,24 @@ def objective(tasks: Trials) -> Objective:
   )
 
 
-def replay(tasks: Trials) -> Replay:
+def replay(tasks: Trials, capacity: int | None = None) -> Replay:
+  """Returns the replay of the flags; `capacity` replaces --capacity."""
+  capacity = FLAGS.capacity if capacity is None else capacity
   if not FLAGS.priority_exponent:  # All weights are 1.
     refuse("importance_exponent", given="with --priority_exponent=0")
   length = FLAGS.length or tasks.num_steps
   shards = num_shards(
-    **{f"--{k}": FLAGS[k].value for k in ("meta_batch", "batch", "capacity")}
+    **{
+      "--meta_batch": FLAGS.meta_batch,
+      "--batch": FLAGS.batch,
+      "--capacity": capacity,
+    }
   )
   return Replay(
     actors=FLAGS.meta_batch,
     length=length,
     period=FLAGS.period or max(1, length // 2),
-    capacity=FLAGS.capacity,
+    capacity=capacity,
     batch=FLAGS.batch,
     ratio=FLAGS.replay_ratio,
     shards=shards,

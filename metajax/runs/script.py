@@ -23,6 +23,7 @@ from metajax.training import use_cpu_cores
 from metajax.training.checkpoint import SaveError
 from metajax.training.loop import Interrupted, NonFinite
 
+TERMINATED = 128 + signal.SIGTERM
 INTERRUPTED = "interrupted; run the same command to go on."
 # Flags by the arguments of the library that have another name.
 ARGUMENTS = {
@@ -320,4 +321,9 @@ def _use_compile_cache() -> None:
 
 def _terminate(signum: int, frame: Any) -> None:
   del signum, frame
-  fail("terminated; run the same command to go on.", 143)
+  # At once. An exception would be ignored where it comes within a callback of
+  # JAX, and the usual end can crash beside a thread that compiles.
+  with contextlib.suppress(RuntimeError):  # Python was writing there.
+    sys.stdout.flush()
+  os.write(2, b"error: terminated; run the same command to go on.\n")
+  os._exit(TERMINATED)

@@ -1111,6 +1111,33 @@ def test_flags_of_beliefs_that_do_not_fit_are_named(
 
 
 @pytest.mark.slow
+def test_a_ratio_of_replay_that_is_rounded_is_told(run, workdir):
+  for package in ("flashbax", "gymnax"):
+    pytest.importorskip(package)
+  # 64 new sequences, 64 to an update. The burn-in ends the script.
+  flags = ["--replay_ratio=1.4", "--burn_in=100"]
+  ended = run("rer_mdps", [f"--workdir={workdir}", *flags])
+  assert ended.stderr.splitlines()[0] == (
+    "--replay_ratio=1.4: 1 updates of 64 of the 64 sequences of a step are a "
+    "ratio of 1"
+  )
+
+
+@pytest.mark.slow
+def test_shards_of_the_ablations_divide_the_capacity_that_is_used(
+  run, tmp_path
+):
+  for package in ("flashbax", "gymnax"):
+    pytest.importorskip(package)
+  # 3 divides 2 x 6 x 4 sequences, and not the 4096 of --capacity.
+  flags = ["--shards=3", "--meta_batch=6", "--batch=6", "--kept=2", "--noppo"]
+  ended = run(
+    "rer_ablations", [f"--workdir={tmp_path / 'w'}", *flags, "--rows=x"]
+  )
+  _assert_refused(ended, "--rows=x: must be of base, .*")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "arguments, flag",
   [

@@ -458,3 +458,33 @@ def test_pictures_are_whole_and_of_their_size(straight, name, shape):
     assert (image.format, image.size) == ("PNG", shape)
   # Mostly white, but not all.
   assert 0.5 < np.mean(pixels > 250) < 0.99
+
+
+# A callback of the garbage collector, as JAX has one. Python ignores exceptions
+# that it raises.
+IN_A_CALLBACK = """
+import gc, os, signal, sys
+from metajax.runs.flags import FLAGS
+from metajax.runs.script import run
+
+def main():
+  gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+  gc.collect()
+  print("goes on")
+
+run(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_that_comes_within_a_callback_ends_the_run(tmp_path):
+  ended = subprocess.run(
+    [sys.executable, "-c", IN_A_CALLBACK, f"--workdir={tmp_path / 'w'}"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ended.returncode == 128 + signal.SIGTERM
+  assert ended.stdout == ""
+  assert ended.stderr == "error: terminated; run the same command to go on.\n"

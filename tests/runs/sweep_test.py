@@ -13,10 +13,11 @@ from PIL import Image
 
 from metajax.evaluation import Estimate
 from metajax.runs import grid, sweep, sweep_record, sweep_table
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, refuse_extremes
 from metajax.runs.sweep_table import Row
 
 OWN = ["inner_lr", "seed", "steps", "learner", "must_save", "workdir", "memory"]
+refuse_extremes(FLAGS[name] for name in OWN)  # As a script does.
 
 # In the place of a script: it fails at some points, and counts its calls.
 STUB = """
