@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import importlib.util
+import multiprocessing
 import os
 import re
 import signal
@@ -325,5 +326,7 @@ def _terminate(signum: int, frame: Any) -> None:
   # JAX, and the usual end can crash beside a thread that compiles.
   with contextlib.suppress(RuntimeError):  # Python was writing there.
     sys.stdout.flush()
+  for worker in multiprocessing.active_children():  # Those that read images.
+    worker.terminate()
   os.write(2, b"error: terminated; run the same command to go on.\n")
   os._exit(TERMINATED)

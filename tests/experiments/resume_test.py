@@ -488,3 +488,48 @@ def test_a_signal_that_comes_within_a_callback_ends_the_run(tmp_path):
   assert ended.returncode == 128 + signal.SIGTERM
   assert ended.stdout == ""
   assert ended.stderr == "error: terminated; run the same command to go on.\n"
+
+
+# As Grain's workers are, which read images.
+WITH_A_WORKER = """
+import multiprocessing, os, signal, time
+from metajax.runs.script import run
+
+def main():
+  worker = multiprocessing.get_context("spawn").Process(
+    target=time.sleep, args=(600,), daemon=True
+  )
+  worker.start()
+  print(worker.pid, flush=True)
+  os.kill(os.getpid(), signal.SIGTERM)
+
+if __name__ == "__main__":
+  run(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_workers_of_a_run_too(tmp_path):
+  script = tmp_path / "script.py"
+  script.write_text(WITH_A_WORKER)
+  ended = subprocess.run(
+    [sys.executable, str(script), f"--workdir={tmp_path / 'w'}"],
+    cwd=ROOT,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+    check=False,
+  )
+  assert ended.returncode == 128 + signal.SIGTERM
+  status = Path("/proc") / ended.stdout.strip() / "stat"
+  for _ in range(100):
+    try:
+      # A process that nobody waits for stays as a zombie.
+      state = status.read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+      return
+    if state == "Z":
+      return
+    time.sleep(0.1)
+  raise AssertionError(f"{status} is still that of a process")
