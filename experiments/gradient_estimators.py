@@ -134,7 +134,7 @@ def main() -> None:
       "table": table,
     },
     metrics,
-    began=began,
+    seconds=time.perf_counter() - began,
     of="loops",
     steps=max(FLAGS.unroll),
   )

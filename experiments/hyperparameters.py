@@ -86,7 +86,7 @@ def main() -> None:
       "metrics": "losses without penalty; intervals over splits",
     },
     metrics,
-    began=began,
+    seconds=time.perf_counter() - began,
     of="splits",
   )
 

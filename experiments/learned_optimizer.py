@@ -19,7 +19,7 @@ backpropagation, 0.236 by PES, and 0.216 with Adam.
 """
 
 import functools
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from metajax.evaluation import Estimate, estimate_over_seeds
 from metajax.runs import folder, report, training
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
+from metajax.runs.wall_clock import wall_clock
 from metajax.types import PRNGKey
 
 flags.DEFINE_integer("window", 20, "Number of inner steps in a window.", 1)
@@ -56,9 +57,15 @@ VALIDATION = 5  # Seeds of a choice.
 
 
 def meta_train(
-  name: str, problem: optimizees.Problem, seed: PRNGKey, path: Path
+  name: str,
+  problem: optimizees.Problem,
+  seed: PRNGKey,
+  path: Path,
+  saved: Callable[[], object],
 ) -> tuple[Any, float]:
   """Meta-trains, or goes on from the last checkpoint in a folder.
+
+  `saved` is called after each checkpoint.
 
   Returns:
     The learned parameters with the lowest loss of validation seeds, and the
@@ -90,6 +97,7 @@ def meta_train(
     FLAGS.steps,
     lambda theta: trained(theta, keys).losses.mean(),
     path,
+    saved,
   )
 
 
@@ -98,12 +106,16 @@ def main() -> None:
   workdir = folder.start("learned_optimizer")
   if report.show_finished(workdir, "seeds", saves_learner=False):
     return
-  began = time.perf_counter()
+  clock = wall_clock(workdir)
   validation = optimizees.validation_keys(VALIDATION)
   thetas, seconds = {}, {}
   for name in ("persistent_evolution", "truncated_backpropagation"):
     thetas[name], seconds[name] = meta_train(
-      name, problems["digits"], jax.random.key(FLAGS.seed), workdir / name
+      name,
+      problems["digits"],
+      jax.random.key(FLAGS.seed),
+      workdir / name,
+      clock,
     )
     learned_optimizers.save(workdir / f"{name}.safetensors", thetas[name])
   curves: dict[str, dict[str, optimizee_curves.Curves]] = {}
@@ -151,7 +163,7 @@ def main() -> None:
       "intervals of Student's t over seeds, which all optimizers share",
     },
     metrics,
-    began=began,
+    seconds=clock(),
     of="seeds",
   )
 

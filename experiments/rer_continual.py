@@ -17,7 +17,6 @@ retains 46.9%, EWC 54.1, replay 84.2 and MER 85.9. On permutations they retain
 
 import functools
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +36,7 @@ from metajax.evaluation import Estimate, estimate
 from metajax.runs import folder, plots, report
 from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
+from metajax.runs.wall_clock import wall_clock
 
 flags.DEFINE_enum(
   "stream",
@@ -105,7 +105,7 @@ def main() -> None:
   workdir = folder.start("rer_continual")
   if report.show_finished(workdir, "streams", saves_learner=False):
     return
-  began = time.perf_counter()
+  clock = wall_clock(workdir)
   train, validation, test = load()
   both = jax.tree.map(lambda *x: jnp.concatenate(x), train, validation)
   trial = streams(train, validation, "validation", 1 + FLAGS.num_streams // 2)
@@ -130,7 +130,7 @@ def main() -> None:
     }
     print(
       f"{name}: {metrics[f'{name}_ra'].mean:.1f}% retained, {chosen[name]}, "
-      f"{time.perf_counter() - began:.0f} s so far",
+      f"{clock():.0f} s so far",
       file=sys.stderr,
     )
   gain = retained["mer"] - retained["replay"]
@@ -156,7 +156,7 @@ def main() -> None:
       "eval_seed": FLAGS.eval_seed,
     },
     metrics,
-    began=began,
+    seconds=clock(),
     of="streams",
     steps=FLAGS.tasks * FLAGS.examples,
   )

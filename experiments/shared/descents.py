@@ -22,6 +22,7 @@ def descend(
   num_steps: int,
   score: Callable[[Params], float],
   folder: Path,
+  saved: Callable[[], object],
 ) -> tuple[Params, float]:
   """Trains outer parameters, or goes on at the last checkpoint of the folder.
 
@@ -35,6 +36,7 @@ def descend(
     num_steps: the number of steps.
     score: `(outer) -> loss`, of validation seeds.
     folder: has the checkpoints. Its name is that of the training.
+    saved: is called after each checkpoint.
 
   Returns:
     The outer parameters with the lowest score, and seconds of CPU time.
@@ -64,6 +66,7 @@ def descend(
     notes["cpu_seconds"] += time.process_time() - began
     state = TrainState(now.step, chosen, now)
     checkpoint.save(checkpoints, state, notes)
+    saved()
   if not np.isfinite(notes["best"]):
     raise ValueError(
       f"{folder.name} diverges: give a smaller --outer_lr or --sigma."

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,20 +99,20 @@ def finish_whole(
   protocol: Mapping[str, Any],
   metrics: Mapping[str, Estimate],
   *,
-  began: float,
+  seconds: float,
   of: str,
   steps: int | None = None,
 ) -> None:
   """Does what `finish` does, for a script that trains in one piece.
 
-  Such a script has no checkpoints, and saves no learner.
+  Such a script saves no learner.
 
   Args:
     workdir: the folder of the run.
     experiment: the name of the experiment.
     protocol: entries of `results.json`.
     metrics: the results by name.
-    began: `time.perf_counter()` at the start, in seconds.
+    seconds: the wall time, see `wall_clock`.
     of: what the intervals are over, as for `show_finished`.
     steps: the number of steps; None: --steps.
 
@@ -126,7 +125,7 @@ def finish_whole(
     experiment=experiment,
     protocol=protocol,
     metrics=metrics,
-    wall_seconds=time.perf_counter() - began,
+    wall_seconds=seconds,
     compile_seconds=0.0,
     steps=steps,
     seed=FLAGS.seed,

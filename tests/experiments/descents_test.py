@@ -18,7 +18,7 @@ def test_a_stopped_descent_goes_on_at_its_checkpoint(tmp_path):
   descender = bilevel.descent(estimator, optax.adam(0.01), workers=2, horizon=6)
   start_key, rng = jax.random.split(jax.random.key(0))
   start = descender.init(0.5, start_key)
-  calls = []
+  calls, saves = [], []
 
   def train(name, stop_at=None):
     def score(outer):
@@ -27,11 +27,14 @@ def test_a_stopped_descent_goes_on_at_its_checkpoint(tmp_path):
       calls.append(float(outer))
       return abs(calls[-1] - 0.49)  # The best is not the last one.
 
-    return descend(descender, start, rng, 20, score, tmp_path / name)
+    def save():
+      saves.append(len(calls))
+
+    return descend(descender, start, rng, 20, score, tmp_path / name, save)
 
   whole, _ = train("whole")
   uninterrupted = calls.copy()
-  assert len(calls) == 10
+  assert len(calls) == 10 and saves == list(range(1, 11))
   calls.clear()
   with pytest.raises(KeyboardInterrupt):
     train("stopped", stop_at=4)
@@ -59,4 +62,5 @@ def test_a_descent_without_a_finite_score_is_an_error(tmp_path):
       2,
       lambda outer: np.nan,
       tmp_path / "bad",
+      lambda: None,
     )
