@@ -104,7 +104,7 @@ def main() -> None:
   report.finish(
     workdir,
     "rl2_navigation",
-    flag_values(*OWN, *on_policy.OWN),
+    flag_values(*OWN, *on_policy.OWN) | {"outer_lr": FLAGS.ppo_lr},
     {name: estimate(values) for name, values in by_episode(rewards).items()},
     trained,
   )
