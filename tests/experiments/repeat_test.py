@@ -24,7 +24,8 @@ def test_there_are_such_scripts():
 def test_every_one_looks_for_its_results_before_it_trains(script):
   text = script.read_text().partition("folder.start(")[2]
   shown = text.index("show_finished(")
-  later = [text.find(x) for x in ("training.train(", "perf_counter()", " fit(")]
+  starts = ("training.train(", "perf_counter()", "wall_clock(", " fit(")
+  later = [text.find(x) for x in starts]
   assert all(shown < place for place in later if place >= 0)
   assert any(place >= 0 for place in later)
 
