@@ -1196,7 +1196,7 @@ def test_bad_number_of_pearl_is_named(argument, message, run, workdir):
     ("--horizon=0", r"flag --horizon=0: .*positive integer.*"),
     ("--episodes=0", r"flag --episodes=0: .*positive integer.*"),
     ("--validation_tasks=1", r"flag --validation_tasks=1: .*2.*"),
-    ("--meta_batch=6", r"--meta_batch=6: must be a multiple of 4, .*"),
+    ("--meta_batch=6", r"--meta_batch=6: must be a multiple of \d+, .*"),
     ("--cell=transformer --units=6", r"--units=6: must be a multiple of 4 .*"),
     ("--outer_lr=0.1", r"--outer_lr has no effect here: leave it out\."),
     ("--noppo", r"--ppo has no effect here: leave it out\."),
