@@ -63,7 +63,7 @@ DRAWN = 3  # Goals in the picture.
 def main() -> None:
   trainee = on_policy.trainee(trials(), greedy=FLAGS.deterministic)
   # One program for validation and test.
-  played = over_new_tasks(player_of(trainee), FLAGS.validation_tasks)
+  played = over_new_tasks(of_new_goal(trainee), FLAGS.validation_tasks)
 
   def validate(state: TrainState) -> dict[str, float]:
     key = rng_keys.evaluation_key("validation")
@@ -118,7 +118,7 @@ def trials(goal: Array | None = None) -> Trials:
   return trials_of(tasks, FLAGS.episodes * FLAGS.horizon, new_starts=False)
 
 
-def player_of(
+def of_new_goal(
   trainee: Trainee,
 ) -> Callable[[Params, PRNGKey], tuple[Array, Array, Array]]:
   """Returns `(params, key) -> (goal, places, rewards)` of a new goal.
