@@ -9,9 +9,9 @@ tables in one pass, without training: the tables of scikit-learn, on random
 splits, beside logistic regression, random forests and gradient boosting with
 their default settings.
 
-The default takes some minutes, and learns little. `--preset=core` is 20,800
-tables, for one CPU core. `--preset=nano` has the sizes of nanoTabPFN: width 96,
-80,000 tables. The folder of a run is what `metajax.sklearn.InContextClassifier`
+The default takes some minutes, and learns little. `--preset=core` is 64,000
+tables, for two hours of one CPU core. `--preset=nano` has the sizes of
+nanoTabPFN: 80,000 tables. The folder of a run is what `metajax.sklearn.InContextClassifier`
 takes as `weights`.
 """
 
@@ -63,11 +63,15 @@ DEFAULTS = {
   "log_every": 50,
 }
 PRESETS = {
-  # One CPU core: 20,800 tables.
+  # One CPU core: 64,000 tables.
   "core": {
-    "steps": 2600,
+    "width": 96,
+    "hidden": 192,
+    "features": 16,
+    "rows": 100,
+    "query_rows": 30,
+    "steps": 8000,
     "meta_batch": 8,
-    "outer_lr": 1.5e-3,
     "task_chunk": 1,
     "log_every": 100,
   },
