@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from metajax.context.dense import dense, init_dense, init_norm, norm
+from metajax.models.blocks import in_blocks
 from metajax.numerics import wide
 from metajax.types import Array, Params, PRNGKey
 
 # The score of a token that is not attended to. It is finite, so that gradients
 # are, where a query attends to none.
 LEAST = -1e30
+# Bytes of the scores of a block on accelerators, which compute many at once. It
+# bounds their memory, and has not been tuned.
+PARALLEL_BYTES = 2**28
 
 
 class KeysValues(NamedTuple):
@@ -35,6 +39,10 @@ def attention(
 
     out_i = sum_j softmax_j(q_i . k_j / sqrt(c)) v_j
 
+  Many queries are computed in blocks (`models.blocks`), whose scores the
+  backward pass computes again. So memory grows linearly with m and n, and not
+  with their product.
+
   Args:
     queries: `[m, heads, c]`.
     memory: keys and values of n tokens.
@@ -45,11 +53,23 @@ def attention(
     `[m, heads, c]`. It is what `jax.nn.dot_product_attention` computes, in the
     dtype of the arguments. JAX's softmax is in float32 for float64, too.
   """
-  if not len(memory.keys):
+  n, heads, _ = memory.keys.shape
+  if not n:
     return jnp.zeros_like(queries)
-  weights = attention_weights(queries, memory, mask)
-  values = memory.values
-  return jnp.einsum("hmn,nhc->mhc", weights.astype(values.dtype), values)
+  of_query = mask is not None and mask.ndim == 2 and len(mask) == len(queries)
+
+  def attend(part: tuple[Array, Array | None]) -> Array:
+    queries, own = part
+    weights = attention_weights(queries, memory, own if of_query else mask)
+    values = memory.values
+    return jnp.einsum("hmn,nhc->mhc", weights.astype(values.dtype), values)
+
+  scores = jax.eval_shape(wide, queries).dtype.itemsize * heads * n
+  most = None if jax.default_backend() == "cpu" else PARALLEL_BYTES
+  # The weights are a second array of their size.
+  return in_blocks(
+    attend, (queries, mask if of_query else None), 2 * scores, most
+  )
 
 
 def attention_weights(

@@ -106,9 +106,11 @@ def transformer(
         known, mask = own, among
       if among is not None and cache is not None:
         known = jax.tree.map(lambda *z: jnp.concatenate(z), past, own)
-        shape = len(x), cache.mask.shape[-1]
-        first = jnp.broadcast_to(cache.mask, shape)
-        mask = jnp.concatenate([first, among], axis=1)
+        both = [
+          jnp.broadcast_to(part, (len(x), part.shape[-1]))
+          for part in (cache.mask, among)
+        ]
+        mask = jnp.concatenate(both, axis=1)
       x = block(weights, x, known, mask, heads=heads, normed_first=normed_first)
       return x, own
 
@@ -125,9 +127,9 @@ def transformer(
     past: Cache | None = None,
   ) -> tuple[Array, Cache]:
     mask = jnp.ones(len(tokens), bool) if mask is None else mask
-    among = jnp.broadcast_to(mask, (len(tokens), len(tokens)))
+    among = mask
     if causal:
-      among = jnp.tril(among)
+      among = jnp.tril(jnp.broadcast_to(mask, (len(tokens), len(tokens))))
     tokens, known = run(params, tokens, among, past)
     if past is not None:
       join = functools.partial(jnp.concatenate, axis=1)
