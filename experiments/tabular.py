@@ -11,8 +11,8 @@ their default settings.
 
 The default takes some minutes, and learns little. `--preset=core` is 64,000
 tables, for two hours of one CPU core. `--preset=nano` has the sizes of
-nanoTabPFN: 80,000 tables. The folder of a run is what `metajax.sklearn.InContextClassifier`
-takes as `weights`.
+nanoTabPFN: 80,000 tables. The folder of a run is what
+`metajax.sklearn.InContextClassifier` takes as `weights`.
 """
 
 import jax

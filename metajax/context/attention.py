@@ -66,10 +66,7 @@ def attention(
 
   scores = jax.eval_shape(wide, queries).dtype.itemsize * heads * n
   most = None if jax.default_backend() == "cpu" else PARALLEL_BYTES
-  # The weights are a second array of their size.
-  return in_blocks(
-    attend, (queries, mask if of_query else None), 2 * scores, most
-  )
+  return in_blocks(attend, (queries, mask if of_query else None), scores, most)
 
 
 def attention_weights(

@@ -48,10 +48,9 @@ def _ours(queries, keys, values, mask):
 def test_outputs_and_second_derivatives_are_the_definition(
   mask, in_blocks, monkeypatch
 ):
-  # Two queries a block, of 2 heads, 5 tokens and two arrays of 8 bytes each.
-  monkeypatch.setattr(
-    blocks, "BLOCK_BYTES", 2 * 2 * N * 2 * 8 if in_blocks else 2**30
-  )
+  # Two queries a block, with scores of 8 bytes.
+  few = 2 * HEADS * N * 8
+  monkeypatch.setattr(blocks, "BLOCK_BYTES", few if in_blocks else 2**30)
   with jax.enable_x64(True):
     arrays = _numbers()
 
