@@ -7,7 +7,8 @@ trial is of 3 episodes with one goal. The policy reads positions, actions and
 rewards, and learns the goal in its recurrent state alone. An episode lasts to
 the horizon: after the goal is reached nothing happens, and rewards are 0. The
 script reports the mean returns of the episodes on the same 100 test goals as
-maml_navigation and pearl_navigation.
+maml_navigation and pearl_navigation. With `--varibad` the policy reads a
+learned belief over the goal instead (VariBAD).
 
 It takes 6 minutes on a core with other work, and gets -2.9, -1.3 and -1.3.
 """
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.shared import on_policy, paths
+from experiments.shared import beliefs, on_policy, paths
 from experiments.shared.trainees import Trainee
 from metajax.evaluation import estimate
 from metajax.policies.evaluation import over_new_tasks
@@ -61,7 +62,9 @@ DRAWN = 3  # Goals in the picture.
 
 
 def main() -> None:
-  trainee = on_policy.trainee(trials(), greedy=FLAGS.deterministic)
+  beliefs.refuse_unused()
+  learned_by = beliefs if FLAGS.varibad else on_policy
+  trainee = learned_by.trainee(trials(), greedy=FLAGS.deterministic)
   # One program for validation and test.
   played = over_new_tasks(of_new_goal(trainee), FLAGS.validation_tasks)
 
@@ -104,7 +107,11 @@ def main() -> None:
   report.finish(
     workdir,
     "rl2_navigation",
-    flag_values(*OWN, *on_policy.OWN) | {"outer_lr": FLAGS.ppo_lr},
+    {
+      **flag_values(*OWN, *on_policy.OWN),
+      **beliefs.protocol(),
+      "outer_lr": FLAGS.ppo_lr,
+    },
     {name: estimate(values) for name, values in by_episode(rewards).items()},
     trained,
   )

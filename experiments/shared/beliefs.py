@@ -21,7 +21,7 @@ from metajax.types import Params
 flags.DEFINE_bool(
   "varibad",
   False,
-  "Also train a player by VariBAD, whose policy reads a belief over tasks. "
+  "Train a player by VariBAD, whose policy reads a belief over tasks. "
   "The flags of PPO are for its policy, too.",
 )
 flags.DEFINE_integer("latent", 5, "VariBAD: numbers of a latent task.", 1)
@@ -60,12 +60,17 @@ def network(tasks: Trials) -> BeliefNetwork:
   """Returns encoder, policy and decoder for the given tasks."""
   encoder = player_networks.network(tasks, "linear", 2 * FLAGS.latent)
   return belief_network(
-    encoder, tasks.num_actions, latent=FLAGS.latent, units=FLAGS.units
+    encoder, tasks.actions, latent=FLAGS.latent, units=FLAGS.units
   )
 
 
-def trainee(tasks: Trials) -> Trainee:
-  """Builds a player of VariBAD and its trainer from the flags."""
+def trainee(tasks: Trials, *, greedy: bool = True) -> Trainee:
+  """Builds a player of VariBAD and its trainer from the flags.
+
+  Args:
+    tasks: the tasks.
+    greedy: whether the player takes the most probable actions, not samples.
+  """
   ppo, networks = on_policy.configuration(), network(tasks)
   turns, rest = divmod(FLAGS.meta_batch, FLAGS.belief_batch)
   share = FLAGS.meta_batch // task_mesh(FLAGS.meta_batch).size
@@ -94,7 +99,7 @@ def trainee(tasks: Trials) -> Trainee:
 
   def player(params: Params):
     return policy_player(
-      networks.recurrent, params, tasks.num_actions, greedy=True
+      networks.recurrent, params, tasks.actions, greedy=greedy
     )
 
   return Trainee(trainer, player, on_policy.rates(ppo))

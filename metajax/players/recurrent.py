@@ -20,13 +20,9 @@ def encode(step: Step, actions: Actions | int) -> Array:
   At the first step of a task, all but the observation are zeros.
   """
   axes = step.reward.shape
-  actions = as_actions(actions)
-  action = step.action
-  if isinstance(actions, Discrete):
-    action = jax.nn.one_hot(action, actions.number)
   past = jnp.concatenate(
     [
-      action,
+      encode_action(step.action, actions),
       step.reward[..., None],
       step.ended.astype(jnp.float32)[..., None],
     ],
@@ -34,6 +30,14 @@ def encode(step: Step, actions: Actions | int) -> Array:
   )
   past = jnp.where(step.first[..., None], 0.0, past)
   return jnp.concatenate([step.observation.reshape(*axes, -1), past], axis=-1)
+
+
+def encode_action(action: Array, actions: Actions | int) -> Array:
+  """Encodes actions as numbers: one-hot if they are discrete."""
+  actions = as_actions(actions)
+  if isinstance(actions, Discrete):
+    return jax.nn.one_hot(action, actions.number)
+  return action
 
 
 def first_params(network: Recurrent, tasks: Trials, rng: PRNGKey) -> Params:

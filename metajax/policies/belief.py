@@ -13,6 +13,8 @@ from metajax.models.recurrent import Recurrent, output_head
 from metajax.numerics import check_counts, check_number, wide
 from metajax.policies.decoder import product, transitions
 from metajax.policies.distributions import DiagonalGaussian
+from metajax.policies.recurrent_policy import num_outputs
+from metajax.tasks.playable import Actions, as_actions
 from metajax.tasks.trials import Step
 from metajax.types import Array, Params, PRNGKey
 
@@ -33,7 +35,7 @@ class BeliefNetwork(NamedTuple):
     rewards: `(params, latents [K, latent], steps [T + 1, ...]) -> [K, T]`, the
       expected rewards of a trial's actions for each of K tasks.
     observations: likewise the expected next observations, `[K, T, size]`.
-    num_actions: number of actions.
+    actions: what an action is.
     latent: numbers of a latent task.
   """
 
@@ -41,13 +43,13 @@ class BeliefNetwork(NamedTuple):
   posterior: Callable[[Array], DiagonalGaussian]
   rewards: Callable[[Params, Array, Step], Array]
   observations: Callable[[Params, Array, Step], Array]
-  num_actions: int
+  actions: Actions
   latent: int
 
 
 def belief_network(
   encoder: Recurrent,
-  num_actions: int,
+  actions: Actions | int,
   *,
   latent: int = 5,
   units: int = 64,
@@ -59,7 +61,7 @@ def belief_network(
 
     q(m | past) = N(mean, (scale exp(log_scale))^2)
     mean, log_scale = encoder(past)
-    actions, value = policy(s, mean, log_scale)
+    pi, value = policy(s, mean, log_scale)
     E[r | s, a, s', m] = f(m) . g(s, a, s', end)
     E[s' | s, a, m] = F(m) . G(s, a)
 
@@ -74,7 +76,7 @@ def belief_network(
 
   Args:
     encoder: a network with a "linear" head of `2 * latent` outputs.
-    num_actions: number of actions of the tasks.
+    actions: those of the tasks. A number n stands for `Discrete(n)`.
     latent: numbers of a latent task m.
     units: width of the layers of policy and decoder.
     scale: about the standard deviation of a new network's beliefs. With 1, that
@@ -84,18 +86,20 @@ def belief_network(
     ValueError: for a size below 1; when it is called, for an encoder with
       another head.
   """
-  check_counts(num_actions=num_actions, latent=latent, units=units)
+  actions = as_actions(actions)
+  width = actions[0]  # Of an action that is read.
+  check_counts(actions=width, latent=latent, units=units)
   check_number("scale", scale, above=0)
   trunk = forward(MLP(None, (units, units)))
   init_head, apply_head = output_head(
-    num_actions, units=units, head="actor_critic"
+    num_outputs(actions), units=units, head="actor_critic"
   )
   reward_init, reward_apply = product(units)
   observation_init, observation_apply = product(units)
 
   def init(rng: PRNGKey, inputs: Array) -> Params:
     keys = jax.random.split(rng, 5)
-    size = inputs.shape[-1] - num_actions - 2
+    size = inputs.shape[-1] - width - 2
     m = jnp.zeros((1, latent))
     return {
       "encoder": encoder.init(keys[0], inputs),
@@ -104,8 +108,8 @@ def belief_network(
         "head": init_head(keys[2]),
       },
       "decoder": {
-        "rewards": reward_init(keys[3], m, 2 * size + num_actions + 1, 1),
-        "observations": observation_init(keys[4], m, size + num_actions, size),
+        "rewards": reward_init(keys[3], m, 2 * size + width + 1, 1),
+        "observations": observation_init(keys[4], m, size + width, size),
       },
       "seen": {
         "mean": jnp.zeros(size + 2 * latent),
@@ -121,7 +125,7 @@ def belief_network(
         f"encoder: its head must give {2 * latent} numbers, mean and log scale "
         f'of latent={latent}; build it with so many outputs and head="linear".'
       )
-    observation = inputs[..., : -num_actions - 2]
+    observation = inputs[..., : -width - 2]
     return jnp.concatenate([observation, belief], -1), state
 
   def head(params: Params, hidden: Array) -> tuple[Array, Array]:
@@ -136,20 +140,20 @@ def belief_network(
     return DiagonalGaussian(mean, log_scale + np.log(scale))
 
   def rewards(params: Params, latents: Array, steps: Step) -> Array:
-    before, action, after, ended = transitions(steps, num_actions)
+    before, action, after, ended = transitions(steps, actions)
     features = jnp.concatenate([before, action, after, ended], -1)
     part = params["decoder"]["rewards"]
     return reward_apply(part, latents, features, 1)[..., 0]
 
   def observations(params: Params, latents: Array, steps: Step) -> Array:
-    before, action, _, _ = transitions(steps, num_actions)
+    before, action, _, _ = transitions(steps, actions)
     features = jnp.concatenate([before, action], -1)
     part = params["decoder"]["observations"]
     return observation_apply(part, latents, features, before.shape[-1])
 
   network = Recurrent(init, encoder.start, read, head)
   return BeliefNetwork(
-    network, posterior, rewards, observations, num_actions, latent
+    network, posterior, rewards, observations, actions, latent
   )
 
 

@@ -9,19 +9,24 @@ import jax.numpy as jnp
 from metajax.forward import forward
 from metajax.models.mlp import MLP
 from metajax.numerics import wide
+from metajax.players.recurrent import encode_action
+from metajax.tasks.playable import Actions
 from metajax.tasks.trials import Step
 from metajax.types import Array, Params, PRNGKey
 
 
 def transitions(
-  steps: Step, num_actions: int
+  steps: Step, actions: Actions
 ) -> tuple[Array, Array, Array, Array]:
-  """Returns s, one-hot a, s' and end of a trial's actions, `[T, ...]` each."""
+  """Returns s, a, s' and end of a trial's actions, `[T, ...]` each.
+
+  Discrete actions are one-hot.
+  """
   observations = steps.observation.reshape(*steps.reward.shape, -1)
   ended = steps.ended[1:, None]
   return (
     observations[:-1],
-    jax.nn.one_hot(steps.action[1:], num_actions),
+    encode_action(steps.action[1:], actions),
     jnp.where(ended, 0.0, observations[1:]),
     ended.astype(observations.dtype),
   )

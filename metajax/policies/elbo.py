@@ -50,7 +50,7 @@ def beliefs(
     params: its parameters. The belief needs those of the encoder alone.
     steps: `[trials, T + 1, ...]`.
   """
-  hidden = hidden_along(network.recurrent, params, steps, network.num_actions)
+  hidden = hidden_along(network.recurrent, params, steps, network.actions)
   return network.posterior(hidden)
 
 

@@ -30,6 +30,7 @@ from metajax.policies.recurrent_ppo import (
   learn,
   mean_reward,
 )
+from metajax.tasks.playable import as_actions
 from metajax.tasks.trials import Step, Trials, check_trials, first_step
 from metajax.training.mesh import TASKS, task_mesh, with_split_state
 from metajax.training.processes import place
@@ -112,9 +113,15 @@ def varibad_trainer(
     )
   check_varibad(varibad, ppo.actors, share)
   check_trials(tasks)
-  num_actions = tasks.num_actions
+  actions = as_actions(tasks.actions)
+  if network.actions != actions:
+    raise ValueError(
+      f"network: built for the actions {network.actions}, but those of the "
+      f"tasks are {actions}; build it by belief_network(encoder, "
+      "tasks.actions)."
+    )
   check_head(
-    network.recurrent, tasks, lambda head: checked_policy(head, num_actions)
+    network.recurrent, tasks, lambda head: checked_policy(head, actions)
   )
   policy_updates = ppo.epochs * ppo.minibatches
 
@@ -130,7 +137,7 @@ def varibad_trainer(
     rollout = gather(network.recurrent, params, tasks, ppo, act_key, actors)
 
     # The encoder is constant here, so the trials are read once.
-    hidden = hidden_along(network.recurrent, params, rollout.steps, num_actions)
+    hidden = hidden_along(network.recurrent, params, rollout.steps, actions)
 
     def policy_loss(
       policy: Params, part: tuple[Rollout, Array]
@@ -140,7 +147,7 @@ def varibad_trainer(
         network.recurrent,
         params | {"policy": policy},
         hidden,
-        num_actions,
+        actions,
       )
       return loss_of_outputs(*outputs, rollout, ppo)
 
@@ -193,7 +200,7 @@ def varibad_trainer(
   def init(rng: PRNGKey) -> TrainState:
     params = first_params(network.recurrent, tasks, rng)
     _, observation = jax.eval_shape(tasks.reset, rng)
-    one = first_step(jnp.zeros(observation.shape))
+    one = first_step(jnp.zeros(observation.shape), actions)
     shape = ppo.actors, varibad.kept, tasks.num_steps + 1
     trials = jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape), x.dtype), one)
     state = VariBADState(

@@ -1,4 +1,4 @@
-"""Recurrent policies of continuous actions: RL^2 where actions are vectors."""
+"""RL^2 and VariBAD where actions are vectors."""
 
 import functools
 
@@ -161,21 +161,46 @@ def _target_step(target, action, rng):
   return target, target - action, -error, jnp.array(False)
 
 
-def test_player_learns_to_find_a_number_within_a_trial():
-  """The first observation tells nothing. The second one tells the error."""
-  tasks = Trials(_target_reset, _target_step, Continuous(1), 4)
+TARGETS = Trials(_target_reset, _target_step, Continuous(1), 4)
+ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+SHORT = PPO(actors=64, discount=0.0, gae=0.0, entropy=0.0)
+
+
+def _by_ppo():
   network = recurrent(2, units=16, head="actor_critic")
   trainer = ppo_trainer(
-    network,
-    tasks,
-    optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
-    PPO(actors=64, discount=0.0, gae=0.0, entropy=0.0),
+    network, TARGETS, ADAM, SHORT, rng=KEY, mesh=task_mesh(1)
+  )
+  return network, trainer
+
+
+def _by_varibad():
+  made = belief_network(
+    recurrent(4, units=16), TARGETS.actions, latent=2, units=16
+  )
+  trainer = varibad_trainer(
+    made,
+    TARGETS,
+    ADAM,
+    ADAM,
+    SHORT,
+    VariBAD(kept=4),
     rng=KEY,
     mesh=task_mesh(1),
   )
+  return made.recurrent, trainer
+
+
+@pytest.mark.parametrize(
+  ("build", "num_steps"),
+  [(_by_ppo, 80), pytest.param(_by_varibad, 160, marks=pytest.mark.slow)],
+)
+def test_player_learns_to_find_a_number_within_a_trial(build, num_steps):
+  """The first observation tells nothing. The second one tells the error."""
+  tasks, (network, trainer) = TARGETS, build()
   state = trainer.init(KEY)
   train, _ = trainer.compile(state)
-  state, _ = train(state, 80)
+  state, _ = train(state, num_steps)
 
   @jax.jit
   def played(params):
@@ -198,7 +223,44 @@ def _replayed():
   )
 
 
+def test_decoder_reads_actions_as_they_are():
+  """`f(m) . g(s, a, s', end)` in numpy, for each of three tasks."""
+  network = belief_network(recurrent(4, units=4), ACTIONS, latent=2, units=5)
+  like = jax.eval_shape(
+    network.recurrent.init, KEY, jnp.zeros(FEATURES + SIZE + 2)
+  )
+  draw = np.random.default_rng(0).normal
+  params = jax.tree.map(lambda x: np.float32(draw(0, 0.7, x.shape)), like)
+  steps = jax.tree.map(lambda x: x[0], _rollout().steps)
+  m = np.float32(draw(size=(3, 2)))
+  part = params["decoder"]["rewards"]
+  x = np.concatenate(
+    [
+      steps.observation[:-1],
+      steps.action[1:],
+      steps.observation[1:],
+      np.zeros((NUM_STEPS, 1)),  # No episode ends.
+    ],
+    -1,
+  )
+  np.testing.assert_allclose(
+    network.rewards(params, m, steps),
+    _mlp(part["m"], m) @ _mlp(part["x"], x).T,
+    rtol=1e-4,
+    atol=1e-5,
+  )
+
+
+def _mlp(params, x):
+  layers = [params["params"][f"Dense_{i}"] for i in range(3)]
+  for i, layer in enumerate(layers):
+    x = x @ np.float64(layer["kernel"]) + layer["bias"]
+    x = np.maximum(x, 0) if i < 2 else x
+  return x
+
+
 def _believed():
+  """A network of as many outputs, for other actions."""
   encoder = recurrent(4, units=4)
   network = belief_network(encoder, 4, latent=2, units=4)
   ppo = PPO(actors=4, minibatches=1)
@@ -224,7 +286,11 @@ def test_what_does_not_fit_is_one_line():
       "player: its action is int32 (), must be real numbers (2,)."
     ),
     _replayed: discrete,
-    _believed: discrete,
+    _believed: (
+      "network: built for the actions Discrete(number=4), but those of the "
+      "tasks are Continuous(size=2); build it by belief_network(encoder, "
+      "tasks.actions)."
+    ),
   }.items():
     with pytest.raises(ValueError) as error:
       build()
