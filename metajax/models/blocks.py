@@ -33,9 +33,10 @@ def in_blocks(
     bytes_each: bytes of the temporaries of an example.
     block_bytes: bytes of the temporaries of a block. None: 2 MB, for CPUs.
   """
-  n = jax.tree.leaves(x)[0].shape[0]
+  leaves = jax.tree.leaves(x)
+  n = leaves[0].shape[0]
   num_blocks = _count(n, n * bytes_each / (block_bytes or BLOCK_BYTES))
-  if num_blocks <= 1:
+  if num_blocks <= 1 or any(is_spread(leaf) for leaf in leaves):
     return fn(x)
   size = -(-n // num_blocks)
   num_blocks = -(-n // size)
@@ -48,6 +49,14 @@ def in_blocks(
     jax.checkpoint(fn, prevent_cse=False), jax.tree.map(divided, x)
   )
   return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:n], outputs)
+
+
+def is_spread(x: Array) -> bool:
+  """Returns whether a mesh spreads an array over devices.
+
+  Blocks would have to gather it.
+  """
+  return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
 def _count(n: int, wanted: float) -> int:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from metajax.models.blocks import is_spread
 from metajax.models.dropout import DropBlock
 from metajax.models.normalization import (
   BY_BATCH,
@@ -17,7 +18,7 @@ from metajax.models.normalization import (
   NORMALIZATIONS,
   normalize,
 )
-from metajax.models.patches import FEW_CHANNELS, is_spread, patch_conv
+from metajax.models.patches import FEW_CHANNELS, patch_conv
 from metajax.models.pooling import max_pool
 from metajax.numerics import check_counts, check_number
 from metajax.types import Array

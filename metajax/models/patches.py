@@ -4,12 +4,11 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from metajax.models import winograd
-from metajax.models.blocks import in_blocks
+from metajax.models.blocks import in_blocks, is_spread
 from metajax.types import Array
 
 MATRICES = ((1,), (0,)), ((), ())
@@ -104,7 +103,6 @@ def patch_conv(
     padding=padding,
     product=product,
   )
-  # If a mesh spreads the images over devices, blocks would have to gather them.
   if is_spread(lhs) or not blocks:
     return by_patches(lhs)
   image_bytes = math.prod(lhs.shape[1:3]) * channels * lhs.dtype.itemsize
@@ -118,11 +116,6 @@ def patch_conv(
     return in_blocks(by_filters, lhs, 5 * rows * image_bytes // 2)
   patch_bytes = rows * columns * image_bytes // math.prod(strides)
   return in_blocks(by_patches, lhs, patch_bytes)
-
-
-def is_spread(x: Array) -> bool:
-  """Returns whether a mesh spreads an array over devices."""
-  return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
 def _patches_times(

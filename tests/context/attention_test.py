@@ -68,6 +68,21 @@ def test_outputs_and_second_derivatives_are_the_definition(
     assert ("scan" in loops) == in_blocks
 
 
+def test_queries_that_a_mesh_holds_apart_attend_where_they_are(monkeypatch):
+  monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
+  mesh = jax.make_mesh(
+    (1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,)
+  )
+  queries, *memory = _numbers()
+  mask = MASKS["of pairs"]
+  expected = _ours(queries, *memory, mask)
+  with jax.set_mesh(mesh):
+    apart = jax.device_put(queries, jax.sharding.PartitionSpec("x"))
+    found = jax.jit(_ours)(apart, *memory, mask)
+    assert found.sharding.spec[0] == "x"
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_temporaries_grow_with_the_tokens_and_not_with_their_pairs():
   def temporaries(n):
     one = jax.ShapeDtypeStruct((n, 4, 16), jnp.float32)
