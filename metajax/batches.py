@@ -1,5 +1,6 @@
 """Helpers for batches whose inputs and targets may be any trees of arrays."""
 
+import math
 from typing import Any
 
 import jax
@@ -45,3 +46,8 @@ def only_array(tree: Any, what: str, who: str) -> Array:
 def num_tasks(episodes: Episode) -> int:
   """Returns the number of tasks of a chunk: its first axis."""
   return jax.tree.leaves(episodes)[0].shape[0]
+
+
+def flat(x: Array) -> Array:
+  """Reshapes `[n, ...]` to `[n, features]`, also for n = 0."""
+  return x.reshape(len(x), math.prod(x.shape[1:]))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from metajax.losses import masked_mean
+from metajax.losses import check_labels, masked_mean
 from metajax.numerics import check_counts, check_number
 from metajax.predictive import Predictive, check_shapes
 from metajax.types import Array, LossFn
@@ -90,13 +90,14 @@ def expected_calibration_error(
     A scalar, 0 to 1.
 
   Raises:
-    ValueError: for less than one bin.
+    ValueError: for less than one bin, or labels of another shape or dtype.
 
   References:
     Guo et al., `On Calibration of Modern Neural Networks
     <https://arxiv.org/abs/1706.04599>`_, 2017, section 2.
   """
   check_counts(num_bins=num_bins)
+  check_labels(logits, labels)
   real = jnp.ones(len(labels), bool) if mask is None else mask
   confidence = jax.nn.softmax(logits, axis=-1).max(-1)
   right = jnp.argmax(logits, axis=-1) == labels

@@ -67,7 +67,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
   Returns:
     A scalar, in nats. It and its gradient are NaN if a label is no class.
   """
-  _check_labels(logits, labels)
+  check_labels(logits, labels)
   # A negative index would count from the end, the last class for -1.
   is_class = (labels >= 0) & (labels < logits.shape[-1])
   losses = optax.softmax_cross_entropy_with_integer_labels(
@@ -82,7 +82,7 @@ def accuracy(logits: Array, labels: Array) -> Array:
 
   `labels` are integers `[...]`.
   """
-  _check_labels(logits, labels)
+  check_labels(logits, labels)
   return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
@@ -117,14 +117,8 @@ def mean_squared_error(predictions: Array, targets: Array) -> Array:
   return jnp.mean(jnp.square(predictions - targets))
 
 
-def _without_padding(labels: Array, mask: Array) -> Array:
-  """Sets the labels of padding to 0; targets that are numbers stay."""
-  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-    return labels
-  return jnp.where(mask.reshape(-1, *[1] * (jnp.ndim(labels) - 1)), labels, 0)
-
-
-def _check_labels(logits: Array, labels: Array) -> None:
+def check_labels(logits: Array, labels: Array) -> None:
+  """Raises a `ValueError` unless labels are integers, one for each example."""
   if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
     raise ValueError(
       f"labels: {jnp.result_type(labels)} given, must be integers, the classes."
@@ -134,3 +128,10 @@ def _check_labels(logits: Array, labels: Array) -> None:
       f"logits of shape {jnp.shape(logits)} and labels of shape "
       f"{jnp.shape(labels)}: must be [..., classes] and [...]."
     )
+
+
+def _without_padding(labels: Array, mask: Array) -> Array:
+  """Sets the labels of padding to 0; targets that are numbers stay."""
+  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    return labels
+  return jnp.where(mask.reshape(-1, *[1] * (jnp.ndim(labels) - 1)), labels, 0)

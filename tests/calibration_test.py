@@ -107,3 +107,16 @@ def test_bad_arguments_are_refused():
     coverage(1.5)
   with pytest.raises(ValueError, match="num_bins=0: must be 1 or more"):
     expected_calibration_error(np.zeros((2, 2)), np.zeros(2, int), num_bins=0)
+
+
+@pytest.mark.parametrize(
+  "labels, message",
+  [
+    (np.zeros((6, 1), int), r"labels of shape \(6, 1\): must be"),
+    (np.zeros(6), "labels: float.. given, must be integers"),
+  ],
+)
+def test_labels_that_are_not_one_class_each_are_refused(labels, message):
+  """An axis of 1 compared all pairs: the error, 0 to 1, was 2.08."""
+  with pytest.raises(ValueError, match=message):
+    expected_calibration_error(np.zeros((6, 3)), labels)

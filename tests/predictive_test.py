@@ -69,6 +69,16 @@ def test_student_is_accurate_near_its_centre_in_float32():
   np.testing.assert_allclose(found, stats.t.cdf(z, 4), atol=2e-7)
 
 
+def test_student_of_many_degrees_is_scipys_in_float32():
+  """Gamma functions cancel: at 1e7 degrees a cdf was 1.04."""
+  df, z = np.array([[5], [31], [1e3], [1e5], [1e9]]), np.array([-5, -0.9, 0, 3])
+  shape = np.zeros((5, 4), np.float32)
+  found = StudentT(shape, shape + 1, np.float32(df + shape))
+  y, known = np.float32(z + shape), stats.t(df)
+  np.testing.assert_allclose(found.cdf(y), known.cdf(y), atol=1e-6)
+  np.testing.assert_allclose(found.log_prob(y), known.logpdf(y), atol=1e-5)
+
+
 @pytest.mark.slow
 def test_mixture_is_the_weighted_sum():
   weights = RNG.dirichlet([1, 2, 3], (5, 2))

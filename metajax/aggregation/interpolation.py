@@ -36,7 +36,7 @@ def interpolate(one: Params, other: Params, weight: ArrayLike) -> Params:
 
   A weight below 0 or above 1 extrapolates. `State` nodes are not extrapolated,
   since a running variance could become negative. For them, the weight is
-  clipped to [0, 1].
+  clipped to [0, 1]. Random keys are those of `one`.
 
   Raises:
     ValueError: if the models differ in a shape, or if `weight` is not one
@@ -51,6 +51,8 @@ def interpolate(one: Params, other: Params, weight: ArrayLike) -> Params:
   check_alike("other", other, one)
 
   def between(share: ArrayLike, a: ArrayLike, b: ArrayLike) -> Array:
+    if jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key):
+      return jnp.asarray(a)
     mean = (1 - share) * wide(a) + share * wide(b)
     return variables.narrow(jnp.asarray(mean), jnp.result_type(a))
 

@@ -229,7 +229,13 @@ def _start(params: Params) -> AverageState:
   # A copy, because a caller may donate both the parameters and this state, and
   # no array may be donated twice.
   average = jax.tree.map(jnp.array, params)
-  rest = jax.tree.map(lambda p: jnp.zeros_like(wide(p)), average)
+
+  def nothing(p: Array) -> Array:
+    if jnp.issubdtype(p.dtype, jnp.inexact):
+      return jnp.zeros_like(wide(p))
+    return jnp.zeros(p.shape, jnp.float32)
+
+  rest = jax.tree.map(nothing, average)
   return AverageState(jnp.int32(0), average, rest)
 
 
@@ -244,7 +250,8 @@ def _towards(
 
   def move(average: Array, rest: Array, p: Array) -> tuple[Array, Array]:
     if not jnp.issubdtype(average.dtype, jnp.inexact):
-      return jnp.asarray(p), rest  # Integers, such as counts: the newest.
+      # Integers, such as counts, and random keys: the newest.
+      return jnp.asarray(p), rest
     old = wide(average)
     change = rest + rate * ((wide(p) - old) - rest)
     new = jnp.where(rate == 1, wide(p), _rounded(old + change, average.dtype))

@@ -29,7 +29,8 @@ def attended(task_params: Params, inputs: Any) -> Array:
   Raises:
     ValueError: for the task parameters of another learner.
   """
-  if not isinstance(task_params, dict) or {*task_params} != {"params", "cache"}:
+  read = isinstance(task_params, dict) and {*task_params} == {"params", "cache"}
+  if not read or "embed" not in task_params["params"]:
     raise ValueError(
       "task_params: must be those of tnp_d or prior_fitted, whose queries "
       "attend to the support."

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metajax.batches import real
 from metajax.context.dense import dense, init_dense
@@ -109,7 +110,8 @@ def convolutional_process(
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Params:
     del rng
     grid = jnp.linspace(low, high, size)
-    weights = _kernel(grid, line(support.inputs), meta_params["log_lengths"][0])
+    x = line(support.inputs, support.mask)
+    weights = _kernel(grid, x, meta_params["log_lengths"][0])
     weights = jnp.where(real(support), weights, 0)
     total = weights.sum(1, keepdims=True)
     values = weights @ numbers(support, num_outputs) / (total + 1e-8)
@@ -124,10 +126,9 @@ def convolutional_process(
   def predict(
     task_params: Params, inputs: Any, mask: Array | None = None
   ) -> Normal:
-    del mask
     params = task_params["params"]
     weights = _kernel(
-      line(inputs), task_params["grid"], params["log_lengths"][1]
+      line(inputs, mask), task_params["grid"], params["log_lengths"][1]
     )
     hidden = weights @ jax.nn.relu(task_params["values"])
     mean, scale = jnp.split(dense(params["last"], hidden), 2, axis=1)
@@ -138,20 +139,22 @@ def convolutional_process(
   )
 
 
-def _line(low: float, high: float, inputs: Any) -> Array:
-  """Returns inputs `[n, 1]` as `[n]`, and checks those that are known."""
+def _line(
+  low: float, high: float, inputs: Any, mask: Array | None = None
+) -> Array:
+  """Returns inputs `[n, 1]` as `[n]`, and checks real ones that are known."""
   x = vectors(inputs)
   if x.shape[1] != 1:
     raise ValueError(
       f"inputs of {x.shape[1]} numbers: must be one number each; take another "
       "learner for more."
     )
-  if not isinstance(x, jax.core.Tracer) and len(x):
-    least, most = float(x.min()), float(x.max())
-    if least < low or most > high:
+  if not any(isinstance(value, jax.core.Tracer) for value in (x, mask)):
+    known = np.asarray(x) if mask is None else np.asarray(x)[np.asarray(mask)]
+    if known.size and not low <= known.min() <= known.max() <= high:
       raise ValueError(
-        f"inputs from {least:g} to {most:g}: must be from {low:g} to {high:g}, "
-        "where the grid is; give wider bounds."
+        f"inputs from {known.min():g} to {known.max():g}: must be from {low:g} "
+        f"to {high:g}, where the grid is; give wider bounds."
       )
   return x[:, 0]
 

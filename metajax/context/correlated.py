@@ -109,8 +109,10 @@ def tnp_nd(
       factor = jnp.tril(gram) + LEAST * identity
     else:
       variances = jnp.exp(mlp(params["diagonal"], tokens)).reshape(-1)
-      floor = LEAST**2 * identity
-      factor = jnp.linalg.cholesky(gram + jnp.diag(variances) + floor)
+      # More than the rounding, above which S is positive definite.
+      rounding = jnp.finfo(gram.dtype).eps * jnp.trace(gram)
+      floor = LEAST**2 + jax.lax.stop_gradient(rounding)
+      factor = jnp.linalg.cholesky(gram + jnp.diag(variances + floor))
     scale = jnp.sqrt(jnp.square(factor).sum(1)).reshape(n, d)
     marginals = Normal(mean, scale)
     return Joint(marginals, Partial(_conditional, mean, factor))

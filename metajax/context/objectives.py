@@ -1,13 +1,12 @@
 """Makes a meta-learner of what encodes a support and what predicts."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from metajax.batches import concatenate, num_examples, only_array
+from metajax.batches import concatenate, flat, num_examples, only_array
 from metajax.context.joint import log_density, score
 from metajax.learners.meta_gradients import gradient_of_mean
 from metajax.numerics import floating
@@ -77,11 +76,6 @@ def maximum_likelihood(
 def vectors(inputs: Any) -> Array:
   """Returns inputs `[n, ...]` as vectors `[n, features]` of floats."""
   return floating(flat(only_array(inputs, "inputs", "a learner in context")))
-
-
-def flat(x: Array) -> Array:
-  """Reshapes `[n, ...]` to `[n, features]`, also for n = 0."""
-  return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def numbers(batch: Batch, num_outputs: int) -> Array:

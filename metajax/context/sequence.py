@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.batches import concatenate, num_examples, only_array, real
+from metajax.batches import concatenate, flat, num_examples, only_array, real
 from metajax.context.dense import dense, init_dense, init_norm, norm
-from metajax.context.objectives import flat, vectors
+from metajax.context.objectives import vectors
 from metajax.context.transformer import Cache, transformer
 from metajax.learners.heads import as_vectors
 from metajax.learners.meta_gradients import gradient_of_mean

@@ -4,7 +4,8 @@ An objective is a function `(synthetic, real, rng) -> scalar`. It is minimised
 with respect to the synthetic set. `learners.distill_data` builds a meta-learner
 from it, which is trained and evaluated like any other. Real batches hold the
 same number of examples of every class, in the order of
-`tasks.class_batches`: example i is of class `i % classes`.
+`tasks.class_batches`: example i is of class `i % classes`. `unrolled` and
+`kernel_inducing` take any order and masks, too.
 """
 
 import jax
@@ -20,7 +21,12 @@ from metajax.distillation.synthetic import (
   fit_synthetic,
 )
 from metajax.forward import stateless
-from metajax.losses import cross_entropy
+from metajax.losses import (
+  check_labels,
+  cross_entropy,
+  masked_mean,
+  over_examples,
+)
 from metajax.numerics import check_number, wide
 from metajax.types import Array, Batch, Model, Params, PRNGKey
 
@@ -56,8 +62,8 @@ def unrolled(
   def objective(synthetic: SyntheticSet, real: Batch, rng: PRNGKey) -> Array:
     start = model.init(rng, real.inputs)
     params = fit_synthetic(model, start, synthetic, num_steps, memory=memory)
-    logits = model.apply(params, real.inputs)
-    return cross_entropy(logits, real.targets)
+    logits = model.apply(params, real.inputs, mask=real.mask)
+    return over_examples(cross_entropy, logits, real.targets, real.mask)
 
   return objective
 
@@ -80,8 +86,8 @@ def gradient_matching(model: Model, max_steps: int) -> Objective:
 
   Raises:
     ValueError: for a negative number of steps. In use, if the model has running
-      statistics, or if the i-th real example is not of class `i % classes`. If
-      the labels are traced, the objective is then NaN.
+      statistics, if there is a mask, or if the i-th real example is not of
+      class `i % classes`. If the labels are traced, the objective is then NaN.
 
   References:
     Zhao et al., `Dataset Condensation with Gradient Matching
@@ -93,6 +99,7 @@ def gradient_matching(model: Model, max_steps: int) -> Objective:
   def objective(synthetic: SyntheticSet, real: Batch, rng: PRNGKey) -> Array:
     init_key, step_key = jax.random.split(rng)
     num_classes = synthetic.targets.shape[-1]
+    in_order = _in_order(real, num_classes)
     stop = jax.random.randint(step_key, (), 0, max_steps + 1)
     fixed = jax.lax.stop_gradient(synthetic)
 
@@ -125,7 +132,7 @@ def gradient_matching(model: Model, max_steps: int) -> Objective:
       _by_class(jax.nn.one_hot(real.targets, num_classes), num_classes),
     )
     distances = jax.vmap(gradient_distance)(own, jax.lax.stop_gradient(goal))
-    return distances.sum() * _in_order(real, num_classes)
+    return distances.sum() * in_order
 
   return objective
 
@@ -167,9 +174,9 @@ def distribution_matching(embedding: Model) -> Objective:
     embedding: returns features `[n, d]`.
 
   Raises:
-    ValueError: in use, if the model has running statistics, or if the i-th real
-      example is not of class `i % classes`. If the labels are traced, the
-      objective is then NaN.
+    ValueError: in use, if the model has running statistics, if there is a mask,
+      or if the i-th real example is not of class `i % classes`. If the labels
+      are traced, the objective is then NaN.
 
   References:
     Zhao and Bilen, `Dataset Condensation with Distribution Matching
@@ -179,6 +186,7 @@ def distribution_matching(embedding: Model) -> Objective:
 
   def objective(synthetic: SyntheticSet, real: Batch, rng: PRNGKey) -> Array:
     num_classes = synthetic.targets.shape[-1]
+    in_order = _in_order(real, num_classes)
     params = embedding.init(rng, real.inputs)
 
     def means(inputs: Array) -> Array:
@@ -186,7 +194,7 @@ def distribution_matching(embedding: Model) -> Objective:
       return wide(_by_class(features, num_classes)).mean(1)
 
     distances = jnp.square(means(synthetic.inputs) - means(real.inputs))
-    return distances.sum() * _in_order(real, num_classes)
+    return distances.sum() * in_order
 
   return objective
 
@@ -209,7 +217,8 @@ def kernel_inducing(kernel: Kernel, ridge: ArrayLike = 1e-3) -> Objective:
       first.
 
   Raises:
-    ValueError: if `ridge` is not positive. A traced value is not checked.
+    ValueError: if `ridge` is not positive. A traced value is not checked. In
+      use, for labels that are not `[n]` integers.
 
   References:
     Nguyen et al., `Dataset Meta-Learning from Kernel Ridge-Regression
@@ -224,17 +233,32 @@ def kernel_inducing(kernel: Kernel, ridge: ArrayLike = 1e-3) -> Objective:
     predict = kernel_ridge(
       kernel, synthetic.inputs, synthetic.targets - centre, ridge
     )
+    found = predict(real.inputs)
+    check_labels(found, real.targets)
+    goal = jax.nn.one_hot(real.targets, num_classes)
     is_class = (real.targets >= 0) & (real.targets < num_classes)
-    goal = jax.nn.one_hot(real.targets, num_classes) - centre
-    goal = jnp.where(is_class[:, None], goal, jnp.nan)
-    return jnp.square(predict(real.inputs) - goal).sum(-1).mean() / 2
+    if real.mask is not None:
+      is_class |= ~real.mask
+    goal = jnp.where(is_class[:, None], goal - centre, jnp.nan)
+    return masked_mean(jnp.square(found - goal).sum(-1), real.mask) / 2
 
   return objective
 
 
 def _in_order(real: Batch, num_classes: int) -> Array:
   """Returns 1, or NaN if example i is not of class `i % num_classes`."""
-  labels = jnp.arange(len(real.targets)) % num_classes
+  if real.mask is not None:
+    raise ValueError(
+      "real.mask: all examples must be real, as many of each class; "
+      "tasks.class_batches draws such batches."
+    )
+  count = len(real.targets)
+  if not count or count % num_classes:
+    raise ValueError(
+      f"real.targets: {count} given, must be a multiple of {num_classes} "
+      "classes."
+    )
+  labels = jnp.arange(count) % num_classes
   in_order = (real.targets == labels).all()
   if not isinstance(in_order, jax.core.Tracer) and not in_order:
     raise ValueError(

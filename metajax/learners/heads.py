@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from metajax.batches import only_array
+from metajax.batches import flat, only_array
 from metajax.numerics import check_counts, check_number, floating, wide
 from metajax.types import Array, Params
 
@@ -281,7 +281,7 @@ def as_vectors(
   """
   if are_classes(targets):
     return _one_hot(targets, num_outputs, dtype, mask)
-  return targets.reshape(len(targets), -1).astype(dtype)
+  return flat(targets).astype(dtype)
 
 
 def are_classes(targets: Array) -> bool:

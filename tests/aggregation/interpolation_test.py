@@ -1,5 +1,6 @@
 """The line between two models, where the loss along it is known."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,6 +25,12 @@ def test_state_is_not_extrapolated():
     found = interpolate(one, other, weight)
     np.testing.assert_allclose(found["w"], w)
     np.testing.assert_allclose(found["norm"].value, variance)
+
+
+def test_random_keys_in_state_are_those_of_the_first_model():
+  one, other = (State(jax.random.key(i)) for i in range(2))
+  found = interpolate(one, other, 0.7)
+  np.testing.assert_array_equal(*map(jax.random.key_data, (found[0], one[0])))
 
 
 def test_barrier_of_a_double_well():

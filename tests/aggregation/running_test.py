@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from metajax.aggregation import averaging, ema, recent, swa
+from metajax.types import State
 
 MODELS = np.random.default_rng(0).normal(size=(23, 4))
 START = np.full(4, 9.0)
@@ -217,3 +218,20 @@ def test_counts_are_the_newest(average):
   state = average.init({"w": jnp.ones(2), "count": jnp.int32(3)})
   state = average.update({"w": jnp.zeros(2), "count": jnp.int32(4)}, state)
   assert average.value(state)["count"] == 4
+
+
+@pytest.mark.parametrize("average", [ema(0.9), swa(), recent(2, 1)])
+def test_random_keys_in_state_are_those_of_the_newest_model(average):
+  """They have no mean, and were a TypeError of JAX."""
+  models = [
+    {"w": jnp.full(2, float(i)), "key": State(jax.random.key(i))}
+    for i in (1, 2)
+  ]
+  state = average.init(models[0])
+  for model in models:
+    state = average.update(model, state)
+  value = average.value(state)
+  newest = jax.random.key_data(models[1]["key"].value)
+  found = jax.random.key_data(value["key"].value).reshape(-1, 2)[-1]
+  np.testing.assert_array_equal(found, newest)
+  assert 1 < jnp.ravel(value["w"])[-1] <= 2

@@ -52,6 +52,14 @@ def test_weights_are_softmax_of_products_and_padding_has_none():
       np.testing.assert_allclose(found[0, head, i, real], weights, rtol=1e-4)
 
 
-def test_learners_that_do_not_attend_are_refused():
+@pytest.mark.parametrize(
+  "task_params",
+  [
+    {"params": (), "summary": ()},
+    # Of `transformer_learner`, whose tokens are of other parameters.
+    {"params": {"inputs": (), "blocks": ()}, "cache": ()},
+  ],
+)
+def test_task_parameters_of_other_learners_are_refused(task_params):
   with pytest.raises(ValueError, match="must be those of tnp_d or prior_fit"):
-    attended({"params": (), "summary": ()}, ASKED)
+    attended(task_params, ASKED)

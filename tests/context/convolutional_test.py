@@ -77,3 +77,21 @@ def test_inputs_beyond_the_grid_are_named(far):
   inputs = np.array([[0.0], [far]])
   with pytest.raises(ValueError, match="must be from -8.5 to 8.5, where the"):
     learner.init(RNG, inputs)
+
+
+def test_padding_may_be_beyond_the_grid():
+  """It is usually of zeros, which were refused for bounds from 1 to 2."""
+  learner = convolutional_process(bounds=(1.0, 2.0), width=4, layers=1)
+  inputs = jnp.array([[1.0], [1.4], [0.0]])
+  mask = jnp.arange(3) < 2
+  params = learner.init(RNG, inputs[:2])
+  support = Batch(inputs, inputs, mask)
+  means = []
+  for n in (3, 2):
+    some = jax.tree.map(lambda x, n=n: x[:n], support)
+    task_params = learner.adapt(params, some, RNG)
+    found = learner.predict(task_params, some.inputs, mask=some.mask)
+    means.append(found.mean[:2])
+  np.testing.assert_allclose(*means, rtol=1e-6)
+  with pytest.raises(ValueError, match="inputs from 0 to 1.4: must be from"):
+    learner.adapt(params, support._replace(mask=None), RNG)

@@ -137,6 +137,21 @@ def test_tnp_nd_is_a_normal_distribution(covariance, task):
   assert 1e-3 < np.abs(correlations).max() < 1
 
 
+def test_low_rank_is_finite_where_variances_vanish():
+  """In float32 a covariance of rank 5 was not positive definite: NaN."""
+  learner = tnp_nd(covariance="low_rank", rank=5, **SIZES)
+  x = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
+  with jax.enable_x64(False):
+    params = learner.init(RNG, x)
+    params["projection"][-1] = jax.tree.map(
+      lambda w: 30 * w, params["projection"][-1]
+    )
+    params["diagonal"][-1]["bias"] -= 40
+    task_params = learner.adapt(params, Batch(x[:3], x[:3]), RNG)
+    found = learner.predict(task_params, x)
+    assert np.isfinite(_terms(found, x)).all()
+
+
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (5, 2)])
 def test_targets_of_another_shape_are_not_broadcast(shape):
   predictions = Normal(jnp.zeros((5, 1)), jnp.ones((5, 1)))

@@ -457,6 +457,36 @@ def test_classes_out_of_turn_are_refused_or_make_nan(make):
   assert jnp.isnan(jax.jit(objective)(_arrays(SYNTHETIC), turned, KEYS[0]))
 
 
+@pytest.mark.parametrize("make", [gradient_matching, distribution_matching])
+def test_batches_that_are_not_of_classes_in_turn_are_refused(make):
+  objective = make(Tanh, 0) if make is gradient_matching else make(Features)
+  masked = _arrays(REAL)._replace(mask=np.arange(9) < 6)
+  with pytest.raises(ValueError, match="^real.mask: all examples must be real"):
+    objective(_arrays(SYNTHETIC), masked, KEYS[0])
+  short = jax.tree.map(lambda x: x[:7], _arrays(REAL))
+  with pytest.raises(ValueError, match="^real.targets: 7 given, .* of 3 class"):
+    objective(_arrays(SYNTHETIC), short, KEYS[0])
+
+
+@pytest.mark.parametrize(
+  "objective", [unrolled(Tanh, 1), kernel_inducing(linear_kernel)]
+)
+def test_padding_of_a_real_batch_has_no_effect(objective, float64):
+  """It counted as examples, whose labels are of no class."""
+  objective = jax.jit(jax.value_and_grad(objective))
+  real, synthetic = _arrays(REAL), _arrays(SYNTHETIC)
+  padded = Batch(
+    jnp.pad(real.inputs, ((0, 2), (0, 0)), constant_values=9.0),
+    jnp.pad(real.targets, (0, 2), constant_values=-1),
+    jnp.arange(11) < 9,
+  )
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7),
+    objective(synthetic, padded, KEYS[0]),
+    objective(synthetic, real, KEYS[0]),
+  )
+
+
 @pytest.mark.parametrize("label", [-1, CLASSES])
 @pytest.mark.parametrize(
   "objective", [unrolled(Tanh, 0), kernel_inducing(linear_kernel)]

@@ -322,6 +322,9 @@ def test_classes_are_read_as_one_hot_and_numbers_as_they_are():
   np.testing.assert_array_equal(
     as_vectors(jnp.array([0.5, 2.0]), 1, jnp.float64), [[0.5], [2.0]]
   )
+  # An empty support.
+  assert as_vectors(jnp.zeros((0, 2)), 2, jnp.float32).shape == (0, 2)
+  assert as_vectors(jnp.zeros(0), 1, jnp.float32).shape == (0, 1)
 
 
 @pytest.mark.parametrize(
