@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 
 from metajax.batches import flat, only_array
-from metajax.numerics import check_counts, check_number, floating, wide
+from metajax.numerics import check_counts, check_number, wide
 from metajax.types import Array, Params
 
 # The logit of a class without examples, as a fraction of the largest number of
@@ -67,21 +67,22 @@ def nearest_mean(ways: int | None = None) -> Head:
   _check_ways(ways)
 
   def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
-    features = floating(features)
-    members = members_of(labels, mask, ways, wide(features).dtype)
+    features = wide(features)  # Squares and their sums need float32 at least.
+    members = members_of(labels, mask, ways, features.dtype)
     counts = members.sum(0)
-    sums = jnp.matmul(members.T, wide(features), precision=HIGHEST)
+    sums = jnp.matmul(members.T, features, precision=HIGHEST)
     means = sums / jnp.maximum(counts, 1)[:, None]
     # NaN, of a label out of range, counts as present.
-    return {"means": means.astype(features.dtype), "present": counts != 0}
+    return {"means": means, "present": counts != 0}
 
   def predict(head: Params, features: Array) -> Array:
     # |f - m|^2 by one matrix product. The means' centre is subtracted first,
     # so that fewer digits cancel.
     present = head["present"][:, None]
-    centre = jnp.mean(head["means"], axis=0, where=present)
+    # The means of absent classes are 0. All classes may be absent.
+    centre = head["means"].sum(0) / jnp.maximum(present.sum(), 1)
     means = jnp.where(present, head["means"] - centre, 0)
-    features = features - centre
+    features = wide(features) - centre
     own = jnp.square(features).sum(-1)[:, None]
     products = jnp.matmul(features, means.T, precision=HIGHEST)
     logits = 2 * products - jnp.square(means).sum(-1) - own
@@ -118,7 +119,7 @@ def cosine(ways: int | None = None) -> Head:
 
 def unit_length(features: Array) -> Array:
   """Scales each vector to length 1; that of zeros stays what it is."""
-  features = floating(features)
+  features = wide(features)
   squares = jnp.square(features).sum(-1, keepdims=True)
   return features / jnp.sqrt(squares + 1e-12)
 

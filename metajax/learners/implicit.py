@@ -102,8 +102,8 @@ def imaml(
     A `MetaLearner`, whose task parameters are a tree like its meta-parameters.
 
   Raises:
-    ValueError: for a negative number of steps, or a strength that is not
-      positive. A traced strength is not checked.
+    ValueError: for a negative number of steps or damping, or a strength that is
+      not positive. Traced numbers are not checked.
 
   References:
     Rajeswaran et al., `Meta-Learning with Implicit Gradients
@@ -115,6 +115,7 @@ def imaml(
     num_steps=num_steps, num_eval_steps=num_eval_steps, cg_steps=cg_steps
   )
   check_number("strength", strength, above=0)
+  check_number("damping", damping, at_least=0)
   model = forward(model)
   # The query loss of parameters that are already adapted.
   query = training_loss(lambda phi, *_: phi, model.train, loss_fn, metrics)

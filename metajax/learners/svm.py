@@ -69,7 +69,9 @@ def svm_fit(
     features = jnp.where(mask[:, None], features, 0)
   gram = jnp.matmul(features, features.T, precision=HIGHEST) * jnp.asarray(cost)
   present = members.any(0)
-  duals = cost * (members - _shares(gram, members, present))
+  # Of padding alone the dual has no unknowns. It weighs features of zeros.
+  asked = present | ~present.any()
+  duals = cost * (members - _shares(gram, members, asked))
   weights = jnp.matmul(features.T, duals, precision=HIGHEST)
   return {"weights": weights, "offset": offset, "present": present}
 

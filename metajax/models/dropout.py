@@ -45,8 +45,9 @@ def drop_block(
     corners, -jnp.inf, lax.max, (1, b, b, 1), (1, 1, 1, 1), edges
   )
   keep = lax.stop_gradient(squares) == 0
-  kept = jnp.maximum(keep.sum(), 1).astype(inputs.dtype)
-  return jnp.where(keep, inputs, 0) * (keep.size / kept)
+  # In float32: the numbers themselves may be infinite in half precision.
+  scale = keep.size / jnp.maximum(keep.sum(), 1)
+  return jnp.where(keep, inputs, 0) * scale.astype(inputs.dtype)
 
 
 class DropBlock(nn.Module):

@@ -195,7 +195,9 @@ def _layers(state_dict: Mapping[str, Any]) -> dict[str, list[Layer]]:
     name, _, last = key.rpartition(".")
     if last != "num_batches_tracked":
       layer = layers.setdefault(name, Layer(name, {}))
-      layer.arrays[last] = np.asarray(value)
+      array = np.asarray(value)
+      # Networks are often stored in half precision.
+      layer.arrays[last] = array.astype(np.result_type(array, np.float32))
   kinds: dict[str, list[Layer]] = {kind: [] for kind in KINDS.values()}
   for layer in layers.values():
     weight = layer.arrays.get("weight", np.zeros(()))

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metajax import optimizers
+from metajax.numerics import check_key
 from metajax.off_policy.agent import Agent
 from metajax.off_policy.learning import PEARL, check_pearl, pearl_loss
 from metajax.off_policy.rings import (
@@ -21,7 +22,7 @@ from metajax.off_policy.rings import (
 )
 from metajax.off_policy.transitions import vector
 from metajax.off_policy.trials import empty_trial, play_trial
-from metajax.tasks.playable import PlayableTasks
+from metajax.tasks.playable import PlayableTasks, check_playable
 from metajax.training.mesh import task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
@@ -95,6 +96,8 @@ def pearl_trainer(
     Haarnoja et al., `Soft Actor-Critic Algorithms and Applications
     <https://arxiv.org/abs/1812.05905>`_, 2018.
   """
+  check_key(rng)
+  check_playable(tasks)
   check_pearl(pearl, tasks.horizon)
   if agent.actions != tasks.actions or type(agent.actions) is not type(
     tasks.actions

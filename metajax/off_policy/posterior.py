@@ -42,13 +42,15 @@ def product_of_gaussians(
     Probabilistic Context Variables <https://arxiv.org/abs/1903.08254>`_, 2019.
   """
   mean, log_scale = map(wide, factors)
-  precision = jnp.exp(-2 * log_scale)
-  weighted = precision * mean
   if mask is not None:
-    # `where`, not a product: what is masked may be infinite.
-    precision = jnp.where(mask[:, None], precision, 0.0)
-    weighted = jnp.where(mask[:, None], weighted, 0.0)
+    # First of all: what is masked may be infinite, and so may its derivatives.
+    mean, log_scale = (
+      jnp.where(mask[:, None], x, masked)
+      for x, masked in ((mean, 0.0), (log_scale, jnp.inf))
+    )
+  precision = jnp.exp(-2 * log_scale)
   total = 1.0 + precision.sum(0)
+  weighted = precision * mean
   return DiagonalGaussian(weighted.sum(0) / total, -0.5 * jnp.log(total))
 
 

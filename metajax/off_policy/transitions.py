@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.tasks.playable import PlayableTasks
+from metajax.tasks.playable import PlayableTasks, as_begun, checked
 from metajax.types import Array, PRNGKey
 
 
@@ -63,7 +63,11 @@ def play_episode(
 
   Returns:
     An episode, `[T]`.
+
+  Raises:
+    ValueError: if the tasks return something else than they must.
   """
+  tasks = checked(tasks)
   begin_key, rng = jax.random.split(rng)
   state, seen = tasks.begin(task, begin_key)
 
@@ -72,6 +76,7 @@ def play_episode(
     act_key, step_key = jax.random.split(rng)
     action = act(vector(seen), act_key)
     new_state, new, reward, ended = tasks.step(task, state, action, step_key)
+    new = as_begun("observation", new, seen)
     # An ended episode stands still, so that nothing in it can overflow.
     new_state, new = jax.tree.map(
       lambda x, old: jnp.where(goes_on, x, old), (new_state, new), (state, seen)

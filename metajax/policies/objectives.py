@@ -58,8 +58,17 @@ def outer_loss(
 
 
 def _credit(policy: Policy, params: Params, experience: Experience) -> Array:
-  """Returns E-MAML's term, with the mean return of the tasks as baseline."""
+  """Returns E-MAML's term, with the mean return of the tasks as baseline.
+
+  Raises:
+    ValueError: for one task, whose return is the baseline.
+  """
   outcomes = experience.after.returns.mean(-1)
+  if len(outcomes) < 2:
+    raise ValueError(
+      "credit: compares the returns of tasks, but there is one (meta_batch=1); "
+      "give 2 or more, or credit=0."
+    )
   outcomes = outcomes - outcomes.mean()
 
   def one(before: Rollouts, outcome: Array) -> Array:

@@ -93,9 +93,10 @@ def trust_region_step(
   def multiply(vector: Array) -> Array:
     return ravel_pytree(fisher(whole(vector)))[0] + region.damping * vector
 
-  # A direction that is not finite, or not one of descent, fails the line search
-  # below. Conjugate gradients need no check of their own.
-  direction, _ = cg(multiply, gradient, tol=0.0, maxiter=region.cg_steps)
+  # A direction that is not one of descent fails the line search below. Few
+  # equations are solved before the last step, and 0 / 0 would come after it.
+  tolerance = float(jnp.finfo(flat.dtype).eps)
+  direction, _ = cg(multiply, gradient, tol=tolerance, maxiter=region.cg_steps)
   # The residual is orthogonal to x, so x' (F + damping) x = x' g.
   squared = direction @ gradient
   length = jnp.sqrt(2 * region.max_kl / jnp.maximum(squared, 1e-20))

@@ -140,7 +140,6 @@ def replay_trainer(
   starts = sequence_starts(tasks.num_steps, replay.length, replay.period)
   check_objective(objective, replay.length)
   check_replay(replay)
-  check_trials(tasks)
   num_actions = tasks.num_actions
   check_head(network, tasks, lambda head: checked_values(head, num_actions))
   mesh, num_shards, held, shares = lay_out(

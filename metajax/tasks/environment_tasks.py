@@ -5,7 +5,12 @@ from typing import Any
 
 import jax
 
-from metajax.tasks.environments import action_table, box_size, observer
+from metajax.tasks.environments import (
+  action_table,
+  box_size,
+  check_environment,
+  observer,
+)
 from metajax.tasks.playable import (
   Actions,
   Continuous,
@@ -47,6 +52,7 @@ def environment_tasks(
       are of neither kind and no fitting table is given, or if the horizon is
       not positive.
   """
+  check_environment(environment)
   size = box_size(environment) if actions is None else None
   spec: Actions
   if size is None:

@@ -14,6 +14,18 @@ from metajax.types import Array
 METHODS = ("reset_env", "step_env", "is_truncated")
 
 
+def check_environment(environment: Any) -> str:
+  """Raises a `ValueError` for a method that is missing. Returns the name."""
+  name = getattr(environment, "name", None) or type(environment).__name__
+  for method in METHODS:
+    if not callable(getattr(environment, method, None)):
+      raise ValueError(
+        f"environment={name}: has no method {method}; trials need "
+        f"{', '.join(METHODS)} as gymnax 1.0 has them."
+      )
+  return str(name)
+
+
 def action_table(environment: Any, actions: Any) -> tuple[int, Any]:
   """Returns the number of actions, and a table of the actions.
 
@@ -31,13 +43,7 @@ def action_table(environment: Any, actions: Any) -> tuple[int, Any]:
       numbers from 0 on and there is no table, or if the table does not fit the
       environment.
   """
-  name = getattr(environment, "name", None) or type(environment).__name__
-  for method in METHODS:
-    if not callable(getattr(environment, method, None)):
-      raise ValueError(
-        f"environment={name}: has no method {method}; trials need "
-        f"{', '.join(METHODS)} as gymnax 1.0 has them."
-      )
+  name = check_environment(environment)
   space = _told(environment, "action_space")
   if actions is not None:
     return _checked_table(name, space, actions)

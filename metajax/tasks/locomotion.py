@@ -17,7 +17,7 @@ class Animal(NamedTuple):
   Attributes:
     environment: its name in brax.
     effort: the weight of the squared action.
-    alive: the reward of each step that does not end the episode by a fall.
+    alive: added to the reward of each step.
     fastest: the largest goal velocity, in m/s.
     content: added to minus the distance from the goal velocity.
   """

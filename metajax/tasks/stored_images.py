@@ -47,11 +47,11 @@ class StoredImages:
     """Reads the images of some rows, `[..., size, size, channels]`.
 
     Raises:
+      IndexError: as numpy for rows that there are not.
       ValueError: for a file that is not an image, or that has changed.
     """
-    if isinstance(rows, slice):
-      rows = range(*rows.indices(len(self)))
-    numbers = np.asarray(rows)
+    # By numpy's rules, those for bools and for numbers below zero, too.
+    numbers = np.arange(len(self))[rows]
     found = np.empty((numbers.size, *self.shape[1:]), np.uint8)
     for image, row in zip(found, numbers.ravel().tolist(), strict=True):
       image[:] = in_channels(self.read(row), self.shape[-1])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from metajax.learners import logistic, nearest_mean, ridge
+from metajax.learners import cosine, logistic, nearest_mean, ridge
 
 WAYS = 5
 
@@ -67,6 +67,21 @@ def test_nearest_mean_is_right_in_float32():
   gaps = others[:, None] - means
   assert logits.dtype == jnp.float32
   np.testing.assert_allclose(logits, -(gaps**2).sum(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("make", [nearest_mean, cosine])
+def test_logits_of_narrow_features_are_computed_in_float32(make, dtype):
+  """Squares of 200 add to infinity in float16, differences to 0 in bfloat16."""
+  features, labels, others = _data(12, 7)
+  narrow, asked = (jnp.asarray(x + 200, dtype) for x in (features, others))
+  narrow, asked = narrow.at[0].set(0), asked.at[0].set(0)
+  solve = _solve(make(WAYS))
+  _, expected = solve(
+    narrow.astype(jnp.float32), labels, asked.astype(jnp.float32)
+  )
+  _, logits = solve(narrow, labels, asked)
+  np.testing.assert_array_equal(logits, expected)
 
 
 # --- Ridge regression. ---

@@ -154,6 +154,7 @@ def test_memory_does_not_depend_on_the_number_of_steps():
   "options, message",
   [
     ({"strength": 0.0}, "strength=0.0: must be above 0"),
+    ({"damping": -0.1}, "damping=-0.1: must be 0 or more"),
     ({"num_steps": -1}, "num_steps=-1: must be 0 or more"),
     ({"cg_steps": -1}, "cg_steps=-1: must be 0 or more"),
   ],

@@ -240,6 +240,23 @@ def test_a_class_without_examples_is_predicted_of_nothing(name):
   assert set(np.argmax(logits, -1).tolist()) <= {0, 3}
 
 
+@pytest.mark.parametrize("name", ["nearest_mean", "cosine", "svm", "ridge"])
+@pytest.mark.parametrize("shots", [0, 3])
+def test_heads_of_no_example_have_derivatives_of_zero(name, shots):
+  """With 3 the support is padding alone."""
+  head, mask = HEADS[name], jnp.zeros(shots, bool)
+  features = jnp.ones((2, 5))
+
+  @jax.jit
+  @functools.partial(jax.grad, argnums=(0, 1))
+  def slopes(seen, asked):
+    logits = head.predict(head.fit(seen, jnp.zeros(shots, int), mask), asked)
+    return cross_entropy(logits, jnp.zeros(2, int))
+
+  for found in slopes(jnp.ones((shots, 5)), features):
+    np.testing.assert_array_equal(found, 0)
+
+
 @pytest.mark.slow
 def test_prototypes_without_a_number_of_classes():
   """No default makes NaN: the width of the embedding says nothing of it."""

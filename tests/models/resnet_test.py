@@ -163,6 +163,15 @@ def test_drop_block_drops_whole_squares_and_keeps_the_mean(size, block):
   assert not np.array_equal(dropped[..., :8], dropped[..., 8:])
 
 
+def test_drop_block_of_many_numbers_in_half_precision():
+  """Their number is infinite in float16."""
+  x = jnp.ones((64, 12, 12, 16), jnp.float16)
+  y = drop_block(RNG, x, 0.1, 5)
+  assert y.dtype == jnp.float16
+  expected = drop_block(RNG, x.astype(jnp.float32), 0.1, 5)
+  np.testing.assert_allclose(y, expected, rtol=1e-3)
+
+
 def test_drop_block_is_for_training_alone():
   x = jnp.ones((2, 6, 6, 3))
 

@@ -3,6 +3,7 @@
 import sys
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -291,6 +292,18 @@ def test_arrays_that_do_not_fit_are_named(change, message):
   with pytest.raises(ValueError, match=message) as raised:
     from_torch(model, change(state), np.zeros(SHAPE, np.float32))
   assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_weights_in_half_precision_become_those_of_a_model(dtype):
+  model, state, _ = CASES["R2-D2 with a head, running statistics"]
+  half = {name: x.astype(dtype) for name, x in state.items()}
+  whole = {name: x.astype(np.float32) for name, x in half.items()}
+  images = np.zeros(SHAPE, np.float32)
+  found, expected = (from_torch(model, x, images) for x in (half, whole))
+  chex.assert_trees_all_equal(found, expected)
+  like = jax.eval_shape(forward(model).init, jax.random.key(0), images)
+  chex.assert_trees_all_equal_shapes_and_dtypes(found, like)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from metajax.off_policy import (
 from metajax.policies import played_tasks
 from metajax.tasks.navigation import navigation
 from metajax.tasks.playable import Continuous, playable
+from metajax.tasks.trials import trials_of
 from metajax.training import task_mesh
 from tests.processes import run_python
 
@@ -251,6 +252,11 @@ def test_step_that_is_not_finite_changes_nothing():
 def test_bad_number_is_named(changes, message):
   with pytest.raises(ValueError, match=f"^{message}"):
     _trainer(optax.sgd(0.1), **changes)
+
+
+def test_trials_in_place_of_tasks_are_refused():
+  with pytest.raises(ValueError, match="^tasks: Trials given, must be Play"):
+    _trainer(optax.sgd(0.1), trials_of(LINE, 10))
 
 
 def test_agent_of_other_actions_is_refused():

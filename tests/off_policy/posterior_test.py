@@ -60,10 +60,15 @@ def test_masked_factors_are_left_out_whatever_they_are(float64):
   some = jax.tree.map(lambda x: x[mask], _factors())
   mean, log_scale = _factors()
   mean[~mask], log_scale[~mask] = np.inf, -np.inf
-  found = product_of_gaussians(DiagonalGaussian(mean, log_scale), mask)
+  whole = DiagonalGaussian(mean, log_scale)
+  found = product_of_gaussians(whole, mask)
   known = product_of_gaussians(some)
   np.testing.assert_allclose(found.mean, known.mean, rtol=1e-12)
   np.testing.assert_allclose(found.log_scale, known.log_scale, rtol=1e-12)
+  slopes = jax.grad(lambda *x: sum(map(jnp.sum, product_of_gaussians(*x))))
+  for by, expected in zip(slopes(whole, mask), slopes(some), strict=True):
+    np.testing.assert_allclose(by[mask], expected, rtol=1e-12)
+    np.testing.assert_array_equal(by[~mask], 0)
   nothing = product_of_gaussians(_factors(), np.zeros(STEPS, bool))
   np.testing.assert_array_equal(nothing.mean, 0)
   np.testing.assert_array_equal(nothing.log_scale, 0)

@@ -315,6 +315,16 @@ def test_learned_factors_scale_the_step_and_have_a_gradient():
   assert optax.tree.norm(grads["factors"]) > 0
 
 
+def test_credit_of_one_task_is_refused_since_it_would_be_none():
+  _, tasks, learner, params, _ = _parts("maml", credit=0.3)
+  trainer = policy_trainer(
+    learner, tasks, optax.sgd(0.1), meta_batch=1, rng=jax.random.key(0)
+  )
+  state = trainer.init(jax.random.key(1))
+  with pytest.raises(ValueError, match="^credit: compares .*meta_batch=1"):
+    trainer.compile(state)
+
+
 @pytest.mark.slow
 def test_credit_adds_the_gradient_of_the_first_episodes():
   """Written out: minus the outcome, less its mean, times the scores' sum."""

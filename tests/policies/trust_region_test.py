@@ -84,6 +84,29 @@ def test_step_is_the_scaled_natural_gradient():
   assert metrics["step_length"] == 1.0
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_equations_that_are_solved_early_give_a_step(size):
+  """More conjugate gradients than unknowns divided 0 by 0 in float32."""
+
+  @jax.jit
+  @jax.vmap
+  def step(root, slope):
+    def outer(x):
+      return slope @ x, jnp.square(root @ x).sum() / 2, {}
+
+    return trust_region_step(outer, jnp.zeros_like(slope), TrustRegion())
+
+  draw = np.random.default_rng(size).normal
+  roots = draw(size=(200, size, size)).astype(np.float32)
+  slopes = 1e-3 * draw(size=(200, size)).astype(np.float32)
+  new, metrics = step(roots, slopes)
+  assert (metrics["step_length"] == 1).all()
+  damped = np.float64(roots.swapaxes(1, 2) @ roots) + 0.01 * np.eye(size)
+  direction = np.linalg.solve(damped, np.float64(slopes)[..., None])[..., 0]
+  lengths = np.sqrt(0.02 / (slopes * direction).sum(1))
+  np.testing.assert_allclose(new, -lengths[:, None] * direction, rtol=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("max_kl", [1e-4, 1e-2, 1.0])
 @pytest.mark.parametrize("scale", [1.0, 1e-3])

@@ -9,6 +9,8 @@ import pytest
 from gymnax.environments import spaces
 
 from metajax.players import random_player
+from metajax.tasks.environment_tasks import environment_tasks
+from metajax.tasks.environments import METHODS
 from metajax.tasks.trials import play, trials, with_last_observation
 
 
@@ -30,6 +32,14 @@ class Walk:
 
 def made(**attributes):
   return type("Walk", (Walk,), attributes)()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_environment_of_vectors_without_a_method_is_named(method):
+  space = spaces.Box(-1, 1, (2,))
+  environment = made(action_space=lambda self, params: space, **{method: None})
+  with pytest.raises(ValueError, match=f"Walk: has no method {method}; trials"):
+    environment_tasks(environment, 5)
 
 
 def _message(environment, **changes):

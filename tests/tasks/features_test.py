@@ -129,6 +129,30 @@ def test_images_on_a_disk_are_read_a_batch_at_a_time(tmp_path):
   assert not again.sizes
 
 
+@pytest.mark.parametrize(
+  "rows",
+  [
+    3,
+    -2,
+    slice(8, None, -3),
+    [[4, 1], [-1, 4]],
+    np.arange(11) % 4 == 1,
+    np.zeros(0, int),
+  ],
+  ids=str,
+)
+def test_images_on_a_disk_are_indexed_like_an_array(rows):
+  stored = StoredImages(lambda row: IMAGES[row], IMAGES.shape)
+  np.testing.assert_array_equal(stored[rows], IMAGES[rows])
+
+
+@pytest.mark.parametrize("rows", [11, (0, 1), np.ones(3, bool), 1.0])
+def test_rows_that_there_are_not_are_refused(rows):
+  stored = StoredImages(lambda row: IMAGES[0], IMAGES.shape)
+  with pytest.raises(IndexError):
+    stored[rows]
+
+
 def _file(folder):
   encoded(IMAGES, Backbone(), name="a", cache=folder)
   (file,) = folder.iterdir()

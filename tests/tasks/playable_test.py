@@ -11,6 +11,7 @@ import pytest
 
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import recurrent
+from metajax.off_policy import play_episode
 from metajax.players import random_player
 from metajax.policies import (
   PPO,
@@ -305,6 +306,9 @@ WAYS_TO_PLAY = {
   "trials": lambda tasks: _play(trials_of(tasks, 7)),
   "same_starts": lambda tasks: _play(trials_of(tasks, 7, new_starts=False)),
   "lasting": lambda tasks: _play(trials_of(lasting(tasks), 7)),
+  "off_policy": lambda tasks: play_episode(
+    tasks, jnp.int32(1), lambda seen, key: jnp.int32(0), jax.random.key(0)
+  ),
 }
 
 

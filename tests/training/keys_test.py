@@ -11,6 +11,7 @@ from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import recurrent
 from metajax.numerics import check_key
+from metajax.off_policy import PEARL, pearl_agent, pearl_trainer
 from metajax.policies import (
   PPO,
   VariBAD,
@@ -30,6 +31,7 @@ from metajax.replay import (
 )
 from metajax.tasks import sinusoid
 from metajax.tasks.bandits import bandit_tasks, bandits
+from metajax.tasks.navigation import navigation
 from metajax.training import (
   Clients,
   cohort_trainer,
@@ -47,6 +49,7 @@ CLIENTS = Clients(
 )
 ARMS = bandit_tasks(2, 3)
 POLICY = policy_learner(categorical_policy(MLP(2, (4,)), ARMS.actions), ARMS)
+WALKS = navigation(3)
 ENCODER = recurrent(2 * 5, units=4)
 
 
@@ -91,6 +94,13 @@ TRAINERS = {
   ),
   "policy": lambda rng: policy_trainer(
     POLICY, ARMS, SGD, meta_batch=1, rng=rng
+  ),
+  "pearl": lambda rng: pearl_trainer(
+    pearl_agent(MLP(4), MLP(4), MLP(1), WALKS.actions, latent=2),
+    WALKS,
+    SGD,
+    PEARL(num_tasks=1, collected=1, episodes=1, meta_batch=1, capacity=3),
+    rng=rng,
   ),
   "ppo": lambda rng: ppo_trainer(
     recurrent(2, units=4, head="actor_critic"),
