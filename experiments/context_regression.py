@@ -86,6 +86,11 @@ SCORES: dict[str, LossFn] = {
 
 def main() -> None:
   name, family = FLAGS.learner, FAMILIES[FLAGS.tasks]
+  if name == "convcnp" and FLAGS.tasks == "linear":
+    raise ValueError(
+      "--learner=convcnp: reads inputs from -2.5 to 2.5 only, and those of "
+      "--tasks=linear are of N(0, 1): choose another learner."
+    )
   joint = name in JOINT
   tasks = family(**POINTS)
   recipe = context_learners.recipe(tasks)

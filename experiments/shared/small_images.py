@@ -20,7 +20,11 @@ flags.DEFINE_enum(
   "characters, 14 x 14 pixels.",
 )
 flags.DEFINE_integer(
-  "classes", 20, "Number of characters, with --data=omniglot.", lower_bound=2
+  "classes",
+  20,
+  "Number of characters, with --data=omniglot, of 1623.",
+  lower_bound=2,
+  upper_bound=1623,
 )
 
 

@@ -65,6 +65,10 @@ def averaging(
   Any training loop can average in this way, without a change of the loop. Read
   the average `name` by `averages[name].value(state.averages[name])`.
 
+  Trainers of metajax give an optimizer weights alone. An average of a model
+  with `State` nodes has None in their place, which `variables.combine(average,
+  meta_params)` fills.
+
   Args:
     optimizer: the optimizer to wrap. Its updates do not change.
     averages: such as `{"ema": ema(0.999), "swa": swa(start=1000)}`.

@@ -169,7 +169,8 @@ def attention_descent(
 
   def init(rng: PRNGKey, inputs: Any) -> Params:
     del rng
-    return dict.fromkeys(names, jnp.zeros((), vectors(inputs).dtype))
+    dtype = vectors(inputs).dtype
+    return {name: jnp.zeros((), dtype) for name in names}
 
   def adapt(meta_params: Params, support: Batch, rng: PRNGKey) -> Array:
     num_inputs = vectors(support.inputs).shape[1]

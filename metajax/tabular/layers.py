@@ -93,8 +93,10 @@ def _alike(own: Params) -> Params:
   row then attends to the rows that it resembles.
   """
   kernel = GAIN * own["queries"]["kernel"]
-  both = {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])}
-  return {**own, "queries": both, "keys": dict(both)}
+  bias = jnp.zeros(kernel.shape[1])
+  queries = {"kernel": kernel, "bias": bias}
+  # Copies: a training may donate its parameters, each buffer once.
+  return {**own, "queries": queries, "keys": jax.tree.map(jnp.copy, queries)}
 
 
 def _memory(own: Params, y: Array, heads: int) -> KeysValues:

@@ -780,6 +780,10 @@ def test_what_fails_in_a_later_training_is_refused_at_once(
     (["--objective=elbo"], "--objective is for --learner=anp, not tnp_d"),
     (["--width=30"], "--width=30, heads=4: heads must divide the width"),
     (["--learner=canp", "--width=30"], "--width=30: must be a multiple of 8"),
+    (
+      ["--learner=convcnp", "--tasks=linear"],
+      "--learner=convcnp: reads inputs from -2.5 to 2.5 only",
+    ),
   ],
 )
 def test_learners_in_context_that_cannot_be_are_named(
