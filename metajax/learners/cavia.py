@@ -13,7 +13,7 @@ from metajax.forward import forward
 from metajax.learners.meta_gradients import gradient_of_mean, training_loss
 from metajax.learners.options import Option
 from metajax.losses import over_examples
-from metajax.numerics import check_counts
+from metajax.numerics import check_counts, floating
 from metajax.types import (
   Array,
   Batch,
@@ -94,10 +94,8 @@ def cavia(
   model = forward(model)
 
   def numbers(inputs: Any) -> Array:
-    inputs = jnp.asarray(only_array(inputs, "inputs", "cavia"))
-    if jnp.issubdtype(inputs.dtype, jnp.floating):
-      return inputs
-    return inputs.astype(jnp.float32)  # An integer context would be truncated.
+    # An integer context would be truncated.
+    return floating(only_array(inputs, "inputs", "cavia"))
 
   def widen(inputs: Any, context: Array) -> Array:
     inputs = numbers(inputs)

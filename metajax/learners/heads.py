@@ -67,7 +67,7 @@ def nearest_mean(ways: int | None = None) -> Head:
   _check_ways(ways)
 
   def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
-    features = wide(features)  # Squares and their sums need float32 at least.
+    features = seen(features, mask)
     members = members_of(labels, mask, ways, features.dtype)
     counts = members.sum(0)
     sums = jnp.matmul(members.T, features, precision=HIGHEST)
@@ -174,12 +174,12 @@ def ridge_fit(
   mask: Array | None = None,
 ) -> Params:
   """Solves `ridge`. The strength may be a traced, learned number."""
-  features = wide(features)  # Solvers need float32 at least.
+  features = seen(features, mask)
   is_class = are_classes(labels)
   if is_class:
     targets = members_of(labels, mask, ways, features.dtype)
   else:
-    targets = as_vectors(labels, 0, features.dtype)
+    targets = seen(as_vectors(labels, 0, features.dtype), mask)
   real = jnp.ones(len(features), features.dtype)
   if mask is not None:
     real = mask.astype(features.dtype)
@@ -237,7 +237,7 @@ def logistic(ways: int, strength: ArrayLike = 1.0, num_steps: int = 50) -> Head:
   optimizer = optax.lbfgs()
 
   def fit(features: Array, labels: Array, mask: Array | None = None) -> Params:
-    features = wide(features)
+    features = seen(features, mask)
     members = members_of(labels, mask, ways, features.dtype)
 
     def loss(params: Params) -> Array:
@@ -266,6 +266,18 @@ def logistic(ways: int, strength: ArrayLike = 1.0, num_steps: int = 50) -> Head:
     return products + params["offset"]
 
   return Head(fit, predict)
+
+
+def seen(features: Array, mask: Array | None) -> Array:
+  """Returns features in float32 at least, and zeros for padding.
+
+  Squares, sums and solvers need so many digits. Padding may be infinite or NaN,
+  as that of a network that divides inputs of zeros by their norm.
+  """
+  features = wide(features)
+  if mask is None:
+    return features
+  return jnp.where(jnp.asarray(mask, bool)[:, None], features, 0)
 
 
 def as_vectors(

@@ -7,8 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from metajax.learners.heads import HIGHEST, Head, members_of, ridge_predict
-from metajax.numerics import check_number, wide
+from metajax.learners.heads import (
+  HIGHEST,
+  Head,
+  members_of,
+  ridge_predict,
+  seen,
+)
+from metajax.numerics import check_number
 from metajax.types import Array, Params
 
 NUM_STEPS = 25  # Of the interior point method; each divides the gap by 5.
@@ -59,14 +65,12 @@ def svm_fit(
   mask: Array | None = None,
 ) -> Params:
   """Solves `svm`, for its `predict`, which is that of `ridge`."""
-  features = wide(features)
+  features = seen(features, mask)
   members = members_of(labels, mask, ways, features.dtype)
   offset = jnp.zeros(members.shape[1], features.dtype)
   if not len(features):  # No example, and so no dual.
     weights = jnp.zeros((features.shape[1], len(offset)), features.dtype)
     return {"weights": weights, "offset": offset, "present": offset > 0}
-  if mask is not None:
-    features = jnp.where(mask[:, None], features, 0)
   gram = jnp.matmul(features, features.T, precision=HIGHEST) * jnp.asarray(cost)
   present = members.any(0)
   # Of padding alone the dual has no unknowns. It weighs features of zeros.

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from metajax.numerics import check_counts, check_number
 from metajax.types import Array
 
 
@@ -30,10 +31,15 @@ def drop_block(
     block_size: b, in pixels; no more than height and width, which take its
       place in smaller maps.
 
+  Raises:
+    ValueError: if a number is out of its range.
+
   References:
     Ghiasi et al., `DropBlock: A regularization method for convolutional
     networks <https://arxiv.org/abs/1810.12890>`_, 2018, algorithm 1.
   """
+  check_number("rate", rate, at_least=0, below=1)
+  check_counts(block_size=block_size)
   n, height, width, channels = inputs.shape
   b = min(block_size, height, width)
   rows, columns = height - b + 1, width - b + 1

@@ -44,7 +44,11 @@ def mdp_bonus(
 
   The bonus is `scale / (1 + visits)` (Kolter and Ng 2009). With probability
   `epsilon`, the player takes a random action.
+
+  Raises:
+    ValueError: if `scale` is NaN, or `epsilon` no probability.
   """
+  check_number("scale", scale)
 
   def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
     del episode, rng
@@ -118,7 +122,11 @@ def ucrl2(sizes: Sizes, scale: ArrayLike, prior: Prior = TRUE_PRIOR) -> Player:
 
   where n counts the visits of a state and action, and t counts all visits.
   `scale` replaces the constants of the paper.
+
+  Raises:
+    ValueError: if `scale` is negative.
   """
+  check_number("scale", scale, at_least=0)
 
   def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
     del episode, rng

@@ -15,6 +15,7 @@ References:
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from metajax.numerics import check_number
 from metajax.players.mdps import (
   mdp_epsilon_greedy,
   optimistic_values,
@@ -65,7 +66,11 @@ def tabularl_beb(sizes: Sizes, scale: ArrayLike) -> Player:
 
   where n counts visits, m counts visits whose next state was observed, and
   `left` is the number of later steps in the episode.
+
+  Raises:
+    ValueError: if `scale` is NaN.
   """
+  check_number("scale", scale)
 
   def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
     del episode, rng
@@ -90,7 +95,11 @@ def tabularl_ucrl2(sizes: Sizes, scale: ArrayLike) -> Player:
 
   where n counts visits and m counts visits whose next state was observed. Both
   are at least 1. The first episode has number 1.
+
+  Raises:
+    ValueError: if `scale` is negative.
   """
+  check_number("scale", scale, at_least=0)
 
   def plan(counts: Counts, episode: Array, rng: PRNGKey) -> Array:
     del rng

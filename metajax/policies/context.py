@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from metajax.numerics import floating
 from metajax.policies.policy import Policy
 from metajax.types import Array, Params, PRNGKey
 
@@ -15,8 +16,8 @@ def with_context(policy: Policy, size: int) -> Policy:
     pi(a | s; theta, c) = pi_theta(a | [s, c])
 
   Args:
-    policy: a policy of vectors. Its observations get `size` more numbers, and
-      arrays become vectors.
+    policy: a policy of vectors. Its observations get `size` more numbers,
+      arrays become vectors, and integers float32.
     size: the number of context parameters, at least 1.
 
   Returns:
@@ -28,7 +29,8 @@ def with_context(policy: Policy, size: int) -> Policy:
   """
 
   def widen(observations: Array, context: Array) -> Array:
-    flat = observations.reshape(observations.shape[0], -1)
+    # An integer context would be truncated.
+    flat = floating(observations.reshape(observations.shape[0], -1))
     added = jnp.broadcast_to(context, (flat.shape[0], size))
     return jnp.concatenate([flat, added.astype(flat.dtype)], axis=-1)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.numerics import check_counts
+from metajax.tasks.drawing import pixels
 from metajax.types import Array, Batch, Episode, PRNGKey, TaskFamily
 
 
@@ -17,7 +18,8 @@ def class_batches(examples: Array, per_class: int) -> TaskFamily:
 
   Returns:
     A task family. Support and query are the same batch `[per_class * classes,
-    ...]`. Example i is of class `i % classes`.
+    ...]`. Example i is of class `i % classes`. As in `few_shot_episodes`, uint8
+    become float32 in [0, 1], and other dtypes do not change.
 
   Raises:
     ValueError: if a class has fewer examples.
@@ -38,7 +40,7 @@ def class_batches(examples: Array, per_class: int) -> TaskFamily:
     chosen = examples[jnp.arange(num_classes)[:, None], order]
     inputs = chosen.swapaxes(0, 1).reshape(-1, *examples.shape[2:])
     labels = jnp.arange(len(inputs), dtype=jnp.int32) % num_classes
-    batch = Batch(inputs, labels)
+    batch = Batch(pixels(inputs), labels)
     return Episode(batch, batch)
 
   return jax.tree_util.Partial(sample, jnp.asarray(examples))

@@ -197,6 +197,28 @@ HEADS = {
 }
 
 
+@pytest.mark.parametrize(
+  "name", slow_but(["nearest_mean", "ridge", "numbers"], [*HEADS, "numbers"])
+)
+def test_heads_do_not_see_padding_that_is_not_finite(name):
+  """As that of a network that divides inputs of zeros by their norm."""
+  plain = _episodes("numbers" if name == "numbers" else "classes").support
+  head = HEADS.get(name, ridge(strength=0.5))
+  masked = _padded(plain, "first")
+  found, expected = (
+    head.fit(features, labels[0], mask)
+    for features, labels, mask in (
+      (
+        jnp.where(masked.mask[0][:, None], masked.inputs[0], jnp.nan),
+        jnp.asarray(masked.targets),
+        masked.mask[0],
+      ),
+      (jnp.asarray(plain.inputs[0]), jnp.asarray(plain.targets), None),
+    )
+  )
+  chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["ridge"], HEADS))
 def test_heads_do_not_see_padding(name):

@@ -172,6 +172,13 @@ def test_drop_block_of_many_numbers_in_half_precision():
   np.testing.assert_allclose(y, expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name, value", [("rate", 1.0), ("block_size", 0)])
+def test_a_number_of_drop_block_out_of_range_is_named(name, value):
+  numbers = {"rate": 0.1, "block_size": 2} | {name: value}
+  with pytest.raises(ValueError, match=f"^{name}={value}: must be"):
+    drop_block(RNG, jnp.ones((1, 4, 4, 1)), **numbers)
+
+
 def test_drop_block_is_for_training_alone():
   x = jnp.ones((2, 6, 6, 3))
 

@@ -14,6 +14,8 @@ from metajax.players import (
   optimal_value,
   posterior_sampling,
   random_player,
+  tabularl_beb,
+  tabularl_ucrl2,
   ucrl2,
 )
 from metajax.players.planning import posterior
@@ -257,3 +259,17 @@ def test_players_come_closer_to_the_optimum_than_chance():
       assert "cond[" in str(jax.make_jaxpr(many)(keys))
   assert abs(means["random"] - 100) < 4 * 2.1  # Standard error of 100 MDPs.
   assert means["random"] + 20 < means["greedy"] < 218.4
+
+
+SCALED = [mdp_bonus, ucrl2, tabularl_beb, tabularl_ucrl2]
+
+
+@pytest.mark.parametrize(
+  "make, scale",
+  [(make, float("nan")) for make in SCALED]
+  + [(make, -1.0) for make in (ucrl2, tabularl_ucrl2)],
+)
+def test_scales_that_cannot_be_are_named(make, scale):
+  """NaN made the player take the first action, and bounds have no sign."""
+  with pytest.raises(ValueError, match=f"^scale={scale}: must be"):
+    make(Sizes(), scale)

@@ -11,7 +11,7 @@ import pytest
 from metajax.learners.partition import last_layer
 from metajax.models.mlp import MLP
 from metajax.policies.advantages import Estimator, advantages
-from metajax.policies.context import context_alone
+from metajax.policies.context import context_alone, with_context
 from metajax.policies.evaluation import played_tasks, returns_by_step
 from metajax.policies.policy import categorical_policy, gaussian_policy
 from metajax.policies.policy_learner import POLICY_LEARNERS, policy_learner
@@ -208,6 +208,25 @@ def test_meta_gradient_is_that_of_new_experience():
   ):
     np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
   assert np.isfinite(metrics["return_after"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, bool])
+def test_context_adapts_beside_observations_of_integers(dtype):
+  """It was rounded to them, and so had no effect and no derivative."""
+  model = MLP(2, (4,))
+  policy = with_context(categorical_policy(model, Discrete(2)), 3)
+  seen = jnp.array([[1, 0], [0, 1]], dtype)
+  params = policy.init(jax.random.key(0), seen)
+  params["context"] = jnp.array([0.3, -0.2, 0.7])
+
+  numbers = jnp.concatenate(
+    [seen.astype(jnp.float32), jnp.tile(params["context"], (2, 1))], -1
+  )
+  logits = policy.apply(params, seen).logits
+  expected = model.apply(params["weights"], numbers)
+  np.testing.assert_allclose(logits, expected, rtol=1e-6)
+  found = jax.grad(lambda p: policy.apply(p, seen).logits[:, 0].sum())(params)
+  assert found["context"].any()
 
 
 @pytest.mark.slow

@@ -46,6 +46,15 @@ def test_class_changes_fastest_and_is_the_label():
   np.testing.assert_array_equal(query.inputs[:, :, 0, 0], expected)
 
 
+def test_bytes_are_pixels_from_0_to_1():
+  """As in few-shot tasks, on which the same network may be tested."""
+  key, data = jax.random.key(0), np.uint8(100 * DATA)
+  expected = class_batches(np.float32(data) / 255, PER_CLASS)(key).query
+  found = class_batches(data, PER_CLASS)(key).query
+  assert found.inputs.dtype == jnp.float32
+  np.testing.assert_allclose(found.inputs, expected.inputs, rtol=1e-6)
+
+
 def test_support_and_query_are_one_batch():
   for a, b in zip(*_draw(), strict=True):
     np.testing.assert_array_equal(a, b)
