@@ -7,16 +7,16 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from metajax.aggregation.propagation import (
+from metajax.aggregation.labels import (
   FIXED,
   Labels,
   Unit,
   fix,
   labels_of,
-  rule_of,
   unify_all,
   units,
 )
+from metajax.aggregation.propagation import rule_of
 from metajax.aggregation.units import Axis, UnitAxes
 from metajax.types import Params
 

@@ -1,108 +1,29 @@
 """Rules by which the operations of a traced network tie axes of its arrays.
 
-An axis is a list of units. They are the factors of its size, and the last one
-varies fastest. The labels of an array are its axes. There is a rule for each
-operation. It receives an equation and the labels of its operands. It ties units
-that must be permuted alike, fixes units whose order must not change, and
-returns the labels of the results. If all operands are permuted by their labels,
-the results are permuted by theirs.
+There is a rule for each operation. It receives an equation and the labels of
+its operands (`aggregation.labels`). It ties units that must be permuted alike,
+fixes units whose order must not change, and returns the labels of the results.
+If all operands are permuted by their labels, the results are permuted by
+theirs.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-FIXED = True
+from metajax.aggregation.labels import (
+  FIXED,
+  Labels,
+  Unit,
+  fix,
+  kept_where,
+  labels_of,
+  regroup,
+  size_of,
+  unify,
+  unify_all,
+)
 
-
-class Unit:
-  """A factor of an axis. Rules may tie it to other units or split it."""
-
-  def __init__(self, size: int, fixed: bool = False):
-    self.size, self.fixed = size, fixed
-    self.parts: list[Unit] | None = None  # The units that replace this one.
-
-  def found(self) -> "list[Unit]":
-    """Returns the units that now replace this one; itself if none do."""
-    if self.parts is None:
-      return [self]
-    self.parts = [unit for part in self.parts for unit in part.found()]
-    return self.parts
-
-  def become(self, *parts: "Unit") -> None:
-    """Replaces this unit by the product of other units."""
-    for part in parts:
-      part.fixed |= self.fixed
-    self.parts = list(parts)
-
-
-Labels = list[list[Unit]]
 Rule = Callable[[Any, Sequence[Labels]], list[Labels]]
-
-
-def labels_of(shape: Sequence[int], fixed: bool = False) -> Labels:
-  """Returns new labels for an array, which are not tied to others."""
-  return [[Unit(size, fixed)] for size in shape]
-
-
-def units(axis: Iterable[Unit]) -> list[Unit]:
-  """Returns the units of one or more axes, without those of size 1."""
-  return [u for unit in axis for u in unit.found() if u.size != 1]
-
-
-def fix(*labels: Labels) -> None:
-  """Fixes the order of all axes of some arrays."""
-  for axis in (axis for label in labels for axis in label):
-    for unit in units(axis):
-      unit.fixed = True
-
-
-def unify(one: list[Unit], other: list[Unit]) -> None:
-  """Ties two axes of the same size, so that they are permuted alike."""
-  one, other = units(one), units(other)
-  while one and other:
-    a, b = one[0], other[0]
-    if a is b:
-      one, other = one[1:], other[1:]
-    elif a.size == b.size:
-      a.become(b)
-    elif a.size % b.size == 0:
-      a.become(Unit(b.size), Unit(a.size // b.size))
-    elif b.size % a.size == 0:
-      b.become(Unit(a.size), Unit(b.size // a.size))
-    else:
-      fix([one, other])
-      return
-    one, other = units(one), units(other)
-
-
-def unify_all(some: Sequence[Labels], others: Sequence[Labels]) -> None:
-  """Ties the axes of two lists of arrays, which have the same shapes."""
-  for one, other in zip(some, others, strict=True):
-    for a, b in zip(one, other, strict=True):
-      unify(a, b)
-
-
-def regroup(axes: Labels, shape: Sequence[int]) -> Labels:
-  """Returns the axes of a reshaped array."""
-  rest = units(unit for axis in axes for unit in axis)
-  result: Labels = []
-  for size in shape:
-    axis: list[Unit] = []
-    while size > 1 and rest:
-      first = rest[0]
-      if size % first.size == 0:
-        axis.append(first)
-        size //= first.size
-        rest = rest[1:]
-      elif first.size % size == 0:
-        first.become(Unit(size), Unit(first.size // size))
-      else:  # Neither size divides the other, so the axis has no such factors.
-        fix(axes)
-        return labels_of(shape, FIXED)
-      rest = units(rest)
-    result.append(axis)
-  return result
 
 
 def rule_of(eqn: Any) -> Rule:
@@ -239,7 +160,7 @@ def _convolution(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
   shape = eqn.outvars[0].aval.shape
   if groups == 1:
     unify(channels, kernel[numbers.rhs_spec[1]])
-  elif groups == shape[numbers.out_spec[1]] == _size(channels):
+  elif groups == shape[numbers.out_spec[1]] == size_of(channels):
     unify(channels, filters)  # Depthwise: one filter a channel.
   else:
     return _unknown(eqn, operands)
@@ -258,7 +179,7 @@ def _window(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
   if "window_dimensions" not in p or len(eqn.invars) != 1:
     return _unknown(eqn, operands)
   return [
-    _kept(
+    kept_where(
       operands[0],
       out.aval.shape,
       [
@@ -277,7 +198,7 @@ def _window(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
 
 def _pad(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
   whole = [not any(edges) for edges in eqn.params["padding_config"]]
-  return [_kept(operands[0], eqn.outvars[0].aval.shape, whole)]
+  return [kept_where(operands[0], eqn.outvars[0].aval.shape, whole)]
 
 
 def _slice(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
@@ -351,7 +272,7 @@ def _concatenate(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
 def _dynamic_slice(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
   shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
   whole = [a == b for a, b in zip(shape, sizes, strict=True)]
-  return [_kept(operands[0], sizes, whole)]
+  return [kept_where(operands[0], sizes, whole)]
 
 
 def _dynamic_update_slice(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
@@ -388,19 +309,6 @@ def _gather(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
 
 def _barrier(eqn: Any, operands: Sequence[Labels]) -> list[Labels]:
   return [list(label) for label in operands]
-
-
-def _size(axis: list[Unit]) -> int:
-  return math.prod(unit.size for unit in axis)
-
-
-def _kept(axes: Labels, shape: Sequence[int], whole: Sequence[bool]) -> Labels:
-  """Keeps the labels of the axes that are `whole`, and fixes the others."""
-  fix([axis for axis, kept in zip(axes, whole, strict=True) if not kept])
-  return [
-    axis if kept else [Unit(size, FIXED)]
-    for axis, size, kept in zip(axes, shape, whole, strict=True)
-  ]
 
 
 RULES: dict[str, Rule] = {
