@@ -68,12 +68,11 @@ def test_an_episode_that_ends_begins_again_where_it_began():
   # It walks 0.4, 0.8 and 1.2, which is far enough, and begins again.
   walked = np.array([0.4, 0.8, 1.2, 0.4, 0.8, 1.2, 0.4])
   np.testing.assert_allclose(played.rewards, start + walked, rtol=1e-5)
-  places = np.array([0.0, 0.4, 0.8, 0.0, 0.4, 0.8, 0.0, 0.0])
+  places = np.array([0.0, 0.4, 0.8, 0.0, 0.4, 0.8, 0.0, 0.4])
   np.testing.assert_allclose(
     steps.observation[:, 1], start + places, rtol=1e-5, atol=1e-6
   )
-  # The last step is that of the horizon.
-  assert steps.ended.tolist() == [*[False] * 3, True, *[False] * 2, True, True]
+  assert np.flatnonzero(steps.ended).tolist() == [3, 6]
 
 
 def test_networks_without_memory_read_each_observation_alone():
