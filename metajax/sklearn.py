@@ -311,6 +311,8 @@ def _programs(key: str) -> tuple[Any, Any]:
   learner = build(Recipe(**json.loads(key)))
 
   def adapt(params: Any, support: Batch, key: Any) -> Any:
-    return learner.adapt(params, support, jax.random.wrap_key_data(key))
+    # Of one kind, whatever the kind of new keys is.
+    rng = jax.random.wrap_key_data(key, impl="threefry2x32")
+    return learner.adapt(params, support, rng)
 
   return jax.jit(adapt), jax.jit(learner.predict)

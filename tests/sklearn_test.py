@@ -67,6 +67,17 @@ def test_probabilities_are_those_of_the_network(weights):
 
 
 @pytest.mark.slow
+def test_the_kind_of_new_keys_has_no_effect(weights):
+  """Keys of "rbg" are of four numbers, and the two here were refused."""
+  x, y = table()
+  ours = InContextClassifier(weights, n_estimators=1).fit(x, y)
+  before = ours.predict_proba(x)
+  jax.clear_caches()
+  with jax.default_prng_impl("rbg"):
+    np.testing.assert_array_equal(ours.predict_proba(x), before)
+
+
+@pytest.mark.slow
 def test_pickled_and_cloned(weights):
   x, y = table()
   ours = InContextClassifier(weights, n_estimators=2).fit(x, y)
