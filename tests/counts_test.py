@@ -30,6 +30,7 @@ from metajax.policies.ppo import check_ppo
 from metajax.replay import Objective, epsilon_ladder, n_step_double_q
 from metajax.replay.buffers import lay_out
 from metajax.replay.learning import check_objective
+from metajax.replay.sequences import sequence_starts
 from metajax.tabular import tabular_classifier
 from metajax.tasks import augmentation, sinusoid
 from metajax.tasks.bandits import bandits
@@ -153,7 +154,10 @@ CALLS = {
     )
   ],
   "per_class": [lambda n: class_batches(IMAGES, n)],
-  "length": [lambda n: bilevel.of_steps(_nothing, n)],
+  "length": [
+    lambda n: bilevel.of_steps(_nothing, n),
+    lambda n: sequence_starts(4, n, 1),
+  ],
   "max_size": [lambda n: bilevel.direct(max_size=n)],
   "num_terms": [lambda n: bilevel.neumann(n, 0.1)],
   "population": [lambda n: bilevel.search("CMA_ES", {}, population=n)],
@@ -168,7 +172,11 @@ CALLS = {
     )
   ],
   "num_blocks": [lambda n: conv4(2, num_blocks=n)],
-  "period": [lambda n: aggregation.swa(period=n)],
+  "joined_blocks": [lambda n: conv4(2, strided=False, joined_blocks=n)],
+  "period": [
+    lambda n: aggregation.swa(period=n),
+    lambda n: sequence_starts(4, 3, n),
+  ],
   "count": [lambda n: aggregation.recent(count=n, period=1)],
   "padding": [augmentation.random_crop],
   "size": [augmentation.cutout],
