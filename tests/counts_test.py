@@ -25,7 +25,7 @@ from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import recurrent
 from metajax.numerics import check_counts
-from metajax.policies import PPO
+from metajax.policies import PPO, ppo_trainer, varibad_trainer
 from metajax.policies.ppo import check_ppo
 from metajax.replay import Objective, epsilon_ladder, n_step_double_q
 from metajax.replay.buffers import lay_out
@@ -37,7 +37,12 @@ from metajax.tasks.bandits import bandits
 from metajax.tasks.class_batches import class_batches
 from metajax.tasks.playable import Discrete, playable
 from metajax.tasks.tabular_mdp import mdp_tasks
-from metajax.training import meta_trainer, supervised_trainer, task_mesh
+from metajax.training import (
+  cohort_trainer,
+  meta_trainer,
+  supervised_trainer,
+  task_mesh,
+)
 
 MODEL, SGD = MLP(1, (4,)), optax.sgd(0.1)
 KEY = jax.random.key(0)
@@ -189,6 +194,13 @@ CALLS = {
   ],
   "epochs": [lambda n: check_ppo(PPO(epochs=n), task_mesh(1))],
   "shards": [lambda n: lay_out(None, n, actors=4)],
+  # Without a mesh, which is built by them.
+  "actors": [
+    lambda n: lay_out(None, None, actors=n),
+    lambda n: ppo_trainer(None, None, SGD, PPO(n), rng=KEY),
+    lambda n: varibad_trainer(None, None, SGD, SGD, PPO(n), None, rng=KEY),
+  ],
+  "cohort": [lambda n: cohort_trainer(_nothing, _nothing, 6, n, rng=KEY)],
 }
 
 
