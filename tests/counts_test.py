@@ -25,18 +25,24 @@ from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
 from metajax.models.recurrent import recurrent
 from metajax.numerics import check_counts
-from metajax.policies import PPO
+from metajax.policies import PPO, ppo_trainer, varibad_trainer
 from metajax.policies.ppo import check_ppo
 from metajax.replay import Objective, epsilon_ladder, n_step_double_q
 from metajax.replay.buffers import lay_out
 from metajax.replay.learning import check_objective
+from metajax.replay.sequences import sequence_starts
 from metajax.tabular import tabular_classifier
 from metajax.tasks import augmentation, sinusoid
 from metajax.tasks.bandits import bandits
 from metajax.tasks.class_batches import class_batches
 from metajax.tasks.playable import Discrete, playable
 from metajax.tasks.tabular_mdp import mdp_tasks
-from metajax.training import meta_trainer, supervised_trainer, task_mesh
+from metajax.training import (
+  cohort_trainer,
+  meta_trainer,
+  supervised_trainer,
+  task_mesh,
+)
 
 MODEL, SGD = MLP(1, (4,)), optax.sgd(0.1)
 KEY = jax.random.key(0)
@@ -153,7 +159,10 @@ CALLS = {
     )
   ],
   "per_class": [lambda n: class_batches(IMAGES, n)],
-  "length": [lambda n: bilevel.of_steps(_nothing, n)],
+  "length": [
+    lambda n: bilevel.of_steps(_nothing, n),
+    lambda n: sequence_starts(4, n, 1),
+  ],
   "max_size": [lambda n: bilevel.direct(max_size=n)],
   "num_terms": [lambda n: bilevel.neumann(n, 0.1)],
   "population": [lambda n: bilevel.search("CMA_ES", {}, population=n)],
@@ -168,7 +177,11 @@ CALLS = {
     )
   ],
   "num_blocks": [lambda n: conv4(2, num_blocks=n)],
-  "period": [lambda n: aggregation.swa(period=n)],
+  "joined_blocks": [lambda n: conv4(2, strided=False, joined_blocks=n)],
+  "period": [
+    lambda n: aggregation.swa(period=n),
+    lambda n: sequence_starts(4, 3, n),
+  ],
   "count": [lambda n: aggregation.recent(count=n, period=1)],
   "padding": [augmentation.random_crop],
   "size": [augmentation.cutout],
@@ -181,6 +194,13 @@ CALLS = {
   ],
   "epochs": [lambda n: check_ppo(PPO(epochs=n), task_mesh(1))],
   "shards": [lambda n: lay_out(None, n, actors=4)],
+  # Without a mesh, which is built by them.
+  "actors": [
+    lambda n: lay_out(None, None, actors=n),
+    lambda n: ppo_trainer(None, None, SGD, PPO(n), rng=KEY),
+    lambda n: varibad_trainer(None, None, SGD, SGD, PPO(n), None, rng=KEY),
+  ],
+  "cohort": [lambda n: cohort_trainer(_nothing, _nothing, 6, n, rng=KEY)],
 }
 
 

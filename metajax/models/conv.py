@@ -202,6 +202,7 @@ def conv4(
       )
   check_number("drop_rates", np.asarray(drop_rates), at_least=0, below=1)
   check_number("joined_blocks", joined_blocks, at_least=1, at_most=num_blocks)
+  check_counts(joined_blocks=joined_blocks)
   check_layers(filters, normalization, conv_lowering)
   if head_init is None:
     glorot = nn.initializers.glorot_uniform()

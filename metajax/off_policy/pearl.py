@@ -98,6 +98,10 @@ def pearl_trainer(
   """
   check_key(rng)
   check_playable(tasks)
+  if not isinstance(agent, Agent):
+    raise ValueError(
+      f"agent: {type(agent).__name__} given, must be pearl_agent(...)."
+    )
   check_pearl(pearl, tasks.horizon)
   if agent.actions != tasks.actions or type(agent.actions) is not type(
     tasks.actions

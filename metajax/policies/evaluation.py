@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from metajax.numerics import check_counts
+from metajax.numerics import check_counts, check_key
 from metajax.policies.protocol import PolicyLearner
 from metajax.policies.rollouts import Rollouts, play_and_adapt
 from metajax.tasks.playable import PlayableTasks
@@ -56,7 +56,8 @@ def played_tasks(
 
   Args:
     learner: the learner.
-    tasks: the tasks.
+    tasks: the tasks to draw. Their episodes are those of the tasks with which
+      the learner was built, and as long.
     num_steps: inner steps, K.
     num_episodes: episodes for each inner step, E.
     tasks_at_once: tasks that are played in parallel.
@@ -86,6 +87,7 @@ def over_new_tasks(
   several = jax.jit(jax.vmap(one, in_axes=(None, 0)))
 
   def play(params: Params, rng: PRNGKey, num_tasks: int) -> Any:
+    check_key(rng)
     check_counts(num_tasks=num_tasks)
     # Several devices that have the parameters would each play all tasks.
     params = jax.device_get(params)
@@ -115,7 +117,8 @@ def returns_by_step(
 
   Args:
     learner: the learner.
-    tasks: the tasks.
+    tasks: the tasks to draw. Their episodes are those of the tasks with which
+      the learner was built, and as long.
     params: the meta-parameters.
     rng: fixes the tasks and all that happens in them.
     num_tasks: the number of tasks.
@@ -129,6 +132,7 @@ def returns_by_step(
   Raises:
     ValueError: if a number is out of its range.
   """
+  check_key(rng)
   check_counts(num_tasks=num_tasks, tasks_at_once=tasks_at_once)
   play = _one_task(learner, tasks, num_steps, num_episodes)
 

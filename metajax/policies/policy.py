@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.forward import stateless
 from metajax.numerics import check_number, wide
 from metajax.policies.distributions import (
   Categorical,
@@ -42,13 +43,15 @@ def categorical_policy(model: Model, actions: Discrete) -> Policy:
 
   Raises:
     ValueError: if the actions are continuous; from `init` and `apply`, if the
-      model has another number of outputs.
+      model has another number of outputs; from `init`, if it has running
+      statistics.
   """
   if not isinstance(actions, Discrete):
     raise ValueError(
       f"actions={actions}: a categorical policy needs Discrete(number); use "
       "gaussian_policy."
     )
+  model = stateless(model, "a policy")
 
   def apply(params: Params, observations: Array) -> Categorical:
     logits = _outputs(model, params, observations, actions.number)
@@ -79,7 +82,8 @@ def gaussian_policy(
 
   Raises:
     ValueError: if the actions are discrete or a number is out of its range;
-      from `init` and `apply`, if the model has another number of outputs.
+      from `init` and `apply`, if the model has another number of outputs; from
+      `init`, if it has running statistics.
   """
   if not isinstance(actions, Continuous):
     raise ValueError(
@@ -92,6 +96,7 @@ def gaussian_policy(
   check_number("initial_scale", initial_scale, at_least=smallest_scale)
   first, least = float(np.log(initial_scale)), float(np.log(smallest_scale))
   free = scale == "free"
+  model = stateless(model, "a policy")
 
   def init(rng: PRNGKey, observations: Array) -> Params:
     params = model.init(rng, observations)

@@ -74,7 +74,8 @@ def ppo_trainer(
     <https://arxiv.org/abs/1707.06347>`_, 2017.
   """
   check_key(rng)
-  mesh = task_mesh(ppo.actors) if mesh is None else mesh
+  if mesh is None:
+    mesh = task_mesh(ppo.actors, name="actors")
   share = check_ppo(ppo, mesh)
   check_head(network, tasks, lambda head: checked_policy(head, tasks.actions))
 

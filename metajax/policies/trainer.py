@@ -96,7 +96,8 @@ def policy_trainer(
 
   Args:
     learner: the learner.
-    tasks: the tasks.
+    tasks: the tasks to draw. Their episodes are those of the tasks with which
+      the learner was built, and as long.
     optimizer: an optax optimizer, or a `TrustRegion` for TRPO.
     meta_batch: tasks of a step, at least 1.
     rng: the key of all tasks and actions.

@@ -105,7 +105,8 @@ def varibad_trainer(
     Meta-Learning <https://arxiv.org/abs/1910.08348>`_, 2020.
   """
   check_key(rng)
-  mesh = task_mesh(ppo.actors) if mesh is None else mesh
+  if mesh is None:
+    mesh = task_mesh(ppo.actors, name="actors")
   share = check_ppo(ppo, mesh)
   if not isinstance(network, BeliefNetwork):
     raise ValueError(

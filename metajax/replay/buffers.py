@@ -97,7 +97,8 @@ def lay_out(mesh: Mesh | None, shards: int | None, **numbers: int) -> Layout:
   if shards is not None:
     check_counts(shards=shards)
   if mesh is None:
-    mesh = task_mesh(shards or next(iter(numbers.values())))
+    name, number = next(iter(numbers.items()))
+    mesh = task_mesh(shards or number, name="shards" if shards else name)
   num_shards = shards or mesh.size
   held, rest = divmod(num_shards, mesh.size)
   if rest:

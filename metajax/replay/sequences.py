@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metajax.numerics import check_counts
 from metajax.tasks.trials import Step, Trial
 from metajax.types import Array
 
@@ -49,6 +50,7 @@ def sequence_starts(
     raise ValueError(
       f"period={period}: must be from 1 to {length}, the length of a sequence."
     )
+  check_counts(length=length, period=period)
   return (*range(0, num_steps - length, period), num_steps - length)
 
 

@@ -167,6 +167,7 @@ def discretized(tasks: PlayableTasks, table: Array) -> PlayableTasks:
   Raises:
     ValueError: if the actions are discrete, or if the table does not fit.
   """
+  check_playable(tasks)
   table = jnp.asarray(table, jnp.float32)
   size = tasks.actions.size if isinstance(tasks.actions, Continuous) else None
   if size is None or table.ndim != 2 or table.shape[1] != size:
@@ -194,7 +195,11 @@ def same_start(tasks: PlayableTasks) -> PlayableTasks:
 
   The start is drawn with the task. What `begin` draws, such as the goal of a
   maze, is then part of the task.
+
+  Raises:
+    ValueError: if the argument is no `PlayableTasks`.
   """
+  check_playable(tasks)
 
   def draw(rng: PRNGKey) -> Any:
     draw_key, begin_key = jax.random.split(rng)
@@ -254,8 +259,10 @@ def told(tasks: PlayableTasks) -> PlayableTasks:
   all that learn the task from its rewards.
 
   Raises:
-    ValueError: in use, if a task has a random key.
+    ValueError: if the argument is no `PlayableTasks`; in use, if a task has a
+      random key.
   """
+  check_playable(tasks)
 
   def shown(task: Any, observation: Array) -> Array:
     leaves = [*map(jnp.asarray, jax.tree.leaves((observation, task)))]

@@ -59,7 +59,8 @@ def cohort_trainer(
     ValueError: if `num_models` is not a multiple of `cohort`, or if `cohort` is
       not a multiple of the number of devices.
   """
-  mesh = task_mesh(cohort) if mesh is None else mesh
+  if mesh is None:
+    mesh = task_mesh(cohort, name="cohort")
   if cohort < 1 or num_models % cohort:
     raise ValueError(
       f"cohort={cohort}: must divide the number of models, {num_models}."

@@ -121,7 +121,8 @@ def federated_trainer(
       "number of clients."
     )
   batch_size = max_size if batch_size is None else min(batch_size, max_size)
-  mesh = task_mesh(clients_per_round) if mesh is None else mesh
+  if mesh is None:
+    mesh = task_mesh(clients_per_round, name="clients_per_round")
   check_counts(
     clients_per_round=clients_per_round,
     local_epochs=local_epochs,

@@ -75,7 +75,10 @@ def _container_quota(path: Path, default: int) -> int:
 
 
 def task_mesh(
-  meta_batch: int, devices: Sequence[jax.Device] | None = None
+  meta_batch: int,
+  devices: Sequence[jax.Device] | None = None,
+  *,
+  name: str = "meta_batch",
 ) -> jax.sharding.Mesh:
   """Builds a mesh over which a meta-batch divides evenly.
 
@@ -85,12 +88,13 @@ def task_mesh(
   Args:
     meta_batch: tasks per meta-step.
     devices: the available devices. None: the devices of all processes.
+    name: what the caller calls `meta_batch`, for the message.
 
   Raises:
     ValueError: if `meta_batch` is not positive, or not a multiple of the number
       of processes.
   """
-  check_counts(meta_batch=meta_batch)
+  check_counts(**{name: meta_batch})
   devices = jax.devices() if devices is None else list(devices)
   by_process: dict[int, list[jax.Device]] = {}
   for device in devices:
@@ -98,7 +102,7 @@ def task_mesh(
   share, rest = divmod(meta_batch, len(by_process))
   if rest:
     raise ValueError(
-      f"meta_batch={meta_batch}: must be a multiple of the {len(by_process)} "
+      f"{name}={meta_batch}: must be a multiple of the {len(by_process)} "
       "processes."
     )
   fewest = min(map(len, by_process.values()))

@@ -98,7 +98,8 @@ def supervised_trainer(
   (num_examples,) = sizes
   check_key(rng)
   check_counts(batch_size=batch_size)
-  mesh = task_mesh(batch_size) if mesh is None else mesh
+  if mesh is None:
+    mesh = task_mesh(batch_size, name="batch_size")
   per_device, rest = divmod(batch_size, mesh.size)
   if rest:
     raise ValueError(

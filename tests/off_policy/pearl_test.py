@@ -259,6 +259,13 @@ def test_trials_in_place_of_tasks_are_refused():
     _trainer(optax.sgd(0.1), trials_of(LINE, 10))
 
 
+def test_networks_in_place_of_an_agent_are_refused():
+  with pytest.raises(
+    ValueError, match="^agent: MLP given, must be pearl_agent"
+  ):
+    pearl_trainer(MLP(1), LINE, optax.sgd(0.1), NUMBERS, rng=jax.random.key(1))
+
+
 def test_agent_of_other_actions_is_refused():
   with pytest.raises(ValueError, match="^agent: its actions are .*size=1.*"):
     _trainer(optax.sgd(0.1), navigation(HORIZON))

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from metajax.policies.surrogates import clipped, score_function
 from metajax.policies.trainer import KLPenalty, policy_trainer
 from metajax.policies.trust_region import TrustRegion
 from metajax.tasks.navigation import navigation
-from metajax.tasks.playable import Discrete
+from metajax.tasks.playable import Continuous, Discrete
 
 RATE, EPISODES, TASKS = 0.7, 4, 3
 MODEL = MLP(2, (4,))
@@ -208,6 +209,28 @@ def test_meta_gradient_is_that_of_new_experience():
   ):
     np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
   assert np.isfinite(metrics["return_after"])
+
+
+class _Normalized(nn.Module):
+  outputs: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.BatchNorm(use_running_average=True)(nn.Dense(4)(x))
+    return nn.Dense(self.outputs)(nn.relu(x))
+
+
+@pytest.mark.parametrize(
+  "policy",
+  [
+    categorical_policy(_Normalized(3), Discrete(3)),
+    gaussian_policy(_Normalized(2), Continuous(2)),
+  ],
+)
+def test_running_statistics_are_refused_which_took_gradient_steps(policy):
+  message = "^model: keeps running statistics, which a policy does not update"
+  with pytest.raises(ValueError, match=message):
+    policy.init(jax.random.key(0), jnp.ones((1, 2)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, bool])

@@ -368,6 +368,14 @@ def test_narrower_numbers_are_those_of_the_beginning(way, name, change):
   jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
+@pytest.mark.parametrize(
+  "change", [lambda x: discretized(x, WAYS), same_start, lasting, told]
+)
+def test_trials_in_place_of_tasks_are_named(change):
+  with pytest.raises(ValueError, match="^tasks: Trials given, must be Playab"):
+    change(bandits(2, 3))
+
+
 def test_results_of_other_lengths_are_named():
   tasks = _counted()
   short = tasks._replace(step=lambda *x: tasks.step(*x)[:3])

@@ -17,9 +17,11 @@ from metajax.policies import (
   VariBAD,
   belief_network,
   categorical_policy,
+  played_tasks,
   policy_learner,
   policy_trainer,
   ppo_trainer,
+  returns_by_step,
   varibad_trainer,
 )
 from metajax.replay import (
@@ -133,6 +135,22 @@ def test_a_seed_of_the_first_parameters_is_named(name):
   trainer = TRAINERS[name](jax.random.key(0))
   with pytest.raises(ValueError, match="^rng=0: must be a key, such as"):
     trainer.init(0)
+
+
+@pytest.mark.parametrize(
+  "play",
+  [
+    lambda rng: played_tasks(POLICY, ARMS, num_steps=1, num_episodes=1)(
+      {}, rng, 1
+    ),
+    lambda rng: returns_by_step(
+      POLICY, ARMS, {}, rng, num_tasks=1, num_steps=1, num_episodes=1
+    ),
+  ],
+)
+def test_a_seed_of_an_evaluation_of_policies_is_named(play):
+  with pytest.raises(ValueError, match="^rng=0: must be a key, such as"):
+    play(0)
 
 
 def test_raw_keys_and_keys_of_several_seeds_are_keys():
