@@ -80,6 +80,7 @@ def linear_attention(
 
     x, y = vectors(support.inputs), numbers(support, num_labels)
     tokens = jnp.where(mask, jnp.concatenate([x, y], axis=1), 0)
+    tokens = tokens.astype(jnp.result_type(tokens, *meta_params.values()))
     each = jax.tree.map(
       lambda w: jnp.broadcast_to(w, (num_layers, *w.shape[1:])), meta_params
     )

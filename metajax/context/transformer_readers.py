@@ -54,7 +54,8 @@ def paired_transformer(
     }
 
   def start(params: Params, features: Any) -> Cache:
-    nothing = jnp.zeros((0, width), features.dtype)
+    dtype = jnp.result_type(features.dtype, params["norm"]["scale"])
+    nothing = jnp.zeros((0, width), dtype)
     return network.read(params["blocks"], nothing, causal=True)[1]
 
   def tokens(params: Params, features: Array, labels: Array) -> Array:

@@ -1,4 +1,4 @@
-"""No two parameters are one array: a training donates each buffer once."""
+"""What all learners share: parameters apart, and inputs of any dtype."""
 
 import functools
 
@@ -13,6 +13,7 @@ from metajax.learners import ENCODED, REGISTRY, learn_by_reading
 from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
 from metajax.tabular import tabular_classifier
+from metajax.types import Batch, Episode
 
 NARROW = {
   "convcnp": {"width": 8},
@@ -33,12 +34,11 @@ def _of_reader(name):
     MLP(None, (4,)),
     context.build_reader(name),
     mean_squared_error,
-    num_outputs=2,
+    num_outputs=1,
   )
 
 
-LEARNERS = {
-  **{name: functools.partial(_of_registry, name) for name in REGISTRY},
+IN_CONTEXT = {
   **{
     name: functools.partial(
       registry.build, name, **NARROW.get(name, {"width": 8})
@@ -54,13 +54,32 @@ LEARNERS = {
   ),
   "bayesian_maml": context.bayesian_maml,
   "linear_attention": lambda: context.linear_attention(mean_squared_error),
+}
+LEARNERS = {
+  **{name: functools.partial(_of_registry, name) for name in REGISTRY},
+  **IN_CONTEXT,
   "tabular": tabular_classifier,
 }
 
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_no_two_initial_parameters_are_one_array(name):
+  """A training that donates them needs each buffer once."""
   init = LEARNERS[name]().init
   traced = jax.make_jaxpr(init)(jax.random.key(0), jnp.zeros((3, 1)))
   found = list(map(id, traced.jaxpr.outvars))
   assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("name", IN_CONTEXT)
+def test_inputs_of_another_dtype_than_the_parameters_are_read(name, x64):
+  """Loops over layers had a carry of the dtype of the inputs."""
+  with jax.enable_x64(x64):
+    learner, key = IN_CONTEXT[name](), jax.random.key(0)
+    params = jax.eval_shape(learner.init, key, jnp.zeros((3, 1)))
+    dtype = jnp.float32 if x64 else jnp.bfloat16
+    x = jnp.ones((1, 3, 1), dtype)
+    episodes = Episode(Batch(x, x), Batch(x, x))
+    grads, _ = jax.eval_shape(learner.meta_grad, params, episodes, key)
+    assert jax.tree.structure(grads) == jax.tree.structure(params)
