@@ -42,7 +42,14 @@ class Reader(NamedTuple):
   width: int
 
 
-def reader(num_outputs: int, **sizes: Any) -> Reader:
+def reader(
+  num_outputs: int,
+  *,
+  width: int = 64,
+  hidden: int | None = None,
+  layers: int = 6,
+  heads: int = 4,
+) -> Reader:
   """Builds the network that all transformer neural processes share.
 
   ::
@@ -54,11 +61,13 @@ def reader(num_outputs: int, **sizes: Any) -> Reader:
 
   Args:
     num_outputs: d, numbers of a target.
-    **sizes: see `transformer.transformer`.
+    width: see `transformer.transformer`, as for the others.
+    hidden: units of the dense layer in each block.
+    layers: number of blocks.
+    heads: number of heads.
   """
   check_counts(num_outputs=num_outputs)
-  network = transformer(**sizes)
-  width = sizes.get("width", 64)
+  network = transformer(width=width, hidden=hidden, layers=layers, heads=heads)
 
   def init(rng: PRNGKey, inputs: Any) -> Params:
     embed_key, blocks_key = jax.random.split(rng)
