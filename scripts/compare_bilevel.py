@@ -37,6 +37,11 @@ EXAMPLES, FEATURES, RATE = 500, 20, 0.1
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
+  if FLAGS["seconds"].present:
+    sys.exit(
+      "error: --seconds has no effect here, where a call is one gradient; leave "
+      "it out, or give more --repeats."
+    )
   try:
     import torch
     import torchopt

@@ -43,3 +43,10 @@ def test_missing_packages_are_named():
   assert done.returncode == 1
   assert done.stderr.startswith("error: torch")
   assert done.stderr.endswith("is not installed: pip install -e '.[peers]'.\n")
+
+
+@pytest.mark.slow
+def test_a_flag_without_effect_is_refused():
+  done = _run("--seconds=1")
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: --seconds has no effect here")
