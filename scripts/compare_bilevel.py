@@ -39,8 +39,8 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   if FLAGS["seconds"].present:
     sys.exit(
-      "error: --seconds has no effect here, where a call is one gradient; leave "
-      "it out, or give more --repeats."
+      "error: --seconds has no effect here, where a call is one gradient. "
+      "Leave it out, or give more --repeats."
     )
   try:
     import torch
