@@ -1,5 +1,6 @@
 """Losses and scores of one batch: `(predictions, targets) -> scalar`."""
 
+import math
 from typing import Any
 
 import chex
@@ -48,7 +49,7 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
   """Averages `values` `[n, ...]` over the real examples; 0 if none is real."""
   if mask is None:
     return values.mean()
-  count = mask.sum() * (values.size // values.shape[0])
+  count = mask.sum() * math.prod(values.shape[1:])
   column = mask.reshape(-1, *[1] * (values.ndim - 1))
   wide = jnp.promote_types(values.dtype, jnp.float32)
   total = jnp.where(column, values, 0).sum(dtype=wide)

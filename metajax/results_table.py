@@ -156,7 +156,9 @@ def _linked(published: str) -> str:
 
 
 def _percent(metric: Mapping[str, Any]) -> str:
-  return f"{100 * metric['mean']:.2f} ± {100 * metric['ci95']:.2f}"
+  # A number that is not finite is stored as text.
+  mean, ci95 = float(metric["mean"]), float(metric["ci95"])
+  return f"{100 * mean:.2f} ± {100 * ci95:.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -81,6 +81,14 @@ def test_padding_may_have_a_label_that_is_no_class(label):
   assert not found[1][-1].any()
 
 
+@pytest.mark.parametrize("loss_fn", [cross_entropy, accuracy])
+def test_a_masked_batch_of_no_example_has_a_loss_of_zero(loss_fn):
+  """It was a division by zero in Python; a batch of padding alone was 0."""
+  for n in (0, 2):
+    batch = np.zeros((n, 4)), np.zeros(n, int), np.zeros(n, bool)
+    assert over_examples(loss_fn, *batch) == 0
+
+
 def test_accuracy_counts_rows_that_peak_at_their_label():
   logits = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.0, 0.1], [5.0, 4.0]])
   # The peaks are 1, 0, 1, 0.

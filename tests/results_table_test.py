@@ -70,6 +70,19 @@ def test_many_metrics_are_rows(tmp_path, capsys):
   assert lines[-2] == "| device | cpu x2 |"
 
 
+def test_few_shot_results_that_are_not_finite_are_printed(tmp_path, capsys):
+  """They are text in the file, which was a traceback."""
+  path = tmp_path / "results.json"
+  kinds = ("accuracy_transductive", "accuracy_inductive")
+  _write(path, "few_shot", **dict.fromkeys(kinds, "nan"))
+  results = json.loads(path.read_text())
+  protocol = {"learner": "maml", "ways": 5, "shots": 1, "model": "mlp"}
+  protocol |= {"transductive": True, "meta_batch": 2}
+  path.write_text(json.dumps(results | {"protocol": protocol}))
+  results_table.main([str(path)])
+  assert "| nan ± 1.25 | nan ± 1.25 |" in capsys.readouterr().out
+
+
 def test_every_result_on_record_is_printed(capsys):
   paths = sorted(map(str, ROOT.glob("docs/results/*.json")))
   results_table.main(paths)

@@ -65,10 +65,11 @@ def supervised_trainer(
     init_params: `(rng) -> params`.
     loss_fn: `(params, examples, rng) -> (scalar, metrics)`. The loss and the
       metrics, scalars by name, are means over the examples. It sees the
-      examples of one device. Arrays that it needs, such as a teacher's, should
-      be those of a `jax.tree_util.Partial`. Other captured arrays are constants
-      of the program. It may return a third result, the parameters with new
-      `State` nodes. The new state is the mean over the devices.
+      examples of one device, with a key of this device's own. Arrays that it
+      needs, such as a teacher's, should be those of a `jax.tree_util.Partial`.
+      Other captured arrays are constants of the program. It may return a third
+      result, the parameters with new `State` nodes. The new state is the mean
+      over the devices.
     optimizer: any optax optimizer.
     data: a tree of arrays `[examples, ...]` that the loss reads: inputs,
       labels, predictions of a teacher, ...
@@ -107,7 +108,8 @@ def supervised_trainer(
     )
 
   def device_grad(params, loss_fn, data, step_key):
-    place = jax.lax.axis_index(TASKS) * per_device + jnp.arange(per_device)
+    device = jax.lax.axis_index(TASKS)
+    place = device * per_device + jnp.arange(per_device)
     # The key of an example depends on its place in the batch only. The batch
     # therefore does not depend on the number of devices.
     chosen = jax.vmap(
@@ -121,7 +123,7 @@ def supervised_trainer(
       found = loss_fn(
         variables.combine(weights, params),
         batch,
-        jax.random.fold_in(step_key, batch_size),
+        jax.random.fold_in(step_key, batch_size + device),
       )
       if not isinstance(found, tuple):
         raise ValueError(

@@ -136,6 +136,28 @@ def test_devices_change_no_numbers():
   run_python("-c", SCRIPT, devices=8)
 
 
+# The variance over devices of what each of them draws.
+DRAWS = """
+import jax, jax.numpy as jnp, optax
+from metajax.training import supervised_trainer
+def loss(weight, batch, rng):
+  drawn = jax.random.uniform(rng)
+  return 0 * weight, {"mean": drawn, "square": drawn**2}
+trainer = supervised_trainer(
+  lambda rng: jnp.float32(1), loss, optax.sgd(0.1), jnp.zeros(4),
+  batch_size=2, rng=jax.random.key(0),
+)
+state = trainer.init(jax.random.key(1))
+_, found = trainer.compile(state)[0](state, 1)
+assert found["square"] - found["mean"] ** 2 > 1e-4
+"""
+
+
+def test_devices_draw_different_numbers():
+  """All drew the same: dropout and changed images came in equal pairs."""
+  run_python("-c", DRAWS, devices=2)
+
+
 def test_a_loss_that_is_not_finite_stops_training_too():
   """Its gradient is finite everywhere."""
   trainer = supervised_trainer(
