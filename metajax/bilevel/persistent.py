@@ -111,12 +111,13 @@ def _carried(
     return jax.tree.map(lambda x: jnp.stack([x, x]), inner)
 
   def init(outer: Outer, rng: PRNGKey) -> Pairs:
-    begin_key, noise_key = jax.random.split(rng)
-    # Of use if a worker starts within a loop, see `descent`.
-    noise = draw_noise(noise_key, outer, sigma, pairs)
-    if kind == "persistent":
-      noise = jax.tree.map(jnp.zeros_like, noise)
-    return Pairs(begin_pairs(begin_key), noise, jnp.int32(0))
+    noise = jax.tree.map(
+      lambda x: jnp.zeros((pairs, *jnp.shape(x)), jnp.result_type(x)), outer
+    )
+    if kind == "reused":  # A worker may start within a loop, see `descent`.
+      rng, noise_key = jax.random.split(rng)
+      noise = draw_noise(noise_key, outer, sigma, pairs)
+    return Pairs(begin_pairs(rng), noise, jnp.int32(0))
 
   def estimate(state: Pairs, outer: Outer, rng: PRNGKey) -> tuple:
     noise_key, key, begin_key = jax.random.split(rng, 3)
