@@ -35,6 +35,8 @@ class InnerLoop(NamedTuple):
       size `num_steps`. None without `observe`, or without a step.
     state: the last state that the loss returned.
     opt_state: the last state of the optimizer.
+    trained: the last parameters that the optimizer trains, from which a further
+      loop with `opt_state` goes on. Most optimizers train `params`.
   """
 
   params: Params
@@ -42,6 +44,7 @@ class InnerLoop(NamedTuple):
   observed: Any = None
   state: Any = None
   opt_state: optax.OptState = None
+  trained: Params = None
 
 
 def minimize(
@@ -224,12 +227,13 @@ def minimize(
     carry, rest = jax.lax.scan(later_step, carry, later)
     outputs.append(rest)
   adapted, opt_state, state = carry
+  trained = variables.combine(adapted, params)
   adapted = optimizers.evaluation_params(opt_state, adapted)
   adapted = variables.combine(adapted, params)
   if not outputs:
-    return InnerLoop(adapted, jnp.zeros(0), None, state, opt_state)
+    return InnerLoop(adapted, jnp.zeros(0), None, state, opt_state, trained)
   losses, observed = jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
-  return InnerLoop(adapted, losses, observed, state, opt_state)
+  return InnerLoop(adapted, losses, observed, state, opt_state, trained)
 
 
 def _among_tasks() -> bool:

@@ -68,10 +68,8 @@ def problems() -> dict[str, Problem]:
     "wider": Problem(train, test, network(4 * FLAGS.hidden), steps),
   }
   cancer = load_breast_cancer()
-  inputs = (cancer.data - cancer.data.mean(0)) / cancer.data.std(0)
-  found["breast_cancer"] = Problem(
-    *_split(inputs, cancer.target, 400), network(FLAGS.hidden, 2), steps
-  )
+  train, test = _standardized(*_split(cancer.data, cancer.target, 400))
+  found["breast_cancer"] = Problem(train, test, network(FLAGS.hidden, 2), steps)
   if FLAGS.data_dir or os.environ.get("METAJAX_DATA_DIR"):
     images = load_omniglot(FLAGS.data_dir, 14).images[:CHARACTERS] / 255
     labels = np.repeat(np.arange(CHARACTERS), images.shape[1])
@@ -96,6 +94,16 @@ def _split(
     for chosen in (order[:number], order[number:])
   ]
   return batches[0], batches[1]
+
+
+def _standardized(train: Batch, test: Batch) -> tuple[Batch, Batch]:
+  """Gives each feature mean 0 and deviation 1 over the training set."""
+  mean, deviation = train.inputs.mean(0), train.inputs.std(0)
+
+  def scaled(batch: Batch) -> Batch:
+    return batch._replace(inputs=(batch.inputs - mean) / deviation)
+
+  return scaled(train), scaled(test)
 
 
 def mean_loss(problem: Problem, params: Params, batch: Batch) -> Array:

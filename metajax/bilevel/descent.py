@@ -18,7 +18,8 @@ class Descent(NamedTuple):
   """Where the training of outer parameters stands.
 
   Attributes:
-    outer: the outer parameters.
+    outer: the outer parameters that the optimizer trains; see
+      `optimizers.evaluation_params` for those to evaluate.
     opt_state: the state of the outer optimizer.
     workers: the states of the estimator, `[workers, ...]`.
     step: int32, the number of outer steps taken.

@@ -17,6 +17,7 @@ from metajax.bilevel.inner import (
   InnerState,
   Outer,
   check_real,
+  evaluated,
   run,
 )
 from metajax.numerics import check_counts
@@ -94,7 +95,7 @@ def of_training(
   ) -> tuple[InnerState, Array]:
     del rng
     inner = run(inner_loss, optimizer, num_steps, inner, outer)
-    return inner, outer_loss(inner.params, outer)
+    return inner, outer_loss(evaluated(inner), outer)
 
   return window
 

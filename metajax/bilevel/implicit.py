@@ -15,6 +15,7 @@ from metajax.bilevel.inner import (
   Solution,
   Solver,
   beginning,
+  evaluated,
   norm,
   run,
   slope,
@@ -122,9 +123,10 @@ def _implicit(
     def root(_: Any, weights: Params) -> tuple[Params, Any]:
       params = variables.combine(weights, state.params)
       found = minimize(state._replace(params=params), outer)
-      return variables.weights(found.params), found.opt_state
+      kept = found.opt_state, variables.weights(found.params)
+      return variables.weights(evaluated(found)), kept
 
-    weights, opt_state = jax.lax.custom_root(
+    weights, (opt_state, trained) = jax.lax.custom_root(
       gradient,
       variables.weights(state.params),
       root,
@@ -132,7 +134,8 @@ def _implicit(
       has_aux=True,
     )
     params = variables.combine(weights, state.params)
-    after = InnerState(params, opt_state, ended.step)
+    trained = variables.combine(trained, state.params)
+    after = InnerState(trained, opt_state, ended.step)
     return Solution(
       params, jax.lax.stop_gradient(after), norm(gradient(weights))
     )

@@ -22,7 +22,8 @@ class InnerState(NamedTuple):
   """Where the inner problem stands. It is carried between outer steps.
 
   Attributes:
-    params: the inner parameters.
+    params: the inner parameters that the optimizer trains. Few optimizers
+      evaluate others, see `evaluated`.
     opt_state: the state of the inner optimizer.
     step: int32, the number of inner steps taken so far.
   """
@@ -91,7 +92,14 @@ def run(
     opt_state=state.opt_state,
     memory=memory,
   )
-  return InnerState(loop.params, loop.opt_state, state.step + num_steps)
+  return InnerState(loop.trained, loop.opt_state, state.step + num_steps)
+
+
+def evaluated(state: InnerState) -> Params:
+  """Returns the parameters to evaluate, see `optimizers.evaluation_params`."""
+  weights = variables.weights(state.params)
+  found = optimizers.evaluation_params(state.opt_state, weights)
+  return variables.combine(found, state.params)
 
 
 def beginning(

@@ -114,6 +114,9 @@ def _carried(
     noise = jax.tree.map(
       lambda x: jnp.zeros((pairs, *jnp.shape(x)), jnp.result_type(x)), outer
     )
+    if kind == "reused":  # A worker may start within a loop, see `descent`.
+      rng, noise_key = jax.random.split(rng)
+      noise = draw_noise(noise_key, outer, sigma, pairs)
     return Pairs(begin_pairs(rng), noise, jnp.int32(0))
 
   def estimate(state: Pairs, outer: Outer, rng: PRNGKey) -> tuple:

@@ -11,6 +11,7 @@ from metajax.bilevel.inner import (
   Solution,
   Solver,
   beginning,
+  evaluated,
   norm,
   run,
   slope,
@@ -147,5 +148,6 @@ def _solution(
   inner_loss: InnerLoss, ended: InnerState, outer: Outer
 ) -> Solution:
   state, fixed = jax.lax.stop_gradient((ended, outer))
-  grads = slope(inner_loss, state, fixed)(variables.weights(state.params))
-  return Solution(ended.params, state, norm(grads))
+  weights = variables.weights(evaluated(state))
+  grads = slope(inner_loss, state, fixed)(weights)
+  return Solution(evaluated(ended), state, norm(grads))

@@ -141,10 +141,13 @@ def meta_weight_net(
     gradient = hypergradient(
       solver, lambda params, theta: losses(params, clean).mean()
     )
-    grads = gradient(solver.init(params, theta), theta).grads
-    updates, opt_state = update.update(grads, opt_state, theta)
+    found = gradient(solver.init(params, theta), theta)
+    updates, opt_state = optimizers.update(
+      update, found.grads, opt_state, theta, value=found.value
+    )
     theta = optax.apply_updates(theta, updates)
-    return weights_of(theta, params, batch), (theta, opt_state)
+    judged = optimizers.evaluation_params(opt_state, theta)
+    return weights_of(judged, params, batch), (theta, opt_state)
 
   return Weighting(init, weigh)
 
@@ -210,10 +213,14 @@ def train_weighted(
     trusted = draw(clean, clean_key, clean_size)
     weights, state = weighting.weigh(state, params, batch, trusted)
     weights = jax.lax.stop_gradient(weights)
-    grads = jax.grad(
-      lambda p: weights @ losses(variables.combine(p, fixed), batch)
-    )(learned)
-    updates, opt_state = optimizer.update(grads, opt_state, learned)
+
+    def loss(p: Params) -> Array:
+      return weights @ losses(variables.combine(p, fixed), batch)
+
+    value, grads = jax.value_and_grad(loss)(learned)
+    updates, opt_state = optimizers.update(
+      optimizer, grads, opt_state, learned, value=value, value_fn=loss
+    )
     return (optax.apply_updates(learned, updates), opt_state, state), None
 
   # Integers, such as counts, get no step.
@@ -221,7 +228,8 @@ def train_weighted(
   opt_state = optimizers.init(optimizer, learned)
   carry = learned, opt_state, weighting.init(init_key)
   carry, _ = jax.lax.scan(step, carry, jax.random.split(key, num_steps))
-  return variables.combine(carry[0], fixed)
+  learned = optimizers.evaluation_params(carry[1], carry[0])
+  return variables.combine(learned, fixed)
 
 
 def _checked(losses: ExampleLosses) -> ExampleLosses:

@@ -77,9 +77,7 @@ def learned_adam(
     ) -> tuple[Params, MomentumState]:
       del params
       count = optax.safe_increment(state.steps)
-      decay1, decay2 = (
-        jax.tree.map(jax.nn.sigmoid, theta[name]) for name in logits
-      )
+      decay1, decay2 = (theta[name] for name in logits)
       first = jax.tree.map(_averaged, decay1, state.first, grads)
       squares = jax.tree.map(jnp.square, grads)
       second = jax.tree.map(_averaged, decay2, state.second, squares)
@@ -87,7 +85,7 @@ def learned_adam(
       def step(
         g: Array, m: Array, v: Array, b1: Array, b2: Array, raw: Array
       ) -> Array:
-        m, v = m / (1 - b1**count), v / (1 - b2**count)
+        m, v = m / _share(b1, count), v / _share(b2, count)
         rate = step_size_at(raw, state.steps, times)
         return (-rate * m / (jnp.sqrt(v + eps_root) + eps)).astype(g.dtype)
 
@@ -104,5 +102,12 @@ def learned_adam(
   return LearnedOptimizer(start(logits), optimizer)
 
 
-def _averaged(decay: Array, old: Array, new: Array) -> Array:
-  return decay * old + (1 - decay) * new
+def _averaged(raw: Array, old: Array, new: Array) -> Array:
+  """Averages with the decay b, whose logit is `raw`."""
+  # Not 1 - b, which is 0 for a b that is 1 up to rounding.
+  return jax.nn.sigmoid(raw) * old + jax.nn.sigmoid(-raw) * new
+
+
+def _share(raw: Array, count: Array) -> Array:
+  """Returns 1 - b^count, without cancellation."""
+  return -jnp.expm1(count * jax.nn.log_sigmoid(raw))

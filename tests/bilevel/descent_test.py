@@ -60,6 +60,29 @@ def test_workers_have_staggered_loops_of_their_own(name):
   assert abs(outer - 0.5) > 1e-3
 
 
+@pytest.mark.parametrize(
+  "name",
+  ["truncated_evolution", "persistent_evolution", "noise_reuse_evolution"],
+)
+def test_a_worker_that_starts_within_a_loop_has_noise(name):
+  estimator = getattr(bilevel, name)(
+    lambda rng: jnp.zeros(()),
+    lambda inner, outer, rng: (inner, 3 * outer),
+    HORIZON,
+    sigma=0.3,
+    pairs=1000,
+  )
+  descender = bilevel.descent(
+    estimator, optax.sgd(0.1), workers=WORKERS, horizon=HORIZON
+  )
+  workers = descender.init(0.5, jax.random.key(0)).workers
+  for w in range(WORKERS):
+    state = jax.tree.map(lambda x: x[w], workers)  # noqa: B023
+    slope, _, _ = estimator.estimate(state, jnp.float32(0.5), jax.random.key(1))
+    # 5 standard errors of 3 e^2 / sigma^2.
+    assert abs(slope - 3) < 5 * 3 * np.sqrt(2 / 1000)
+
+
 @pytest.mark.slow
 def test_calls_of_any_lengths_end_alike():
   descender = bilevel.descent(

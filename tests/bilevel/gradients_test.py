@@ -11,6 +11,7 @@ import pytest
 from jax.experimental import checkify
 
 from metajax import bilevel, inner_loop
+from tests.optimizers import OPTIMIZERS
 from tests.slow import slow_but
 
 FEATURES, EXAMPLES, RATE, STEPS = 3, 8, 0.3, 300
@@ -188,6 +189,37 @@ def test_bias_of_truncation_and_of_the_series_falls_at_the_rate():
     for k in last
   ]
   np.testing.assert_allclose(series, errors, rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["lookahead", "schedule_free", "sam"])
+def test_a_solve_in_parts_is_that_solve(optimizer):
+  """Also if the optimizer trains other parameters than it evaluates."""
+  trained = OPTIMIZERS[optimizer]()
+
+  def solved(make, num_steps, times):
+    solver = make(num_steps)
+    state = solver.init(START, RAW)
+    for _ in range(times):
+      solution = solver.solve(state, RAW)
+      state = solution.state
+    return solution.params, solution.residual
+
+  def unrolled(n):
+    return bilevel.unrolled(inner_loss, trained, n)
+
+  whole = inner_loop.minimize(
+    lambda p, k: inner_loss(p, RAW, k), jnp.asarray(START), trained, 3
+  ).params
+  slope = jax.grad(inner_loss)(whole, RAW, 0)
+  for make, num_steps, times in (
+    (unrolled, 3, 1),
+    (unrolled, 1, 3),
+    (lambda n: bilevel.truncated(inner_loss, trained, n, 1), 3, 1),
+    (lambda n: bilevel.implicit(inner_loss, trained, n), 1, 3),
+  ):
+    found, residual = solved(make, num_steps, times)
+    np.testing.assert_allclose(found, whole, rtol=1e-6)
+    np.testing.assert_allclose(residual, np.linalg.norm(slope), rtol=1e-6)
 
 
 def test_one_step_is_t1_t2():

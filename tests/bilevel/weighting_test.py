@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from metajax import bilevel
+from metajax import bilevel, inner_loop
 from metajax.types import Batch
+from tests.optimizers import OPTIMIZERS
 
 draw = np.random.default_rng(0).normal
 PARAMS = draw(size=3)
@@ -149,6 +150,41 @@ def _train(losses=losses, data=BATCH, clean=CLEAN, params=PARAMS, **other):
 def test_what_cannot_be_weighted_is_named(change, message):
   with pytest.raises(ValueError, match="^" + message):
     _train(**change)
+
+
+@pytest.mark.parametrize("name", ["lookahead", "schedule_free", "sam"])
+def test_any_optimizer_trains_and_its_average_is_returned(name):
+  """With one example and equal weights it is an inner loop."""
+  optimizer = OPTIMIZERS[name]()
+  one = jax.tree.map(lambda x: x[:1], BATCH)
+  start = {"w": jnp.zeros(3)}
+
+  def of_examples(params, batch):
+    return losses(params["w"], batch)
+
+  def train(weighting, num_steps):
+    return bilevel.train_weighted(
+      of_examples,
+      weighting,
+      optimizer,
+      start,
+      one,
+      CLEAN,
+      jax.random.key(0),
+      num_steps=num_steps,
+      batch_size=1,
+      clean_size=1,
+    )
+
+  expected = inner_loop.minimize(
+    lambda p, _: of_examples(p, one)[0], start, optimizer, 3
+  )
+  found = train(bilevel.equal_weights(), 3)
+  np.testing.assert_allclose(found["w"], expected.params["w"], rtol=1e-6)
+  weighting = bilevel.meta_weight_net(
+    of_examples, 0.1, optimizer=optimizer, hidden=2
+  )
+  assert np.isfinite(train(weighting, 1)["w"]).all()
 
 
 def test_integers_beside_weights_get_no_step():

@@ -151,3 +151,24 @@ def test_parameters_of_another_network_are_not_broadcast(
   learned = build(PARAMS, 0.1, each="element")
   with pytest.raises(ValueError, match="^" + message):
     learned.optimizer(start(learned)).init(params)
+
+
+def test_adam_whose_decay_is_almost_one_is_finite():
+  """In float32 it rounds to 1. The first step is that of any decay."""
+  with jax.enable_x64(False):
+    params = {"w": jnp.zeros(2)}
+    grads = {"w": jnp.array([3.0, -0.5])}
+    learned = learned_optimizers.learned_adam(params, 0.1)
+
+    def update(logit):
+      theta = start(learned) | {
+        "logit_b1": {"w": logit},
+        "logit_b2": {"w": logit},
+      }
+      optimizer = learned.optimizer(theta)
+      return optimizer.update(grads, optimizer.init(params))[0]["w"]
+
+    for logit in (jnp.float32(20.0), jnp.float32(40.0)):
+      found, slope = jax.jvp(update, (logit,), (jnp.ones_like(logit),))
+      np.testing.assert_allclose(found, [-0.1, 0.1], rtol=1e-5)
+      np.testing.assert_allclose(slope, 0, atol=1e-6)
