@@ -1,4 +1,4 @@
-"""The problems of learned optimizers: nothing of the test set is in training."""
+"""The problems of learned optimizers: no test set is in the training."""
 
 import subprocess
 import sys
