@@ -171,9 +171,15 @@ def _checked(recipe: Recipe, support: Batch) -> Batch:
       f"support.targets: {np.asarray(targets).dtype} given, must be integers, "
       "the classes; np.unique(names, return_inverse=True)[1] numbers names."
     )
-  if support.mask is not None or not np.size(targets):
+  if isinstance(support.mask, jax.core.Tracer):
     return support
-  least, largest = np.min(targets), np.max(targets)
+  real = np.asarray(targets)
+  mask = None if support.mask is None else np.asarray(support.mask, bool)
+  if mask is not None and mask.shape == real.shape:
+    real = real[mask]  # Padding may have any label.
+  if not real.size:
+    return support
+  least, largest = np.min(real), np.max(real)
   if least < 0 or largest >= recipe.num_outputs:
     raise ValueError(
       f"support.targets: class {largest if least >= 0 else least} given, "

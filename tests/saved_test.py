@@ -313,6 +313,18 @@ def test_labels_that_are_no_classes_are_named(learner, tmp_path):
       loaded.adapt(support._replace(**changes))
 
 
+@pytest.mark.parametrize("learner", ["maml", "prototypical"])
+def test_labels_of_masked_examples_are_checked_but_for_padding(
+  learner, tmp_path
+):
+  """Beside a mask no label was checked, and the predictions were NaN."""
+  loaded = _loaded(tmp_path, learner=learner)
+  inputs, mask = loaded.pixels(PHOTOS), np.array([True, True, False])
+  assert loaded.adapt(Batch(inputs, np.array([0, 1, 9]), mask))
+  with pytest.raises(ValueError, match="class 9 given, must be 0 to 2"):
+    loaded.adapt(Batch(inputs, np.array([0, 9, 1]), mask))
+
+
 def test_what_is_no_batch_is_named(tmp_path):
   loaded = _loaded(tmp_path)
   with pytest.raises(ValueError, match="^support: tuple given, .*Batch"):
