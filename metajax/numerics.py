@@ -95,6 +95,15 @@ def check_number(
     raise ValueError(f"{name}={value}: must be {allowed}.")
 
 
+def check_range(name: str, bounds: tuple[float, float]) -> None:
+  """Raises a `ValueError` unless two finite numbers are (low, high)."""
+  low, high = bounds
+  if not -np.inf < low < high < np.inf:
+    raise ValueError(
+      f"{name}={bounds}: must be (low, high), low < high, both finite."
+    )
+
+
 def check_scalar(name: str, value: Any) -> None:
   """Raises a `ValueError` if what a function returned is not one number."""
   if not jax.tree_util.all_leaves([value]) or jnp.shape(value) != ():

@@ -11,7 +11,7 @@ import numpy as np
 from metajax.batches import real
 from metajax.context.dense import dense, init_dense
 from metajax.context.objectives import maximum_likelihood, numbers, vectors
-from metajax.numerics import check_counts, check_number
+from metajax.numerics import check_counts, check_number, check_range
 from metajax.predictive import Normal
 from metajax.types import (
   Array,
@@ -73,11 +73,8 @@ def convolutional_process(
     <https://arxiv.org/abs/1910.13556>`_, 2020, section 4 and figure 1: "off the
     grid".
   """
-  if not bounds[0] < bounds[1] or margin < 0:
-    raise ValueError(
-      f"bounds={bounds}, margin={margin}: must be (low, high), low < high, and "
-      "0 or more."
-    )
+  check_range("bounds", bounds)
+  check_number("margin", margin, at_least=0, below=jnp.inf)
   check_counts(num_outputs=num_outputs, width=width, layers=layers)
   check_counts(kernel=kernel)
   check_number("density", density, above=0)

@@ -196,9 +196,13 @@ def of_classes(
   arrays = checked_arrays(images, "images", "[classes, examples, ...]", 2)
   num_classes, room = jax.tree.leaves(arrays)[0].shape[:2]
   sizes = np.full(num_classes, room) if counts is None else np.asarray(counts)
-  if sizes.shape != (num_classes,) or np.any((sizes < 0) | (sizes > room)):
+  if (
+    sizes.shape != (num_classes,)
+    or sizes.dtype.kind not in "iu"
+    or np.any((sizes < 0) | (sizes > room))
+  ):
     raise ValueError(
-      f"counts: {sizes.dtype} {sizes.shape} given, must be one number of at "
+      f"counts: {sizes.dtype} {sizes.shape} given, must be one integer of at "
       f"most {room} examples for each of the {num_classes} classes."
     )
   form = form_of(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import check_counts, dot
+from metajax.numerics import check_counts, check_range, dot
 from metajax.predictive import Normal, NormalMixture, Predictive
 from metajax.tasks.conditioning import condition, noise_variance
 from metajax.tasks.covariances import Covariance, Hyper, periodic, rbf
@@ -79,10 +79,7 @@ def gaussian_processes(
   """
   points = division(shots, query_shots, max_points)
   check_counts(num_inputs=num_inputs)
-  if not input_range[0] < input_range[1]:
-    raise ValueError(
-      f"input_range={input_range}: must be (low, high), low < high."
-    )
+  check_range("input_range", input_range)
   bounds = [
     checked_range("length", length),
     checked_range("scale", scale),

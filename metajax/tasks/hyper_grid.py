@@ -45,8 +45,10 @@ def midpoint_grid(
     ValueError: for an impossible number.
   """
   drawn = [low < high for low, high in bounds]
-  numbers = [nodes] * sum(drawn) if isinstance(nodes, int) else list(nodes)
-  if len(numbers) != sum(drawn) or any(n < 1 for n in numbers):
+  numbers = list(nodes) if isinstance(nodes, Sequence) else [nodes] * sum(drawn)
+  if len(numbers) != sum(drawn) or any(
+    not isinstance(n, int | np.integer) or n < 1 for n in numbers
+  ):
     raise ValueError(
       f"nodes={nodes}: must be 1 or more, or {sum(drawn)} such numbers, one "
       "for each hyper-parameter that is drawn."

@@ -149,8 +149,7 @@ def load_omniglot(
     FileNotFoundError: if the archives are missing. The message says how to get
       them.
   """
-  if not 1 <= image_size <= 105:
-    raise ValueError(f"image_size={image_size}: must be 1 to 105 pixels.")
+  check_image_size(image_size)
   archives = _find_archives(data_dir)
   stamp = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in archives]
   key = hashlib.sha256(repr((CACHE_FORMAT, image_size, stamp)).encode())
@@ -168,6 +167,12 @@ def load_omniglot(
   with contextlib.suppress(OSError):
     _write_cache(cache, data)
   return data
+
+
+def check_image_size(image_size: int) -> None:
+  """Raises a `ValueError` unless drawings can have this size."""
+  if not 1 <= image_size <= 105:
+    raise ValueError(f"image_size={image_size}: must be 1 to 105 pixels.")
 
 
 def data_folder(

@@ -6,7 +6,12 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.tasks.omniglot import DAMAGE, data_folder, read_drawing
+from metajax.tasks.omniglot import (
+  DAMAGE,
+  check_image_size,
+  data_folder,
+  read_drawing,
+)
 from metajax.types import Batch, Episode
 
 ARCHIVE = "all_runs.zip"
@@ -46,7 +51,8 @@ def load_one_shot_runs(
     drawing of the same character.
 
   Raises:
-    ValueError: if the archive is damaged, or has other contents.
+    ValueError: for an image size out of range, or if the archive is damaged or
+      has other contents.
     FileNotFoundError: if the archive is missing. The message says where to get
       it.
 
@@ -54,6 +60,7 @@ def load_one_shot_runs(
     Lake et al., `Human-level concept learning through probabilistic program
     induction <https://doi.org/10.1126/science.aab3050>`_, 2015, figure 6.
   """
+  check_image_size(image_size)
   folder = data_folder(data_dir)
   path = folder / ARCHIVE
   if not path.is_file():

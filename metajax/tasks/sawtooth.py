@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from metajax.numerics import check_range
 from metajax.tasks.form import Number
 from metajax.tasks.points import divide, division
 from metajax.types import Array, Episode, PRNGKey, TaskFamily
@@ -48,15 +49,12 @@ def sawtooth(
     <https://arxiv.org/abs/1910.13556>`_, 2020, section 5.1.
   """
   points = division(shots, query_shots, max_points)
-  for name, (low, high) in (
+  for name, bounds in (
     ("input_range", input_range),
     ("frequency_range", frequency_range),
     ("shift_range", shift_range),
   ):
-    if not low < high:
-      raise ValueError(
-        f"{name}=({low}, {high}): must be (low, high), low < high."
-      )
+    check_range(name, bounds)
   if not 1 <= terms[0] <= terms[1]:
     raise ValueError(f"terms={terms}: must be (low, high), 1 <= low <= high.")
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import check_counts
+from metajax.numerics import check_counts, check_range
 from metajax.types import Array, Batch, Episode, PRNGKey, TaskFamily
 
 
@@ -41,15 +41,12 @@ def sinusoid(
     Networks <https://arxiv.org/abs/1703.03400>`_, 2017, section 5.1.
   """
   check_counts(shots=shots, query_shots=query_shots)
-  for name, (low, high) in (
+  for name, bounds in (
     ("amplitude_range", amplitude_range),
     ("phase_range", phase_range),
     ("input_range", input_range),
   ):
-    if not low < high:
-      raise ValueError(
-        f"{name}=({low}, {high}): must be (low, high), low < high."
-      )
+    check_range(name, bounds)
 
   def sample(rng: PRNGKey) -> Episode:
     amplitude_key, phase_key, input_key = jax.random.split(rng, 3)

@@ -228,6 +228,7 @@ def test_evaluation_scores_them_with_masks(case):
     (lambda: build("alpaca", noise=0.0), "noise=0.0: must be above 0"),
     (lambda: build("convcnp", kernel=4), "kernel=4: must be odd"),
     (lambda: build("convcnp", bounds=(1.0, 0.0)), r"bounds=\(1.0, 0.0\)"),
+    (lambda: build("convcnp", bounds=(0.0, np.inf)), r"bounds=\(0.0, inf\)"),
   ],
 )
 def test_bad_arguments_are_named(make, message):

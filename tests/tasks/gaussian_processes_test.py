@@ -229,6 +229,8 @@ def test_hyper_parameters_are_uniform():
     ({"scale": (2, 1)}, r"scale=\(2, 1\): must be above 0"),
     ({"num_inputs": 0}, "num_inputs=0: must be 1 or more"),
     ({"input_range": (1, 1)}, r"input_range=\(1, 1\): must be \(low, high\)"),
+    ({"input_range": (0, np.inf)}, r"input_range=\(0, inf\): must be"),
+    ({"nodes": 2.5, "length": (1, 2)}, "nodes=2.5: must be 1 or more, or 1"),
     ({"nodes": 0, "length": (1, 2)}, "nodes=0: must be 1 or more, or 1 such"),
     ({"nodes": (3, 3), "length": (1, 2)}, r"nodes=\(3, 3\): must be 1 or more"),
     ({"shots": -1}, "shots=-1: must be 0 or more"),

@@ -91,6 +91,12 @@ def test_archive_that_is_missing_or_damaged_is_named(tmp_path):
 
 @pytest.mark.slow
 @needs_runs
+@pytest.mark.parametrize("image_size", [0, 106])
+def test_image_size_out_of_range_is_named(image_size, tmp_path):
+  with pytest.raises(ValueError, match=f"^image_size={image_size}: .*1 to 105"):
+    load_one_shot_runs(tmp_path, image_size)
+
+
 def test_error_of_the_hausdorff_distance_is_the_authors():
   """Their demo prints 38.8 % of the 400 trials."""
   support, query = load_one_shot_runs(image_size=105)

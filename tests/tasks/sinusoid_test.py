@@ -120,6 +120,7 @@ def test_one_task_is_a_function_of_its_key():
     ({"amplitude_range": (1.0, 1.0)}, "amplitude_range"),
     ({"phase_range": (1.0, 0.0)}, "phase_range"),
     ({"input_range": (float("nan"), 0.0)}, "input_range"),
+    ({"input_range": (0.0, float("inf"))}, "input_range.*both finite"),
   ],
 )
 def test_impossible_arguments_are_named(arguments, name):
