@@ -332,7 +332,7 @@ def test_second_episode_knows_the_task_that_the_first_has_shown():
   )
   state = trainer.init(jax.random.key(2))
   train, _ = trainer.compile(state)
-  state, _ = train(state, 100)
+  state, _ = train(state, 200)
   play = played_trials(agent, tasks, num_episodes=2, deterministic=True)
   _, trials = play(state.meta_params, jax.random.key(9), 200)
   first, second = trials.returns.mean(0)
