@@ -80,7 +80,8 @@ def nearest_mean(ways: int | None = None) -> Head:
     # so that fewer digits cancel.
     present = head["present"][:, None]
     # The means of absent classes are 0. All classes may be absent.
-    centre = head["means"].sum(0) / jnp.maximum(present.sum(), 1)
+    count = present.sum(dtype=head["means"].dtype)
+    centre = head["means"].sum(0) / jnp.maximum(count, 1)
     means = jnp.where(present, head["means"] - centre, 0)
     features = wide(features) - centre
     own = jnp.square(features).sum(-1)[:, None]
