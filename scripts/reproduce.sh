@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tables of docs/results.md on few-shot images, each row a command.
+# The tables of docs/results_images.md on few-shot images, each row a command.
 #
 #   scripts/reproduce.sh                      # all rows of minutes
 #   scripts/reproduce.sh maml_5w1s anil_5w1s  # some
@@ -18,7 +18,7 @@ minutes=${MINUTES:-12}
 out=${OUT:-runs/reproduce}
 
 # Name, meta-steps in a minute on a core, flags. Step sizes were chosen on
-# validation (docs/results.md).
+# validation (docs/results_images.md).
 plus_plus="--preset=maml_plus_plus --inner_steps=1 --eval_inner_steps=1 --inner_lr=0.4"
 head="--inner_lr=5 --outer_lr=0.03"
 implicit="--inner_lr=1 --proximal_strength=0.1 --damping=1"

@@ -1,4 +1,4 @@
-"""The table of docs/results.md has the raw results; others have tables, too."""
+"""The table of docs/results_images.md has the raw results; others have tables, too."""
 
 import json
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_rows_of_the_docs_are_those_of_the_raw_results(capsys):
   results_table.main(sorted(map(str, ROOT.glob("docs/results/reproduce/*"))))
   header, _, *rows = capsys.readouterr().out.splitlines()
-  page = (ROOT / "docs/results.md").read_text()
+  page = (ROOT / "docs/results_images.md").read_text()
   assert header in page.splitlines()
   found = re.findall(r"^\| `\w+_\d+w\d+s` \|.*$", page, re.MULTILINE)
   assert sorted(found) == sorted(rows)
