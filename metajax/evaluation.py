@@ -15,7 +15,7 @@ from metajax.batches import real
 from metajax.forward import takes_mask
 from metajax.losses import over_examples
 from metajax.numerics import check_counts
-from metajax.task_checks import check_tasks
+from metajax.task_checks import check_learner, check_tasks
 from metajax.training.mesh import TASKS, task_mesh, under
 from metajax.training.processes import place
 from metajax.training.streaming import blocks, check_one_process, keys_on_host
@@ -205,6 +205,14 @@ def evaluator(
       f"metrics: a {type(metrics).__name__} given, must be a dict of functions "
       "by name, {'accuracy': accuracy}."
     )
+  for name, metric in metrics.items():
+    if not callable(metric):
+      raise ValueError(
+        f"metrics: {name!r} is {metric!r}, must be a function, such as "
+        "metajax.losses.accuracy."
+      )
+  if not callable(learner):
+    check_learner(learner)
   mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
   fixed = learner if isinstance(learner, MetaLearner) else None
   build = None if isinstance(learner, MetaLearner) else learner

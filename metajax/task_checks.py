@@ -34,7 +34,8 @@ def check_tasks(tasks: TaskFamily) -> None:
     tasks: `(rng) -> Episode`.
 
   Raises:
-    ValueError: if it does not return an `Episode` of two batches.
+    ValueError: if it is no function, or does not return an `Episode` of two
+      batches.
 
   Warns:
     UserWarning: if all tasks are the same, because the key is not used. Random
@@ -42,6 +43,11 @@ def check_tasks(tasks: TaskFamily) -> None:
   """
   if isinstance(tasks, Stream):
     return
+  if not callable(tasks):
+    raise ValueError(
+      f"tasks: a {type(tasks).__name__} given, must be a function of a key, "
+      "such as metajax.tasks.sinusoid(5, 5)."
+    )
   key = jax.random.key(0)
   traced, episode = jax.make_jaxpr(as_partial(tasks), return_shape=True)(key)
   batches = tuple(episode) if isinstance(episode, Episode) else ()
