@@ -148,13 +148,14 @@ def main() -> None:
     rows["exact posterior"] = exact_learner(tasks), ()
   key = jax.random.key(FLAGS.eval_seed)
   shown = with_supports(family, FLAGS.eval_shots, key)
-  bands(workdir / "predictions.png", rows, shown, BOUNDS, key)
+  own = jax.random.fold_in(key, 1)  # Of the learners, not of the task.
+  bands(workdir / "predictions.png", rows, shown, BOUNDS, own)
   if exact and not joint:
-    densities(workdir / "densities.png", rows, shown, PLACES, key)
+    densities(workdir / "densities.png", rows, shown, PLACES, own)
   if name in attention_pictures.LEARNERS:
     largest = shown[max(shown, key=lambda k: len(shown[k].support.inputs))]
     path = workdir / "attention.png"
-    attention_pictures.attention(path, learner, params, largest, BOUNDS, key)
+    attention_pictures.attention(path, learner, params, largest, BOUNDS, own)
   report.finish(
     workdir,
     "context_regression",

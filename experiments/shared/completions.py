@@ -35,12 +35,13 @@ def completions(
   """
   count, height, width, channels = images.shape
   places = pixel_places(height, width)
-  order = jax.random.permutation(rng, height * width)
+  order_key, adapt_key = jax.random.split(rng)
+  order = jax.random.permutation(order_key, height * width)
   shape = height, width, channels
 
   @jax.jit
   def complete(params: Params, support: Batch) -> tuple[jax.Array, jax.Array]:
-    found = learner.predict(learner.adapt(params, support, rng), places)
+    found = learner.predict(learner.adapt(params, support, adapt_key), places)
     return found.mean, jnp.sqrt(found.variance)
 
   figure, grid = plots.pyplot().subplots(

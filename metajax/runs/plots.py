@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from metajax.evaluation import Estimate, estimate, solve
+from metajax.evaluation import TAG, Estimate, estimate, solve
 from metajax.tasks.standardized import Channels
 from metajax.training.logging import read_jsonl, waiting
 from metajax.training.processes import is_main
@@ -157,7 +157,7 @@ def image_episodes(
   for part, key in zip(parts, jax.random.split(rng, num_tasks), strict=True):
     grid = part.subplots(rows, shots + queries, squeeze=False)
     support, query = episode = draw(key)
-    logits = solved(params, support, query.inputs, key)
+    logits = solved(params, support, query.inputs, _of_learner(key))
     _draw_episode(grid, shots, episode, np.argmax(logits, axis=-1), show)
   figure.suptitle(
     "black: support, with its label    colour: query, with the prediction",
@@ -236,7 +236,7 @@ def sinusoid_fits(
     for color, (label, solved) in zip(colors, solvers.items(), strict=True):
       axes.plot(
         grid,
-        solved(params, support, grid, rng),
+        solved(params, support, grid, _of_learner(rng)),
         "--" if label == "before" else "-",
         color=color,
         lw=1.4,
@@ -253,6 +253,11 @@ def sinusoid_fits(
     frameon=False,
   )
   save(figure, path)
+
+
+def _of_learner(rng: PRNGKey) -> PRNGKey:
+  """Returns the learner's key, of which no task is drawn."""
+  return jax.random.fold_in(rng, TAG)
 
 
 def _solver(learner: MetaLearner) -> Callable[..., Any]:
