@@ -386,6 +386,9 @@ def solve(
     own = None
     if support.mask is not None:
       own = jnp.append(support.mask, True)
-    return jax.tree.map(lambda x: x[-1], ask(company, own))
+    found = ask(company, own)
+    # The joint distribution of one query is its marginal.
+    found = getattr(found, "marginals", found)
+    return jax.tree.map(lambda x: x[-1], found)
 
   return jax.lax.map(predict_alone, inputs)
