@@ -350,7 +350,9 @@ def test_labels_of_masked_examples_are_checked_but_for_padding(
   """Beside a mask no label was checked, and the predictions were NaN."""
   loaded = _loaded(tmp_path, learner=learner)
   inputs, mask = loaded.pixels(PHOTOS), np.array([True, True, False])
-  assert loaded.adapt(Batch(inputs, np.array([0, 1, 9]), mask))
+  expected = loaded.adapt(Batch(inputs, np.array([0, 1, 9]), mask))
+  found = loaded.adapt(Batch(inputs, [0, 1, 9], mask.tolist()))
+  chex.assert_trees_all_equal(found, expected)
   with pytest.raises(ValueError, match="class 9 given, must be 0 to 2"):
     loaded.adapt(Batch(inputs, np.array([0, 9, 1]), mask))
 
