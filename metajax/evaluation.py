@@ -15,7 +15,7 @@ from metajax.batches import real
 from metajax.forward import takes_mask
 from metajax.losses import over_examples
 from metajax.numerics import check_counts
-from metajax.task_checks import check_tasks
+from metajax.task_checks import check_learner, check_tasks
 from metajax.training.mesh import TASKS, task_mesh, under
 from metajax.training.processes import place
 from metajax.training.streaming import blocks, check_one_process, keys_on_host
@@ -205,6 +205,14 @@ def evaluator(
       f"metrics: a {type(metrics).__name__} given, must be a dict of functions "
       "by name, {'accuracy': accuracy}."
     )
+  for name, metric in metrics.items():
+    if not callable(metric):
+      raise ValueError(
+        f"metrics: {name!r} is {metric!r}, must be a function, such as "
+        "metajax.losses.accuracy."
+      )
+  if not callable(learner):
+    check_learner(learner)
   mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
   fixed = learner if isinstance(learner, MetaLearner) else None
   build = None if isinstance(learner, MetaLearner) else learner
@@ -378,6 +386,9 @@ def solve(
     own = None
     if support.mask is not None:
       own = jnp.append(support.mask, True)
-    return jax.tree.map(lambda x: x[-1], ask(company, own))
+    found = ask(company, own)
+    # The joint distribution of one query is its marginal.
+    found = getattr(found, "marginals", found)
+    return jax.tree.map(lambda x: x[-1], found)
 
   return jax.lax.map(predict_alone, inputs)

@@ -159,8 +159,8 @@ def _checked(recipe: Recipe, support: Batch) -> Batch:
       f"support: {type(support).__name__} given, must be "
       "metajax.Batch(inputs, targets)."
     )
-  inputs, targets = map(_as_array, support[:2])
-  support = support._replace(inputs=inputs, targets=targets)
+  inputs, targets, mask = map(_as_array, support)
+  support = Batch(inputs, targets, mask)
   leaves = jax.tree.leaves(inputs)
   if recipe.kind == "model" and any(jnp.shape(x)[:1] == (0,) for x in leaves):
     raise ValueError(NO_EXAMPLE)

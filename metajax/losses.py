@@ -31,7 +31,15 @@ def over_examples(
     predictions: a tree of arrays `[n, ...]`.
     targets: a tree of arrays `[n, ...]`.
     mask: `[n]` bool, or None.
+
+  Raises:
+    ValueError: for a `loss_fn` that is no function, such as its name.
   """
+  if not callable(loss_fn):
+    raise ValueError(
+      f"loss_fn: {loss_fn!r} given, must be a function (predictions, targets) "
+      "-> scalar, such as metajax.losses.cross_entropy."
+    )
   if mask is None:
     return loss_fn(predictions, targets)
   if takes_mask(loss_fn):

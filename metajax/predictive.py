@@ -200,7 +200,8 @@ class Bernoulli(NamedTuple):
   def log_prob(self, targets: Array) -> Array:
     """See `Predictive`; log probabilities."""
     # One term, and not two with a weight of 0: a logit may be infinite.
-    return jax.nn.log_sigmoid((2 * targets - 1) * self.logits)
+    # And a factor of 2.0, since 2 * 0 - 1 of bytes is 255.
+    return jax.nn.log_sigmoid((2.0 * targets - 1) * self.logits)
 
   def cdf(self, targets: Array) -> Array:
     """See `Predictive`."""

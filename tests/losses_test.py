@@ -89,6 +89,11 @@ def test_a_masked_batch_of_no_example_has_a_loss_of_zero(loss_fn):
     assert over_examples(loss_fn, *batch) == 0
 
 
+def test_the_name_of_a_loss_is_no_loss():
+  with pytest.raises(ValueError, match="^loss_fn: 'cross_entropy' given, must"):
+    over_examples("cross_entropy", LOGITS, LABELS)
+
+
 def test_accuracy_counts_rows_that_peak_at_their_label():
   logits = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.0, 0.1], [5.0, 4.0]])
   # The peaks are 1, 0, 1, 0.

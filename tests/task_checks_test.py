@@ -100,6 +100,16 @@ def test_what_is_no_episode_is_named(found, named):
     check_tasks(tasks)
 
 
+def test_what_is_no_function_is_named():
+  with pytest.raises(ValueError, match="^tasks: a tuple given, must be a fun"):
+    check_tasks((sinusoid(2),))
+  key = jax.random.key(0)
+  with pytest.raises(ValueError, match="^learner: a str given, must be a Met"):
+    evaluate("maml", None, sinusoid(2), {}, key)
+  with pytest.raises(ValueError, match="^metrics: 'mse' is 'mse', must be a f"):
+    evaluate("maml", None, sinusoid(2), {"mse": "mse"}, key)
+
+
 def test_trainer_and_evaluation_check_their_tasks():
   learner = learners.maml(
     MLP(1, (2,)), mean_squared_error, optax.sgd(0.1), num_steps=1

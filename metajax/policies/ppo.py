@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from metajax.models.recurrent import Recurrent
-from metajax.numerics import check_counts, check_number
+from metajax.numerics import check_counts, check_kind, check_number
 from metajax.policies.distributions import Distribution
 from metajax.policies.recurrent_policy import policy_and_values
 from metajax.policies.surrogates import clipped
@@ -99,6 +99,7 @@ def check_ppo(ppo: PPO, mesh: Mesh) -> int:
     ValueError: for a number that is out of its range, or that the devices
       cannot share.
   """
+  check_kind("ppo", ppo, PPO)
   check_counts(epochs=ppo.epochs, minibatches=ppo.minibatches)
   check_counts(actors=ppo.actors, at_least=0)
   for name, highest in {

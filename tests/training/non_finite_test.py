@@ -231,6 +231,29 @@ def test_inspection_tells_the_tasks_apart():
   np.testing.assert_allclose(found.metrics["gradient_norm"], norms, rtol=1e-5)
 
 
+def test_noise_of_an_inspected_learner_is_that_of_training_one_by_one():
+  """It was drawn by the keys of the tasks."""
+
+  def meta_grad(params, episodes, rng):
+    noise = jax.random.normal(rng, (1, 1))
+    gap = jnp.abs(noise - episodes.query.inputs).min()
+    return params, {"loss": noise.mean(), "gap": gap}
+
+  learner = MetaLearner(
+    lambda rng, inputs: jnp.ones(1), lambda params, *_: params, None, meta_grad
+  )
+  trainer = meta_trainer(
+    learner, optax.sgd(0.1), _tasks, meta_batch=2, rng=RNG, task_chunk=1
+  )
+  state = trainer.init(KEY)
+  found = inspect_step(learner, _tasks, state, meta_batch=2, rng=RNG)
+  assert (found.metrics["gap"] > 0).all()
+  _, metrics = trainer.compile(state)[0](state, 1)
+  np.testing.assert_allclose(
+    metrics["loss"], found.metrics["loss"].mean(), 1e-6
+  )
+
+
 def test_inspected_norms_are_of_weights_like_the_trainers():
   """New statistics, such as a variance of 1e4, are no gradient."""
 
