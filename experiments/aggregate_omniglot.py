@@ -64,7 +64,8 @@ def main() -> None:
   learner = one_shot.learner(FLAGS.eval_inner_steps)
   one_shot.check_initialisation(learner, splits.train)
   members, averages = one_shot.finished(found, splits.train), {}
-  stages = Stages("aggregate_omniglot")
+  # The weights are learned after so many steps.
+  stages = Stages("aggregate_omniglot", trained_by=["eval_inner_steps"])
   # All trainings have the same chunk.
   chunk = FLAGS.task_chunk or choose_task_chunk(
     learner, splits.train, FLAGS.meta_batch // task_mesh(FLAGS.meta_batch).size

@@ -33,6 +33,7 @@ from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import sinusoid
+from metajax.training import task_mesh
 from metajax.training.loop import Schedule
 from metajax.types import MetaLearner, Params
 
@@ -135,6 +136,7 @@ def main() -> None:
       "shots": SHOTS,
       **flag_values("regressors", "regressor_steps", "shared_init"),
       **flag_values("l2", "to_mean", "inner_lr"),
+      "devices_of_regressors": task_mesh(FLAGS.cohort).size,
       "regressor_error": {
         name: {"max": float(e.max()), "mean": float(e.mean())}
         for name, e in errors.items()

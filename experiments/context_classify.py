@@ -164,7 +164,7 @@ def main() -> None:
   with waiting("evaluating on test tasks"):
     values = np.asarray(test(trained.state.meta_params))
   published: dict[str, Any] = {}
-  if data.protocol["data"] == "omniglot" and FLAGS.eval_data is None:
+  if data.protocol["data"] == "omniglot" and "eval_data" not in data.protocol:
     tasks = FLAGS.protocol, FLAGS.ways, FLAGS.shots
     published = presentations.PUBLISHED.get(tasks, {})
   plots.learning_curve(

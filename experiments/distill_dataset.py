@@ -109,7 +109,8 @@ def main() -> None:
       "images of a class."
     )
   model = network(num_classes)
-  runs = Stages("distill_dataset")
+  # The seed draws the training images, too.
+  runs = Stages("distill_dataset", trained_by=["eval_seed"])
   real_batch = min(FLAGS.real_batch, num_train)
   tasks = class_batches(data.train, real_batch)
   make = functools.partial(

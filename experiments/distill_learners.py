@@ -73,7 +73,8 @@ def main() -> None:
     metrics=one_shot.METRICS,
   )
   teachers = one_shot.finished(found, splits.train)
-  runs = Stages("distill_learners")
+  # The students learn from teachers that take so many steps.
+  runs = Stages("distill_learners", trained_by=["eval_inner_steps"])
   if not teachers:
     teachers = [
       runs.meta_train(f"teacher_{i}", slow, splits.train, seed=i)

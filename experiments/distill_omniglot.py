@@ -42,6 +42,7 @@ from metajax.runs.flags import (
   flag_values,
 )
 from metajax.runs.script import run
+from metajax.training import task_mesh
 from metajax.types import Model, Params
 
 define_data_dir()
@@ -114,6 +115,7 @@ def main() -> None:
       "normalization": "group",
       "seeds": FLAGS.num_seeds,
       "meta_batch": None,
+      "devices": task_mesh(FLAGS.batch_size).size,
       **flag_values("batch_size", "temperature", "alpha"),
       "query_shots": student_scores.QUERIES,
       "sizes": sizes,

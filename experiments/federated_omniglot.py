@@ -69,7 +69,8 @@ DEFAULTS = {
 def main() -> None:
   clients, validation, test = turned_alphabets.load()
   model = conv4(4, filters=FLAGS.filters, normalization="group")
-  runs = Stages("federated_omniglot")
+  # The seed turns the drawings of the clients, too.
+  runs = Stages("federated_omniglot", trained_by=["eval_seed"])
   average, adam = optax.sgd(1.0), optax.adam(FLAGS.outer_lr, eps=1e-3)
   size, rate = FLAGS.batch_size, FLAGS.inner_lr
   # Name -> (server optimizer, local epochs, batch size, step size, proximal).

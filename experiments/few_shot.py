@@ -28,6 +28,7 @@ from experiments.shared import (
   cifar_presets,
   image_data,
   image_networks,
+  image_sets,
   image_tests,
   omniglot_presets,
 )
@@ -97,6 +98,7 @@ def main() -> None:
     for outputs in (ways, train_ways)
   )
   learner = recipes.build(trained_as, image_tests.METRICS)
+  image_sets.check_start(FLAGS.init_from)
   learner = warm_start.warm_started(learner, network, FLAGS.init_from)
   with waiting("loading data"):
     data = image_data.load(ways, train_ways)

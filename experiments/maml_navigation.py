@@ -56,7 +56,8 @@ def main() -> None:
     first.mask,
     [f"{k} step{'s'[: k != 1]}" for k in policy_runs.EVALUATED],
   )
-  published = PUBLISHED if FLAGS.horizon == HORIZON else ()
+  as_published = FLAGS.horizon == HORIZON and FLAGS.algorithm == "maml"
+  published = PUBLISHED if as_published else ()
   policy_runs.finish("maml_navigation", played, {}, published)
 
 

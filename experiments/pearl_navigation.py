@@ -156,7 +156,7 @@ def main() -> None:
   report.finish(
     workdir,
     "pearl_navigation",
-    flag_values(*OWN),
+    {**flag_values(*OWN), "devices": 1},
     {name: estimate(values) for name, values in by_episode(trials).items()},
     trained,
   )

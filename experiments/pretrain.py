@@ -83,7 +83,12 @@ def main() -> None:
     data = pretraining.load()
   learners = pretrained_heads.learners(data, FLAGS.ways)
   cosine, shown = learners["cosine"], learners[SHOWN]
-  runs = Stages("pretrain", saves_learner=True, evaluation=AFTERWARDS)
+  runs = Stages(
+    "pretrain",
+    saves_learner=True,
+    evaluation=AFTERWARDS,
+    data=data.fingerprint,
+  )
 
   @functools.cache  # It compiles once for all networks.
   def scorer(learner: MetaLearner, split: str, number: int):
@@ -121,20 +126,24 @@ def main() -> None:
       rates=pretraining.rates,
     )
     networks.append(trained.state.meta_params)
-    averages.append(pretrained_averages.networks(data, trained.state))
+    averages.append(
+      pretrained_averages.networks(data, trained.state, generation)
+    )
   contenders, pairs = pretrained_heads.contenders(learners, networks, averages)
   values = {
     name: scores(learner, params, "test", FLAGS.eval_tasks)
     for name, (learner, params) in contenders.items()
   }
-  last_folder = runs.workdir / f"generation_{FLAGS.generations}"
   plots.learning_curve(
-    last_folder,
-    {"accuracy": "training", "validation/accuracy": "validation, 5-way"},
+    runs.workdir / f"generation_{FLAGS.generations}",
+    {
+      "accuracy": "training, all classes",
+      "validation/accuracy": "validation tasks",
+    },
     "accuracy",
+    xlabel="steps",
+    folder=runs.workdir,
   )
-  picture = last_folder / "learning_curve.png"
-  picture.rename(runs.workdir / picture.name)
   plots.image_episodes(
     runs.workdir / "episodes.png",
     shown,
@@ -159,7 +168,7 @@ def main() -> None:
     runs.workdir,
     "pretrain",
     {
-      **flag_values("ways", "shots", "query_shots", "generations"),
+      **flag_values("ways", "shots", "generations"),
       **flag_values("fine_tune_steps", "fine_tune_lr"),
       **data.protocol,
       **image_networks.protocol(),

@@ -134,7 +134,7 @@ def main() -> None:
     {
       **flag_values("pulls", "arms"),
       **replaying.protocol(),
-      **on_policy.protocol(),
+      **on_policy.protocol(FLAGS.ppo),
       "capacity": replay.capacity,
       "q_discrepancy": logged,
       "environment_steps_to_ts": {

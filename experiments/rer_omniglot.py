@@ -27,6 +27,7 @@ from metajax.runs.flags import FLAGS, define_data_dir, flag_values
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
 from metajax.tasks import omniglot
+from metajax.training import task_mesh
 from metajax.training.logging import waiting
 
 define_data_dir()
@@ -139,6 +140,7 @@ def main() -> None:
       **flag_values("ways", "presentations"),
       **flag_values("encoder", "filters", "cell", "units"),
       **flag_values("replays", "capacity", "shards"),
+      "devices_of_replay": task_mesh(FLAGS.shards or kept.new).size,
       "normalization": "group" if FLAGS.encoder == "conv4" else "none",
       "transductive": False,
       "tasks": {k: steps * new for k, (_, steps, new) in plans.items()},

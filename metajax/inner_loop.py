@@ -16,7 +16,7 @@ from metajax import (
   optimizers,
   variables,
 )
-from metajax.numerics import check_counts
+from metajax.numerics import check_counts, check_scalar
 from metajax.types import Array, Params
 
 Memory = Literal["auto", "mixed", "plain", "remat", "nested"]
@@ -124,9 +124,10 @@ def minimize(
     was observed.
 
   Raises:
-    ValueError: if `num_steps` is negative, or traced beside `observe`; if no
-      parameter is floating point; if `memory` is unknown, or if it is `"mixed"`
-      and the loss has a rule that need not be a derivative.
+    ValueError: if the loss is no scalar; if `num_steps` is negative, or traced
+      beside `observe`; if no parameter is floating point; if `memory` is
+      unknown, or if it is `"mixed"` and the loss has a rule that need not be a
+      derivative.
 
   References:
     Finn et al., `Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -137,7 +138,12 @@ def minimize(
 
   def loss_of(phi: Params, k: Array, kept: Any) -> tuple[Array, Any]:
     phi = variables.combine(phi, params)
-    return (loss_fn(phi, k), None) if state is None else loss_fn(phi, k, kept)
+    if state is None:
+      loss, new = loss_fn(phi, k), None
+    else:
+      loss, new = loss_fn(phi, k, kept)
+    check_scalar("loss_fn", loss)
+    return loss, new
 
   weights = jax.tree.map(jnp.asarray, variables.weights(params))
   if not jax.tree.leaves((weights, variables.states(params))):

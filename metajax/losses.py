@@ -82,10 +82,11 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 def accuracy(logits: Array, labels: Array) -> Array:
   """Fraction of `logits` `[..., classes]` whose largest entry is the label's.
 
-  `labels` are integers `[...]`.
+  `labels` are integers `[...]`. Logits with a NaN, as those of a model that
+  diverged, are a wrong prediction, and not a guess.
   """
   check_labels(logits, labels)
-  return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+  return jnp.mean(_are_right(logits, labels))
 
 
 def accuracy_by_presentation(
@@ -109,7 +110,7 @@ def accuracy_by_presentation(
   same = (labels[:, None] == labels[None, :]) & real[None, :]
   earlier = jnp.tril(same, -1).sum(-1)
   at = (earlier[None, :] == jnp.arange(len(labels))[:, None]) & real[None, :]
-  right = jnp.argmax(logits, axis=-1) == labels
+  right = _are_right(logits, labels)
   return (at & right).sum(-1) / at.sum(-1)
 
 
@@ -130,6 +131,13 @@ def check_labels(logits: Array, labels: Array) -> None:
       f"logits of shape {jnp.shape(logits)} and labels of shape "
       f"{jnp.shape(labels)}: must be [..., classes] and [...]."
     )
+
+
+def _are_right(logits: Array, labels: Array) -> Array:
+  """Returns `[...]`, whether the largest logit is the label's."""
+  # Of a NaN, and of classes that are all masked, `argmax` is some class.
+  known = jnp.max(logits, axis=-1) > -jnp.inf
+  return (jnp.argmax(logits, axis=-1) == labels) & known
 
 
 def _without_padding(labels: Array, mask: Array) -> Array:

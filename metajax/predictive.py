@@ -308,12 +308,22 @@ def _student_power(tail: Array, df: Array) -> Array:
 def _student_cdf(z: Array, df: Array) -> Array:
   many = _many(df)
   few, df = jnp.where(many, 1, df), jnp.where(many, df, MANY[0])
+  finite = jnp.finfo(jnp.result_type(z))
+  z = jnp.clip(z, finite.min / 4, finite.max / 4)
   square = jnp.square(z)
-  # One form is accurate near the centre, the other one in the tails.
-  central = betainc(0.5, few / 2, square / (few + square)) / 2
-  tail = betainc(few / 2, 0.5, few / (few + square)) / 2
-  central, tail = 0.5 + jnp.sign(z) * central, jnp.where(z < 0, tail, 1 - tail)
-  exact = jnp.where(square < few, central, tail)
+  # One form is accurate near the centre, the other one in the tails. Beyond
+  # these its argument is another one, so that no derivative is NaN.
+  near, infinite = square < few, jnp.isinf(square)
+  tiny = square < finite.eps**2 * few
+  inner = jnp.where(near & ~tiny, square, few)
+  outer = jnp.where(near | infinite, few, square)
+  central = jnp.sign(z) * betainc(0.5, few / 2, inner / (few + inner)) / 2
+  density = jnp.exp(_log_ratio(few / 2) - 0.5 * jnp.log(2 * jnp.pi))
+  central = 0.5 + jnp.where(tiny, z * density, central)
+  tail = betainc(few / 2, 0.5, few / (few + outer)) / 2
+  tail = jnp.where(infinite, 0, tail)
+  tail = jnp.where(z < 0, tail, 1 - tail)
+  exact = jnp.where(near, central, tail)
   return jnp.where(many, norm.cdf(_to_normal(z, df)), exact)
 
 
@@ -325,7 +335,9 @@ def _to_normal(z: Array, df: Array) -> Array:
   """
   z = jnp.clip(z, -1e3, 1e3)  # No power overflows.
   s = jnp.square(z) / df
-  curved = jnp.where(s > 0, jnp.log1p(s) / jnp.where(s > 0, s, 1), 1)
+  # The derivative of the quotient is NaN at 0, and overflows beside it.
+  large = s > jnp.finfo(s.dtype).eps
+  curved = jnp.where(large, jnp.log1p(s) / jnp.where(large, s, 1), 1 - s / 2)
   a = df - 0.5
   root = z * jnp.sqrt(a / df * curved)
   y, b = jnp.square(root), 48 * jnp.square(a)

@@ -135,6 +135,7 @@ def few_shot(found: Sequence[Mapping[str, Any]]) -> str:
       protocol["shots"] == 1
       and protocol["model"] == "conv4"
       and protocol.get("data", "omniglot") == "omniglot"
+      and "eval_data" not in protocol
     )
     cells = [
       f"`{protocol['learner']}_{protocol['ways']}w{protocol['shots']}s`",

@@ -65,12 +65,18 @@ def save(
   with replaced(Path(folder) / META_PARAMS) as file:
     save_file(arrays, file)
   example = {"shape": list(inputs.shape), "dtype": inputs.dtype.name}
+  keys = {
+    name: str(jax.random.key_impl(leaf))
+    for name, leaf in _named(meta_params).items()
+    if _is_key(leaf)
+  }
   about = {
     **recipe._asdict(),
     "inputs": example,
     "inverted": inverted,
     "channels": channels._asdict() if channels else None,
     "seeds": seeds,
+    "keys": keys,
   }
   write_json(Path(folder) / LEARNER, about)
 
@@ -128,7 +134,7 @@ def load(
   like = jax.eval_shape(learner.init, jax.random.key(0), support)
   if about.seeds > 1:
     arrays = {name: array[seed] for name, array in arrays.items()}
-  meta_params = _filled(like, arrays, folder)
+  meta_params = _filled(like, arrays, about.keys, folder)
   return compiled(
     learner,
     meta_params,
@@ -157,6 +163,7 @@ class _About(NamedTuple):
   seeds: int
   inverted: bool
   channels: Channels | None
+  keys: dict[str, str]
 
 
 def _read(folder: Path) -> tuple[_About, dict[str, np.ndarray]]:
@@ -172,8 +179,9 @@ def _read(folder: Path) -> tuple[_About, dict[str, np.ndarray]]:
     # Learners that were saved before images were standardised do not say it.
     measured = about.pop("channels", None)
     channels = measured and Channels(*(tuple(x) for x in measured.values()))
+    keys = dict(about.pop("keys", {}))  # Older files do not say it either.
     inputs = jax.ShapeDtypeStruct(shape, dtype)
-    about = _About(Recipe(**about), inputs, seeds, inverted, channels)
+    about = _About(Recipe(**about), inputs, seeds, inverted, channels, keys)
   except (FileNotFoundError, NotADirectoryError) as error:
     raise ValueError(
       f"{folder}: has no {LEARNER} and {META_PARAMS}, which a run of one "
@@ -214,10 +222,25 @@ def _plain(x: Array) -> Array:
   return jax.random.key_data(x) if _is_key(x) else x
 
 
-def _filled(like: Any, arrays: Mapping[str, np.ndarray], folder: Path) -> Any:
-  """Builds the tree `like` from arrays by name."""
+def _shape(x: Any, kind: str | None) -> tuple[int, ...]:
+  """Returns the shape of an array in the file; None: of the default kind."""
+  if _is_key(x):
+    one = jax.eval_shape(
+      lambda: jax.random.key_data(jax.random.key(0, impl=kind))
+    )
+    return (*x.shape, *one.shape)
+  return x.shape
+
+
+def _filled(
+  like: Any,
+  arrays: Mapping[str, np.ndarray],
+  keys: Mapping[str, str],
+  folder: Path,
+) -> Any:
+  """Builds the tree `like` from arrays by name, and the kinds of its keys."""
   wanted = _named(like)
-  shapes = {name: jax.eval_shape(_plain, x).shape for name, x in wanted.items()}
+  shapes = {name: _shape(x, keys.get(name)) for name, x in wanted.items()}
   found = {name: x.shape for name, x in arrays.items()}
   if shapes != found:
     differ = sorted(
@@ -229,7 +252,7 @@ def _filled(like: Any, arrays: Mapping[str, np.ndarray], folder: Path) -> Any:
       "one run, or the model is another."
     )
   leaves = [
-    jax.random.wrap_key_data(jnp.asarray(arrays[name]))
+    jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=keys.get(name))
     if _is_key(x)
     else jnp.asarray(arrays[name], x.dtype)
     for name, x in wanted.items()

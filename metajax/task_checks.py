@@ -4,8 +4,10 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Literal
 
+from metajax.gradient_checks import named
 from metajax.types import (
   Batch,
   Episode,
@@ -34,7 +36,8 @@ def check_tasks(tasks: TaskFamily) -> None:
     tasks: `(rng) -> Episode`.
 
   Raises:
-    ValueError: if it does not return an `Episode` of two batches.
+    ValueError: if it is no function, or does not return an `Episode` of two
+      batches, each with as many targets and mask entries as inputs.
 
   Warns:
     UserWarning: if all tasks are the same, because the key is not used. Random
@@ -42,14 +45,21 @@ def check_tasks(tasks: TaskFamily) -> None:
   """
   if isinstance(tasks, Stream):
     return
+  if not callable(tasks):
+    raise ValueError(
+      f"tasks: a {type(tasks).__name__} given, must be a function (rng) -> "
+      "Episode. metajax.tasks.host_tasks makes one of tasks that Python makes."
+    )
   key = jax.random.key(0)
   traced, episode = jax.make_jaxpr(as_partial(tasks), return_shape=True)(key)
   batches = tuple(episode) if isinstance(episode, Episode) else ()
   if not batches or not all(isinstance(x, Batch) for x in batches):
     raise ValueError(
-      f"tasks: returned {_named(episode)}, must be Episode(support, query) of "
+      f"tasks: returned {named(episode)}, must be Episode(support, query) of "
       "two metajax.Batch(inputs, targets)."
     )
+  for name, batch in zip(Episode._fields, batches, strict=True):
+    check_batch(f"tasks: the {name}", batch)
   if not _depends(traced.jaxpr):
     warnings.warn(
       "tasks: all tasks are the same, because the function does not use its "
@@ -59,13 +69,43 @@ def check_tasks(tasks: TaskFamily) -> None:
     )
 
 
-def _named(x: Any) -> str:
-  """Returns the names of a type and, of a tuple, of its parts."""
-  if isinstance(x, jax.ShapeDtypeStruct):
-    return "array"
-  if not isinstance(x, tuple):
-    return type(x).__name__
-  return f"{type(x).__name__}({', '.join(map(_named, x))})"
+def check_batch(name: str, batch: Batch) -> None:
+  """Checks that a batch has as many targets and mask entries as inputs.
+
+  Args:
+    name: what the message calls the batch.
+    batch: arrays, or their shapes.
+
+  Raises:
+    ValueError: if it has not, or if the mask is not bool.
+  """
+  leaves = jax.tree.leaves((batch.inputs, batch.targets))
+  if any(not jnp.shape(x) for x in leaves) or not leaves:
+    shapes = _shapes((batch.inputs, batch.targets))
+    raise ValueError(
+      f"{name} has inputs and targets of {shapes}, must be [n, ...]: the first "
+      "axis is that of the examples."
+    )
+  sizes = {jnp.shape(x)[0] for x in leaves}
+  if len(sizes) > 1:
+    raise ValueError(
+      f"{name} has inputs of {_shapes(batch.inputs)} and targets of "
+      f"{_shapes(batch.targets)}, must have equal first axes: the examples."
+    )
+  mask = batch.mask
+  if mask is None:
+    return
+  kind, shape = jnp.result_type(mask), jnp.shape(mask)
+  is_bool = jnp.issubdtype(kind, jnp.bool_)
+  if not is_bool or shape != (*sizes,):
+    raise ValueError(
+      f"{name} has a mask of {kind} {shape}, must be bool {(*sizes,)}: True "
+      "for real examples."
+    )
+
+
+def _shapes(tree: Any) -> Any:
+  return jax.tree.map(jnp.shape, tree)
 
 
 def _depends(jaxpr: Jaxpr) -> bool:

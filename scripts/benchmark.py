@@ -74,6 +74,8 @@ that read them from the disk. It needs the extra grain.
 The suite all runs the suites aggregation, bilevel, inner_loop, replay and
 scaling, and the suite maml with many settings. Each setting has its own
 process.
+
+A flag that has no effect in the suite is refused.
 """
 
 import json
@@ -100,6 +102,7 @@ from scripts.benchmarks import (  # noqa: E402
   scaling,
   streaming,
 )
+from scripts.benchmarks.measuring import UNTIMED  # noqa: E402
 from scripts.benchmarks.own_flags import FLAGS
 
 SUITES = {
@@ -115,6 +118,8 @@ SUITES = {
   "streaming": streaming.measure,
   "all": everything.measure,
 }
+# Suites that measure the meta-step of the flags of the suite maml.
+OF_META_STEPS = ("maml", "growth", "scaling", "streaming")
 own_flags.DEFINE_enum("suite", "maml", list(SUITES), "What to measure.")
 own_flags.DEFINE_bool(
   "json",
@@ -133,12 +138,43 @@ def main(argv: list[str]) -> None:
     factorising = FLAGS.suite == "policies" or FLAGS.learner in FACTORISING
     use_cpu_cores(spare_threads=factorising)
   try:
+    refuse_others()
     for result in SUITES[FLAGS.suite]():
       show(result)
   except ValueError as error:
     sys.exit(f"error: {error}")
   except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed: pip install -e '.[rl]'.")
+
+
+def suites_of(flag: str) -> list[str]:
+  """Returns the suites in which a flag has an effect."""
+  module = FLAGS.find_module_defining_flag(flag)
+  if flag == "seconds":
+    return [suite for suite in SUITES if suite not in UNTIMED]
+  if module == maml.__name__:
+    return [*OF_META_STEPS]
+  own = [k for k, measure in SUITES.items() if measure.__module__ == module]
+  return own or [*SUITES]
+
+
+def refuse_others() -> None:
+  """Refuses flags that have no effect in the suite.
+
+  Raises:
+    ValueError: if one is given.
+  """
+  for name in FLAGS:
+    suites = suites_of(name)
+    if FLAGS[name].present and FLAGS.suite not in suites:
+      raise ValueError(
+        f"--{name}: goes with --suite={' or '.join(suites)}, not "
+        f"{FLAGS.suite}: leave it out."
+      )
+  of_conv4 = ("filters", "pooled", "conv_lowering")
+  for name in of_conv4 if FLAGS.model == "mlp" else ():
+    if FLAGS[name].present:
+      raise ValueError(f"--{name}: goes with --model=conv4, not mlp.")
 
 
 def show(result: dict) -> None:

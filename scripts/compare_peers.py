@@ -35,7 +35,7 @@ from absl import logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from metajax.learners import FACTORISING  # noqa: E402
-from metajax.training import use_cpu_cores  # noqa: E402
+from metajax.training import task_mesh, use_cpu_cores  # noqa: E402
 from metajax.training.mesh import usable_cores  # noqa: E402
 from scripts.benchmarks import maml, own_flags, pretraining  # noqa: E402
 from scripts.benchmarks.measuring import machine, timed  # noqa: E402
@@ -77,6 +77,7 @@ def main(argv: list[str]) -> None:
 
   supervised = FLAGS.learner == "supervised"
   devices = None if on_cpu else jax.devices()[:1]
+  batch = FLAGS.batch_size if supervised else FLAGS.tasks
   try:
     if supervised:
       take = pretraining.build(devices)
@@ -136,7 +137,7 @@ def main(argv: list[str]) -> None:
         }
         for name, times in seconds.items()
       },
-      **machine(len(devices or jax.devices())),
+      **machine(task_mesh(batch, devices).size),
       "torch": torch.__version__,
       "torch_device": str(device),
       "torch_threads": torch.get_num_threads(),

@@ -74,7 +74,7 @@ def _rows(results: dict[str, Any], path: str) -> Any:
   """Yields the rows of one run, as cells."""
   protocol = results["protocol"]
   for method, size, metric in _scores(results):
-    name = f"{protocol['data']} {method} {_network(protocol)} {size}"
+    name = _name(protocol, method, size)
     tasks = f"{metric['num_tasks']} test tasks"
     batch = protocol.get("batch_size", protocol["meta_batch"])
     unit = "images" if results["experiment"] == "pretrain" else "tasks"
@@ -83,7 +83,8 @@ def _rows(results: dict[str, Any], path: str) -> Any:
       name,
       _linked(PUBLISHED.get(name, "")),
       f"{100 * float(metric['mean']):.2f} ± {100 * float(metric['ci95']):.2f}",
-      f"{results['steps']:,} × {batch} {unit}, {tasks}, {seen}",
+      f"{results['steps']:,} × {batch} {unit}, {tasks}, {seen}"
+      + _other_shots(results, size),
       _duration(results["wall_seconds"]),
       results["device"],
       f"[raw]({path})",
@@ -107,9 +108,29 @@ def _scores(results: dict[str, Any]) -> Any:
     yield method, own, metrics[f"accuracy_{kind}"]
   for name, metric in metrics.items():
     size = name.removeprefix("accuracy_")
-    known = f"{protocol['data']} {method} {_network(protocol)} {size}"
-    if size != own and known in PUBLISHED:
+    if size != own and _name(protocol, method, size) in PUBLISHED:
       yield method, size, metric
+
+
+def _name(protocol: dict[str, Any], method: str, size: str) -> str:
+  """Returns the name of a row. Another data set of the test is part of it."""
+  data = protocol["data"]
+  if "eval_data" in protocol:
+    data += f" tested on {protocol['eval_data']}"
+  return f"{data} {method} {_network(protocol)} {size}"
+
+
+def _other_shots(results: dict[str, Any], size: str) -> str:
+  """Returns the shots of the training tasks, if those of the test differ."""
+  protocol = results["protocol"]
+  if results["experiment"] == "pretrain":  # It trains on no tasks.
+    return ""
+  trained = protocol.get("train_shots", protocol["shots"])
+  if size.endswith(f"w{trained}s"):
+    return ""
+  several = trained if isinstance(trained, list) else [trained]
+  unit = "shot" if several == [1] else "shots"
+  return f", trained with {' to '.join(map(str, several))} {unit}"
 
 
 def _network(protocol: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ BASICS = {
   "files",
   "types",
   "numerics",
+  "gradient_checks",
   "batches",
   "variables",
   "forward",
@@ -33,7 +34,8 @@ LOOPS = {
 # Folder or file -> what of metajax it may import.
 ALLOWED = {
   "files.py": set(),
-  "task_checks.py": {"types"},
+  "gradient_checks.py": {"types", "variables"},
+  "task_checks.py": {"gradient_checks", "types"},
   "types.py": set(),
   "numerics.py": set(),
   "batches.py": {"types"},
@@ -44,7 +46,7 @@ ALLOWED = {
   "predictive.py": {"types"},
   "calibration.py": {"losses", "numerics", "predictive", "types"},
   **{f"{name}.py": BASICS | LOOPS for name in sorted(LOOPS)},
-  "tasks": BASICS | {"tasks"},
+  "tasks": BASICS | {"task_checks", "tasks"},
   "models": BASICS | {"models"},
   "learners": BASICS
   | LOOPS

@@ -96,6 +96,18 @@ def test_accuracy_counts_rows_that_peak_at_their_label():
   assert accuracy(logits, jnp.array([0, 1, 0, 1])) == 0.0
 
 
+@pytest.mark.parametrize("of_none", [np.nan, -np.inf])
+def test_logits_that_predict_nothing_are_wrong(of_none):
+  """A model that diverged had the accuracy of a guess: `argmax` is 0."""
+  logits = np.full((4, 4), of_none)
+  logits[3, 3] = 1
+  labels = np.array([0, 0, 3, 3])
+  right = 0.25 if np.isneginf(of_none) else 0.0
+  assert accuracy(logits, labels) == right
+  found = accuracy_by_presentation(jnp.asarray(logits), labels)[:2]
+  np.testing.assert_array_equal(found, [0, right * 2])
+
+
 def test_accuracy_by_presentation_of_a_sequence_made_by_hand():
   labels = jnp.array([0, 1, 0, 2, 0, 1])
   answers = jnp.array([0, 0, 1, 2, 0, 1])

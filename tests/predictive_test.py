@@ -79,6 +79,14 @@ def test_student_of_many_degrees_is_scipys_in_float32():
   np.testing.assert_allclose(found.log_prob(y), known.logpdf(y), atol=1e-5)
 
 
+@pytest.mark.parametrize("df", [0.7, 5.0, 29.0, 1e5])
+def test_derivative_of_a_students_cdf_is_its_density(df):
+  """At the mean, beside it, and where squares overflow."""
+  z = np.float32([0, -1e-30, 1e-15, 1e-8, -1e-3, 2, 1e10, -1e30, np.inf])
+  slope = jax.vmap(jax.grad(lambda z: StudentT(0.0, 1.0, df).cdf(z)))
+  np.testing.assert_allclose(slope(z), stats.t.pdf(z, df), 1e-4, 1e-7)
+
+
 @pytest.mark.slow
 def test_mixture_is_the_weighted_sum():
   weights = RNG.dirichlet([1, 2, 3], (5, 2))

@@ -70,6 +70,17 @@ def test_many_metrics_are_rows(tmp_path, capsys):
   assert lines[-2] == "| device | cpu x2 |"
 
 
+def test_a_test_on_other_data_has_no_published_number(tmp_path, capsys):
+  path = next(iter(ROOT.glob("docs/results/reproduce/maml_5w1s*")))
+  results = json.loads(path.read_text())
+  other = tmp_path / "other.json"
+  for changed, published in (({}, "98.7"), ({"eval_data": "birds"}, "|  |")):
+    results["protocol"] |= changed
+    other.write_text(json.dumps(results))
+    results_table.main([str(other)])
+    assert published in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_few_shot_results_that_are_not_finite_are_printed(tmp_path, capsys):
   """They are text in the file, which was a traceback."""
   path = tmp_path / "results.json"

@@ -1,6 +1,7 @@
 """Trained meta-learners go through files and predict what they did."""
 
 import json
+from types import SimpleNamespace
 
 import chex
 import flax.linen as nn
@@ -16,7 +17,7 @@ from metajax.learners import REGISTRY
 from metajax.predictive import log_likelihood
 from metajax.tasks import few_shot_episodes
 from metajax.tasks.standardized import Channels, standardized
-from metajax.types import Batch
+from metajax.types import Batch, State
 from tests.slow import slow_but
 
 WAYS = 3
@@ -188,6 +189,26 @@ def test_a_model_of_ones_own_is_given_again(tmp_path):
   chex.assert_trees_all_equal(loaded.meta_params, params)
   with pytest.raises(ValueError, match="give it as `model`"):
     metajax.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_random_keys_are_loaded_as_those_of_their_kind(kind, tmp_path):
+  """They became the default's, of which the data are fewer or others."""
+  model = SimpleNamespace(
+    init=lambda rng, x: {
+      "w": jnp.ones(3),
+      "noise": State(jax.random.key(5, impl=kind)),
+    },
+    apply=lambda params, x: (
+      jax.random.normal(params["noise"].value, (len(x), 3)) * params["w"]
+    ),
+  )
+  recipe = _recipe(model=None)
+  params = _params(recipe, model=model)
+  saved.save(tmp_path, recipe, params, IMAGE)
+  loaded = metajax.load(tmp_path, model=model)
+  found = loaded.learner.predict(loaded.meta_params, SUPPORT.inputs)
+  np.testing.assert_array_equal(found, model.apply(params, SUPPORT.inputs))
 
 
 def test_what_cannot_be_loaded_says_why(tmp_path):

@@ -143,3 +143,44 @@ def test_arguments_in_the_wrong_place_are_named():
   with pytest.raises(ValueError, match="^meta_params: a TrainState given"):
     state = TrainState(jnp.int32(0), {}, ())
     evaluate(learner, state, tasks, {}, key, num_tasks=2)
+
+
+def _with(support, query=BATCH):
+  def tasks(rng):
+    return Episode(
+      support, query._replace(targets=jax.random.normal(rng, X.shape))
+    )
+
+  return tasks
+
+
+@pytest.mark.parametrize(
+  "batch, named",
+  [
+    (
+      Batch(X, X[:2]),
+      r"inputs of \(3, 1\) and targets of \(2, 1\), must have equal first",
+    ),
+    (
+      Batch({"a": X, "b": X[:1]}, X),
+      r"inputs of \{'a': \(3, 1\), 'b': \(1, 1\)\} and targets",
+    ),
+    (Batch(X, jnp.float32(1)), r"inputs and targets of .*must be \[n, ...\]"),
+    (Batch(X, X, jnp.ones((3, 1), bool)), r"a mask of bool \(3, 1\), must be"),
+    (Batch(X, X, jnp.ones(2, bool)), r"a mask of bool \(2,\), must be"),
+    (Batch(X, X, jnp.ones(3)), r"a mask of float32 \(3,\), must be bool"),
+  ],
+)
+def test_batches_whose_arrays_do_not_belong_together_are_refused(batch, named):
+  for tasks, name in (
+    (_with(batch), "support"),
+    (lambda rng: Episode(_with(BATCH)(rng).query, batch), "query"),
+  ):
+    with pytest.raises(ValueError, match=f"^tasks: the {name} has {named}"):
+      check_tasks(tasks)
+
+
+@pytest.mark.parametrize("tasks", [[Episode(BATCH, BATCH)], iter([])])
+def test_tasks_that_are_no_function_are_refused(tasks):
+  with pytest.raises(ValueError, match=r"^tasks: a list.* must be a function"):
+    check_tasks(tasks)

@@ -189,17 +189,20 @@ def finish(
 ) -> None:
   """Writes the results, and prints the published results below."""
   of_training = {
-    **replaying.protocol(),
-    **on_policy.protocol(),
+    **replaying.protocol(FLAGS.rer),
+    **on_policy.protocol(FLAGS.ppo or FLAGS.varibad),
     **beliefs.protocol(),
     **flag_values("last_observation", "rer"),
   }
+  if FLAGS.references_only:
+    unused = ("meta_batch", "outer_optimizer", "outer_lr", "outer_schedule")
+    of_training = dict.fromkeys(unused)
   report.finish(
     played.workdir,
     experiment,
     {
       **protocol,
-      **({} if FLAGS.references_only else of_training),
+      **of_training,
       **played.about,
       "published": published,
     },

@@ -12,6 +12,7 @@ from experiments.shared import (
 )
 from experiments.shared.image_sets import (
   SIZES,
+  check_test,
   name_of_data,
   name_of_eval_data,
   read,
@@ -102,6 +103,7 @@ def _load(ways: int, train_ways: int) -> ImageData:
     refuse("standardize", "augment", *augmentations.PARTS)
   elif name_of_eval_data() != "omniglot":
     refuse("split")
+  check_test(name, FLAGS.split, f"--data={name}")
   augmentations.check()
   streaming.check(name)
   query_shots = FLAGS.query_shots or FLAGS.shots
@@ -203,7 +205,11 @@ def _tested_elsewhere(found: ImageData) -> ImageData:
   return found._replace(
     splits=found.splits._replace(test=tasks(FLAGS.ways, FLAGS.shots)),
     eval_fingerprint=told,
-    protocol={**found.protocol, "eval_data": shown},
+    protocol={
+      **found.protocol,
+      "eval_data": shown,
+      "eval_rotations": _rotations(name),
+    },
     test=TaskMaker(tasks, lambda: images.test, _rotations(name)),
   )
 

@@ -1,5 +1,6 @@
 """The image data sets of `few_shot` by name, as images of three splits."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from metajax.tasks.omniglot import load_omniglot, split_characters
 SETS = ["omniglot", "cifar_fs", "fc100", "mini_imagenet", "folder"]
 # Default height and width in pixels.
 SIZES = {"omniglot": 28, "cifar_fs": 32, "fc100": 32, "mini_imagenet": 84}
+OF_CIFAR100 = {"cifar_fs", "fc100"}
 MINI_IMAGENET = (64, 16, 20)  # Classes of the splits.
 
 flags.DEFINE_enum(
@@ -88,6 +90,47 @@ def _guess(directory: str | None, flag: str) -> str:
       f"scripts/download_omniglot.py --data_dir={directory} fetches it."
     )
   return "omniglot"
+
+
+def check_test(trained_on: str, split: str, given: str) -> None:
+  """Refuses training classes that are among the classes of the test.
+
+  Args:
+    trained_on: the data set of the training.
+    split: its --split, if it is Omniglot.
+    given: the flag that names it, for messages.
+
+  Raises:
+    ValueError: if the two data sets split the same classes differently.
+  """
+  tested = name_of_eval_data() or name_of_data()
+  if trained_on != tested and {trained_on, tested} <= OF_CIFAR100:
+    raise ValueError(
+      f"{given}: {trained_on} trains on classes that {tested} tests on, since "
+      "both are made of CIFAR-100: test on other images."
+    )
+  if trained_on == tested == "omniglot" and split != FLAGS.split:
+    raise ValueError(
+      f"{given}: --split={split} trains on characters that --split="
+      f"{FLAGS.split} tests on: give the same --split."
+    )
+
+
+def check_start(folder: str | None) -> None:
+  """Refuses a run of --init_from that was trained on classes of the test.
+
+  Raises:
+    ValueError: see `check_test`.
+  """
+  try:
+    config, results = (
+      json.loads((Path(folder or "") / f"{name}.json").read_text())
+      for name in ("config", "results")
+    )
+    data, own = results["protocol"]["data"], dict(config["flags"])
+  except (OSError, ValueError, KeyError, TypeError):
+    return  # Of other tasks, or a learner alone.
+  check_test(data, own.get("split", "random"), f"--init_from={folder}")
 
 
 def directory_of(flag: str) -> str | None:

@@ -90,6 +90,9 @@ def rates(ppo: PPO) -> training.Rates:
   return training.outer_rates(ppo.epochs * ppo.minibatches, FLAGS.ppo_lr)
 
 
-def protocol() -> dict[str, object]:
-  """Returns the values of the flags above, for `results.json`."""
-  return flag_values("ppo", *OWN)
+def protocol(used: bool) -> dict[str, object]:
+  """Returns the values of the flags above, for `results.json`.
+
+  `used` tells whether PPO trains a player, or the policy of one.
+  """
+  return flag_values("ppo", *(OWN if used else ()))

@@ -34,7 +34,9 @@ def averaging(
   return aggregation.averaging(optimizer, made) if made else optimizer
 
 
-def networks(data: Data, state: TrainState) -> dict[str, Params]:
+def networks(
+  data: Data, state: TrainState, generation: int
+) -> dict[str, Params]:
   """Returns the averaged networks by name, with statistics of their own."""
   change = augmentations.augmentation(data.protocol["image_size"])
   draw = Partial(functools.partial(_draw, change), data.train["inputs"])
@@ -46,7 +48,7 @@ def networks(data: Data, state: TrainState) -> dict[str, Params]:
         average.value(state.opt_state.averages[name]), state.meta_params
       ),
       draw,
-      rng_keys.task_key(),
+      rng_keys.statistics_key(generation),
     )
     for name, average in _averages().items()
   }

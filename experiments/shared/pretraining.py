@@ -55,6 +55,7 @@ class Data(NamedTuple):
     test: makes test tasks of other sizes.
     channels: the mean and deviation of the training images.
     protocol: the entries of the data in `results.json`.
+    fingerprint: identifies images in a folder; None: the data have a name.
   """
 
   train: dict[str, Array]
@@ -63,6 +64,7 @@ class Data(NamedTuple):
   test: TaskMaker
   channels: Channels
   protocol: dict[str, Any]
+  fingerprint: str | None
 
 
 def load() -> Data:
@@ -93,6 +95,7 @@ def load() -> Data:
   }
   protocol = {
     "data": told if name == "folder" else name,
+    "query_shots": query_shots,
     "image_size": images.train.images.shape[1],
     "classes": len(images.train.names),
     **augmentations.protocol(),
@@ -107,6 +110,7 @@ def load() -> Data:
     TaskMaker(functools.partial(tasks, "test"), lambda: images.test),
     channels_of(images.train.images),
     protocol,
+    told if name in ("folder", "mini_imagenet") else None,
   )
 
 

@@ -207,12 +207,14 @@ def replay(tasks: Trials, capacity: int | None = None) -> Replay:
   )
 
 
-def protocol() -> dict[str, object]:
-  """Returns the values of the flags above, for `results.json`."""
-  names = (
-    "units cell length period burn_in zero_state n_step discount rescale "
-    "capacity batch replay_ratio epsilon priority_exponent "
-    "importance_exponent target_period shards"
-  )
+def protocol(used: bool = True) -> dict[str, object]:
+  """Returns the values of the flags above, for `results.json`.
+
+  `used` tells whether a player is trained by replay. If not, the step size of
+  training is none of --outer_lr.
+  """
+  players = flag_values("units", "cell")
+  if not used:
+    return {**players, "outer_lr": None}
   devices = task_mesh(FLAGS.shards or FLAGS.meta_batch).size
-  return {"devices": devices, **flag_values(*names.split())}
+  return {"devices": devices, **players, **flag_values(*OWN)}

@@ -45,7 +45,7 @@ def alpaca(
 
   with the features F = f(X) and targets Y of the support. Features, K0, P0 and
   s are trained by the likelihood of the query. P0 = L0 L0' is positive definite
-  by its factor.
+  by its factor, and larger by the rounding of P.
 
   Args:
     model: f, any model that returns features `[n, width]`; None: dense layers,
@@ -95,7 +95,11 @@ def alpaca(
     factor = jnp.tril(meta_params["lower"], -1)
     factor += jnp.diag(jnp.exp(meta_params["log_diagonal"]))
     prior = jnp.matmul(factor, factor.T, precision=HIGHEST)
-    precision = prior + jnp.matmul(f.T, f, precision=HIGHEST)
+    products = jnp.matmul(f.T, f, precision=HIGHEST)
+    # The rounding of P, without which P of large features has no factor.
+    rounding = jnp.finfo(f.dtype).eps * jnp.trace(prior + products)
+    prior += jax.lax.stop_gradient(rounding) * jnp.eye(len(prior))
+    precision = prior + products
     moments = jnp.matmul(prior, meta_params["mean"], precision=HIGHEST)
     moments += jnp.matmul(f.T, y, precision=HIGHEST)
     factor = jnp.linalg.cholesky(precision)

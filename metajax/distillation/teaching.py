@@ -24,6 +24,7 @@ from metajax.distillation.losses import (
   mutual_learning,
 )
 from metajax.forward import forward
+from metajax.losses import accuracy
 from metajax.numerics import check_counts
 from metajax.types import Array, Metrics, Model, Params, PRNGKey
 
@@ -48,7 +49,7 @@ def alone(model: Model, *, smoothing: ArrayLike = 0.0) -> Loss:
     _check_batch(batch, "inputs", "labels")
     logits, new = model.train(params, batch["inputs"], rng)
     loss = label_smoothing(logits, batch["labels"], smoothing)
-    return loss, {"accuracy": _accuracy(logits, batch["labels"])}, new
+    return loss, {"accuracy": accuracy(logits, batch["labels"])}, new
 
   return loss_fn
 
@@ -93,7 +94,7 @@ def taught(
     )
     agreement = jnp.mean(logits.argmax(-1) == goal.argmax(-1))
     metrics = {
-      "accuracy": _accuracy(logits, batch["labels"]),
+      "accuracy": accuracy(logits, batch["labels"]),
       "agreement": agreement,
     }
     return loss, metrics, new
@@ -201,7 +202,8 @@ def taught_by_peers(model: Model, *, temperature: ArrayLike = 1.0) -> Loss:
       stack, batch["inputs"], _keys(rng, stack)
     )
     losses = mutual_learning(logits, batch["labels"], temperature=temperature)
-    return losses.sum(), {"accuracy": _accuracy(logits, batch["labels"])}, new
+    scores = jax.vmap(accuracy, (0, None))(logits, batch["labels"])
+    return losses.sum(), {"accuracy": scores.mean()}, new
 
   return loss_fn
 
@@ -282,7 +284,3 @@ def _check_batch(batch: Examples, *names: str) -> None:
 def _keys(rng: PRNGKey, stack: Params) -> PRNGKey:
   """Returns a key for each student."""
   return jax.random.split(rng, jax.tree.leaves(stack)[0].shape[0])
-
-
-def _accuracy(logits: Array, labels: Array) -> Array:
-  return jnp.mean(logits.argmax(-1) == labels)

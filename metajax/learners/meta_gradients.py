@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from metajax import variables
 from metajax.batches import num_tasks
 from metajax.forward import with_mask
+from metajax.gradient_checks import check_task_loss
 from metajax.inner_loop import TASK_AXIS
 from metajax.losses import over_examples
 from metajax.types import (
@@ -127,7 +128,9 @@ def gradient_of_mean(meta_loss: MetaLoss) -> MetaGrad:
 
   def meta_grad(meta_params, episodes, rng):
     def one(params, episode, key):
-      loss, metrics, *rest = meta_loss(params, episode, key)
+      found = meta_loss(params, episode, key)
+      check_task_loss(found, params)
+      loss, metrics, *rest = found
       new = variables.states(rest[0]) if rest and rest[0] is not None else None
       return loss, metrics, new
 

@@ -35,6 +35,8 @@ class Pair(NamedTuple):
 def table(logits: Array, labels: Array) -> Array:
   """Counts the queries of a task by their label and by the predicted label.
 
+  Queries without a prediction, whose logits have a NaN, are not counted.
+
   Args:
     logits: `[n, ways]`.
     labels: int `[n]`.
@@ -44,7 +46,9 @@ def table(logits: Array, labels: Array) -> Array:
   """
   accuracy(logits, labels)  # Checks the shapes.
   ways = logits.shape[-1]
-  predicted = jax.nn.one_hot(jnp.argmax(logits, axis=-1), ways)
+  known = ~jnp.isnan(logits).any(-1)
+  predicted = jnp.where(known, jnp.argmax(logits, axis=-1), -1)
+  predicted = jax.nn.one_hot(predicted, ways)
   return jax.nn.one_hot(labels, ways).T @ predicted
 
 

@@ -92,8 +92,13 @@ def _find_run(flag: str, folder: Path) -> Run:
     "joined_blocks": 1,
     "late_drop_rate": 0.0,
     "data_dir": None,  # Data other than Omniglot have a fingerprint here.
+    # Its training characters must not be among those of the test here.
+    "split": "random",
+    "image_size": 0,
   }
   own, wanted = usual | own, wanted | usual
+  if own["image_size"] == 28:  # That of Omniglot by default.
+    own["image_size"] = 0
   for name, value in wanted.items():
     if own.get(name) != value:
       raise ValueError(

@@ -38,16 +38,24 @@ def pyplot() -> Any:
 
 
 def learning_curve(
-  workdir: Path, metrics: Mapping[str, str], label: str, *, log: bool = False
+  workdir: Path,
+  metrics: Mapping[str, str],
+  label: str,
+  *,
+  log: bool = False,
+  xlabel: str = "meta-steps",
+  folder: Path | None = None,
 ) -> None:
-  """Draws metrics of `metrics.jsonl` against meta-steps.
+  """Draws metrics of `metrics.jsonl` against the steps.
 
   Args:
-    workdir: the folder of the run; the picture is `learning_curve.png` in it.
+    workdir: the folder of the training.
     metrics: legend by name of the metric.
     label: the quantity on the vertical axis, with its unit.
     log: if True, the vertical axis is logarithmic, provided that the values are
       positive and span a power of ten.
+    xlabel: the name of the horizontal axis.
+    folder: gets the picture, `learning_curve.png`; None: `workdir`.
   """
   lines = read_jsonl(workdir / "metrics.jsonl")
   figure, axes = pyplot().subplots(figsize=(6, 3.6), layout="constrained")
@@ -62,7 +70,7 @@ def learning_curve(
       marker = "o" if len(points) < FEW else "."
       axes.plot(*zip(*points, strict=True), marker=marker, label=legend)
       values += [value for _, value in points if math.isfinite(value)]
-  axes.set(xlabel="meta-steps", ylabel=label)
+  axes.set(xlabel=xlabel, ylabel=label)
   axes.set_xlim(left=0)
   axes.grid(alpha=0.3)
   if values:
@@ -70,7 +78,7 @@ def learning_curve(
     # Below a span of a power of ten, a logarithmic axis has no round numbers.
     if log and 0 < 10 * min(values) <= max(values):
       axes.set_yscale("log")
-  save(figure, workdir / "learning_curve.png")
+  save(figure, (folder or workdir) / "learning_curve.png")
 
 
 def curves(

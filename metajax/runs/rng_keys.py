@@ -16,6 +16,11 @@ def task_key(seed: int = 0) -> PRNGKey:
   return jax.random.fold_in(jax.random.key(FLAGS.seed + seed), 1)
 
 
+def statistics_key(seed: int = 0) -> PRNGKey:
+  """Returns the key of the examples of new statistics, as `init_key`."""
+  return jax.random.fold_in(jax.random.key(FLAGS.seed + seed), 6)
+
+
 def evaluation_key(split: str) -> PRNGKey:
   """Returns the key of the fixed tasks of "validation" or "test"."""
   # Each purpose has a number of its own. Evaluation tasks therefore differ from

@@ -29,6 +29,8 @@ class Stages:
     *,
     saves_learner: bool = False,
     evaluation: Sequence[str] = (),
+    trained_by: Sequence[str] = (),
+    data: str | None = None,
   ):
     """Makes or reopens the folder of the run that the flags describe.
 
@@ -38,13 +40,16 @@ class Stages:
       evaluation: flags of this script on which a stage that is trained does
         not depend. A run that has ended is evaluated again if they, or the
         flags `folder.EVALUATION`, have other values.
+      trained_by: flags of `folder.EVALUATION` on which the training of a stage
+        depends, such as the seed of a split. Other values are refused.
+      data: identifies the data in the configuration, instead of --data_dir.
 
     Raises:
       SystemExit: if the run has ended before, once its results are shown.
       ValueError: if the folder holds another run.
     """
-    evaluation = (*folder.EVALUATION, *evaluation)
-    self.workdir = folder.start(experiment, evaluation=evaluation)
+    free = {*folder.EVALUATION, *evaluation} - {*trained_by}
+    self.workdir = folder.start(experiment, data, evaluation=sorted(free))
     if report.show_finished(self.workdir, saves_learner=saves_learner):
       sys.exit(0)
     self._done: list[Trained] = []

@@ -6,6 +6,7 @@ from metajax.tasks.conjugate import coin_flips, normal_gamma, normal_means
 from metajax.tasks.features import encoded
 from metajax.tasks.few_shot import few_shot_episodes, labelled_episodes
 from metajax.tasks.gaussian_processes import gaussian_processes, tnp_processes
+from metajax.tasks.host import host_tasks
 from metajax.tasks.image_completion import image_completion
 from metajax.tasks.image_folder import image_folder
 from metajax.tasks.known import exact_learner, revealed
@@ -29,6 +30,7 @@ __all__ = [
   "exact_learner",
   "few_shot_episodes",
   "gaussian_processes",
+  "host_tasks",
   "image_completion",
   "image_folder",
   "labelled_episodes",

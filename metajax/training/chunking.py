@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
+from metajax.gradient_checks import check_meta_gradient
 from metajax.types import (
   Episode,
   MetaLearner,
@@ -113,7 +114,9 @@ def trace_one_task(
 
   # The step is traced, so the program has the branches of all steps.
   def meta_grad(learner, step, *arguments):
-    return learner.at_step(step).meta_grad(*arguments)
+    found = learner.at_step(step).meta_grad(*arguments)
+    check_meta_gradient(found, arguments[0])
+    return found
 
   step = jax.ShapeDtypeStruct((), jnp.int32)
   given = learner.carried(), step, meta_params, episodes, rng

@@ -10,7 +10,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.numerics import check_counts, wide
+from metajax.gradient_checks import check_meta_gradient
+from metajax.numerics import check_counts, check_key, wide
 from metajax.task_checks import check_learner, check_tasks
 from metajax.training import seeds
 from metajax.training.chunking import choose_task_chunk
@@ -106,6 +107,7 @@ def meta_trainer(
   """
   check_counts(meta_batch=meta_batch)
   check_learner(learner)
+  check_key(rng)
   mesh = task_mesh(meta_batch) if mesh is None else mesh
   per_device, rest = divmod(meta_batch, mesh.size)
   if rest:
@@ -157,7 +159,9 @@ def meta_trainer(
     )
     episodes: Episode = jax.vmap(tasks)(*part, keys)
     key = jax.random.fold_in(step_key, meta_batch + device * num_chunks + chunk)
-    return learner.at_step(step).meta_grad(meta_params, episodes, key)
+    found = learner.at_step(step).meta_grad(meta_params, episodes, key)
+    check_meta_gradient(found, meta_params)
+    return found
 
   def device_grad(meta_params, given, step, draw):
     def add(total, chunk):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scripts.benchmarks import own_flags
+from scripts.benchmarks.measuring import UNTIMED
 from scripts.benchmarks.own_flags import FLAGS
 
 own_flags.DEFINE_string(
@@ -103,9 +104,9 @@ def measure() -> Iterator[dict]:
 def _run(setting: dict[str, object]) -> Iterator[dict]:
   command = [sys.executable, "scripts/benchmark.py", "--json"]
   command += [f"--{name}={value}" for name, value in setting.items()]
-  command += [
-    f"--{name}={FLAGS[name].value}" for name in ("repeats", "seconds")
-  ]
+  command.append(f"--repeats={FLAGS.repeats}")
+  if setting["suite"] not in UNTIMED:
+    command.append(f"--seconds={FLAGS.seconds}")
   root = Path(__file__).resolve().parents[2]
   about = {"setting": setting, "date": time.strftime("%Y-%m-%d")}
   try:

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
+from metajax.training import task_mesh
 from metajax.training.chunking import trace_one_task
 from scripts.benchmarks import maml, own_flags
 from scripts.benchmarks.measuring import machine, seconds_per_step
@@ -57,7 +57,7 @@ def measure() -> Iterator[dict]:
       "values": values,
       **columns,
       **{f"exponent_of_{k}": exponent(values, y) for k, y in columns.items()},
-      **machine(len(jax.local_devices())),
+      **machine(task_mesh(FLAGS.tasks).size),
     }
 
 

@@ -211,8 +211,11 @@ def measure() -> Iterator[dict]:
 
 def setting() -> dict[str, object]:
   """Returns the measured setting, for the JSON line."""
-  names = ("learner", "model", "ways", "shots", "query_shots", "tasks")
-  names += ("inner_steps", "memory", "image_size", "channels")
+  names = ("learner", "model", "image_size", "channels")
+  if FLAGS.learner == "supervised":  # It has no tasks.
+    names += ("batch_size",)
+  else:
+    names += ("ways", "shots", "query_shots", "tasks", "inner_steps", "memory")
   if FLAGS.model == "conv4":
     names += ("filters", "pooled", "conv_lowering")
   return {name: FLAGS[name].value for name in names}

@@ -15,6 +15,10 @@ own_flags.DEFINE_float(
 )
 
 
+# Suites in which a timed call is one call, so that --seconds changes nothing.
+UNTIMED = ("aggregation", "bilevel", "inner_loop")
+
+
 def timed(fn) -> float:
   """Returns the seconds of a call, until its result is ready."""
   start = time.perf_counter()

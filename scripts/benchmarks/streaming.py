@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from metajax.tasks.image_folder import image_folder
+from metajax.training import task_mesh
 from metajax.training.streaming import keys_on_host
 from metajax.types import Stream, TaskFamily
 from scripts.benchmarks import maml, own_flags
@@ -32,6 +33,7 @@ own_flags.DEFINE_integer(
 own_flags.DEFINE_enum(
   "suffix", "jpg", ["jpg", "png"], "Of the suite streaming: kind of the files."
 )
+CHANNELS = 3  # Of the images in files.
 
 
 def measure() -> Iterator[dict]:
@@ -43,6 +45,11 @@ def measure() -> Iterator[dict]:
   if not all(x.isdecimal() for x in FLAGS.workers):
     raise ValueError(
       f"--workers={','.join(FLAGS.workers)}: must be numbers of 0 or more."
+    )
+  if FLAGS["channels"].present and FLAGS.channels != CHANNELS:
+    raise ValueError(
+      f"--channels={FLAGS.channels}: images in files have {CHANNELS}; leave it "
+      "out."
     )
   with tempfile.TemporaryDirectory() as folder:
     _make_images(Path(folder))
@@ -75,13 +82,14 @@ class Measured(NamedTuple):
 def _row(images: str, found: Measured) -> dict:
   return {
     **maml.setting(),
+    "channels": CHANNELS,
     "stored_size": FLAGS.stored_size or FLAGS.image_size,
     "suffix": FLAGS.suffix,
     "images": images,
     "seconds_per_meta_step": found.seconds,
     "cpu_seconds_per_meta_step": found.cpu_seconds,
     "images_per_second": FLAGS.tasks * _images_per_task() / found.seconds,
-    **machine(len(jax.local_devices())),
+    **machine(task_mesh(FLAGS.tasks).size),
   }
 
 

@@ -55,3 +55,16 @@ def test_prediction_is_that_of_the_gaussian_process():
   scale = np.sqrt(variance)[:, None] * np.exp(params["log_noise"])
   np.testing.assert_allclose(found.mean, mean, rtol=1e-7)
   np.testing.assert_allclose(found.scale, scale, rtol=1e-7)
+
+
+def test_large_inputs_give_numbers_in_float32():
+  """P has 1e8 of the features beside 1 of its prior, and no factor."""
+  with jax.enable_x64(False):
+    learner = alpaca(width=16)
+    x = 1e5 * jax.random.normal(RNG, (9, 1))
+    params = learner.init(RNG, x)
+    support = Batch(x, x / 1e5)
+    found = learner.predict(learner.adapt(params, support, RNG), x)
+    assert np.isfinite(found.mean).all()
+    # Those of the prior's mean are about 1e4.
+    np.testing.assert_allclose(found.mean, support.targets, atol=0.3)

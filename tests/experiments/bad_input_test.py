@@ -429,6 +429,10 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
       "--data_dir=.*: neither cifar-100-binary nor cifar-100-python is there.*",
     ),
     (
+      ["--data=cifar_fs", "--eval_data=fc100"],
+      "--data=cifar_fs: cifar_fs trains on classes that fc100 tests on, .*",
+    ),
+    (
       ["--model=mlp", "--downsampling=stride"],
       "--downsampling has no effect here: leave it out.",
     ),
@@ -643,6 +647,31 @@ def test_numbers_and_folders_that_do_not_fit_are_named(
 ):
   ended = run(OMNIGLOT, [f"--workdir={workdir}", argument])
   _assert_refused(ended, message)
+
+
+@pytest.mark.parametrize(
+  "data, flags, message",
+  [
+    ("fc100", ["--data=cifar_fs"], "fc100 trains on classes that cifar_fs .*"),
+    ("cifar_fs", ["--eval_data=fc100"], "cifar_fs trains on classes that .*"),
+    ("omniglot", [], "--split=official trains on characters that .*"),
+    # The same split: only the learner is missing.
+    ("cifar_fs", ["--data=cifar_fs"], "has no learner.json and .*"),
+    ("omniglot", ["--split=official"], "has no learner.json and .*"),
+  ],
+)
+def test_a_network_that_knows_classes_of_the_test_is_refused(
+  data, flags, message, run, workdir, tmp_path
+):
+  start = tmp_path / "start"
+  start.mkdir()
+  config = {"flags": {"split": "official"}}
+  (start / "config.json").write_text(json.dumps(config))
+  results = {"protocol": {"data": data}}
+  (start / "results.json").write_text(json.dumps(results))
+  arguments = [f"--workdir={workdir}", f"--init_from={start}", *flags]
+  ended = run(OMNIGLOT, arguments)
+  _assert_refused(ended, f"--init_from={start}: {message}")
 
 
 @pytest.mark.parametrize("flag", ["filters", "conv_lowering"])
@@ -911,6 +940,14 @@ def _member(folder, **flags):
     (
       {"filters": 64, "joined_blocks": 2},
       "is a run with --joined_blocks=2, not 1: give another run, or other .*",
+    ),
+    (
+      {"filters": 64, "split": "official", "image_size": 28},
+      "is a run with --split=official, not random: give another run, or .*",
+    ),
+    (
+      {"filters": 64, "image_size": 20},
+      "is a run with --image_size=20, not 0: give another run, or other .*",
     ),
     (
       {"filters": 64, "inner_lr": 0.4},

@@ -93,4 +93,7 @@ def test_a_published_reference_is_chosen_by_the_test_tasks_too(tmp_path):
   assert "ours_chosen_on_validation" not in means
   assert means["alone"] == pytest.approx(2 * counts["test"][1] / 7)
   assert results["steps"] == 0
+  # Nothing was trained.
+  for name in ("meta_batch", "outer_optimizer", "outer_lr", "outer_schedule"):
+    assert results["protocol"][name] is None
   assert not any("rer" in name for name in means)

@@ -1,5 +1,6 @@
 """Tests of what benchmarks compute beside seconds, and of their bad flags."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from metajax import bilevel
 from scripts.benchmarks import everything, exchange, growth
 
 ROOT = Path(__file__).resolve().parents[2]
+ALL = ["--suite=all", "--out=OUT"]
 
 
 def test_settings_are_every_protocol_model_order_and_query_once():
@@ -25,6 +27,18 @@ def test_settings_are_every_protocol_model_order_and_query_once():
   assert suites == {
     *("maml", "scaling", "inner_loop", "replay", "aggregation", "bilevel")
   }
+
+
+def test_settings_have_flags_of_their_suite_alone():
+  """The script refuses others."""
+  suites_of = runpy.run_path(str(ROOT / "scripts/benchmark.py"))["suites_of"]
+  for setting in everything.settings():
+    for name in setting:
+      assert setting["suite"] in suites_of(name), (setting, name)
+  assert suites_of("lengths") == ["context"]
+  assert suites_of("suite") == suites_of("repeats") and "all" in suites_of(
+    "json"
+  )
 
 
 def test_all_reduce_bytes_are_of_what_the_program_exchanges():
@@ -121,9 +135,28 @@ def test_estimates_are_those_of_the_documentation():
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ([], "error: --out: needed with --suite=all, a folder for results."),
-    (["--match=["], "error: --match=[: no regular expression ("),
-    (["--match=gpt"], "error: --match=gpt: no setting is called so; they are:"),
+    (["--suite=all"], "error: --out: needed with --suite=all, a folder for "),
+    (ALL + ["--match=["], "error: --match=[: no regular expression ("),
+    (ALL + ["--match=gpt"], "error: --match=gpt: no setting is called so; the"),
+    (
+      ["--members=8"],
+      "error: --members: goes with --suite=aggregation, not maml: leave it out",
+    ),
+    (
+      ["--suite=replay", "--tasks=8"],
+      "error: --tasks: goes with --suite=maml or growth or scaling or "
+      "streaming, not replay: leave it out.",
+    ),
+    (ALL + ["--ways=5"], "error: --ways: goes with --suite=maml or growth or "),
+    (["--suite=bilevel", "--seconds=1"], "error: --seconds: goes with --suite"),
+    (
+      ["--model=mlp", "--filters=8"],
+      "error: --filters: goes with --model=conv4, not mlp.",
+    ),
+    (
+      ["--suite=streaming", "--channels=1"],
+      "error: --channels=1: images in files have 3; leave it out.",
+    ),
     (
       ["--suite=growth", "--model=mlp", "--grow=filters"],
       "error: --grow=filters: must be among ways,",
@@ -132,10 +165,10 @@ def test_estimates_are_those_of_the_documentation():
   ],
 )
 def test_bad_flags_are_named(arguments, message, tmp_path):
-  out = [f"--out={tmp_path / 'out'}"] if arguments else []
+  arguments = [x.replace("OUT", str(tmp_path / "out")) for x in arguments]
   script = ROOT / "scripts/benchmark.py"
   done = subprocess.run(
-    [sys.executable, script, "--suite=all", *out, *arguments],
+    [sys.executable, script, *arguments],
     cwd=tmp_path,
     capture_output=True,
     text=True,

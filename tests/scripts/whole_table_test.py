@@ -63,6 +63,22 @@ def test_a_run_has_the_published_number_of_its_protocol(tmp_path, capsys):
   }
   # 10 shots have no published number.
   assert five["row"].endswith("5w5s") and five["ours"] == "70.00 ± 1.25"
+  assert five["protocol"] == one["protocol"] + ", trained with 1 shot"
+
+
+def test_a_test_on_other_data_has_no_published_number(tmp_path, capsys):
+  path = _write(
+    tmp_path / "a.json",
+    "few_shot",
+    {"learner": "prototypical", "eval_data": "birds", "train_shots": [1, 9]},
+    accuracy_transductive=0.5,
+    accuracy_inductive=0.6,
+    accuracy_5w5s=0.7,
+  )
+  (row,) = _cells(capsys, path)
+  assert row["row"] == "cifar_fs tested on birds prototypical conv4-64 5w1s"
+  assert row["published"] == ""
+  assert row["protocol"].endswith("inductive, trained with 1 to 9 shots")
 
 
 def test_other_networks_have_no_published_number(tmp_path, capsys):
