@@ -40,8 +40,8 @@ def learned_adam(
     theta_t = theta_{t-1} - s(t) m / (sqrt(v + eps_root) + eps)
 
   It starts as `optax.adam`. The momenta are in float32 at least, since squares
-  of half precision overflow or become 0. The learned parameters are `{"log_step_size",
-  "logit_b1", "logit_b2"}`, all unconstrained.
+  of half precision overflow or become 0. The learned parameters are
+  `{"log_step_size", "logit_b1", "logit_b2"}`, all unconstrained.
 
   Args:
     params: see `learned_sgd`.
