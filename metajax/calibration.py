@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.losses import check_labels, masked_mean
-from metajax.numerics import check_counts, check_number
+from metajax.numerics import check_counts, check_number, wide
 from metajax.predictive import Predictive, check_shapes
 from metajax.types import Array, LossFn
 
@@ -99,7 +99,7 @@ def expected_calibration_error(
   check_counts(num_bins=num_bins)
   check_labels(logits, labels)
   real = jnp.ones(len(labels), bool) if mask is None else mask
-  confidence = jax.nn.softmax(logits, axis=-1).max(-1)
+  confidence = jax.nn.softmax(wide(logits), axis=-1).max(-1)
   right = jnp.argmax(logits, axis=-1) == labels
   bins = jnp.clip(jnp.ceil(confidence * num_bins) - 1, 0, num_bins - 1)
   surplus = jnp.where(real, right - confidence, 0)

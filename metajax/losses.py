@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax.forward import takes_mask
+from metajax.numerics import wide
 from metajax.types import Array, LossFn
 
 
@@ -80,7 +81,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
   # A negative index would count from the end, the last class for -1.
   is_class = (labels >= 0) & (labels < logits.shape[-1])
   losses = optax.softmax_cross_entropy_with_integer_labels(
-    logits, jnp.where(is_class, labels, 0)
+    wide(logits), jnp.where(is_class, labels, 0)
   )
   # A factor makes the gradient NaN, too. An inner loop uses nothing else.
   return (losses * jnp.where(is_class, 1, jnp.nan)).mean()
@@ -124,7 +125,7 @@ def accuracy_by_presentation(
 def mean_squared_error(predictions: Array, targets: Array) -> Array:
   """Mean of `(predictions - targets)^2` over examples and outputs `[n, d]`."""
   chex.assert_equal_shape([predictions, targets])
-  return jnp.mean(jnp.square(predictions - targets))
+  return jnp.mean(jnp.square(wide(predictions) - wide(targets)))
 
 
 def check_labels(logits: Array, labels: Array) -> None:

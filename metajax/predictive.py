@@ -2,22 +2,25 @@
 
 They are NamedTuples of arrays with a leading example axis `[n, ...]`. So they
 can be indexed by example, mapped and masked like arrays of predictions. Each is
-a distribution of every target number alone.
+a distribution of every target number alone. They are computed in float32 at
+least.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import betainc, gammaln
+from jax.scipy.special import betainc, betaln, gammaln
 from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 
+from metajax.numerics import floating, wide
 from metajax.types import Array
 
 # Bisections are of 64 steps, enough for float64.
 HALVINGS = 64
-# Quantiles of Student's t are within sinh(40) = 1e17 scales of the mean.
+# Beyond sinh(40) = 1e17 scales from the mean, Student's t is a power.
 FARTHEST = 40.0
 # Above so many degrees of freedom, in float32 and in float64, gamma functions
 # cancel, and series are more accurate.
@@ -59,19 +62,19 @@ class Normal(NamedTuple):
   @property
   def variance(self) -> Array:
     """See `Predictive`."""
-    return jnp.square(self.scale)
+    return jnp.square(wide(self.scale))
 
   def log_prob(self, targets: Array) -> Array:
     """See `Predictive`."""
-    return norm.logpdf(targets, self.mean, self.scale)
+    return normal_log_prob(targets, self.mean, self.scale)
 
   def cdf(self, targets: Array) -> Array:
     """See `Predictive`."""
-    return norm.cdf(targets, self.mean, self.scale)
+    return norm.cdf(_standardized(targets, self.mean, self.scale))
 
   def quantile(self, q: ArrayLike) -> Array:
     """See `Predictive`."""
-    return norm.ppf(q, self.mean, self.scale)
+    return norm.ppf(wide(q), wide(self.mean), wide(self.scale))
 
 
 class NormalMixture(NamedTuple):
@@ -97,28 +100,29 @@ class NormalMixture(NamedTuple):
   @property
   def mean(self) -> Array:
     """See `Predictive`."""
-    return self._average(self.means)
+    return self._average(wide(self.means))
 
   @property
   def variance(self) -> Array:
     """See `Predictive`."""
-    away = self.means - self.mean[..., None]
-    return self._average(jnp.square(self.scale) + jnp.square(away))
+    away = wide(self.means) - self.mean[..., None]
+    return self._average(jnp.square(wide(self.scale)) + jnp.square(away))
 
   def log_prob(self, targets: Array) -> Array:
     """See `Predictive`."""
-    terms = norm.logpdf(targets[..., None], self.means, self.scale)
+    terms = normal_log_prob(targets[..., None], self.means, self.scale)
     return jax.nn.logsumexp(terms + self.log_weights, axis=-1)
 
   def cdf(self, targets: Array) -> Array:
     """See `Predictive`."""
-    return self._average(norm.cdf(targets[..., None], self.means, self.scale))
+    z = _standardized(targets[..., None], self.means, self.scale)
+    return self._average(norm.cdf(z))
 
   def quantile(self, q: ArrayLike) -> Array:
     """See `Predictive`. It is between those of the components: bisection."""
-    q = jnp.asarray(q)
+    q = wide(q)
     # At least one component has more than q below the mixture's quantile.
-    ends = norm.ppf(q[..., None], self.means, self.scale)
+    ends = norm.ppf(q[..., None], wide(self.means), wide(self.scale))
     low, high = ends.min(-1), ends.max(-1)
 
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -127,10 +131,13 @@ class NormalMixture(NamedTuple):
       below = self.cdf(middle) < q
       return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    return jax.lax.fori_loop(0, HALVINGS, halve, (low, high))[1]
+    found = jax.lax.fori_loop(0, HALVINGS, halve, (low, high))[1]
+    return _root(
+      found, lambda y: self.cdf(y) - q, lambda y: jnp.exp(self.log_prob(y))
+    )
 
   def _average(self, values: Array) -> Array:
-    return (jnp.exp(self.log_weights) * values).sum(-1)
+    return (jnp.exp(wide(self.log_weights)) * values).sum(-1)
 
 
 class StudentT(NamedTuple):
@@ -150,32 +157,41 @@ class StudentT(NamedTuple):
   def variance(self) -> Array:
     """See `Predictive`; infinite for `df` of 2 or less."""
     more = self.df > 2
-    df = jnp.where(more, self.df, 3)
-    return jnp.where(more, jnp.square(self.scale) * df / (df - 2), jnp.inf)
+    df = jnp.where(more, wide(self.df), 3)
+    finite = jnp.square(wide(self.scale)) / (1 - 2 / df)
+    return jnp.where(more, finite, jnp.inf)
 
   def log_prob(self, targets: Array) -> Array:
     """See `Predictive`."""
-    z = (targets - self.mean) / self.scale
-    terms = (self.df + 1) / 2 * jnp.log1p(jnp.square(z) / self.df)
-    constant = 0.5 * jnp.log(2 * jnp.pi) + jnp.log(self.scale)
-    return _log_ratio(self.df / 2) - constant - terms
+    z = _standardized(targets, self.mean, self.scale)
+    return _student_log_prob(z, wide(self.df)) - jnp.log(wide(self.scale))
 
   def cdf(self, targets: Array) -> Array:
     """See `Predictive`."""
-    return _student_cdf((targets - self.mean) / self.scale, self.df)
+    z = _standardized(targets, self.mean, self.scale)
+    return _student_cdf(z, wide(self.df))
 
   def quantile(self, q: ArrayLike) -> Array:
     """See `Predictive`. It is found by bisection of arsinh(y)."""
-    high = jnp.full_like(self.mean, FARTHEST)
+    q, mean, df = wide(q), wide(self.mean), wide(self.df)
+    high = jnp.full_like(mean, FARTHEST)
 
     def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
       low, high = ends
       middle = (low + high) / 2
-      below = _student_cdf(jnp.sinh(middle), self.df) < q
+      below = _student_cdf(jnp.sinh(middle), df) < q
       return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    ends = jax.lax.fori_loop(0, HALVINGS, halve, (-high, high))
-    return self.mean + self.scale * jnp.sinh(ends[1])
+    found = jnp.sinh(jax.lax.fori_loop(0, HALVINGS, halve, (-high, high))[1])
+    z = _root(
+      found,
+      lambda y: _student_cdf(y, df) - q,
+      lambda y: jnp.exp(_student_log_prob(y, df)),
+    )
+    power = _student_power(jnp.minimum(q, 1 - q), df)
+    far = jnp.where(power > FARTHEST, power, FARTHEST)
+    far = jnp.sign(q - 0.5) * jnp.exp(far)
+    return mean + wide(self.scale) * jnp.where(power > FARTHEST, far, z)
 
 
 class Bernoulli(NamedTuple):
@@ -190,28 +206,28 @@ class Bernoulli(NamedTuple):
   @property
   def mean(self) -> Array:
     """See `Predictive`: the probability of 1."""
-    return jax.nn.sigmoid(self.logits)
+    return jax.nn.sigmoid(wide(self.logits))
 
   @property
   def variance(self) -> Array:
     """See `Predictive`."""
-    return self.mean * jax.nn.sigmoid(-self.logits)
+    return self.mean * jax.nn.sigmoid(-wide(self.logits))
 
   def log_prob(self, targets: Array) -> Array:
     """See `Predictive`; log probabilities."""
     # One term, and not two with a weight of 0: a logit may be infinite.
-    # And a factor of 2.0, since 2 * 0 - 1 of bytes is 255.
-    return jax.nn.log_sigmoid((2.0 * targets - 1) * self.logits)
+    signs = 2 * floating(targets) - 1
+    return jax.nn.log_sigmoid(signs * wide(self.logits))
 
   def cdf(self, targets: Array) -> Array:
     """See `Predictive`."""
-    zero = jax.nn.sigmoid(-self.logits)
+    zero = jax.nn.sigmoid(-wide(self.logits))
     return jnp.where(targets < 0, 0, jnp.where(targets < 1, zero, 1))
 
   def quantile(self, q: ArrayLike) -> Array:
     """See `Predictive`."""
-    one = jnp.asarray(q) > jax.nn.sigmoid(-self.logits)
-    return one.astype(self.logits.dtype)
+    logits = wide(self.logits)
+    return (wide(q) > jax.nn.sigmoid(-logits)).astype(logits.dtype)
 
 
 def log_likelihood(predictions: Predictive, targets: Array) -> Array:
@@ -236,7 +252,7 @@ def negative_log_likelihood(predictions: Predictive, targets: Array) -> Array:
 def mean_error(predictions: Predictive, targets: Array) -> Array:
   """Mean of `(mean - targets)^2`, with the mean of the distribution."""
   check_shapes(predictions, targets)
-  return jnp.mean(jnp.square(predictions.mean - targets))
+  return jnp.mean(jnp.square(predictions.mean - wide(targets)))
 
 
 def check_shapes(predictions: Predictive, targets: Array) -> None:
@@ -246,6 +262,47 @@ def check_shapes(predictions: Predictive, targets: Array) -> None:
       f"predictions of shape {jnp.shape(predictions.mean)} and targets of "
       f"shape {jnp.shape(targets)}: must be equal, [n, d]."
     )
+
+
+def normal_log_prob(targets: Array, mean: Array, scale: Array) -> Array:
+  """Returns `log N(targets; mean, scale^2)`, number by number."""
+  z = _standardized(targets, mean, scale)
+  constant = 0.5 * jnp.log(2 * jnp.pi)
+  return -0.5 * jnp.square(z) - jnp.log(wide(scale)) - constant
+
+
+def _standardized(targets: Array, mean: Array, scale: Array) -> Array:
+  return (wide(targets) - wide(mean)) / wide(scale)
+
+
+def _root(
+  found: Array,
+  residual: Callable[[Array], Array],
+  slope: Callable[[Array], Array],
+) -> Array:
+  """Gives a root that was found by bisection its derivatives.
+
+  They are those of Newton's steps; two steps have the second ones, too.
+  """
+  y = jax.lax.stop_gradient(found)
+  for _ in range(2):
+    step = residual(y) / jnp.maximum(slope(y), jnp.finfo(y.dtype).tiny)
+    y -= step - jax.lax.stop_gradient(step)
+  return y
+
+
+def _student_log_prob(z: Array, df: Array) -> Array:
+  terms = (df + 1) / 2 * jnp.log1p(jnp.square(z) / df)
+  return _log_ratio(df / 2) - 0.5 * jnp.log(2 * jnp.pi) - terms
+
+
+def _student_power(tail: Array, df: Array) -> Array:
+  """Returns log z with the probability `tail` beyond z, for large z.
+
+  There, the probability is `(df / z^2)^(df / 2) / (df B(df / 2, 1 / 2))`.
+  """
+  beta = jnp.log(df) + betaln(df / 2, 0.5)
+  return jnp.log(df) / 2 - (jnp.log(tail) + beta) / df
 
 
 def _student_cdf(z: Array, df: Array) -> Array:

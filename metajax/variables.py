@@ -13,7 +13,10 @@ from metajax.types import Metrics, Params, State
 def weights(params: Params) -> Params:
   """Returns the weights, with None in place of `State` nodes and integers.
 
-  Weights are the floating point and complex leaves outside of `State` nodes.
+  Weights are the floating point leaves outside of `State` nodes.
+
+  Raises:
+    ValueError: for a complex leaf.
   """
   return jax.tree.map(
     lambda x: x if _is_weight(x) else None, params, is_leaf=_is_state
@@ -79,4 +82,14 @@ def _is_state(x: Any) -> bool:
 
 
 def _is_weight(x: Any) -> bool:
-  return not _is_state(x) and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+  if _is_state(x):
+    return False
+  dtype = jnp.result_type(x)
+  # An optimizer would ascend in the imaginary part: the derivative that JAX
+  # returns is the conjugate of the direction of ascent.
+  if jnp.issubdtype(dtype, jnp.complexfloating):
+    raise ValueError(
+      f"params: a leaf is {dtype}; must be real. Give the real and the "
+      "imaginary part as two arrays."
+    )
+  return jnp.issubdtype(dtype, jnp.floating)

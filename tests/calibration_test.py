@@ -120,3 +120,19 @@ def test_labels_that_are_not_one_class_each_are_refused(labels, message):
   """An axis of 1 compared all pairs: the error, 0 to 1, was 2.08."""
   with pytest.raises(ValueError, match=message):
     expected_calibration_error(np.zeros((6, 3)), labels)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_errors_of_half_precision_are_those_of_float32(dtype):
+  # A sum of so many stands still in half precision.
+  logits = jax.random.normal(jax.random.key(0), (20_000, 2), dtype)
+  labels = jnp.zeros(20_000, int)
+  found, known = (
+    expected_calibration_error(x, labels, num_bins=4)
+    for x in (logits, logits.astype(jnp.float32))
+  )
+  np.testing.assert_allclose(found, known, rtol=1e-5)
+  narrow = jax.tree.map(lambda x: x.astype(dtype), NARROW)
+  targets = jnp.asarray(EVEN, dtype)
+  found, known = (calibration_error(p, targets) for p in (narrow, NARROW))
+  np.testing.assert_allclose(found, known, rtol=1e-5)

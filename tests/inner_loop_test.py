@@ -414,6 +414,11 @@ def test_impossible_arguments_are_named():
   # Integers were taken for constants, so that no step changed anything.
   with pytest.raises(ValueError, match=r"^params: int32 given, must have a fl"):
     inner_loop.minimize(lambda x, step: 1.0 * x, 1, optax.sgd(0.1), 1)
+  # Descent went up in the imaginary part.
+  with pytest.raises(ValueError, match=r"^params: a leaf is complex64; must"):
+    inner_loop.minimize(
+      lambda x, step: jnp.abs(x - 2j) ** 2, 1j, optax.sgd(0.1), 1
+    )
   for optimizer in (0.1, optax.sgd):
     with pytest.raises(ValueError, match=r"^optimizer=.*must be an optimizer"):
       inner_loop.minimize(lambda x, step: x, 1.0, optimizer, 1)

@@ -182,3 +182,20 @@ def test_shapes_that_would_broadcast_are_refused(loss_fn, predictions, targets):
 def test_one_label_for_many_rows_is_refused(loss_fn):
   with pytest.raises((AssertionError, ValueError)):
     loss_fn(jnp.zeros((5, 3)), jnp.zeros(1, jnp.int32))
+
+
+def test_squares_of_bytes_and_of_float16_do_not_overflow():
+  bytes_ = np.array([[0], [255]], np.uint8)
+  assert mean_squared_error(bytes_, bytes_[::-1]) == 255**2
+  halves = jnp.full((3, 1), 300, jnp.float16)
+  mask = jnp.array([True, True, False])
+  for loss in (
+    mean_squared_error(halves, 0 * halves),
+    over_examples(mean_squared_error, halves, 0 * halves, mask),
+  ):
+    assert loss == 300**2
+
+
+def test_logits_may_be_integers():
+  found = cross_entropy(jnp.array([[1, 2]]), jnp.array([0]))
+  np.testing.assert_allclose(found, np.log(1 + np.e), rtol=1e-6)

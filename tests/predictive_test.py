@@ -156,6 +156,82 @@ def test_bernoulli_is_scipys():
   np.testing.assert_array_equal(sure.variance[:, 1:], [[0, 0, 0]])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+def test_bernoulli_takes_bits_of_any_dtype(dtype):
+  bits = np.array([[0], [1]], dtype)
+  found = Bernoulli(jnp.full((2, 1), 1.5)).log_prob(bits)
+  known = stats.bernoulli(1 / (1 + np.exp(-1.5))).logpmf(bits.astype(int))
+  np.testing.assert_allclose(found, known, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_computed_in_float32(dtype):
+  # The squares of these overflow, or are 0, in float16.
+  mean, scale, y = ([[300.0]] * 2, [[2**-14], [4.0]], [[300.0], [0.0]])
+  arrays = [jnp.asarray(x, dtype) for x in (mean, scale, y)]
+  *one, targets = [np.asarray(x, np.float64) for x in arrays]
+  for found, known in (
+    (Normal(*arrays[:2]), stats.norm(*one)),
+    (StudentT(*arrays[:2], jnp.full((2, 1), 3, dtype)), stats.t(3, *one)),
+    (
+      NormalMixture(
+        *(x[..., None] for x in arrays[:2]), jnp.zeros((2, 1, 1), dtype)
+      ),
+      stats.norm(*one),
+    ),
+  ):
+    for ours, theirs in (
+      (found.log_prob(arrays[2]), known.logpdf(targets)),
+      (found.cdf(arrays[2]), known.cdf(targets)),
+      (found.variance, known.var()),
+      (found.quantile(0.75), known.ppf(0.75)),
+    ):
+      np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert mean_error(found, arrays[2]) == 45000
+  np.testing.assert_allclose(
+    Bernoulli(jnp.full((1, 1), 5, dtype)).variance,
+    stats.bernoulli(1 / (1 + np.exp(-5))).var(),
+    rtol=1e-4,
+  )
+
+
+def test_normal_of_a_tiny_scale_is_finite():
+  found = Normal(jnp.zeros((1, 1)), jnp.full((1, 1), 1e-30))
+  known = stats.norm.logpdf(1e-30, 0, 1e-30)
+  np.testing.assert_allclose(found.log_prob(jnp.full((1, 1), 1e-30)), known)
+
+
+def test_student_of_few_degrees_has_far_quantiles():
+  for df, q in ((0.1, 0.001), (0.1, 0.999), (0.01, 0.3), (1.0, 1e-20)):
+    array = jnp.full((1, 1), 1.0)
+    found = StudentT(array, array * 3, array * df).quantile(q)
+    np.testing.assert_allclose(found, 1 + 3 * stats.t(df).ppf(q), rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["student", "mixture"])
+def test_derivatives_of_quantiles_are_finite_differences(name):
+  def quantile(p):
+    q, mean, scale = (x.reshape(1, 1) for x in p)
+    if name == "student":
+      return StudentT(mean, scale, jnp.full((1, 1), 4.0)).quantile(q)[0, 0]
+    means, scales = (
+      jnp.stack([mean, mean + 2], -1),
+      jnp.stack([scale, 1 + 0 * scale], -1),
+    )
+    weights = jnp.log(jnp.array([[[0.25, 0.75]]]))
+    return NormalMixture(means, scales, weights).quantile(q)[0, 0]
+
+  with jax.enable_x64(True):
+    p, step = jnp.array([0.8, 1.0, 0.5]), 1e-4 * jnp.eye(3)
+    for fn, derivative in (
+      (quantile, jax.grad(quantile)),
+      (jax.grad(quantile), jax.jacfwd(jax.grad(quantile))),
+    ):
+      known = [(fn(p + h) - fn(p - h)) / 2e-4 for h in step]
+      np.testing.assert_allclose(derivative(p), known, rtol=1e-5, atol=1e-6)
+
+
 def test_densities_integrate_to_the_cdf():
   """An identity that no library is asked for."""
   found = StudentT(*(jnp.array([x]) for x in (0.5, 0.8, 3.0)))

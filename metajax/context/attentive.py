@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from metajax.batches import concatenate, real
-from metajax.context.joint import normal_log_prob
 from metajax.context.objectives import numbers
 from metajax.context.paths import LEAST_SCALE, paths
 from metajax.learners.meta_gradients import gradient_of_mean
 from metajax.losses import over_examples
 from metajax.numerics import check_counts
-from metajax.predictive import NormalMixture
+from metajax.predictive import NormalMixture, normal_log_prob
 from metajax.types import (
   Array,
   Batch,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 
-from metajax.numerics import check_counts
+from metajax.numerics import check_counts, wide
 from metajax.types import Array
 
 # The half-normal beyond an edge has half of its mass in the outermost bar.
@@ -42,7 +42,7 @@ class Bars(NamedTuple):
   @property
   def probabilities(self) -> Array:
     """The probabilities `[n, d, B]` of the bars."""
-    return jax.nn.softmax(self.logits, axis=-1)
+    return jax.nn.softmax(wide(self.logits), axis=-1)
 
   @property
   def mean(self) -> Array:
@@ -65,7 +65,7 @@ class Bars(NamedTuple):
       jnp.where(first, low, high), scale=width / UNIT
     )
     inside = jnp.where(first | last, tail, -jnp.log(width))
-    return _at(jax.nn.log_softmax(self.logits, axis=-1), bar) + inside
+    return _at(jax.nn.log_softmax(wide(self.logits), axis=-1), bar) + inside
 
   def cdf(self, targets: Array) -> Array:
     """Returns the probabilities `[n, d]` of less than `targets`, `[n, d]`."""
@@ -130,7 +130,7 @@ def quantile_edges(targets: Array, num_bars: int) -> Array:
       bar has no width.
   """
   check_counts(num_bars=num_bars, at_least=3)
-  edges = jnp.quantile(targets.ravel(), jnp.linspace(0, 1, num_bars + 1))
+  edges = jnp.quantile(wide(targets).ravel(), jnp.linspace(0, 1, num_bars + 1))
   if not isinstance(edges, jax.core.Tracer) and not bool(
     jnp.all(jnp.diff(edges) > 0)
   ):

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
@@ -109,9 +108,3 @@ def score(
   if isinstance(predictions, Joint) and not takes_mask(metric):
     metric = of_marginals(metric)
   return over_examples(metric, predictions, targets, mask)
-
-
-def normal_log_prob(targets: Array, mean: Array, scale: Array) -> Array:
-  """Returns `log N(targets; mean, scale^2)`, number by number."""
-  z = (targets - mean) / scale
-  return -0.5 * jnp.square(z) - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi)

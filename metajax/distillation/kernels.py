@@ -52,14 +52,14 @@ def relu_tangent_kernel(num_layers: int = 2) -> Kernel:
   def kernel(x: Array, y: Array) -> Array:
     x, y = map(_rows, (x, y))
     # <x, x> / d is the same in all layers.
-    squares = [jnp.square(z).mean(-1) for z in (x, y)]
-    scale = jnp.sqrt(squares[0][:, None] * squares[1] + 1e-20)
+    scale = _size(x)[:, None] * _size(y)
+    unit = jnp.where(scale > 0, scale, 1)
     covariance = tangent = linear_kernel(x, y)
     # The derivative of arccos is infinite at a = 0. The angle of an input with
     # itself is constant, so the gradient 0 of the clipped value is right.
     limit = 1 - 2 * jnp.finfo(scale.dtype).eps
     for _ in range(num_layers):
-      cosine = covariance / scale
+      cosine = covariance / unit
       angle = jnp.arccos(jnp.clip(cosine, -limit, limit))
       angle = jnp.where(cosine > limit, 0.0, angle)
       cosine = jnp.clip(cosine, -1, 1)
@@ -107,3 +107,10 @@ def kernel_ridge(
 def _rows(x: Array) -> Array:
   """Flattens inputs `[n, ...]`. Products of integers would wrap around."""
   return wide(x).reshape(len(x), -1)
+
+
+def _size(x: Array) -> Array:
+  """Returns root mean squares of rows, whose gradient at 0 is 0."""
+  squares = jnp.square(x).mean(-1)
+  is_zero = squares == 0
+  return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, squares)))

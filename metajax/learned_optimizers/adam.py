@@ -16,7 +16,7 @@ from metajax.learned_optimizers.hyperparameters import (
   zeros_like,
 )
 from metajax.learned_optimizers.protocol import LearnedOptimizer
-from metajax.numerics import check_number
+from metajax.numerics import check_number, wide
 from metajax.types import Array, Params
 
 
@@ -39,8 +39,9 @@ def learned_adam(
     m = m_t / (1 - b1^t),  v = v_t / (1 - b2^t)
     theta_t = theta_{t-1} - s(t) m / (sqrt(v + eps_root) + eps)
 
-  It starts as `optax.adam`. The learned parameters are `{"log_step_size",
-  "logit_b1", "logit_b2"}`, all unconstrained.
+  It starts as `optax.adam`. The momenta are in float32 at least, since squares
+  of half precision overflow or become 0. The learned parameters are
+  `{"log_step_size", "logit_b1", "logit_b2"}`, all unconstrained.
 
   Args:
     params: see `learned_sgd`.
@@ -79,7 +80,7 @@ def learned_adam(
       count = optax.safe_increment(state.steps)
       decay1, decay2 = (theta[name] for name in logits)
       first = jax.tree.map(_averaged, decay1, state.first, grads)
-      squares = jax.tree.map(jnp.square, grads)
+      squares = jax.tree.map(lambda g: jnp.square(wide(g)), grads)
       second = jax.tree.map(_averaged, decay2, state.second, squares)
 
       def step(

@@ -10,7 +10,7 @@ import numpy as np
 
 from metajax import variables
 from metajax.learned_optimizers.protocol import check_params
-from metajax.numerics import check_number
+from metajax.numerics import check_number, wide
 from metajax.types import Array, Params, PRNGKey
 
 Each = Literal["leaf", "element"]
@@ -100,7 +100,7 @@ def logit(probability: float) -> float:
 
 
 def zeros_like(params: Params, theta: Params) -> Params:
-  """Returns the first momentum.
+  """Returns the first momentum, in float32 at least.
 
   Raises:
     ValueError: see `check_params`; if theta is that of other parameters.
@@ -121,7 +121,7 @@ def zeros_like(params: Params, theta: Params) -> Params:
         f"theta is for {raw.shape[1:]}; build the optimizer with these "
         "parameters."
       )
-    return jnp.zeros_like(x)
+    return jnp.zeros_like(wide(x))
 
   return jax.tree_util.tree_map_with_path(zeros, params, rates)
 

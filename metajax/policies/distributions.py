@@ -1,4 +1,7 @@
-"""Distributions of actions: categorical, and a Gaussian for each number."""
+"""Distributions of actions: categorical, and a Gaussian for each number.
+
+Densities and divergences are computed in float32 at least.
+"""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -89,17 +92,19 @@ class DiagonalGaussian(NamedTuple):
 
   def log_prob(self, actions: Array) -> Array:
     """Returns the log-densities of actions `[..., d]`."""
-    error = (actions - self.mean) * jnp.exp(-self.log_scale)
-    return -(0.5 * jnp.square(error) + self.log_scale + 0.5 * _LOG_2PI).sum(-1)
+    log_scale = wide(self.log_scale)
+    error = (wide(actions) - wide(self.mean)) * jnp.exp(-log_scale)
+    return -(0.5 * jnp.square(error) + log_scale + 0.5 * _LOG_2PI).sum(-1)
 
   def entropy(self) -> Array:
     """Returns `sum_i log s_i + (1 + log 2 pi) / 2`."""
-    return (self.log_scale + 0.5 * (1 + _LOG_2PI)).sum(-1)
+    return (wide(self.log_scale) + 0.5 * (1 + _LOG_2PI)).sum(-1)
 
   def kl(self, other: "DiagonalGaussian") -> Array:
     """Returns `sum_i log(s'_i / s_i) + (s_i^2 + (m_i - m'_i)^2) / 2 s'_i^2 - 1/2`."""  # noqa: E501
-    narrower = other.log_scale - self.log_scale
-    error = (self.mean - other.mean) * jnp.exp(-other.log_scale)
+    narrower = wide(other.log_scale) - wide(self.log_scale)
+    error = wide(self.mean) - wide(other.mean)
+    error = error * jnp.exp(-wide(other.log_scale))
     of_scale = narrower + 0.5 * jnp.exp(-2 * narrower) - 0.5
     return (of_scale + 0.5 * jnp.square(error)).sum(-1)
 

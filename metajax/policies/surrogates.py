@@ -91,6 +91,8 @@ def dice(
   whole = jnp.cumsum(difference, axis=-1)
   before = whole - difference
   weight = jnp.exp(whole) - jnp.exp(before)
+  # The sum over steps would spread NaN of padding to all gradients.
+  advantages = jnp.where(mask, advantages, 0.0)
   return -masked_mean(weight * advantages, mask)
 
 

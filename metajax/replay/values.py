@@ -11,12 +11,13 @@ References:
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import check_counts, check_number
+from metajax.numerics import check_counts, check_number, floating, wide
 from metajax.types import Array
 
 
 def signed_hyperbolic(x: Array, eps: float = 1e-3) -> Array:
   """Rescales values: `h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x`."""
+  x = floating(x)
   # sqrt(1 + |x|) - 1 in a form without cancellation.
   return x / (jnp.sqrt(jnp.abs(x) + 1) + 1) + eps * x
 
@@ -27,7 +28,7 @@ def signed_parabolic(x: Array, eps: float = 1e-3) -> Array:
   With `z = sqrt(|y| + 1) - 1`, the equation is `|x| = z + eps z (z + 2)`. Its
   positive root z is computed in a form without cancellation.
   """
-  b = 1 + 2 * eps
+  x, b = floating(x), 1 + 2 * eps
   z = 2 * x / (b + jnp.sqrt(b**2 + 4 * eps * jnp.abs(x)))  # With x's sign.
   return z * (jnp.abs(z) + 2)
 
@@ -110,6 +111,7 @@ def sequence_priority(errors: Array, weights: Array, eta: float = 0.9) -> Array:
       f"weights of shape {jnp.shape(weights)}: must be {jnp.shape(errors)}, as "
       "the errors."
     )
+  errors, weights = wide(errors), wide(weights)
   sizes = jnp.where(weights > 0, jnp.abs(errors) * weights, 0.0)
   mean = sizes.sum(-1) / jnp.maximum(weights.sum(-1), 1)
   return eta * sizes.max(-1) + (1 - eta) * mean

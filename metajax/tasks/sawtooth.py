@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.numerics import check_range
-from metajax.tasks.form import Number
+from metajax.tasks.form import Number, checked_bounds
 from metajax.tasks.points import divide, division
 from metajax.types import Array, Episode, PRNGKey, TaskFamily
 
@@ -17,7 +17,7 @@ def sawtooth(
   input_range: tuple[float, float] = (-2.0, 2.0),
   frequency_range: tuple[float, float] = (3.0, 5.0),
   shift_range: tuple[float, float] = (-5.0, 5.0),
-  terms: tuple[int, int] = (10, 20),
+  terms: Number = (10, 20),
 ) -> TaskFamily:
   """Builds tasks of regressing the first terms of a sawtooth wave's series.
 
@@ -36,7 +36,7 @@ def sawtooth(
     input_range: bounds of x.
     frequency_range: bounds of f, in periods for each unit of x.
     shift_range: bounds of s.
-    terms: least and most K.
+    terms: K, or the least and most.
 
   Returns:
     A task family with inputs and targets `[n, 1]`.
@@ -55,18 +55,17 @@ def sawtooth(
     ("shift_range", shift_range),
   ):
     check_range(name, bounds)
-  if not 1 <= terms[0] <= terms[1]:
-    raise ValueError(f"terms={terms}: must be (low, high), 1 <= low <= high.")
+  least, most = checked_bounds("terms", terms, 1)
 
   def sample(rng: PRNGKey) -> Episode:
     keys = jax.random.split(rng, 5)
     x = _uniform(keys[0], (points.num_points, 1), input_range)
     frequency = _uniform(keys[1], (), frequency_range)
     shift = _uniform(keys[2], (), shift_range)
-    count = jax.random.randint(keys[3], (), terms[0], terms[1] + 1)
+    count = jax.random.randint(keys[3], (), least, most + 1)
     # Whole periods are left out, so that the sine is accurate.
     phase = jnp.mod(frequency * x + jnp.mod(frequency * shift, 1), 1)
-    k = jnp.arange(1, terms[1] + 1)
+    k = jnp.arange(1, most + 1)
     sines = jnp.sin(2 * jnp.pi * k * phase) / k * (-1.0) ** k
     y = 0.5 - jnp.where(k <= count, sines, 0).sum(-1, keepdims=True) / jnp.pi
     return divide(keys[4], x, y, points)

@@ -102,3 +102,15 @@ def test_edges_are_quantiles():
     quantile_edges(jnp.asarray(targets), 2)
   with pytest.raises(ValueError, match="too many are equal for num_bars=4"):
     quantile_edges(jnp.zeros(10), 4)
+
+
+def test_half_precision_is_computed_in_float32():
+  # A sum of so many probabilities stands still in half precision.
+  logits = jnp.zeros((1, 1, 1000), jnp.bfloat16)
+  bars = Bars(logits, jnp.linspace(0, 1, 1001)[None])
+  for q in (0.1, 0.9):
+    np.testing.assert_allclose(bars.quantile(q), q, rtol=1e-4)
+    np.testing.assert_allclose(bars.cdf(jnp.full((1, 1), q)), q, rtol=1e-4)
+  targets = jnp.arange(1001)
+  edges = quantile_edges(targets, 4)
+  np.testing.assert_allclose(edges, [0, 250, 500, 750, 1000])

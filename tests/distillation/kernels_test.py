@@ -226,3 +226,11 @@ def test_inputs_of_zeros_are_predicted_as_zero_and_not_nan():
 def test_targets_of_another_number_are_named():
   with pytest.raises(ValueError, match="^targets: 3 given for 2 inputs"):
     kernel_ridge(linear_kernel, jnp.ones((2, 3)), jnp.ones((3, 1)))
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e8])
+def test_tangent_kernel_grows_with_the_square_of_the_inputs(size):
+  kernel, x = relu_tangent_kernel(2), jnp.array([[1.0, 2.0], [3.0, -1.0]])
+  np.testing.assert_allclose(
+    kernel(size * x, size * x) / size**2, kernel(x, x), rtol=1e-5
+  )

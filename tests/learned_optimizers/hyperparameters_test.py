@@ -172,3 +172,18 @@ def test_adam_whose_decay_is_almost_one_is_finite():
       found, slope = jax.jvp(update, (logit,), (jnp.ones_like(logit),))
       np.testing.assert_allclose(found, [-0.1, 0.1], rtol=1e-5)
       np.testing.assert_allclose(slope, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_adam_of_half_precision_has_the_steps_of_float32(dtype):
+  # In float16, the square of the first is 0, and that of the second infinite.
+  grads = {"w": jnp.array([1e-4, 300.0], dtype)}
+  steps = []
+  for x in (grads, {"w": grads["w"].astype(jnp.float32)}):
+    learned = learned_optimizers.learned_adam(x, 0.1)
+    optimizer = learned.optimizer(start(learned))
+    state = optimizer.init(x)
+    for _ in range(2):
+      updates, state = optimizer.update(x, state)
+    steps.append(updates["w"].astype(jnp.float32))
+  np.testing.assert_allclose(*steps, rtol=1e-2)

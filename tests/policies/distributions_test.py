@@ -150,3 +150,21 @@ def test_policy_that_cannot_be_is_refused(build, message):
 def test_model_with_another_number_of_outputs_is_refused(policy):
   with pytest.raises(ValueError, match=r"model: its outputs .* build it with"):
     policy.init(jax.random.key(0), jnp.zeros((1, 2)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gaussian_of_half_precision_is_computed_in_float32(dtype):
+  # The squares of these overflow in float16.
+  arrays = [jnp.asarray(x, dtype) for x in (300 * MEAN, LOG_SCALE, 0 * MEAN)]
+  mean, log_scale, actions = [np.asarray(x, np.float64) for x in arrays]
+  found = DiagonalGaussian(*arrays[:2])
+  normal = scipy.stats.norm(mean, np.exp(log_scale))
+  for ours, theirs in (
+    (found.log_prob(arrays[2]), normal.logpdf(actions).sum(-1)),
+    (found.entropy(), normal.entropy().sum(-1)),
+    (
+      found.kl(DiagonalGaussian(arrays[2], arrays[1])),
+      0.5 * np.square(mean / np.exp(log_scale)).sum(-1),
+    ),
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)

@@ -213,6 +213,18 @@ def test_what_comes_after_the_end_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", [*SURROGATES, "clipped"])
+def test_advantages_after_the_end_may_be_nan(name):
+  surrogate = {**SURROGATES, "clipped": clipped()}[name]
+  mask = jnp.array([[True, True, False]])
+  logs, olds = jnp.array([[-1.0, -0.5, 0.0]]), jnp.array([[-0.9, -0.7, 0.0]])
+  found, known = (
+    jax.grad(surrogate)(logs, olds, jnp.array([[2.0, -1.0, last]]), mask)
+    for last in (jnp.nan, 0.0)
+  )
+  np.testing.assert_array_equal(found, known)
+
+
+@pytest.mark.parametrize("name", [*SURROGATES, "clipped"])
 @pytest.mark.parametrize("place", range(4))
 def test_arrays_of_other_shapes_are_not_broadcast(name, place):
   arrays = [jnp.zeros((2, 3)) for _ in range(3)] + [jnp.ones((2, 3), bool)]

@@ -227,3 +227,11 @@ def test_targets_of_arrays_that_do_not_fit_are_named(name, shape):
   with pytest.raises(ValueError, match="of shape"):
     n_step_double_q(**{**arrays, name: jnp.ones(shape)}, n=1)
   n_step_double_q(**arrays, n=1)
+
+
+def test_bytes_and_float16_do_not_overflow():
+  found = signed_hyperbolic(jnp.array([255], jnp.uint8))
+  np.testing.assert_allclose(found, 15 + 0.255, rtol=1e-6)
+  errors = jnp.full(2000, 100, jnp.float16)
+  found = sequence_priority(errors, jnp.ones_like(errors), 0.0)
+  np.testing.assert_allclose(found, 100)

@@ -73,7 +73,8 @@ def test_a_mixture_draws_all_its_families():
     ({"input_range": (1, 1)}, r"input_range=\(1, 1\): must be \(low, high\)"),
     ({"shift_range": (0, np.inf)}, r"shift_range=\(0, inf\): must be"),
     ({"frequency_range": (2, 1)}, r"frequency_range=\(2, 1\): must be"),
-    ({"terms": (0, 3)}, r"terms=\(0, 3\): must be \(low, high\), 1 <= low"),
+    ({"terms": (0, 3)}, r"terms=\(0, 3\): must be 1 or more"),
+    ({"terms": (1.5, 3)}, r"terms=\(1.5, 3\): must be 1 or more"),
     ({"shots": 200, "max_points": 100}, "max_points=100: must be 203 or more"),
   ],
 )
