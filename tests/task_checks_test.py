@@ -190,7 +190,34 @@ def test_batches_whose_arrays_do_not_belong_together_are_refused(batch, named):
       check_tasks(tasks)
 
 
-@pytest.mark.parametrize("tasks", [[Episode(BATCH, BATCH)], iter([])])
-def test_tasks_that_are_no_function_are_refused(tasks):
-  with pytest.raises(ValueError, match=r"^tasks: a list.* must be a function"):
+def _generator():
+  yield Episode(BATCH, BATCH)
+
+
+@pytest.mark.parametrize(
+  "tasks, kind",
+  [
+    ([Episode(BATCH, BATCH)], "list"),
+    (_generator(), "generator"),
+    (_generator, "generator"),
+  ],
+)
+def test_tasks_that_are_no_function_of_a_key_are_refused(tasks, kind):
+  with pytest.raises(ValueError, match=f"^tasks: a {kind} given, must be a f"):
+    check_tasks(tasks)
+
+
+def _seeded_by_the_key(rng):
+  x = np.random.default_rng(int(jax.random.bits(rng))).normal(size=(3, 1))
+  return Episode(Batch(x, x), Batch(x, x))
+
+
+def _sized_by_the_key(rng):
+  x = np.asarray(jax.random.normal(rng, (3, 1)))
+  return Episode(Batch(x, x), Batch(x, x))
+
+
+@pytest.mark.parametrize("tasks", [_seeded_by_the_key, _sized_by_the_key])
+def test_tasks_that_cannot_be_compiled_are_refused_in_a_line(tasks):
+  with pytest.raises(ValueError, match="^tasks: the function cannot be .*host"):
     check_tasks(tasks)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from metajax.evaluation import TAG, Estimate, estimate, solve
+from metajax.evaluation import Estimate, estimate, solve
 from metajax.tasks.standardized import Channels
 from metajax.training.logging import read_jsonl, waiting
 from metajax.training.processes import is_main

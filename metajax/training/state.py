@@ -1,5 +1,6 @@
 """Shared parts of all trainers: the state, the update, the compiled loop."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ Train = Callable[["TrainState", int], tuple["TrainState", Metrics]]
 MetaGradient = Callable[[Params], tuple[Params, Metrics]]
 Step = Callable[..., tuple["TrainState", Metrics]]
 Totals = tuple[Metrics, Metrics]  # See `_add`.
+
+
+class StoppedEarly(UserWarning):
+  """A call of `train` took fewer steps, because one is not finite."""
 
 
 class TrainState(NamedTuple):
@@ -41,12 +46,12 @@ class Trainer(NamedTuple):
     compile: `(state) -> (train, executable)`, for states like the given one.
       `train(state, num_steps) -> (state, metrics)` takes `num_steps` meta-steps
       and returns the mean of their metrics, which is NaN if no step counts (see
-      `mean_over_steps`). It donates the given state. It
-      stops before a step that is not finite, and then returns a state with
-      fewer steps. The program is compiled ahead of time, and the number of
-      steps is one of its arguments. A run is therefore traced only once.
-      `executable` is the compiled program, which reports its memory and its
-      FLOPs.
+      `mean_over_steps`). It donates the given state. It stops before a step
+      that is not finite, and then returns a state with fewer steps, and warns
+      (`StoppedEarly`) unless the metrics are NaN, of a single step. The program
+      is compiled ahead of time, and the number of steps is one of its
+      arguments. A run is therefore traced only once. `executable` is the
+      compiled program, which reports its memory and its FLOPs.
   """
 
   init: Callable[[PRNGKey], TrainState]
@@ -70,7 +75,21 @@ def trainer_on(
           "state that `train` returned, or keep a copy by "
           "jax.tree.map(jnp.copy, state)."
         )
-      return train(state, num_steps)
+      check_counts(num_steps=num_steps)
+      # The metrics of a single step that is not finite are NaN, and need no
+      # warning. So one that is does not wait for the device.
+      end = None if num_steps == 1 else int(state.step) + num_steps
+      new, metrics = train(state, num_steps)
+      if end is not None and int(new.step) < end:
+        warnings.warn(
+          f"train: stopped before step {int(new.step)}, {end - int(new.step)} "
+          "steps early, because its loss, gradient or update is not finite. "
+          "The returned state is that before it, and the metrics are of the "
+          "steps taken. docs/faq.md says what to look at.",
+          StoppedEarly,
+          stacklevel=2,
+        )
+      return new, metrics
 
     return under(mesh, train_once), executable
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 1), (4, 6, 3)])
 def test_images_of_any_size_and_colour_are_drawn(shape, tmp_path):
-  images = jnp.ones((4, 3, *shape), jnp.uint8)
+  images = jnp.full((4, 3, *shape), 255, jnp.uint8)
   tasks = few_shot_episodes(images, 2, 1, 1)
   learner = maml(MLP(2, (2,)), cross_entropy, optax.sgd(0.1), 1)
   key = jax.random.key(0)

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from metajax.training import checkpoint, logging, meta_trainer
+from metajax.training import StoppedEarly, checkpoint, logging, meta_trainer
 from metajax.training.inspection import inspect_step
 from metajax.training.logging import read_jsonl
 from metajax.training.loop import NonFinite, Schedule, fit
@@ -111,6 +112,16 @@ def test_updates_are_watched_as_gradients_are(kind, tmp_path):
   assert after.step == BAD + 1
   np.testing.assert_array_equal(after.meta_params["w"], state.meta_params["w"])
   np.testing.assert_allclose(metrics["skipped"], 1 / (BAD + 1), rtol=1e-6)
+
+
+def test_a_call_that_stops_early_warns_and_a_run_does_not(tmp_path):
+  with pytest.warns(StoppedEarly, match=f"before step {BAD}, 4 steps early"):
+    _train(_trainer(), BAD + 4)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error", StoppedEarly)
+    _train(_trainer(), BAD)
+    with pytest.raises(NonFinite):
+      _fit(_trainer(), tmp_path)
 
 
 def test_adam_without_eps_stops_at_its_first_zero_gradient():
