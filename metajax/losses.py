@@ -188,8 +188,9 @@ def _warn_of_broadcasting(
   if n < 2 or {(n,), (n, 1)} != set(shapes):
     return
   if _has_shape(jax.make_jaxpr(loss_fn)(predictions, targets).jaxpr, (n, n)):
+    one, other = (list(shape or ()) for shape in shapes)
     warnings.warn(
-      f"loss_fn: predictions {list(shapes[0])} and targets {list(shapes[1])} "
+      f"loss_fn: predictions {one} and targets {other} "
       f"become [{n}, {n}] by broadcasting, each prediction beside every "
       "target. Give both the same shape.",
       stacklevel=3,
@@ -199,7 +200,7 @@ def _warn_of_broadcasting(
 def _has_shape(jaxpr: Jaxpr, shape: tuple[int, ...]) -> bool:
   """Tells whether a result within a program has the shape."""
   return any(
-    any(x.aval.shape == shape for x in eqn.outvars)
+    any(getattr(x.aval, "shape", None) == shape for x in eqn.outvars)
     or any(_has_shape(inner, shape) for inner in jaxprs_in_params(eqn.params))
     for eqn in jaxpr.eqns
   )
