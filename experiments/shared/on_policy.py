@@ -38,11 +38,14 @@ flags.DEFINE_float(
   1.0,
 )
 flags.DEFINE_float(
+  "ppo_value", 0.5, "PPO: weight of the values' error in the loss.", 0.0
+)
+flags.DEFINE_float(
   "ppo_entropy", 0.01, "PPO: weight of the policy's entropy in the loss.", 0.0
 )
 OWN = (
   "ppo_lr ppo_epochs ppo_minibatches ppo_discount ppo_gae ppo_value_gae "
-  "ppo_entropy"
+  "ppo_value ppo_entropy"
 ).split()
 
 
@@ -82,6 +85,7 @@ def configuration() -> PPO:
     gae=FLAGS.ppo_gae,
     value_gae=FLAGS.ppo_value_gae,
     entropy=FLAGS.ppo_entropy,
+    value=FLAGS.ppo_value,
   )
 
 
