@@ -1,12 +1,12 @@
 """The Omniglot challenge: its sets of alphabets, and errors in its trials."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from scipy import stats
 
 from metajax.evaluation import solve
+from metajax.losses import accuracy
 from metajax.runs.flags import FLAGS
 from metajax.tasks.omniglot import OmniglotImages
 from metajax.tasks.one_shot_runs import MINIMAL
@@ -50,7 +50,7 @@ def errors(
         jax.random.key(FLAGS.seed),
         transductive=transductive,
       )
-      return (logits.argmax(-1) != run.query.targets).astype(jnp.float32)
+      return 1 - jax.vmap(accuracy)(logits, run.query.targets)
 
     return jax.lax.map(one, trials)
 
