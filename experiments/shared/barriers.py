@@ -25,7 +25,8 @@ def loss_after_adaptation(
   def loss(params: Params) -> Array:
     def chunk(key):
       episodes = jax.vmap(tasks)(jax.random.split(key, 10))
-      return learner.meta_grad(params, episodes, key)[1]["loss"]
+      own_key = jax.random.fold_in(key, 10)  # The tasks have 0 to 9.
+      return learner.meta_grad(params, episodes, own_key)[1]["loss"]
 
     return jax.lax.map(chunk, jax.random.split(rng, 10)).mean()
 
