@@ -139,8 +139,9 @@ def evaluate(
     transductive: whether the queries of a task are predicted together. If
       False, each query is predicted alone, together with the support inputs. A
       model that normalises by batch statistics then cannot use the other
-      queries (Nichol et al. 2018, section 6.1). The model decides whether
-      evaluation uses running or batch statistics (see `models.adapters`).
+      queries (Nichol et al. 2018, section 6.1), and a joint distribution of
+      queries becomes that of each alone. The model decides whether evaluation
+      uses running or batch statistics (see `models.adapters`).
     mesh: spreads the tasks over its devices; None: one device.
 
   Returns:

@@ -284,6 +284,15 @@ def test_pixels_are_those_of_the_training(channels, tmp_path):
   assert same.sum() == 3
 
 
+def test_pixels_of_a_learner_of_bytes_are_not_all_zero(tmp_path):
+  loaded = _loaded(tmp_path)
+  loaded = loaded._replace(inputs=jax.ShapeDtypeStruct((6, 6, 3), jnp.uint8))
+  with pytest.raises(
+    ValueError, match="^the learner takes uint8, .* would be 0"
+  ):
+    loaded.pixels(PHOTOS)
+
+
 def test_drawings_are_inverted_coloured_images_grey_and_all_resized(tmp_path):
   loaded = _loaded(tmp_path, (3, 3, 1), inverted=True)
   assert loaded.pixels(PHOTOS).shape == (3, 3, 3, 1)

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from scipy import stats
 
 from metajax.evaluation import solve
+from metajax.losses import accuracy
 from metajax.runs import rng_keys
 from metajax.tasks.omniglot import OmniglotImages
 from metajax.tasks.one_shot_runs import MINIMAL
@@ -53,7 +53,7 @@ def scorer(
         key,
         transductive=transductive,
       )
-      return (logits.argmax(-1) != run.query.targets).astype(jnp.float32)
+      return 1 - jax.vmap(accuracy)(logits, run.query.targets)
 
     return jax.lax.map(lambda both: one(*both), (trials, keys))
 

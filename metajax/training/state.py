@@ -108,7 +108,18 @@ def _is_deleted(x: Any) -> bool:
 def first_state(
   optimizer: optax.GradientTransformation, meta_params: Params
 ) -> TrainState:
-  """Returns the state before the first step."""
+  """Returns the state before the first step.
+
+  Raises:
+    ValueError: for meta-parameters with a random key.
+  """
+  for path, x in jax.tree_util.tree_leaves_with_path(meta_params):
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+      raise ValueError(
+        f"meta_params: {jax.tree_util.keystr(path)} is a random key, and keys "
+        "of several tasks have no mean: let the model draw by the `rng` of its "
+        "`train`."
+      )
   opt_state = optimizers.init(optimizer, variables.weights(meta_params))
   return TrainState(jnp.int32(0), meta_params, opt_state)
 
