@@ -169,7 +169,9 @@ def _check_arrays(**given: Any) -> None:
 def _warn_of_broadcasting(
   loss_fn: LossFn, predictions: Any, targets: Any
 ) -> None:
-  shapes = [getattr(x, "shape", None) for x in (predictions, targets)]
+  shapes: list[Any] = [
+    getattr(x, "shape", None) for x in (predictions, targets)
+  ]
   n = max((shape[0] for shape in shapes if shape), default=0)
   if n < 2 or {(n,), (n, 1)} != set(shapes):
     return
@@ -185,7 +187,7 @@ def _warn_of_broadcasting(
 def _has_shape(jaxpr: Jaxpr, shape: tuple[int, ...]) -> bool:
   """Tells whether a result within a program has the shape."""
   return any(
-    any(x.aval.shape == shape for x in eqn.outvars)
+    any(getattr(x.aval, "shape", ()) == shape for x in eqn.outvars)
     or any(_has_shape(inner, shape) for inner in jaxprs_in_params(eqn.params))
     for eqn in jaxpr.eqns
   )
