@@ -183,7 +183,9 @@ def _check_arrays(**given: Any) -> None:
 def _warn_of_broadcasting(
   loss_fn: LossFn, predictions: Any, targets: Any
 ) -> None:
-  shapes = [getattr(x, "shape", None) for x in (predictions, targets)]
+  shapes: list[Any] = [
+    getattr(x, "shape", None) for x in (predictions, targets)
+  ]
   n = max((shape[0] for shape in shapes if shape), default=0)
   if n < 2 or {(n,), (n, 1)} != set(shapes):
     return
