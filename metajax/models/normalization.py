@@ -69,10 +69,14 @@ class BatchNorm(nn.Module):
     measured = train or not self.running
     # Of padding alone there are no statistics. Those of the padding are finite,
     # and what they normalise has no effect.
-    some = True if mask is None else mask.any()
+    some = bool(len(x)) if mask is None else mask.any()
     mask = None if mask is None else mask | ~some
     moments: tuple[Array, ...] = ()
-    if taps is None:
+    if not len(x):  # No example, and so nothing to measure or to normalise.
+      x = x if taps is None else first_largest(taps(x))
+      x = x if window is None else max_pool(x, window)
+      moments = (jnp.zeros(channels), jnp.ones(channels)) if measured else ()
+    elif taps is None:
       if measured:
         moments = _moments([x], tuple(range(x.ndim - 1)), mask)
       if window is not None:
