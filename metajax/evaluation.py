@@ -100,6 +100,10 @@ def estimate_over_seeds(means: Sequence[float], num_tasks: int) -> OverSeeds:
   import scipy.special
 
   values = np.asarray(means, np.float64)
+  if values.ndim != 1 or not values.size:
+    raise ValueError(
+      f"means of shape {values.shape}: must be one of each training, [S]."
+    )
   ci95 = math.nan
   if len(values) > 1:
     t = scipy.special.stdtrit(len(values) - 1, 0.975)

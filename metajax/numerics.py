@@ -76,11 +76,13 @@ def check_number(
     below: the value must be less than this.
 
   Raises:
-    ValueError: for a value out of range, or NaN.
+    ValueError: for a value out of range, NaN, or no real number.
   """
   if isinstance(value, jax.core.Tracer):
     return
   known = np.asarray(value)
+  # None, texts, dates and complex numbers have no order.
+  real = known.dtype.kind not in "OSUMmc"
   inside = known == known  # Not NaN.
   for bound, holds in (
     (above, np.greater),
@@ -88,17 +90,21 @@ def check_number(
     (at_most, np.less_equal),
     (below, np.less),
   ):
-    if bound is not None:
+    if real and bound is not None:
       inside = inside & holds(known, bound)
-  if not np.all(inside):
+  if not real or not np.all(inside):
     allowed = _allowed(above, at_least, at_most, below)
     raise ValueError(f"{name}={value}: must be {allowed}.")
 
 
 def check_range(name: str, bounds: tuple[float, float]) -> None:
   """Raises a `ValueError` unless two finite numbers are (low, high)."""
-  low, high = bounds
-  if not -np.inf < low < high < np.inf:
+  try:
+    low, high = bounds
+    good = -np.inf < low < high < np.inf
+  except (TypeError, ValueError):  # Not two, or not numbers.
+    good = False
+  if not good:
     raise ValueError(
       f"{name}={bounds}: must be (low, high), low < high, both finite."
     )

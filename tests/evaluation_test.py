@@ -10,6 +10,7 @@ import pytest
 from metajax.evaluation import (
   Estimate,
   estimate,
+  estimate_over_seeds,
   evaluate,
   evaluation_keys,
   evaluator,
@@ -87,6 +88,12 @@ def test_large_float32_values_are_summed_in_float64():
 def test_interval_needs_one_value_for_each_of_two_tasks(shape):
   with pytest.raises(ValueError, match="at least 2 tasks"):
     estimate(np.zeros(shape))
+
+
+@pytest.mark.parametrize("means", [[], 0.5])
+def test_interval_over_seeds_needs_one_mean_of_each(means):
+  with pytest.raises(ValueError, match="must be one of each training"):
+    estimate_over_seeds(means, 600)
 
 
 # 7 tasks: chunks that divide them, that do not, and larger than all of them.

@@ -67,8 +67,16 @@ class BatchNorm(nn.Module):
     scale = self.param("scale", nn.initializers.ones, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
     measured = train or not self.running
+    # Of padding alone there are no statistics. Those of the padding are finite,
+    # and what they normalise has no effect.
+    some = bool(len(x)) if mask is None else mask.any()
+    mask = None if mask is None else mask | ~some
     moments: tuple[Array, ...] = ()
-    if taps is None:
+    if not len(x):  # No example, and so nothing to measure or to normalise.
+      x = x if taps is None else first_largest(taps(x))
+      x = x if window is None else max_pool(x, window)
+      moments = (jnp.zeros(channels), jnp.ones(channels)) if measured else ()
+    elif taps is None:
       if measured:
         moments = _moments([x], tuple(range(x.ndim - 1)), mask)
       if window is not None:
@@ -88,14 +96,14 @@ class BatchNorm(nn.Module):
         weights = None if mask is None else _column(mask, means)
         moments = mean, _apart(variances.mean(0, where=weights)) + between
     if self.running:
-      moments = self._averaged(channels, moments)
+      moments = self._averaged(channels, moments, some)
     mean, variance = moments
     slope = _apart(scale * lax.rsqrt(variance + self.epsilon))
     y = (x - mean) * slope + bias
     return y.astype(jnp.result_type(x, scale, bias))
 
   def _averaged(
-    self, channels: int, moments: tuple[Array, ...]
+    self, channels: int, moments: tuple[Array, ...], some: Array | bool
   ) -> tuple[Array, ...]:
     """Updates the averages by what was measured, or returns the averages."""
     averages = (
@@ -107,7 +115,9 @@ class BatchNorm(nn.Module):
     if not self.is_initializing():
       for average, new in zip(averages, moments, strict=True):
         kept, share = self.momentum * average.value, 1 - self.momentum
-        average.value = (kept + share * new).astype(average.value.dtype)
+        moved = (kept + share * new).astype(average.value.dtype)
+        kept = moved if some is True else jnp.where(some, moved, average.value)
+        average.value = kept
     return moments
 
 

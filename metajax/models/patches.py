@@ -143,7 +143,7 @@ def _patches_times(
     jnp.broadcast_to(matrix, (n, *matrix.shape)),
     (((2,), (1,)), ((0,), (0,))),
   )
-  return out.reshape(n, height, width, -1)
+  return out.reshape(n, height, width, matrix.shape[-1])
 
 
 def extract_patches(

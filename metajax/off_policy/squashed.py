@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.numerics import wide
 from metajax.policies.distributions import DiagonalGaussian
 from metajax.types import Array, PRNGKey
 
@@ -54,10 +55,11 @@ class TanhGaussian(NamedTuple):
     Actions at the bounds count as the last ones within 1e-6 of them.
     """
     return self._log_density(
-      jnp.arctanh(jnp.clip(actions, -_NEAR_ONE, _NEAR_ONE))
+      jnp.arctanh(jnp.clip(wide(actions), -_NEAR_ONE, _NEAR_ONE))
     )
 
   def _log_density(self, u: Array) -> Array:
+    u = wide(u)
     # log(1 - tanh(u)^2), without the difference of near numbers.
     slope = 2 * (np.log(2.0) - u - jax.nn.softplus(-2 * u))
     return DiagonalGaussian(*self).log_prob(u) - slope.sum(-1)

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import check_kind, check_number, dot
+from metajax.numerics import check_kind, check_number, dot, wide
 from metajax.policies.rollouts import Rollouts
 from metajax.types import Array
 
@@ -22,7 +22,7 @@ def discounted_returns(rewards: Array, discount: float) -> Array:
     Returns `[T]`.
   """
   return generalized_advantages(
-    rewards, jnp.zeros(rewards.shape[0] + 1, rewards.dtype), discount, 1.0
+    rewards, jnp.zeros(rewards.shape[0] + 1), discount, 1.0
   )
 
 
@@ -46,6 +46,8 @@ def generalized_advantages(
     Advantages `[T]`.
   """
   chex.assert_shape(values, (rewards.shape[0] + 1,))
+  # Sums in half precision stand still.
+  rewards, values = wide(rewards), wide(values)
   errors = rewards + discount * values[1:] - values[:-1]
 
   def one(advantage: Array, error: Array) -> tuple[Array, Array]:

@@ -76,6 +76,8 @@ def n_step_double_q(
   ):
     if jnp.shape(x) != shape:
       raise ValueError(f"{name} of shape {jnp.shape(x)}: must be {shape}.")
+  # Sums in half precision stand still.
+  rewards, discounts, target_q = map(wide, (rewards, discounts, target_q))
   best = online_q.argmax(-1)[:, None]
   values = jnp.take_along_axis(target_q, best, axis=-1)[:, 0]
   if eps is not None:

@@ -16,8 +16,12 @@ def checked_range(name: str, given: Range) -> tuple[float, float]:
   Raises:
     ValueError: unless they are above 0 and in order.
   """
-  low, high = given if isinstance(given, tuple | list) else (given, given)
-  if not 0 < low <= high < float("inf"):
+  try:
+    low, high = given if isinstance(given, tuple | list) else (given, given)
+    good = 0 < low <= high < float("inf")
+  except (TypeError, ValueError):  # Not two, or not numbers.
+    good = False
+  if not good:
     raise ValueError(
       f"{name}={given}: must be above 0, or two such numbers (low, high)."
     )

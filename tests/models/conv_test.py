@@ -594,3 +594,11 @@ def test_images_that_a_mesh_holds_apart_are_convolved_where_they_are(
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
   assert grads.shape == w.shape
   assert "scan" not in str(jaxpr)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "none"])
+def test_no_image_has_no_output(normalization):
+  network = conv4(3, filters=2, num_blocks=2, normalization=normalization)
+  shape = (8, 8, 1)
+  params = network.init(jax.random.key(0), jnp.ones((1, *shape)))
+  assert network.apply(params, jnp.ones((0, *shape))).shape == (0, 3)

@@ -4,10 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.test_util import check_grads
 
+from metajax import variables
 from metajax.forward import forward
+from metajax.losses import masked_mean
 from metajax.models import blocks
 from metajax.models.conv import conv4
 from metajax.models.mlp import MLP
@@ -64,6 +67,35 @@ def test_padding_counts_in_no_statistic():
     *map(jax.tree.leaves, (state, expected)), strict=True
   ):
     np.testing.assert_allclose(found, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["batch", "running"])
+@pytest.mark.parametrize("window", [None, (2, 2)])
+@pytest.mark.parametrize("n", [0, 6])
+def test_padding_alone_changes_no_statistic_and_no_weight(name, window, n):
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, mask=None, train=False):
+      norm = normalize(name)
+      if window is not None:
+        x = x.reshape(-1, 1, 5, 1) * jnp.ones((1, 2, 1, 2))
+        return norm(x, mask, train, window)
+      return norm(x, mask, train)
+
+  model = forward(Net())
+  params = model.init(RNG, INPUTS)
+  mask = jnp.zeros(n, bool)
+
+  def loss(params):
+    outputs, new = model.train(params, INPUTS[:n], RNG, mask=mask)
+    return masked_mean(jnp.square(outputs), mask), new
+
+  weights = variables.weights(params)
+  grads, new = jax.grad(
+    lambda w: loss(variables.combine(w, params)), has_aux=True
+  )(weights)
+  for found, kept in ((grads, optax.tree.zeros_like(weights)), (new, params)):
+    jax.tree.map(np.testing.assert_array_equal, found, kept)
 
 
 @pytest.mark.slow

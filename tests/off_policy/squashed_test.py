@@ -71,3 +71,16 @@ def test_actions_at_the_bounds_are_finite_with_their_derivatives():
 
   value, slope = jax.value_and_grad(found)(jnp.array([30.0, -30.0]))
   assert np.isfinite(value) and np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_has_the_density_of_float32(dtype):
+  # The bound of actions, 1 - 1e-6, is 1 in half precision.
+  law = TanhGaussian(*(jnp.asarray(x, dtype) for x in (MEANS, np.log(SCALES))))
+  actions = jnp.asarray([0.5, -0.9, 1.0], dtype)
+  wide = TanhGaussian(*(x.astype(jnp.float32) for x in law))
+  found = law.log_prob(actions)
+  assert np.isfinite(found)
+  np.testing.assert_allclose(
+    found, wide.log_prob(actions.astype(jnp.float32)), rtol=1e-6
+  )

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from metajax.models.mlp import MLP
-from metajax.policies.advantages import Estimator, advantages, linear_values
+from metajax.policies.advantages import (
+  Estimator,
+  advantages,
+  discounted_returns,
+  linear_values,
+)
 from metajax.policies.policy import categorical_policy, gaussian_policy
 from metajax.policies.rollouts import Rollouts, along, play_episodes
 from metajax.tasks.navigation import navigation
@@ -221,3 +226,10 @@ def test_what_the_mask_leaves_out_has_no_effect_on_the_baseline():
   seen[~mask], returns[~mask] = np.nan, np.nan
   found = linear_values(jnp.asarray(seen), jnp.asarray(returns), mask)
   np.testing.assert_allclose(found[mask], wanted[mask], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_returns_of_narrow_rewards_are_summed_in_float32(dtype):
+  # Before 1,000 rewards of 1, a sum in bfloat16 stands still at 256.
+  found = jax.jit(discounted_returns)(jnp.ones(1000, dtype), 1.0)
+  np.testing.assert_array_equal(found, np.arange(1000, 0, -1))

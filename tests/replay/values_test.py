@@ -232,6 +232,9 @@ def test_targets_of_arrays_that_do_not_fit_are_named(name, shape):
 def test_bytes_and_float16_do_not_overflow():
   found = signed_hyperbolic(jnp.array([255], jnp.uint8))
   np.testing.assert_allclose(found, 15 + 0.255, rtol=1e-6)
+  rewards, values = jnp.ones(300, jnp.bfloat16), jnp.zeros((301, 1))
+  found = n_step_double_q(rewards, rewards, values, values, 300, eps=None)
+  np.testing.assert_array_equal(found, np.arange(300, 0, -1))
   errors = jnp.full(2000, 100, jnp.float16)
   found = sequence_priority(errors, jnp.ones_like(errors), 0.0)
   np.testing.assert_allclose(found, 100)

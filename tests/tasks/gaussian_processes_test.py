@@ -226,6 +226,8 @@ def test_hyper_parameters_are_uniform():
   ("flags", "message"),
   [
     ({"length": 0}, "length=0: must be above 0, or two such numbers"),
+    ({"length": "1"}, "length=1: must be above 0, or two such numbers"),
+    ({"length": (1, 2, 3)}, r"length=\(1, 2, 3\): must be above 0, or two"),
     ({"scale": (2, 1)}, r"scale=\(2, 1\): must be above 0"),
     ({"num_inputs": 0}, "num_inputs=0: must be 1 or more"),
     ({"input_range": (1, 1)}, r"input_range=\(1, 1\): must be \(low, high\)"),

@@ -121,6 +121,9 @@ def test_one_task_is_a_function_of_its_key():
     ({"phase_range": (1.0, 0.0)}, "phase_range"),
     ({"input_range": (float("nan"), 0.0)}, "input_range"),
     ({"input_range": (0.0, float("inf"))}, "input_range.*both finite"),
+    ({"input_range": 5.0}, "input_range=5.0: must be .low, high"),
+    ({"input_range": ("0", "1")}, "input_range=.*: must be .low, high"),
+    ({"input_range": (0.0, 1.0, 2.0)}, "input_range=.*: must be .low, high"),
   ],
 )
 def test_impossible_arguments_are_named(arguments, name):
