@@ -25,9 +25,9 @@ class PPO(NamedTuple):
     discount: discount of one step.
     gae: lambda of generalised advantage estimation, from 0 to 1.
     value_gae: lambda of the returns that the values learn, from 0 to 1. With 1
-      they are the discounted rewards of the rest of the trial, as in the RL^2
-      paper; with less they lean on the values themselves, which then learn
-      slowly of what comes after many steps.
+      they are the discounted rewards of the rest of the trial. With less they
+      lean on the values themselves, which then learn slowly of what comes after
+      many steps.
     clip: c of `ppo_loss`. The probability ratio is clipped to [1 - c, 1 + c].
     entropy: weight of the policy's entropy.
     value: weight of the value's squared error, in the unit of `value_scale`.
