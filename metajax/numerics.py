@@ -138,7 +138,7 @@ def check_kind(name: str, value: Any, kind: type) -> None:
   """
   if not isinstance(value, kind):
     raise ValueError(
-      f"{name}: {type(value).__name__} given, must be a {kind.__name__}(...)."
+      f"{name}: {type(value).__name__} given, must be {kind.__name__}(...)."
     )
 
 

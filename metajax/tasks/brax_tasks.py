@@ -41,7 +41,8 @@ def brax_environment(name: str, backend: str = "spring", **options: Any) -> Any:
 
     # MuJoCo would write what it warns of to a file of the working directory.
     mujoco.set_mju_user_warning(lambda message: None)
-    known = envs._envs  # There is no public list.
+    # There is no public list.
+    known = getattr(envs, "_envs", {name: None})
     if name not in known:
       raise ValueError(f"name={name!r}: must be one of {', '.join(known)}.")
     return envs.get_environment(name, backend=backend, **options)

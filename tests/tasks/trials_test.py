@@ -264,7 +264,7 @@ def test_a_trial_without_steps_is_named(num_steps):
 
 
 def test_what_is_no_player_is_named():
-  with pytest.raises(ValueError, match="^player: function given, must be a Pl"):
+  with pytest.raises(ValueError, match="^player: function given, must be Play"):
     play(random_player, bandits(2, 3), jax.random.key(0))
 
 
