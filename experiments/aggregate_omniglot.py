@@ -58,7 +58,7 @@ LAYERS = [[f"Conv_{i}", f"BatchNorm_{i}"] for i in range(4)] + [["Dense_0"]]
 
 def main() -> None:
   if FLAGS.member_workdirs:
-    refuse("members", "snapshots", "ema_decay", "steps")
+    refuse("members", "snapshots", "ema_decay", "steps", "outer_lr")
   found = find_runs("member_workdirs")
   splits = one_shot.tasks()
   learner = one_shot.learner(FLAGS.eval_inner_steps)
@@ -147,7 +147,8 @@ def main() -> None:
     stages.workdir,
     "aggregate_omniglot",
     one_shot.protocol()
-    | flag_values("learner", "ema_decay", "snapshots", "weight_steps"),
+    | flag_values("learner", "weight_steps")
+    | ({"outer_lr": None} if found else flag_values("ema_decay", "snapshots")),
     {name: estimate(value) for name, value in scores.items()}
     | {f"{k}_minus_member_0": v for k, v in gains.items() if k != "member_0"},
     stages.total(),

@@ -104,7 +104,8 @@ UNUSED = ("inner_steps", "inner_lr", "memory", "train_ways")
 
 def main() -> None:
   by_presentation = FLAGS.protocol == "presentations"
-  sizes: dict[str, Any] = {"length": FLAGS.ways * FLAGS.shots + 1}
+  most = max(FLAGS.shots, *np.ravel(FLAGS.train_shots).tolist())
+  sizes: dict[str, Any] = {"length": FLAGS.ways * most + 1}
   if FLAGS.width:
     sizes[WIDTHS[FLAGS.learner]] = FLAGS.width
   reader = build_reader(FLAGS.learner, **sizes)

@@ -130,7 +130,7 @@ def main() -> None:
     },
     "log-likelihood in nats for each number",
   )
-  key = rng_keys.evaluation_key("test")
+  key = rng_keys.evaluation_key("picture")
   chosen = images.test[:: max(len(images.test) // SHOWN, 1)][:SHOWN]
   path = workdir / "completions.png"
   completions(path, learner, params, chosen, FLAGS.eval_shots, key)

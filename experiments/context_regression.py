@@ -41,7 +41,7 @@ from metajax.calibration import calibration_error, coverage
 from metajax.context.registry import JOINT
 from metajax.evaluation import estimate
 from metajax.predictive import log_likelihood, mean_error
-from metajax.runs import folder, plots, report, scoring, training
+from metajax.runs import folder, plots, report, rng_keys, scoring, training
 from metajax.runs.flags import FLAGS, define_integers, flag_values
 from metajax.runs.script import run
 from metajax.tasks.known import exact_learner
@@ -146,8 +146,8 @@ def main() -> None:
   rows = {name: (learner, params)}
   if exact:
     rows["exact posterior"] = exact_learner(tasks), ()
-  key = jax.random.key(FLAGS.eval_seed)
-  shown = with_supports(family, FLAGS.eval_shots, key)
+  task_key, key = jax.random.split(rng_keys.evaluation_key("picture"))
+  shown = with_supports(family, FLAGS.eval_shots, task_key)
   bands(workdir / "predictions.png", rows, shown, BOUNDS, key)
   if exact and not joint:
     densities(workdir / "densities.png", rows, shown, PLACES, key)

@@ -16,6 +16,8 @@ taught. With `--steps=2000` and teachers of 53 to 63% the script takes 23
 minutes, and teaching does harm.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -31,6 +33,7 @@ from metajax.runs.finished import define_runs, find_runs
 from metajax.runs.flags import FLAGS, define_data_dir, flag_values, refuse
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
+from metajax.types import MetaLearner
 
 define_data_dir()
 define_runs("teacher_workdirs", instead_of="teachers")
@@ -90,6 +93,10 @@ def main() -> None:
   teach = {"alpha": FLAGS.alpha, "temperature": FLAGS.temperature}
   from_all = taught(student, together, equal, cross_entropy, **teach)
   from_slow = taught(fast, slow, teachers[0], cross_entropy, **teach)
+  # No teacher has the seed of the students.
+  taken, seed = {run.flags.get("seed", 0) for run in found}, len(teachers)
+  while FLAGS.seed + seed in taken:
+    seed += 1
   # Row -> (the tested learner, its meta-parameters).
   rows = {f"teacher_{i}": (slow, params) for i, params in enumerate(teachers)}
   rows["ensemble"] = (together, equal)
@@ -99,13 +106,15 @@ def main() -> None:
     "prototypical_alone": (fast, fast),
     "prototypical_taught": (from_slow, fast),
   }.items():
-    # No teacher has the seed of the students.
-    seed = len(teachers)
     params = runs.meta_train(name, trained, splits.train, seed=seed)
     rows[name] = tested, params
+
+  @functools.cache  # It compiles once for all parameters of a learner.
+  def scorer(tested: MetaLearner):
+    return one_shot.scorer(tested, splits, "test")
+
   values = {
-    name: one_shot.scorer(tested, splits, "test")(params)
-    for name, (tested, params) in rows.items()
+    name: scorer(tested)(params) for name, (tested, params) in rows.items()
   }
   metrics = {name: estimate(value) for name, value in values.items()}
   pairs = (

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from absl import flags
 
-from experiments.shared import student_scores, student_tables
+from experiments.shared import classifiers, student_scores, student_tables
 from experiments.shared.classifiers import (
   TRAIN,
   Classifiers,
@@ -129,7 +129,7 @@ def main() -> None:
 
 def train_all(students: Classifiers) -> dict[str, tuple[int, Params]]:
   """Trains all networks. Returns filters and stack of seeds by name."""
-  data = students.data.train
+  inputs = students.data.train["inputs"]
   tell = flag_values("temperature", "alpha")
 
   def alone(model: Model) -> Callable:
@@ -141,7 +141,7 @@ def train_all(students: Classifiers) -> dict[str, tuple[int, Params]]:
 
   wide = students.model(FLAGS.filters)
   teacher = students.train("teacher", wide.init, alone(wide))
-  answers = students.answers(wide, teacher, data)
+  answers = classifiers.answers(wide, teacher, inputs)
   again = students.train(
     "teacher_born_again", wide.init, taught(wide), teacher=answers
   )
@@ -150,9 +150,9 @@ def train_all(students: Classifiers) -> dict[str, tuple[int, Params]]:
     "teacher_born_again": (FLAGS.filters, again),
   }
   together = distillation.predict_all(
-    distillation.ensemble(wide, teacher), data["inputs"]
+    distillation.ensemble(wide, teacher), inputs
   )
-  hint = students.answers(students.features(FLAGS.filters), teacher, data)
+  hint = classifiers.answers(students.features(FLAGS.filters), teacher, inputs)
   for filters in FLAGS.student_filters:
     model, features = students.model(filters), students.features(filters)
     train = functools.partial(students.train, init=model.init)
@@ -163,7 +163,7 @@ def train_all(students: Classifiers) -> dict[str, tuple[int, Params]]:
     of_all = train(
       f"ensemble_{filters}", loss=taught(model, own=()), teacher=together
     )
-    own_answers = students.answers(model, by_itself, data)
+    own_answers = classifiers.answers(model, by_itself, inputs)
     born_again = train(
       f"born_again_{filters}", loss=taught(model), teacher=own_answers
     )

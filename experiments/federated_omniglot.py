@@ -134,6 +134,10 @@ def main() -> None:
       "classes": 4,
       "normalization": "group",
       **flag_values("filters", "batch_size", "proximal", "target"),
+      "outer_optimizer": {
+        name: "adam" if method[0] is adam else "average"
+        for name, method in methods.items()
+      },
       "client_lr": FLAGS.inner_lr,
       "fedsgd_lr": FLAGS.sgd_lr,
       "rounds_to_target": rounds,

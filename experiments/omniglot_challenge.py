@@ -84,6 +84,7 @@ def main() -> None:
   with waiting("loading data"):
     trials = load_one_shot_runs(FLAGS.data_dir)
     data = load_omniglot(FLAGS.data_dir)
+  score = {x: challenge.scorer(learner, trials, x) for x in (False, True)}
   stages = Stages("omniglot_challenge")
   metrics: dict[str, Estimate] = {}
   intervals, trained_on = {}, {}
@@ -105,8 +106,8 @@ def main() -> None:
     params = stages.meta_train(
       name, build(ways), tasks, rule=FLAGS.outer_optimizer
     )
-    for transductive in (False, True):
-      wrong = np.ravel(challenge.errors(learner, params, trials, transductive))
+    for transductive, errors in score.items():
+      wrong = np.ravel(errors(params))
       key = f"{name}_error" + "_transductive" * transductive
       metrics[key] = estimate(100 * wrong)
       intervals[key] = challenge.binomial_interval(wrong)

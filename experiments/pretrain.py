@@ -25,7 +25,6 @@ weights over a training, too.
 
 import functools
 
-import jax
 from absl import flags
 
 from experiments.shared import (
@@ -37,7 +36,7 @@ from experiments.shared import (
 from experiments.shared.pretrained_heads import SHOWN
 from metajax.evaluation import Estimate, estimate
 from metajax.losses import accuracy
-from metajax.runs import breadth, plots, report, scoring, training
+from metajax.runs import breadth, plots, report, rng_keys, scoring, training
 from metajax.runs.flags import FLAGS, define_data_dir, flag_values
 from metajax.runs.script import run
 from metajax.runs.stages import Stages
@@ -149,7 +148,7 @@ def main() -> None:
     shown,
     networks[-1],
     data.tasks["test"],
-    jax.random.key(FLAGS.eval_seed),
+    rng_keys.evaluation_key("picture"),
     FLAGS.ways,
   )
   others = {}

@@ -7,7 +7,8 @@ The script follows the protocol of Santoro et al. (2016, section 4.1). A task is
 label of the drawing before. The script reports the accuracy at the 1st, 2nd,
 5th and 10th presentation of a character. It trains the network three times: on
 new tasks in every step ("fresh"), on a tenth as many tasks, which are stored
-and replayed ("replayed"), and on that tenth without replay ("scarce").
+and replayed ("replayed"), and on that tenth without replay ("scarce"), by the
+first tenth of the steps and of their schedule.
 
 The three trainings take 20 minutes on a shared core. At the 2nd, 5th and 10th
 presentation "fresh" has 91.6, 96.6 and 97.4%, "replayed" 89.2, 95.9 and 96.3%,

@@ -30,6 +30,7 @@ from absl import flags
 from experiments.shared import corrupted
 from metajax import bilevel
 from metajax.evaluation import Estimate, estimate_over_seeds
+from metajax.losses import accuracy
 from metajax.models.conv import conv4
 from metajax.models.inputs import on_inputs
 from metajax.models.mlp import MLP
@@ -96,7 +97,7 @@ def accuracies(name: str, data: corrupted.Split, keys: PRNGKey) -> Array:
       clean_size=len(data.clean.targets),
     )
     logits = model().apply(params, data.test.inputs)
-    return 100 * (logits.argmax(-1) == data.test.targets).mean()
+    return 100 * accuracy(logits, data.test.targets)
 
   # One after the other: batches of small networks are no faster on a CPU.
   return jax.jit(lambda *x: jax.lax.map(lambda pair: one(*pair), x))(data, keys)

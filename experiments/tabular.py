@@ -28,6 +28,7 @@ from metajax.runs.flags import FLAGS, flag_values
 from metajax.runs.script import run
 from metajax.sklearn import InContextClassifier
 from metajax.tabular import tabular_prior
+from metajax.training.processes import agree
 
 flags.DEFINE_integer("width", 64, "Width of the tokens.", lower_bound=1)
 flags.DEFINE_integer("hidden", 128, "Units of the dense layers.", lower_bound=1)
@@ -126,6 +127,7 @@ def main() -> None:
   metrics = {f"prior_{k}": v for k, v in test(params).items()}
   inputs = jax.ShapeDtypeStruct((FLAGS.features,), jnp.float32)
   saved.save(workdir, recipe, params, inputs)
+  agree(0, 0)  # The other processes wait until the files are there.
   metrics |= real_tables.estimates(
     real_tables.compare(
       lambda: InContextClassifier(workdir, n_estimators=FLAGS.readings),

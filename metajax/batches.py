@@ -44,8 +44,20 @@ def only_array(tree: Any, what: str, who: str) -> Array:
 
 
 def num_tasks(episodes: Episode) -> int:
-  """Returns the number of tasks of a chunk: its first axis."""
-  return jax.tree.leaves(episodes)[0].shape[0]
+  """Returns the number of tasks of a chunk: its first axis.
+
+  Raises:
+    ValueError: if the first axes differ, as those of a single task do.
+  """
+  sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(episodes)}
+  if len(sizes) != 1 or () in sizes:
+    raise ValueError(
+      f"episodes: first axes {sorted(sizes)}, must be equal: the tasks of a "
+      "chunk. A single task is one of 1: jax.tree.map(lambda x: x[None], "
+      "episode)."
+    )
+  ((size,),) = sizes
+  return size
 
 
 def flat(x: Array) -> Array:

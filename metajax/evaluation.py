@@ -15,7 +15,7 @@ from metajax.batches import real
 from metajax.forward import takes_mask
 from metajax.losses import over_examples
 from metajax.numerics import check_counts
-from metajax.task_checks import check_tasks
+from metajax.task_checks import check_learner, check_tasks
 from metajax.training.mesh import TASKS, task_mesh, under
 from metajax.training.processes import place
 from metajax.training.streaming import blocks, check_one_process, keys_on_host
@@ -143,8 +143,9 @@ def evaluate(
     transductive: whether the queries of a task are predicted together. If
       False, each query is predicted alone, together with the support inputs. A
       model that normalises by batch statistics then cannot use the other
-      queries (Nichol et al. 2018, section 6.1). The model decides whether
-      evaluation uses running or batch statistics (see `models.adapters`).
+      queries (Nichol et al. 2018, section 6.1), and a joint distribution of
+      queries becomes that of each alone. The model decides whether evaluation
+      uses running or batch statistics (see `models.adapters`).
     mesh: spreads the tasks over its devices; None: one device.
 
   Returns:
@@ -209,6 +210,14 @@ def evaluator(
       f"metrics: a {type(metrics).__name__} given, must be a dict of functions "
       "by name, {'accuracy': accuracy}."
     )
+  for name, metric in metrics.items():
+    if not callable(metric):
+      raise ValueError(
+        f"metrics: {name!r} is {metric!r}, must be a function, such as "
+        "metajax.losses.accuracy."
+      )
+  if not callable(learner):
+    check_learner(learner)
   mesh = task_mesh(1, jax.local_devices()) if mesh is None else mesh
   fixed = learner if isinstance(learner, MetaLearner) else None
   build = None if isinstance(learner, MetaLearner) else learner
@@ -382,6 +391,9 @@ def solve(
     own = None
     if support.mask is not None:
       own = jnp.append(support.mask, True)
-    return jax.tree.map(lambda x: x[-1], ask(company, own))
+    found = ask(company, own)
+    # The joint distribution of one query is its marginal.
+    found = getattr(found, "marginals", found)
+    return jax.tree.map(lambda x: x[-1], found)
 
   return jax.lax.map(predict_alone, inputs)

@@ -55,7 +55,8 @@ class Loaded(NamedTuple):
       `[n, *inputs.shape]`.
 
     Raises:
-      ValueError: if the learner takes no images, or for other arrays.
+      ValueError: if the learner takes no images or integers, or for other
+        arrays.
     """
     if len(self.inputs.shape) != 3:
       raise ValueError(
@@ -70,6 +71,11 @@ class Loaded(NamedTuple):
       raise ValueError(
         f"images: {images.dtype} of shape {images.shape}, must be uint8 [n, "
         "height, width, 1 or 3]."
+      )
+    if not jnp.issubdtype(self.inputs.dtype, jnp.floating):
+      raise ValueError(
+        f"the learner takes {self.inputs.dtype}, in which pixels from 0 to 1 "
+        "would be 0: give it images as its training did."
       )
     size, _, channels = self.inputs.shape
     x = in_channels(resized(images, size), channels) / np.float32(255)
@@ -159,8 +165,8 @@ def _checked(recipe: Recipe, support: Batch) -> Batch:
       f"support: {type(support).__name__} given, must be "
       "metajax.Batch(inputs, targets)."
     )
-  inputs, targets = map(_as_array, support[:2])
-  support = support._replace(inputs=inputs, targets=targets)
+  inputs, targets, mask = map(_as_array, support)
+  support = Batch(inputs, targets, mask)
   leaves = jax.tree.leaves(inputs)
   if recipe.kind == "model" and any(jnp.shape(x)[:1] == (0,) for x in leaves):
     raise ValueError(NO_EXAMPLE)

@@ -1,12 +1,14 @@
 """Losses and scores of one batch: `(predictions, targets) -> scalar`."""
 
 import math
+import warnings
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from metajax.forward import takes_mask
 from metajax.numerics import wide
@@ -32,8 +34,18 @@ def over_examples(
     predictions: a tree of arrays `[n, ...]`.
     targets: a tree of arrays `[n, ...]`.
     mask: `[n]` bool, or None.
+
+  Warns:
+    UserWarning: if the loss of predictions `[n, 1]` and targets `[n]`, or the
+      other way round, computes `[n, n]` differences by JAX's broadcasting.
   """
+  if not callable(loss_fn):
+    raise ValueError(
+      f"loss_fn: {loss_fn!r} given, must be a function (predictions, targets) "
+      "-> scalar, such as metajax.losses.cross_entropy."
+    )
   if mask is None:
+    _warn_of_broadcasting(loss_fn, predictions, targets)
     return loss_fn(predictions, targets)
   if takes_mask(loss_fn):
     return loss_fn(predictions, targets, mask=mask)  # type: ignore[call-arg]
@@ -116,20 +128,30 @@ def accuracy_by_presentation(
 
 def mean_squared_error(predictions: Array, targets: Array) -> Array:
   """Mean of `(predictions - targets)^2` over examples and outputs `[n, d]`."""
-  chex.assert_equal_shape([predictions, targets])
+  _check_arrays(predictions=predictions, targets=targets)
+  if jnp.shape(predictions) != jnp.shape(targets):
+    raise ValueError(
+      f"predictions of shape {jnp.shape(predictions)} and targets of shape "
+      f"{jnp.shape(targets)}: must be equal. Targets of a model with one "
+      "output are [n, 1]."
+    )
   return jnp.mean(jnp.square(wide(predictions) - wide(targets)))
 
 
 def check_labels(logits: Array, labels: Array) -> None:
   """Raises a `ValueError` unless labels are integers, one for each example."""
+  _check_arrays(logits=logits, labels=labels)
+  one_hot = jnp.ndim(labels) > 1 and jnp.shape(labels) == jnp.shape(logits)
+  fix = " Of one-hot labels, take labels.argmax(-1)." if one_hot else ""
   if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
     raise ValueError(
       f"labels: {jnp.result_type(labels)} given, must be integers, the classes."
+      + fix
     )
   if jnp.shape(logits)[:-1] != jnp.shape(labels):
     raise ValueError(
       f"logits of shape {jnp.shape(logits)} and labels of shape "
-      f"{jnp.shape(labels)}: must be [..., classes] and [...]."
+      f"{jnp.shape(labels)}: must be [..., classes] and [...]." + fix
     )
 
 
@@ -145,3 +167,42 @@ def _without_padding(labels: Array, mask: Array) -> Array:
   if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
     return labels
   return jnp.where(mask.reshape(-1, *[1] * (jnp.ndim(labels) - 1)), labels, 0)
+
+
+def _check_arrays(**given: Any) -> None:
+  """Raises a `ValueError` for a tree where one array is due."""
+  for name, x in given.items():
+    if isinstance(x, tuple | dict):
+      raise ValueError(
+        f"{name}: a {type(x).__name__} of {len(x)} given, must be one array. "
+        "If the model returns more, give a loss of your own that takes its "
+        "part."
+      )
+
+
+def _warn_of_broadcasting(
+  loss_fn: LossFn, predictions: Any, targets: Any
+) -> None:
+  shapes: list[Any] = [
+    getattr(x, "shape", None) for x in (predictions, targets)
+  ]
+  n = max((shape[0] for shape in shapes if shape), default=0)
+  if n < 2 or {(n,), (n, 1)} != set(shapes):
+    return
+  if _has_shape(jax.make_jaxpr(loss_fn)(predictions, targets).jaxpr, (n, n)):
+    one, other = (list(shape or ()) for shape in shapes)
+    warnings.warn(
+      f"loss_fn: predictions {one} and targets {other} "
+      f"become [{n}, {n}] by broadcasting, each prediction beside every "
+      "target. Give both the same shape.",
+      stacklevel=3,
+    )
+
+
+def _has_shape(jaxpr: Jaxpr, shape: tuple[int, ...]) -> bool:
+  """Tells whether a result within a program has the shape."""
+  return any(
+    any(getattr(x.aval, "shape", None) == shape for x in eqn.outvars)
+    or any(_has_shape(inner, shape) for inner in jaxprs_in_params(eqn.params))
+    for eqn in jaxpr.eqns
+  )

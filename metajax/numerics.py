@@ -128,6 +128,20 @@ def check_key(rng: Any) -> None:
     raise ValueError(f"rng={rng!r}: must be a key, such as jax.random.key(0).")
 
 
+def check_kind(name: str, value: Any, kind: type) -> None:
+  """Raises a `ValueError` unless an argument is of its kind.
+
+  Args:
+    name: the name of the caller's argument.
+    value: the argument.
+    kind: a NamedTuple of options, say.
+  """
+  if not isinstance(value, kind):
+    raise ValueError(
+      f"{name}: {type(value).__name__} given, must be a {kind.__name__}(...)."
+    )
+
+
 def check_counts(*, at_least: int = 1, **counts: ArrayLike) -> None:
   """Checks numbers of things: they are integers, and not too small.
 

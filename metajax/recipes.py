@@ -81,7 +81,8 @@ def build(
     model: the model, if the recipe has none.
 
   Raises:
-    ValueError: for an unknown name, or if there is no model.
+    ValueError: for an unknown name, if there is no model, or for a model or a
+      dtype that would have no effect.
   """
   return _known("kind", recipe.kind, KINDS)(recipe, metrics, model)
 
@@ -112,8 +113,7 @@ def _of_context(
 ) -> MetaLearner:
   from metajax.context import registry as in_context
 
-  if model is not None:
-    raise ValueError(f"model: {recipe.learner} has its own; leave it out.")
+  _check_own(recipe, model)
   _known("learner", recipe.learner, in_context.LEARNERS)
   return in_context.build(
     recipe.learner,
@@ -146,12 +146,22 @@ def _of_table(
 ) -> MetaLearner:
   from metajax.tabular.classifier import tabular_classifier
 
-  if model is not None:
-    raise ValueError(f"model: {recipe.learner} has its own; leave it out.")
+  _check_own(recipe, model)
   known = {"tabular_classifier": tabular_classifier}
   return _known("learner", recipe.learner, known)(
     num_classes=recipe.num_outputs, metrics=metrics, **recipe.options
   )
+
+
+def _check_own(recipe: Recipe, model: Model | None) -> None:
+  """Refuses what has no effect on learners with networks of their own."""
+  if model is not None:
+    raise ValueError(f"model: {recipe.learner} has its own; leave it out.")
+  if recipe.dtype != "float32":
+    raise ValueError(
+      f"dtype={recipe.dtype!r}: {recipe.learner} computes in float32; leave it "
+      "out."
+    )
 
 
 KINDS: dict[str, Callable[..., MetaLearner]] = {

@@ -232,11 +232,14 @@ def write_results(
   protocol: Mapping[str, Any],
   metrics: Mapping[str, Estimate],
   wall_seconds: float,
-  compile_seconds: float,
+  compile_seconds: float | None,
   steps: int,
   seed: int,
 ) -> Path:
-  """Writes `results.json` atomically, and returns its path."""
+  """Writes `results.json` atomically, and returns its path.
+
+  `compile_seconds` is None if it was not measured.
+  """
   about = environment()
   path = workdir / "results.json"
   write_json(

@@ -162,6 +162,9 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
 
     Args:
       X: `[rows, features]` numbers; NaN is missing.
+
+    Raises:
+      ValueError: if the predictions of the network are not finite.
     """
     check_is_fitted(self)
     _check_numbers(X)
@@ -184,6 +187,11 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
       for k in range(count):
         own = (labels == k).astype(np.int32)
         total[:, k] += self._read(table, own, questions, 2, number)[:, 1]
+    if not np.isfinite(total).all():
+      raise ValueError(
+        f"weights={self.weights}: the network's predictions are not finite: "
+        "give those of a training that did not diverge."
+      )
     return total / total.sum(1, keepdims=True)
 
   def predict(self, X: Any) -> np.ndarray:  # noqa: N803

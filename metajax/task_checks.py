@@ -1,5 +1,6 @@
 """Checks of a learner and a task family, before anything is compiled."""
 
+import inspect
 import warnings
 from typing import Any
 
@@ -15,6 +16,12 @@ from metajax.types import (
   Stream,
   TaskFamily,
   as_partial,
+)
+
+_NOT_COMPILED = (
+  jax.errors.ConcretizationTypeError,
+  jax.errors.TracerArrayConversionError,
+  jax.errors.TracerIntegerConversionError,
 )
 
 
@@ -36,8 +43,9 @@ def check_tasks(tasks: TaskFamily) -> None:
     tasks: `(rng) -> Episode`.
 
   Raises:
-    ValueError: if it is no function, or does not return an `Episode` of two
-      batches, each with as many targets and mask entries as inputs.
+    ValueError: if it is no function, cannot be compiled, or does not return an
+      `Episode` of two batches, each with as many targets and mask entries as
+      inputs.
 
   Warns:
     UserWarning: if all tasks are the same, because the key is not used. Random
@@ -45,13 +53,22 @@ def check_tasks(tasks: TaskFamily) -> None:
   """
   if isinstance(tasks, Stream):
     return
-  if not callable(tasks):
+  makes_generators = inspect.isgeneratorfunction(tasks)
+  if not callable(tasks) or makes_generators:
+    kind = "generator" if makes_generators else type(tasks).__name__
     raise ValueError(
-      f"tasks: a {type(tasks).__name__} given, must be a function (rng) -> "
-      "Episode. metajax.tasks.host_tasks makes one of tasks that Python makes."
+      f"tasks: a {kind} given, must be a function (rng) -> Episode. "
+      "metajax.tasks.host_tasks makes one of a Python generator."
     )
   key = jax.random.key(0)
-  traced, episode = jax.make_jaxpr(as_partial(tasks), return_shape=True)(key)
+  try:
+    traced, episode = jax.make_jaxpr(as_partial(tasks), return_shape=True)(key)
+  except _NOT_COMPILED as error:
+    raise ValueError(
+      "tasks: the function cannot be compiled, because it needs the value of a "
+      f"traced array ({str(error).splitlines()[0]}). Draw by jax.random and "
+      "compute by jax.numpy, or let metajax.tasks.host_tasks call numpy."
+    ) from error
   batches = tuple(episode) if isinstance(episode, Episode) else ()
   if not batches or not all(isinstance(x, Batch) for x in batches):
     raise ValueError(
@@ -64,7 +81,7 @@ def check_tasks(tasks: TaskFamily) -> None:
     warnings.warn(
       "tasks: all tasks are the same, because the function does not use its "
       "key. Draw from the key by jax.random; numpy draws once, when the "
-      "function is compiled.",
+      "function is compiled (metajax.tasks.host_tasks calls it for each task).",
       stacklevel=3,
     )
 

@@ -27,7 +27,7 @@ class State(NamedTuple):
   tasks' copies.
 
   Attributes:
-    value: any tree of arrays.
+    value: any tree of arrays; without random keys in what a trainer trains.
   """
 
   value: Any

@@ -121,6 +121,7 @@ def measure(environment: Any) -> tuple[dict, dict, int]:
     ),
   }
   ppo = PPO(FLAGS.actors, FLAGS.epochs, FLAGS.minibatches)
+  ppo = ppo._replace(value_gae=ppo.gae)  # As brax has it.
   calls, compilation, seconds = {}, {}, {"brax": []}
   for name, network in networks.items():
     calls[name], compilation[name] = compiled(network, tasks, ppo, clock)

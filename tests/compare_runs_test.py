@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from metajax import compare_runs
+from metajax.runs import curves
 
 
 def _run(folder, rate, values):
@@ -94,6 +95,37 @@ def test_seeds_are_one_line_with_its_interval(tmp_path, capsys):
     ["lr=2,seed=0", "20", "2.0", "0.4000"],
     ["after", "2", "s", "20", "2.0", "0.4000"],
   ]
+
+
+@pytest.mark.parametrize(
+  "names, legend",
+  [
+    (("run_1", "run_10"), "run (2 seeds)"),
+    (("lr=0.1-seed-1", "lr=0.1-seed-11"), "lr=0.1 (2 seeds)"),
+    (("new_seed_1", "new_seed_10"), "new (2 seeds)"),
+    (("seed=1,lr=0.1", "seed=10,lr=0.1"), "lr=0.1 (2 seeds)"),
+    (("first", "final"), "2 seeds"),
+    (("seed=1", "seed=10"), "2 seeds"),
+  ],
+)
+def test_the_name_of_several_seeds_has_no_part_of_a_number_or_word(
+  names, legend
+):
+  record = {"step": 1, "loss": 0.5, "wall_seconds": 1.0}
+  runs = [
+    curves.Run(name, {"seed": seed}, [record])
+    for name, seed in zip(names, (1, 10), strict=True)
+  ]
+  (curve,) = curves.curves(runs, "loss")
+  assert curve.name == legend
+
+
+def test_a_rate_counts_the_tasks_of_all_seeds():
+  """5 steps of 3 seeds with 4 tasks each, at 6 tasks a second, are 10 s."""
+  config = {"meta_batch": 4, "num_seeds": 3}
+  record = {"step": 5, "loss": 0.5, "tasks_per_second": 6.0}
+  (curve,) = curves.curves([curves.Run("run", config, [record])], "loss")
+  assert curve.seconds == pytest.approx([10.0])
 
 
 def test_the_same_run_made_twice_is_two_lines(tmp_path, capsys):

@@ -96,3 +96,11 @@ def test_state_and_integers_are_no_gradient():
     return _query_loss(params["net"], episode), {}, new
 
   _train(gradient_of_mean(meta_loss), 2, init)
+
+
+def test_a_single_task_is_told_from_a_chunk():
+  meta_grad = gradient_of_mean(lambda p, e, rng: (_query_loss(p, e), {}))
+  episode = sinusoid(shots=2, query_shots=3)(jax.random.key(0))
+  params = MODEL.init(jax.random.key(1), episode.support.inputs)
+  with pytest.raises(ValueError, match=r"^episodes: first axes \[\(2,\), \(3,"):
+    meta_grad(params, episode, jax.random.key(2))

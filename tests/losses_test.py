@@ -1,8 +1,11 @@
 """Losses and scores against their definitions in numpy float64."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from metajax.losses import (
@@ -87,6 +90,11 @@ def test_a_masked_batch_of_no_example_has_a_loss_of_zero(loss_fn):
   for n in (0, 2):
     batch = np.zeros((n, 4)), np.zeros(n, int), np.zeros(n, bool)
     assert over_examples(loss_fn, *batch) == 0
+
+
+def test_the_name_of_a_loss_is_no_loss():
+  with pytest.raises(ValueError, match="^loss_fn: 'cross_entropy' given, must"):
+    over_examples("cross_entropy", LOGITS, LABELS)
 
 
 def test_accuracy_counts_rows_that_peak_at_their_label():
@@ -194,3 +202,65 @@ def test_squares_of_bytes_and_of_float16_do_not_overflow():
 def test_logits_may_be_integers():
   found = cross_entropy(jnp.array([[1, 2]]), jnp.array([0]))
   np.testing.assert_allclose(found, np.log(1 + np.e), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "logits, labels, named",
+  [
+    ((6, 4), jax.nn.one_hot(LABELS, 4), "labels: float32 .*argmax"),
+    ((6, 4), jax.nn.one_hot(LABELS, 4, dtype=jnp.int32), "logits of .*argmax"),
+    ((6, 4), jnp.zeros(6), "labels: float32 given, must be .* classes.$"),
+    ((6, 4), jnp.zeros((6, 1), jnp.int32), r"logits of .* and \[...\].$"),
+  ],
+)
+@pytest.mark.parametrize("loss_fn", [cross_entropy, accuracy])
+def test_labels_of_another_form_are_refused(loss_fn, logits, labels, named):
+  with pytest.raises(ValueError, match=f"^{named}"):
+    loss_fn(jnp.zeros(logits), labels)
+
+
+@pytest.mark.parametrize(
+  "loss_fn, name, targets",
+  [
+    (cross_entropy, "logits", jnp.zeros(5, jnp.int32)),
+    (accuracy, "logits", jnp.zeros(5, jnp.int32)),
+    (mean_squared_error, "predictions", jnp.zeros((5, 3))),
+  ],
+)
+@pytest.mark.parametrize("kind", [tuple, lambda x: dict(enumerate(x))])
+def test_what_a_model_returns_beside_is_named(loss_fn, name, targets, kind):
+  predictions = kind((jnp.zeros((5, 3)), jnp.zeros((5, 2))))
+  with pytest.raises(ValueError, match=f"^{name}: a (tuple|dict) of 2 given"):
+    loss_fn(predictions, targets)
+
+
+COLUMN, ROW = jnp.arange(3.0)[:, None], jnp.arange(3.0)
+
+
+@pytest.mark.parametrize(
+  "loss_fn",
+  [
+    lambda p, t: jnp.mean((p - t) ** 2),
+    jax.jit(lambda p, t: jnp.mean((p - t) ** 2)),
+    lambda p, t: optax.huber_loss(p, t).mean(),
+  ],
+)
+@pytest.mark.parametrize("given", [(COLUMN, ROW), (ROW, COLUMN)])
+def test_a_loss_that_broadcasts_is_warned_of(loss_fn, given):
+  with pytest.warns(UserWarning, match=r"^loss_fn: .* become \[3, 3\]"):
+    over_examples(loss_fn, *given)
+
+
+@pytest.mark.parametrize(
+  "loss_fn, given",
+  [
+    (lambda p, t: jnp.mean((p[:, 0] - t) ** 2), (COLUMN, ROW)),
+    (lambda p, t: jnp.mean((p - t) ** 2), (COLUMN, COLUMN)),
+    # Of a single example the differences are right.
+    (lambda p, t: jnp.mean((p - t) ** 2), (COLUMN[:1], ROW[:1])),
+  ],
+)
+def test_a_loss_that_does_not_broadcast_is_not(loss_fn, given):
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    over_examples(loss_fn, *given)

@@ -140,7 +140,10 @@ def test_bernoulli_is_scipys():
   np.testing.assert_allclose(found.variance, known.var(), rtol=1e-6)
   for y in (0, 1):
     y = np.full((5, 2), y)
-    np.testing.assert_allclose(found.log_prob(y), known.logpmf(y), rtol=1e-5)
+    for dtype in (int, np.uint8, bool):
+      np.testing.assert_allclose(
+        found.log_prob(jnp.asarray(y, dtype)), known.logpmf(y), rtol=1e-5
+      )
   for y in (-0.5, 0, 0.5, 1, 2):
     y = np.full((5, 2), y)
     np.testing.assert_allclose(found.cdf(y), known.cdf(y), rtol=1e-6)

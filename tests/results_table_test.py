@@ -1,4 +1,4 @@
-"""The table of docs/results_images.md has the raw results; others have tables, too."""
+"""docs/results_images.md has the raw results; others have tables, too."""
 
 import json
 import re

@@ -211,6 +211,15 @@ def test_random_keys_are_loaded_as_those_of_their_kind(kind, tmp_path):
   np.testing.assert_array_equal(found, model.apply(params, SUPPORT.inputs))
 
 
+@pytest.mark.parametrize(
+  "kind, learner", [("context", "alpaca"), ("table", "tabular_classifier")]
+)
+def test_a_dtype_that_would_have_no_effect_is_refused(kind, learner):
+  recipe = _recipe(learner, None, kind=kind, dtype="bfloat16", options={})
+  with pytest.raises(ValueError, match="^dtype='bfloat16': .* leave it out"):
+    recipes.build(recipe)
+
+
 def test_what_cannot_be_loaded_says_why(tmp_path):
   with pytest.raises(ValueError, match=r"has no learner\.json"):
     metajax.load(tmp_path)
@@ -273,6 +282,15 @@ def test_pixels_are_those_of_the_training(channels, tmp_path):
   same = np.abs(support.inputs[:, None] - pixels).max((2, 3, 4)) < 1e-5
   np.testing.assert_array_equal(np.sort(same.argmax(1)), [0, 1, 2])
   assert same.sum() == 3
+
+
+def test_pixels_of_a_learner_of_bytes_are_not_all_zero(tmp_path):
+  loaded = _loaded(tmp_path)
+  loaded = loaded._replace(inputs=jax.ShapeDtypeStruct((6, 6, 3), jnp.uint8))
+  with pytest.raises(
+    ValueError, match="^the learner takes uint8, .* would be 0"
+  ):
+    loaded.pixels(PHOTOS)
 
 
 def test_drawings_are_inverted_coloured_images_grey_and_all_resized(tmp_path):
@@ -341,7 +359,9 @@ def test_labels_of_masked_examples_are_checked_but_for_padding(
   """Beside a mask no label was checked, and the predictions were NaN."""
   loaded = _loaded(tmp_path, learner=learner)
   inputs, mask = loaded.pixels(PHOTOS), np.array([True, True, False])
-  assert loaded.adapt(Batch(inputs, np.array([0, 1, 9]), mask))
+  expected = loaded.adapt(Batch(inputs, np.array([0, 1, 9]), mask))
+  found = loaded.adapt(Batch(inputs, [0, 1, 9], mask.tolist()))
+  chex.assert_trees_all_equal(found, expected)
   with pytest.raises(ValueError, match="class 9 given, must be 0 to 2"):
     loaded.adapt(Batch(inputs, np.array([0, 9, 1]), mask))
 

@@ -113,6 +113,16 @@ def test_scales_of_any_size(weights):
   np.testing.assert_allclose(before, scaled, atol=1e-5)
 
 
+def test_predictions_that_are_not_finite_are_no_guess(weights):
+  """`argmax` of NaN is the first class."""
+  x, y = table()
+  classifier = InContextClassifier(weights, n_estimators=1).fit(x, y)
+  bad = jax.tree.map(lambda w: w * np.nan, classifier.weights_)
+  classifier.weights_ = bad
+  with pytest.raises(ValueError, match="predictions are not finite"):
+    classifier.predict(x)
+
+
 def test_bad_arguments_are_refused(weights, tmp_path):
   x, y = table()
   for wrong in (0, 2.5, "3", None):

@@ -100,6 +100,16 @@ def test_what_is_no_episode_is_named(found, named):
     check_tasks(tasks)
 
 
+def test_what_is_no_function_is_named():
+  with pytest.raises(ValueError, match="^tasks: a tuple given, must be a fun"):
+    check_tasks((sinusoid(2),))
+  key = jax.random.key(0)
+  with pytest.raises(ValueError, match="^learner: a str given, must be a Met"):
+    evaluate("maml", None, sinusoid(2), {}, key)
+  with pytest.raises(ValueError, match="^metrics: 'mse' is 'mse', must be a f"):
+    evaluate("maml", None, sinusoid(2), {"mse": "mse"}, key)
+
+
 def test_trainer_and_evaluation_check_their_tasks():
   learner = learners.maml(
     MLP(1, (2,)), mean_squared_error, optax.sgd(0.1), num_steps=1
@@ -180,7 +190,34 @@ def test_batches_whose_arrays_do_not_belong_together_are_refused(batch, named):
       check_tasks(tasks)
 
 
-@pytest.mark.parametrize("tasks", [[Episode(BATCH, BATCH)], iter([])])
-def test_tasks_that_are_no_function_are_refused(tasks):
-  with pytest.raises(ValueError, match=r"^tasks: a list.* must be a function"):
+def _generator():
+  yield Episode(BATCH, BATCH)
+
+
+@pytest.mark.parametrize(
+  "tasks, kind",
+  [
+    ([Episode(BATCH, BATCH)], "list"),
+    (_generator(), "generator"),
+    (_generator, "generator"),
+  ],
+)
+def test_tasks_that_are_no_function_of_a_key_are_refused(tasks, kind):
+  with pytest.raises(ValueError, match=f"^tasks: a {kind} given, must be a f"):
+    check_tasks(tasks)
+
+
+def _seeded_by_the_key(rng):
+  x = np.random.default_rng(int(jax.random.bits(rng))).normal(size=(3, 1))
+  return Episode(Batch(x, x), Batch(x, x))
+
+
+def _sized_by_the_key(rng):
+  x = np.asarray(jax.random.normal(rng, (3, 1)))
+  return Episode(Batch(x, x), Batch(x, x))
+
+
+@pytest.mark.parametrize("tasks", [_seeded_by_the_key, _sized_by_the_key])
+def test_tasks_that_cannot_be_compiled_are_refused_in_a_line(tasks):
+  with pytest.raises(ValueError, match="^tasks: the function cannot be .*host"):
     check_tasks(tasks)

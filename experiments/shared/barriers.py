@@ -9,8 +9,7 @@ import numpy as np
 
 from metajax import aggregation
 from metajax.evaluation import Estimate
-from metajax.runs import plots
-from metajax.runs.flags import FLAGS
+from metajax.runs import plots, rng_keys
 from metajax.types import Array, MetaLearner, Params, TaskFamily
 
 POINTS = 11  # Points on a line, with its ends.
@@ -20,12 +19,13 @@ def loss_after_adaptation(
   learner: MetaLearner, tasks: TaskFamily
 ) -> Callable[[Params], Array]:
   """Returns `meta_params -> mean query loss` on 100 fixed tasks."""
-  rng = jax.random.fold_in(jax.random.key(FLAGS.eval_seed), 4)
+  rng = rng_keys.evaluation_key("picture")
 
   def loss(params: Params) -> Array:
     def chunk(key):
-      episodes = jax.vmap(tasks)(jax.random.split(key, 10))
-      return learner.meta_grad(params, episodes, key)[1]["loss"]
+      task_key, adapt_key = jax.random.split(key)
+      episodes = jax.vmap(tasks)(jax.random.split(task_key, 10))
+      return learner.meta_grad(params, episodes, adapt_key)[1]["loss"]
 
     return jax.lax.map(chunk, jax.random.split(rng, 10)).mean()
 

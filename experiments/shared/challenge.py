@@ -1,13 +1,15 @@
 """The Omniglot challenge: its sets of alphabets, and errors in its trials."""
 
+from collections.abc import Callable
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from scipy import stats
 
 from metajax.evaluation import solve
-from metajax.runs.flags import FLAGS
+from metajax.losses import accuracy
+from metajax.runs import rng_keys
 from metajax.tasks.omniglot import OmniglotImages
 from metajax.tasks.one_shot_runs import MINIMAL
 from metajax.training.logging import waiting
@@ -33,28 +35,31 @@ def characters(data: OmniglotImages, name: str) -> np.ndarray:
   return data.is_background
 
 
-@waiting("evaluating on test tasks")
-def errors(
-  learner: MetaLearner, params: Params, trials: Episode, transductive: bool
-) -> Array:
-  """Returns the error of each trial, 0 or 1, `[runs, ways]`."""
+def scorer(
+  learner: MetaLearner, trials: Episode, transductive: bool
+) -> Callable[[Params], Array]:
+  """Returns `params -> errors [runs, ways]` of the trials, each 0 or 1."""
+  runs = len(trials.query.targets)
+  keys = jax.random.split(rng_keys.evaluation_key("test"), runs)
 
   @jax.jit
   def wrong(params: Params, trials: Episode) -> Array:
-    def one(run: Episode) -> Array:
+    def one(run: Episode, key: Array) -> Array:
       logits = solve(
         learner,
         params,
         run.support,
         run.query.inputs,
-        jax.random.key(FLAGS.seed),
+        key,
         transductive=transductive,
       )
-      return (logits.argmax(-1) != run.query.targets).astype(jnp.float32)
+      return 1 - jax.vmap(accuracy)(logits, run.query.targets)
 
-    return jax.lax.map(one, trials)
+    return jax.lax.map(lambda both: one(*both), (trials, keys))
 
-  return wrong(params, trials)
+  return waiting("evaluating on test tasks")(
+    lambda params: wrong(params, trials)
+  )
 
 
 def binomial_interval(wrong: np.ndarray) -> list[float]:

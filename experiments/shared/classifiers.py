@@ -1,5 +1,6 @@
 """Trains classifiers of Omniglot's characters, several seeds at once."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.tree_util import Partial
 
 from metajax import distillation
 from metajax.models.conv import conv4
@@ -85,25 +87,18 @@ def load() -> Data:
 
 
 class Classifiers:
-  """Trains stacks of networks `[seeds, ...]` and computes their outputs."""
+  """Trains stacks of networks `[seeds, ...]`."""
 
   def __init__(self, data: Data):
     self.data, self.runs = data, Stages("distill_omniglot")
     self.num_classes = int(data.train["labels"].max()) + 1
 
   def model(self, filters: int) -> Model:
-    return Pixels(
-      conv4(
-        self.num_classes,
-        filters=filters,
-        normalization="group",
-        head_init=nn.initializers.glorot_uniform(),
-      )
-    )
+    return _network(self.num_classes, filters)
 
   def features(self, filters: int) -> Model:
     """Returns the model without its head. It takes the same parameters."""
-    return Pixels(conv4(None, filters=filters, normalization="group"))
+    return _network(None, filters)
 
   def train(
     self, name: str, init: Callable, loss: Callable, **teaching: Array
@@ -139,14 +134,31 @@ class Classifiers:
     )
     return trained.state.meta_params
 
-  def answers(self, model: Model, stack: Params, part: dict) -> Array:
-    """Returns logits or features of all seeds, `[examples, seeds, ...]`."""
 
-    def all_seeds(inputs: Array) -> Array:
-      answers = jax.vmap(model.apply, (0, None))(stack, inputs)
-      return answers.swapaxes(0, 1)
+# The same function for the same sizes, so that its programs are compiled once.
+@functools.cache
+def _network(num_outputs: int | None, filters: int) -> Pixels:
+  return Pixels(
+    conv4(
+      num_outputs,
+      filters=filters,
+      normalization="group",
+      head_init=nn.initializers.glorot_uniform(),
+    )
+  )
 
-    return distillation.predict_all(all_seeds, part["inputs"])
+
+@functools.cache
+def _of_seeds(model: Model) -> Callable[[Params, Array], Array]:
+  def answers(stack: Params, inputs: Array) -> Array:
+    return jax.vmap(model.apply, (0, None))(stack, inputs).swapaxes(0, 1)
+
+  return answers
+
+
+def answers(model: Model, stack: Params, inputs: Array) -> Array:
+  """Returns logits or features of all seeds, `[examples, seeds, ...]`."""
+  return distillation.predict_all(Partial(_of_seeds(model), stack), inputs)
 
 
 def hinted_init(model: Model, narrow: int, wide: int) -> Callable:

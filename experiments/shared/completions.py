@@ -35,12 +35,14 @@ def completions(
   """
   count, height, width, channels = images.shape
   places = pixel_places(height, width)
-  order = jax.random.permutation(rng, height * width)
+  order_key, adapt_key = jax.random.split(rng)
+  order = jax.random.permutation(order_key, height * width)
   shape = height, width, channels
 
   @jax.jit
   def complete(params: Params, support: Batch) -> tuple[jax.Array, jax.Array]:
-    found = learner.predict(learner.adapt(params, support, rng), places)
+    task_params = learner.adapt(params, support, adapt_key)
+    found = learner.predict(task_params, places)
     return found.mean, jnp.sqrt(found.variance)
 
   figure, grid = plots.pyplot().subplots(

@@ -65,9 +65,15 @@ class Method(NamedTuple):
 
 
 def play(
-  method: Method, values: list[tuple[float, ...]], streams: continual.Stream
+  method: Method,
+  values: list[tuple[float, ...]],
+  streams: continual.Stream,
+  rng: PRNGKey,
 ) -> np.ndarray:
-  """Learns streams. Returns accuracies `[values, streams, tasks, tasks]`."""
+  """Learns streams. Returns accuracies `[values, streams, tasks, tasks]`.
+
+  `rng` is the key of the networks and of what the method draws.
+  """
 
   def one(values: Array, stream: continual.Stream, key: PRNGKey) -> Array:
     init_key, learn_key = jax.random.split(key)
@@ -77,7 +83,7 @@ def play(
     )
 
   number = streams.train.targets.shape[0]
-  keys = jax.random.split(jax.random.key(FLAGS.seed), number)
+  keys = jax.random.split(rng, number)
   both = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, None))
   return np.asarray(jax.jit(both)(jnp.array(values), streams, keys))
 
@@ -89,9 +95,11 @@ def choose(
 
   The values are given by their index. The accuracies are in percent.
   """
-  retained = play(method, method.values, trial)[:, :, -1].mean((1, 2))
-  best = int(retained.argmax())
-  return best, 100 * play(method, [method.values[best]], final)[0]
+  # The values are not chosen by networks that begin as those of the test.
+  tried = play(method, method.values, trial, rng_keys.task_key())
+  best = int(tried[:, :, -1].mean((1, 2)).argmax())
+  chosen = [method.values[best]]
+  return best, 100 * play(method, chosen, final, rng_keys.init_key())[0]
 
 
 def once(

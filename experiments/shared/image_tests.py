@@ -3,14 +3,19 @@
 import functools
 from pathlib import Path
 
-import jax
-
 from experiments.shared.image_data import ImageData
 from metajax import recipes
 from metajax.evaluation import Estimate
 from metajax.learners import ANY_WAYS
 from metajax.losses import accuracy
-from metajax.runs import breadth, learner_options, plots, scoring, seeds
+from metajax.runs import (
+  breadth,
+  learner_options,
+  plots,
+  rng_keys,
+  scoring,
+  seeds,
+)
 from metajax.runs.flags import FLAGS
 from metajax.types import MetaLearner, Params, TaskFamily
 
@@ -106,7 +111,7 @@ def test(
     own(steps),
     seeds.first(params),
     data.splits.test,
-    jax.random.key(FLAGS.eval_seed),
+    rng_keys.evaluation_key("picture"),
     FLAGS.ways,
     channels=data.channels,
   )

@@ -31,10 +31,21 @@ flags.DEFINE_float(
   "ppo_gae", 0.3, "PPO: lambda of generalised advantage estimation.", 0.0, 1.0
 )
 flags.DEFINE_float(
+  "ppo_value_gae",
+  1.0,
+  "PPO: lambda of the returns that the values learn; 1 for discounted rewards.",
+  0.0,
+  1.0,
+)
+flags.DEFINE_float(
+  "ppo_value", 0.5, "PPO: weight of the values' error in the loss.", 0.0
+)
+flags.DEFINE_float(
   "ppo_entropy", 0.01, "PPO: weight of the policy's entropy in the loss.", 0.0
 )
 OWN = (
-  "ppo_lr ppo_epochs ppo_minibatches ppo_discount ppo_gae ppo_entropy"
+  "ppo_lr ppo_epochs ppo_minibatches ppo_discount ppo_gae ppo_value_gae "
+  "ppo_value ppo_entropy"
 ).split()
 
 
@@ -72,7 +83,9 @@ def configuration() -> PPO:
     minibatches=FLAGS.ppo_minibatches,
     discount=FLAGS.ppo_discount,
     gae=FLAGS.ppo_gae,
+    value_gae=FLAGS.ppo_value_gae,
     entropy=FLAGS.ppo_entropy,
+    value=FLAGS.ppo_value,
   )
 
 

@@ -12,6 +12,7 @@ import optax
 from sklearn.datasets import load_breast_cancer, load_digits
 
 from experiments.shared.optimizee_curves import Curves
+from metajax.losses import accuracy
 from metajax.models.mlp import MLP
 from metajax.runs.flags import FLAGS, define_data_dir
 from metajax.tasks.omniglot import load_omniglot
@@ -163,8 +164,8 @@ def trainer(
     keys = jax.random.split(key, points)
     (params, _), losses = jax.lax.scan(few, inner, keys)
     logits = problem.model.apply(params, problem.test.inputs)
-    right = logits.argmax(-1) == problem.test.targets
-    return Curves(jnp.append(first, losses), 100 * right.mean())
+    right = accuracy(logits, problem.test.targets)
+    return Curves(jnp.append(first, losses), 100 * right)
 
   # One after the other: batches of small networks are no faster on a CPU.
   compiled = jax.jit(

@@ -60,6 +60,8 @@ MODEL = MLP(num_outputs=1, hidden=(40, 40))
 LAYERS = [["Dense_0"], ["Dense_1"], ["Dense_2"]]
 CURVE = sinusoid(1000, 200)  # Training and test points of a regressor.
 BATCH = 40
+# Of the keys beside those that draw the curve, which are split from the same.
+BATCHES, NOISE, START = 0x5EED1, 0x5EED2, 0x5EED3
 
 
 def init(rng: PRNGKey) -> Params:
@@ -102,12 +104,13 @@ def train(
       while `count` is 0.
   """
   support = CURVE(rng).support
+  batches = jax.random.fold_in(rng, BATCHES)
   centre = mean if to_mean else optax.tree.zeros_like(mean)
   weight = penalty * ((count > 0) if to_mean else 1.0)
 
   def loss(params: Params, step: Array) -> Array:
     chosen = jax.random.choice(
-      jax.random.fold_in(rng, step), len(support.inputs), (BATCH,)
+      jax.random.fold_in(batches, step), len(support.inputs), (BATCH,)
     )
     batch = jax.tree.map(lambda x: x[chosen], support)
     distance = optax.tree.sub(params, centre)
@@ -133,9 +136,14 @@ def train_all(
       before, or "" for none.
   """
   shared = jax.random.fold_in(rng, FLAGS.regressors)
+
+  def start(key: PRNGKey) -> Params:
+    own = jax.random.fold_in(key, START)
+    return init(shared if FLAGS.shared_init else own)
+
   weight = {"": 0.0, "l2": FLAGS.l2, "to_mean": FLAGS.to_mean}[pull]
   trainer = cohort_trainer(
-    lambda key: init(shared if FLAGS.shared_init else key),
+    start,
     functools.partial(
       train,
       num_steps=FLAGS.regressor_steps,
@@ -154,7 +162,8 @@ def fisher(rng: PRNGKey, params: Params) -> Params:
   """Returns the Fisher information of a regressor, with unit noise."""
   inputs = CURVE(rng).query.inputs
   predictions = MODEL.apply(params, inputs)
-  targets = predictions + jax.random.normal(rng, predictions.shape)
+  noise = jax.random.fold_in(rng, NOISE)
+  targets = predictions + jax.random.normal(noise, predictions.shape)
 
   def log_likelihood(params: Params, x: Array, y: Array) -> Array:
     return -jnp.sum(jnp.square(y - MODEL.apply(params, x[None])[0])) / 2

@@ -4,12 +4,10 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
-
 from metajax.evaluation import Estimate
 from metajax.learners import ENCODED
 from metajax.losses import mean_squared_error
-from metajax.runs import learner_options, plots, scoring, seeds
+from metajax.runs import learner_options, plots, rng_keys, scoring, seeds
 from metajax.runs.flags import FLAGS, define_integers
 from metajax.tasks import sinusoid
 from metajax.types import MetaLearner, Params
@@ -100,7 +98,7 @@ def draw(
     },
     seeds.first(params),
     sinusoid(FLAGS.eval_shots[0], QUERY_SHOTS),
-    jax.random.key(FLAGS.eval_seed),
+    rng_keys.evaluation_key("picture"),
   )
 
 

@@ -3,7 +3,7 @@
 import jax
 from absl import flags
 
-from metajax.runs.flags import FLAGS
+from metajax.runs.flags import FLAGS, refuse
 from metajax.runs.memory import fits
 from metajax.tasks.image_folder import bytes_in_memory
 from metajax.training.logging import tell
@@ -51,12 +51,16 @@ def wanted(name: str, directory: str | None, size: int | None) -> bool:
 
 
 def check(name: str) -> None:
-  """Raises a `ValueError` if the training images cannot stay on the disk."""
+  """Raises a `ValueError` for flags of images that cannot stay on the disk."""
   if FLAGS.stream and name not in STORED:
     raise ValueError(
       f"--stream: for --data={' and '.join(STORED)}, not {name}, which is "
       "held in memory: leave it out."
     )
+  if name not in STORED:
+    refuse("stream_workers", given=f"with --data={name}")
+  if FLAGS.stream is False:
+    refuse("stream_workers", given="with --nostream")
 
 
 def workers() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from experiments.shared.classifiers import Classifiers
+from experiments.shared.classifiers import Classifiers, answers
 from metajax.evaluation import Estimate, estimate
 from metajax.learners import embedding, logistic, ridge
 from metajax.losses import accuracy, cross_entropy
@@ -32,7 +32,7 @@ def of_images(
   """Scores networks on test drawings of known characters.
 
   Args:
-    students: has the data, and computes the networks' outputs.
+    students: has the data and the networks.
     stacks: the networks.
     teacher: the name of the network that "agreement" compares with.
 
@@ -43,14 +43,15 @@ def of_images(
   test = students.data.test
 
   def classes(filters: int, stack: Params) -> Array:
-    return students.answers(students.model(filters), stack, test).argmax(-1)
+    model = students.model(filters)
+    return answers(model, stack, test["inputs"]).argmax(-1)
 
-  goal, values = classes(*stacks[teacher]), {}
-  for name, (filters, stack) in stacks.items():
-    found = classes(filters, stack)
-    right = found == test["labels"][:, None]
+  values = {}
+  found = {name: classes(*pair) for name, pair in stacks.items()}
+  for name, chosen in found.items():
+    right = chosen == test["labels"][:, None]
     values[f"accuracy/{name}"] = np.mean(right, axis=1)
-    values[f"agreement/{name}"] = np.mean(found == goal, axis=1)
+    values[f"agreement/{name}"] = np.mean(chosen == found[teacher], axis=1)
   return values
 
 

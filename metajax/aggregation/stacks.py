@@ -56,7 +56,8 @@ def num_models(stack: Params) -> int:
     if jnp.shape(other)[:1] != (size,):
       raise ValueError(
         f"stack: {_name(path)} has shape {shape} but {_name(other_path)} "
-        f"{jnp.shape(other)}: the first axes, the models, must be equal."
+        f"{jnp.shape(other)}: the first axes, the models, must be equal. "
+        "stack_models(models) makes a stack."
       )
   return size
 

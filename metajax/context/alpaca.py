@@ -70,7 +70,7 @@ def alpaca(
     fixes s.
   """
   check_counts(num_outputs=num_outputs, width=width)
-  check_number("noise", noise, above=0)
+  check_number("noise", noise, above=0, below=jnp.inf)
   features = stateless(_layers(width) if model is None else model, "alpaca")
 
   def init(rng: PRNGKey, inputs: Any) -> Params:

@@ -1,9 +1,10 @@
 """Losses that train a student, alone or with a teacher.
 
 Each function returns a loss for `training.supervised_trainer`. The loss takes a
-batch, which is a dictionary with "inputs" and "labels". It may also have
-"teacher", the precomputed logits of the teacher. The student runs in training
-mode: dropout uses the key of the step, and running statistics are updated.
+batch, which is a dictionary with "inputs" and "labels", or a `Batch`. The
+dictionary may also have "teacher", the precomputed logits of the teacher. The
+student runs in training mode: dropout uses the key of the step, and running
+statistics are updated.
 """
 
 import functools
@@ -26,9 +27,9 @@ from metajax.distillation.losses import (
 from metajax.forward import forward
 from metajax.losses import accuracy
 from metajax.numerics import check_counts
-from metajax.types import Array, Metrics, Model, Params, PRNGKey
+from metajax.types import Array, Batch, Metrics, Model, Params, PRNGKey
 
-Examples = Mapping[str, Array]
+Examples = Mapping[str, Array] | Batch
 # (params, batch, rng) -> (loss, metrics, params with new state)
 Loss = Callable[[Params, Examples, PRNGKey], tuple[Array, Metrics, Params]]
 Teacher = Callable[[Array], Array]  # inputs -> logits
@@ -46,7 +47,7 @@ def alone(model: Model, *, smoothing: ArrayLike = 0.0) -> Loss:
   def loss_fn(
     params: Params, batch: Examples, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
-    _check_batch(batch, "inputs", "labels")
+    batch = _examples(batch, "inputs", "labels")
     logits, new = model.train(params, batch["inputs"], rng)
     loss = label_smoothing(logits, batch["labels"], smoothing)
     return loss, {"accuracy": accuracy(logits, batch["labels"])}, new
@@ -83,10 +84,13 @@ def taught(
   model = forward(model)
 
   def loss_fn(
-    teacher: Teacher | None, params: Params, batch: Examples, rng: PRNGKey
+    teacher: Teacher | None,
+    params: Params,
+    batch: Examples,
+    rng: PRNGKey,
   ) -> tuple[Array, Metrics, Params]:
     names = ["inputs", "labels"] if teacher else ["inputs", "labels", "teacher"]
-    _check_batch(batch, *names)
+    batch = _examples(batch, *names)
     logits, new = model.train(params, batch["inputs"], rng)
     goal = teacher(batch["inputs"]) if teacher else batch["teacher"]
     loss = knowledge_distillation(
@@ -140,7 +144,7 @@ def hinted(
   def loss_fn(
     params: Params, batch: Examples, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
-    _check_batch(batch, "inputs", "labels", "teacher", "hint")
+    batch = _examples(batch, "inputs", "labels", "teacher", "hint")
     loss, metrics, new = told(params["student"], batch, rng)
     seen = features(params["student"], batch["inputs"])
     distance = hint(seen, batch["hint"], lambda x: x @ params["regressor"])
@@ -169,6 +173,7 @@ def side_by_side(loss_fn: Loss, *, own: Sequence[str] = ()) -> Loss:
   def stacked(
     loss_fn: Loss, stack: Params, batch: Examples, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
+    batch = _examples(batch)
     for name in own:
       if name not in batch:
         raise ValueError(
@@ -197,7 +202,7 @@ def taught_by_peers(model: Model, *, temperature: ArrayLike = 1.0) -> Loss:
   def loss_fn(
     stack: Params, batch: Examples, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
-    _check_batch(batch, "inputs", "labels")
+    batch = _examples(batch, "inputs", "labels")
     logits, new = jax.vmap(model.train, (0, None, 0))(
       stack, batch["inputs"], _keys(rng, stack)
     )
@@ -267,8 +272,17 @@ def _carried(function: Callable[..., Any]) -> Partial:
   return function if isinstance(function, Partial) else Partial(function)
 
 
-def _check_batch(batch: Examples, *names: str) -> None:
-  """Raises a `ValueError` if a batch is no dictionary with these names."""
+def _examples(batch: Examples, *names: str) -> Mapping[str, Array]:
+  """Returns the examples as a dictionary with these names.
+
+  Raises:
+    ValueError: if they are no dictionary with these names and no `Batch`, or if
+      a `Batch` has a mask.
+  """
+  if isinstance(batch, Batch):
+    if batch.mask is not None:
+      raise ValueError("batch: has a mask, which these losses do not take.")
+    batch = {"inputs": batch.inputs, "labels": batch.targets}
   if not isinstance(batch, Mapping):
     raise ValueError(
       f"batch: {type(batch).__name__} given, must be a dictionary of "
@@ -279,6 +293,7 @@ def _check_batch(batch: Examples, *names: str) -> None:
       raise ValueError(
         f"batch: has no {name!r}, must be a dictionary of {list(names)}."
       )
+  return batch
 
 
 def _keys(rng: PRNGKey, stack: Params) -> PRNGKey:

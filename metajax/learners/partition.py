@@ -31,11 +31,18 @@ def split(params: Params, mask: Mask | None) -> tuple[Params, Params]:
     arrays of the other.
 
   Raises:
-    ValueError: if nothing adapts.
+    ValueError: if nothing adapts, or if a leaf of the mask is no boolean.
   """
   if mask is None:
     return params, jax.tree.map(lambda _: None, params)
   mask = mask(params) if callable(mask) else mask
+  for leaf in jax.tree.leaves(mask):
+    if isinstance(leaf, str) or jnp.shape(leaf) != ():
+      given = repr(leaf) if isinstance(leaf, str) else "an array"
+      raise ValueError(
+        f"mask: {given} given, must be True or False for each array of the "
+        "parameters: a tree like them, or a function of them."
+      )
   if not any(jax.tree.leaves(mask)):
     raise ValueError("mask: is False everywhere, so that nothing adapts.")
 

@@ -12,6 +12,7 @@ from jax import lax
 
 from metajax.models.blocks import is_spread
 from metajax.models.dropout import DropBlock
+from metajax.models.inputs import check_images
 from metajax.models.normalization import (
   BY_BATCH,
   GROUPS,
@@ -46,6 +47,7 @@ class Conv4(nn.Module):
   def __call__(
     self, inputs: Array, mask: Array | None = None, train: bool = False
   ) -> Array:
+    check_images(inputs)
     channels = inputs.shape[-1] - self.num_context
     x, context = inputs[..., :channels], inputs[:, :1, :1, channels:]
     outputs = []

@@ -6,6 +6,7 @@ import flax.linen as nn
 
 from metajax.models.conv import ConvLowering, check_layers, convolution
 from metajax.models.dropout import DropBlock
+from metajax.models.inputs import check_images
 from metajax.models.normalization import BY_BATCH, normalize
 from metajax.models.pooling import max_pool
 from metajax.numerics import check_counts, check_number
@@ -61,6 +62,7 @@ class ResNet(nn.Module):
   def __call__(
     self, inputs: Array, mask: Array | None = None, train: bool = False
   ) -> Array:
+    check_images(inputs)
     x = inputs
     for i, filters in enumerate(self.filters):
       block = Residual(

@@ -147,7 +147,7 @@ def read_torch(
       f"{path}: has {_entries(found)}, must be arrays by name; say which of "
       "these by `entry`."
     )
-  arrays = {k.removeprefix("module."): np.asarray(x) for k, x in found.items()}
+  arrays = {k.removeprefix("module."): _array(x) for k, x in found.items()}
   # "10" before "2".
   names = sorted(arrays, key=_natural) if sorts_by_name else arrays
   return {name: arrays[name] for name in names}
@@ -163,6 +163,14 @@ def _load_pickled(path: str | os.PathLike) -> Any:
   import torch
 
   return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _array(x: Any) -> np.ndarray:
+  """Converts a tensor. Numpy has no bfloat16, and takes none with gradients."""
+  if hasattr(x, "detach"):
+    x = x.detach()
+    x = x.float() if str(x.dtype) == "torch.bfloat16" else x
+  return np.asarray(x)
 
 
 def _entries(found: Any) -> str:
@@ -195,7 +203,7 @@ def _layers(state_dict: Mapping[str, Any]) -> dict[str, list[Layer]]:
     name, _, last = key.rpartition(".")
     if last != "num_batches_tracked":
       layer = layers.setdefault(name, Layer(name, {}))
-      array = np.asarray(value)
+      array = _array(value)
       # Networks are often stored in half precision.
       layer.arrays[last] = array.astype(np.result_type(array, np.float32))
   kinds: dict[str, list[Layer]] = {kind: [] for kind in KINDS.values()}

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import check_counts, check_number
+from metajax.numerics import check_counts, check_kind, check_number
 from metajax.off_policy.agent import Agent
 from metajax.off_policy.soft_actor_critic import actor_loss, critic_loss
 from metajax.off_policy.transitions import Transition
@@ -56,6 +56,7 @@ def check_pearl(pearl: PEARL, horizon: int) -> None:
   Raises:
     ValueError: for a number that is out of its range.
   """
+  check_kind("pearl", pearl, PEARL)
   names = "num_tasks collected episodes updates meta_batch batch capacity"
   check_counts(**{name: getattr(pearl, name) for name in names.split()})
   if pearl.context is not None:

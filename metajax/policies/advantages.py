@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import check_number, dot, wide
+from metajax.numerics import check_kind, check_number, dot, wide
 from metajax.policies.rollouts import Rollouts
 from metajax.types import Array
 
@@ -83,6 +83,7 @@ def check_estimator(estimator: Estimator) -> None:
   Raises:
     ValueError: if one is out of its range.
   """
+  check_kind("estimator", estimator, Estimator)
   for name in ("discount", "gae"):
     check_number(name, getattr(estimator, name), at_least=0, at_most=1)
 
@@ -107,8 +108,11 @@ def advantages(rollouts: Rollouts, estimator: Estimator) -> Array:
   )(rewards, values)
   if estimator.scaled:
     mean = masked_mean(found, mask)
-    deviation = jnp.sqrt(masked_mean(jnp.square(found - mean), mask))
-    found = (found - mean) / (deviation + 1e-8)
+    variance = masked_mean(jnp.square(found - mean), mask)
+    varied = variance > 0
+    # The derivative of the root is infinite at 0.
+    deviation = jnp.sqrt(jnp.where(varied, variance, 1.0))
+    found = (found - mean) / (jnp.where(varied, deviation, 0.0) + 1e-8)
   return jnp.where(mask, found, 0.0)
 
 
@@ -154,9 +158,9 @@ def linear_values(
   features = features.reshape(episodes * steps, -1)
   rows = jnp.where(mask.reshape(-1, 1), features, 0.0)
   count = jnp.maximum(mask.sum(), 1)
-  size = jnp.sqrt(jnp.square(rows).sum(0) / count)
+  squares = jnp.square(rows).sum(0) / count
   # A feature that is always 0 keeps the weight 0.
-  size = jnp.where(size > 0, size, 1.0)
+  size = jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
   rows, returns = rows / size, jnp.where(mask, returns, 0.0)
   products = dot(rows.T, rows) / count
   target = dot(rows.T, returns.reshape(-1)) / count

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.numerics import check_counts
+from metajax.numerics import check_counts, check_kind
 from metajax.policies.belief import BeliefNetwork
 from metajax.policies.elbo import Likelihood, check_likelihood, mean_elbo
 from metajax.tasks.trials import Step
@@ -40,6 +40,7 @@ def check_varibad(varibad: VariBAD, actors: int, share: int) -> None:
     ValueError: for a number that is out of its range, or actors that cannot
       take turns.
   """
+  check_kind("varibad", varibad, VariBAD)
   check_counts(updates=varibad.updates, batch=varibad.batch, kept=varibad.kept)
   turns, rest = divmod(actors, varibad.batch)
   if rest or share % turns:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.numerics import check_number
+from metajax.numerics import check_kind, check_number
 from metajax.policies.belief import BeliefNetwork
 from metajax.policies.distributions import DiagonalGaussian
 from metajax.policies.recurrent_policy import hidden_along
@@ -35,6 +35,7 @@ def check_likelihood(likelihood: Likelihood) -> None:
   Raises:
     ValueError: if one is not positive.
   """
+  check_kind("likelihood", likelihood, Likelihood)
   check_number("reward", likelihood.reward, above=0)
   if likelihood.observation is not None:
     check_number("observation", likelihood.observation, above=0)

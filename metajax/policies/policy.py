@@ -92,8 +92,10 @@ def gaussian_policy(
     )
   if scale not in get_args(Scale):
     raise ValueError(f"scale={scale!r}: must be one of {get_args(Scale)}.")
-  check_number("smallest_scale", smallest_scale, above=0)
-  check_number("initial_scale", initial_scale, at_least=smallest_scale)
+  check_number("smallest_scale", smallest_scale, above=0, below=np.inf)
+  check_number(
+    "initial_scale", initial_scale, at_least=smallest_scale, below=np.inf
+  )
   first, least = float(np.log(initial_scale)), float(np.log(smallest_scale))
   free = scale == "free"
   model = stateless(model, "a policy")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from metajax.models.recurrent import Recurrent
-from metajax.numerics import check_counts, check_number
+from metajax.numerics import check_counts, check_kind, check_number
 from metajax.policies.distributions import Distribution
 from metajax.policies.recurrent_policy import policy_and_values
 from metajax.policies.surrogates import clipped
@@ -24,9 +24,13 @@ class PPO(NamedTuple):
     minibatches: number of updates in an epoch. The trials are split over them.
     discount: discount of one step.
     gae: lambda of generalised advantage estimation, from 0 to 1.
+    value_gae: lambda of the returns that the values learn, from 0 to 1. With 1
+      they are the discounted rewards of the rest of the trial, as in the RL^2
+      paper; with less they lean on the values themselves, which then learn
+      slowly of what comes after many steps.
     clip: c of `ppo_loss`. The probability ratio is clipped to [1 - c, 1 + c].
     entropy: weight of the policy's entropy.
-    value: weight of the value's squared error.
+    value: weight of the value's squared error, in the unit of `value_scale`.
   """
 
   actors: int = 64
@@ -34,6 +38,7 @@ class PPO(NamedTuple):
   minibatches: int = 4
   discount: float = 0.99
   gae: float = 0.3
+  value_gae: float = 1.0
   clip: float = 0.2
   entropy: float = 0.01
   value: float = 0.5
@@ -46,7 +51,8 @@ class Rollout(NamedTuple):
     steps: `[trials, T + 1, ...]`.
     log_probs: `[trials, T]`, log-probabilities of the taken actions.
     advantages: `[trials, T]`.
-    returns: `[trials, T]`, the targets of the values.
+    returns: `[trials, T]`, which the values learn. `ppo_loss` takes them in the
+      unit of the network's outputs.
   """
 
   steps: Step
@@ -70,8 +76,9 @@ def ppo_loss(
               + value (V - R)^2 / 2 - entropy H )
 
   where rho is the ratio of the new to the old probability of an action, V are
-  the values and R the returns, and H is the entropy of the policy. The
-  advantages A of the rollout are scaled to mean 0 and standard deviation 1.
+  the network's values and R the returns, both in the unit of `value_scale`, and
+  H is the entropy of the policy. The advantages A of the rollout are scaled to
+  mean 0 and standard deviation 1.
   """
   outputs = policy_and_values(network, params, rollout.steps, actions)
   return loss_of_outputs(*outputs, rollout, ppo)
@@ -99,11 +106,13 @@ def check_ppo(ppo: PPO, mesh: Mesh) -> int:
     ValueError: for a number that is out of its range, or that the devices
       cannot share.
   """
+  check_kind("ppo", ppo, PPO)
   check_counts(epochs=ppo.epochs, minibatches=ppo.minibatches)
   check_counts(actors=ppo.actors, at_least=0)
   for name, highest in {
     "discount": 1,
     "gae": 1,
+    "value_gae": 1,
     "entropy": None,
     "value": None,
   }.items():

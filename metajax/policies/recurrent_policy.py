@@ -120,8 +120,7 @@ def policy_and_values(
 
   Returns:
     The distributions of the actions of all steps but the last, `[trials, T]`,
-    and values `[trials, T + 1]`. The last value of a trial is 0, because the
-    task is over.
+    and values `[trials, T + 1]`, in the unit of `value_scale`.
   """
   hidden = hidden_along(network, params, steps, actions)
   return of_hidden(network, params, hidden, actions)
@@ -133,4 +132,4 @@ def of_hidden(
   """Computes what `policy_and_values` does, from `hidden_along`."""
   policy, values = checked_policy(network.head(params, hidden), actions)
   policy = jax.tree.map(lambda x: x[:, :-1], policy)
-  return policy, values.at[:, -1].set(0.0)
+  return policy, values

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from metajax import optimizers
 from metajax.models.recurrent import Recurrent
 from metajax.numerics import check_key
 from metajax.players.recurrent import check_head, first_params
@@ -20,18 +21,36 @@ from metajax.policies.recurrent_policy import (
   policy_and_values,
   policy_player,
 )
+from metajax.policies.value_scale import (
+  ValueScale,
+  first_scale,
+  seen,
+  to_outputs,
+  to_values,
+)
 from metajax.tasks.trials import Trials, play
 from metajax.training.mesh import TASKS, task_mesh
 from metajax.training.processes import place
 from metajax.training.state import (
   Trainer,
   TrainState,
-  first_state,
   mean_over_steps,
   next_state,
   trainer_on,
 )
 from metajax.types import Array, Metrics, Params, PRNGKey
+
+
+class PPOState(NamedTuple):
+  """The state of the trainer, without the parameters.
+
+  Attributes:
+    policy: the state of the optimizer.
+    values: the unit of the network's values.
+  """
+
+  policy: optax.OptState
+  values: ValueScale
 
 
 def ppo_trainer(
@@ -60,7 +79,9 @@ def ppo_trainer(
 
   Returns:
     A `Trainer`. Its metrics are "loss", "value_error" and "entropy", means over
-    the updates of a step, and "reward", the mean total reward of a trial.
+    the updates of a step, and "reward", the mean total reward of a trial. The
+    error of values is in the unit of `policies.value_scale`: 0.5 is that of
+    values which are the same everywhere.
 
   Raises:
     ValueError: if the number of actors is not a multiple of devices times
@@ -85,14 +106,23 @@ def ppo_trainer(
   def device_step(
     state: TrainState, rng: PRNGKey
   ) -> tuple[TrainState, Metrics]:
+    params, kept = state.meta_params, state.opt_state
     rng = jax.random.fold_in(rng, state.step)
     act_key, learn_key = jax.random.split(rng)
     device = jax.lax.axis_index(TASKS)
     actors = device * share + jnp.arange(share)
-    rollout = gather(network, state.meta_params, tasks, ppo, act_key, actors)
-    learn_key = jax.random.fold_in(learn_key, device)
-    new, metrics = learn(optimizer, loss, state, rollout, ppo, learn_key)
+    rollout = gather(network, params, kept.values, tasks, ppo, act_key, actors)
+    rollout, values = in_unit(rollout, kept.values, state.step)
+    new, metrics = learn(
+      optimizer,
+      loss,
+      TrainState(state.step, params, kept.policy),
+      rollout,
+      ppo,
+      jax.random.fold_in(learn_key, device),
+    )
     metrics["reward"] = mean_reward(rollout)
+    new = new._replace(opt_state=PPOState(new.opt_state, values))
     return in_one_step(new, state, ppo.epochs * ppo.minibatches), metrics
 
   step = jax.shard_map(
@@ -103,7 +133,8 @@ def ppo_trainer(
   @functools.partial(jax.jit, out_shardings=replicated)
   def init(rng: PRNGKey) -> TrainState:
     params = first_params(network, tasks, rng)
-    return first_state(optimizer, params)
+    kept = PPOState(optimizers.init(optimizer, params), first_scale())
+    return TrainState(jnp.int32(0), params, kept)
 
   rng = place(rng, replicated)
   return trainer_on(mesh, init, mean_over_steps(step, rng))
@@ -112,6 +143,7 @@ def ppo_trainer(
 def gather(
   network: Recurrent,
   params: Params,
+  scale: ValueScale,
   tasks: Trials,
   ppo: PPO,
   rng: PRNGKey,
@@ -120,18 +152,32 @@ def gather(
   """Lets actors, given by their numbers `[n]`, play one trial each.
 
   What an actor plays depends on its number, and so does not depend on the
-  number of devices.
+  number of devices. Values, advantages and returns are in the unit of rewards.
   """
   player = policy_player(network, params, tasks.actions)
   steps = jax.vmap(
     lambda actor: play(player, tasks, jax.random.fold_in(rng, actor)).steps
   )(actors)
-  policy, values = policy_and_values(network, params, steps, tasks.actions)
-  advantages = jax.vmap(
-    lambda r, v: generalized_advantages(r, v, ppo.discount, ppo.gae)
-  )(steps.reward[:, 1:], values)
+  policy, outputs = policy_and_values(network, params, steps, tasks.actions)
+  values = to_values(scale, outputs).at[:, -1].set(0.0)  # The task is over.
+
+  def estimate(gae: float) -> Array:
+    return jax.vmap(
+      lambda r, v: generalized_advantages(r, v, ppo.discount, gae)
+    )(steps.reward[:, 1:], values)
+
   log_probs = policy.log_prob(steps.action[:, 1:])
-  return Rollout(steps, log_probs, advantages, advantages + values[:, :-1])
+  returns = estimate(ppo.value_gae) + values[:, :-1]
+  return Rollout(steps, log_probs, estimate(ppo.gae), returns)
+
+
+def in_unit(
+  rollout: Rollout, scale: ValueScale, step: Array
+) -> tuple[Rollout, ValueScale]:
+  """Moves the scale to a step's returns, and gives these in its unit."""
+  scale = seen(scale, rollout.returns, step)
+  returns = to_outputs(scale, rollout.returns)
+  return rollout._replace(returns=returns), scale
 
 
 def learn(

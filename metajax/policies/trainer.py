@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from metajax.numerics import check_counts, check_key, check_number
+from metajax.numerics import check_counts, check_key, check_kind, check_number
 from metajax.policies.protocol import PolicyLearner
 from metajax.policies.trust_region import (
   TrustRegion,
@@ -134,6 +134,7 @@ def policy_trainer(
         f"penalty={penalty}: TRPO bounds the divergence itself; give None."
       )
   if penalty is not None:
+    check_kind("penalty", penalty, KLPenalty)
     check_number("smallest", penalty.smallest, above=0)
     check_number("weight", penalty.weight, at_least=penalty.smallest)
     check_number("target", penalty.target, above=0)

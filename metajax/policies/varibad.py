@@ -27,9 +27,11 @@ from metajax.policies.recurrent_policy import (
 from metajax.policies.recurrent_ppo import (
   gather,
   in_one_step,
+  in_unit,
   learn,
   mean_reward,
 )
+from metajax.policies.value_scale import ValueScale, first_scale
 from metajax.tasks.playable import as_actions
 from metajax.tasks.trials import Step, Trials, check_trials, first_step
 from metajax.training.mesh import TASKS, task_mesh, with_split_state
@@ -51,12 +53,14 @@ class VariBADState(NamedTuple):
 
   Attributes:
     policy: the state of the policy's optimizer.
+    values: the unit of the policy's values.
     belief: the state of the optimizer of encoder and decoder.
     trials: the last trials of each actor, `[actors, kept, T + 1, ...]`. The
       trial of step s is in place `s % kept`.
   """
 
   policy: optax.OptState
+  values: ValueScale
   belief: optax.OptState
   trials: Step
 
@@ -135,7 +139,10 @@ def varibad_trainer(
     policy_key, belief_key = jax.random.split(learn_key)
     device = jax.lax.axis_index(TASKS)
     actors = device * share + jnp.arange(share)
-    rollout = gather(network.recurrent, params, tasks, ppo, act_key, actors)
+    rollout = gather(
+      network.recurrent, params, kept.values, tasks, ppo, act_key, actors
+    )
+    rollout, values = in_unit(rollout, kept.values, state.step)
 
     # The encoder is constant here, so the trials are read once.
     hidden = hidden_along(network.recurrent, params, rollout.steps, actions)
@@ -183,7 +190,7 @@ def varibad_trainer(
     new = TrainState(
       belief.step,
       belief.meta_params | {"policy": policy.meta_params, "seen": seen},
-      VariBADState(policy.opt_state, belief.opt_state, kept.trials),
+      VariBADState(policy.opt_state, values, belief.opt_state, kept.trials),
     )
     new = in_one_step(new, state, policy_updates + varibad.updates)
     return new._replace(
@@ -193,7 +200,9 @@ def varibad_trainer(
   everywhere: Any = P()
   split: Any = P(TASKS)
   places = TrainState(
-    everywhere, everywhere, VariBADState(everywhere, everywhere, split)
+    everywhere,
+    everywhere,
+    VariBADState(everywhere, everywhere, everywhere, split),
   )
   step, where = with_split_state(device_step, mesh, places)
 
@@ -206,6 +215,7 @@ def varibad_trainer(
     trials = jax.tree.map(lambda x: jnp.zeros((*shape, *x.shape), x.dtype), one)
     state = VariBADState(
       optimizers.init(optimizer, params["policy"]),
+      first_scale(),
       optimizers.init(belief_optimizer, _of_belief(params)),
       trials,
     )

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from metajax import optimizers
 from metajax.models.recurrent import Recurrent
-from metajax.numerics import check_counts, check_key, check_number
+from metajax.numerics import check_counts, check_key, check_kind, check_number
 from metajax.players.recurrent import check_head, first_params
 from metajax.replay.buffers import (
   Replay,
@@ -130,6 +130,8 @@ def replay_trainer(
   """
   check_key(rng)
   check_trials(tasks)
+  check_kind("objective", objective, Objective)
+  check_kind("replay", replay, Replay)
   for name in ("num_actions", "num_steps"):
     given, actual = getattr(objective, name), getattr(tasks, name)
     if given != actual:

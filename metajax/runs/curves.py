@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,11 +161,22 @@ def _curve(runs: Sequence[Run], metric: str, wall: bool) -> Curve:
     return Curve(runs[0].name, steps, times, table[0], None)
   t = scipy.special.stdtrit(len(runs) - 1, 0.975)
   ci95 = t * table.std(0, ddof=1) / np.sqrt(len(runs))
-  name = os.path.commonprefix([run.name for run in runs])
-  # "inner_lr=0.1,seed=0" and "inner_lr=0.1,seed=1" become "inner_lr=0.1".
-  name = name.removesuffix("=").removesuffix("seed").rstrip(",-_ /")
-  name = f"{name or runs[0].name} ({len(runs)} seeds)"
+  name, seeds = _common([run.name for run in runs]), f"{len(runs)} seeds"
+  name = f"{name} ({seeds})" if name else seeds
   return Curve(name, steps, times, table.mean(0), ci95)
+
+
+def _common(names: Sequence[str]) -> str:
+  """Returns the beginning that names have in common, without the seed.
+
+  "inner_lr=0.1,seed=0" and "inner_lr=0.1,seed=1" have "inner_lr=0.1" in common.
+  "run_1" and "run_10" have "run", since words and numbers are not cut.
+  """
+  seed = r"(^|,)seed=\d+(?=,|$)"
+  own = [re.sub(seed, "", name).removeprefix(",") for name in names]
+  parts = [re.findall(r"[\d.]+|[^\W\d_]+|.", name) for name in own]
+  begin = "".join(os.path.commonprefix(parts))
+  return re.sub(r"[,\-_ /]*((?<![a-zA-Z0-9])seed)?[=,\-_ /]*$", "", begin)
 
 
 def _seconds(run: Run, steps: np.ndarray, wall: bool) -> np.ndarray:
@@ -185,5 +197,7 @@ def _seconds(run: Run, steps: np.ndarray, wall: bool) -> np.ndarray:
     return np.full(steps.shape, np.nan)
   places = np.array([0] + [r["step"] for r in rated])
   rates = np.array([r["tasks_per_second"] for r in rated])
-  passed = np.cumsum(np.diff(places) * run.config["meta_batch"] / rates)
+  # The rate counts the tasks of all seeds that train together.
+  tasks = run.config["meta_batch"] * run.config.get("num_seeds", 1)
+  passed = np.cumsum(np.diff(places) * tasks / rates)
   return np.interp(steps, places, [0, *passed])

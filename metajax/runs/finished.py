@@ -15,6 +15,8 @@ from metajax.training import TrainState, checkpoint
 from metajax.types import Array, Model, Params
 
 EXPERIMENT = "few_shot"
+# Learners that differ in their meta-gradient alone.
+SAME_ADAPTATION = {"fomaml": "maml"}
 
 
 class Run(NamedTuple):
@@ -82,7 +84,9 @@ def _find_run(flag: str, folder: Path) -> Run:
       setattr(FLAGS, name, own[name])
   wanted = {name: FLAGS[name].value for name in same}
   wanted |= {"model": "conv4", "normalization": "batch"}
+  wanted["learner"] = SAME_ADAPTATION.get(FLAGS.learner, FLAGS.learner)
   usual = {
+    "learner": "maml",
     "outer_optimizer": "adam",
     "inner_optimizer": "sgd",
     "num_seeds": 1,
@@ -97,6 +101,7 @@ def _find_run(flag: str, folder: Path) -> Run:
     "image_size": 0,
   }
   own, wanted = usual | own, wanted | usual
+  own["learner"] = SAME_ADAPTATION.get(own["learner"], own["learner"])
   if own["image_size"] == 28:  # That of Omniglot by default.
     own["image_size"] = 0
   for name, value in wanted.items():

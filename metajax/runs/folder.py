@@ -98,12 +98,30 @@ def start(
 
   def may_change(name: str, old: Any, new: Any) -> bool:
     if name in evaluation or (goes_on and name in EVALUATION):
-      return (workdir / "results.json").exists()
+      return _has_ended(workdir)
     return goes_on and name == "steps" and new > old and _goes_on(workdir, old)
 
   main_alone(lambda: open_workdir(workdir, config, defaults, may_change))
   tell(f"{experiment}: run in {workdir}")
   return workdir
+
+
+def _has_ended(workdir: Path) -> bool:
+  """Returns whether the training has ended.
+
+  If a later evaluation did not end, the results are in `earlier/` alone. The
+  evaluation may have other flags all the same.
+  """
+  if (workdir / "results.json").exists():
+    return True
+  earlier = list((workdir / "earlier").glob("results_*.json"))
+  if not earlier:
+    return False
+  try:
+    last = max(earlier, key=lambda path: int(path.stem.rpartition("_")[2]))
+    return json.loads(last.read_text())["steps"] == FLAGS.steps
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
 
 
 def command() -> str:

@@ -2,11 +2,12 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 
+from metajax.learners import OPTIONS
 from metajax.runs.flags import FLAGS
 from metajax.runs.folder import NOT_CONFIG
 
@@ -47,8 +48,8 @@ def points(text: str, known: Sequence[str]) -> list[Point]:
     known: the script's own flags.
 
   Raises:
-    ValueError: if the text has another form, if a flag cannot be swept, or if a
-      flag does not accept a value.
+    ValueError: if the text has another form, if a flag cannot be swept, if a
+      flag does not accept a value, or if it is of another point's learner.
   """
   axes: dict[str, list[tuple[str, Any]]] = {}
   for word in text.split():
@@ -72,7 +73,7 @@ def points(text: str, known: Sequence[str]) -> list[Point]:
     number *= len(values)
   if number > MOST:
     raise ValueError(f"--sweep: has {number} points, may have {MOST} at most.")
-  return [
+  found = [
     Point(
       {name: value for name, (_, value) in zip(axes, chosen, strict=True)},
       tuple(
@@ -81,6 +82,26 @@ def points(text: str, known: Sequence[str]) -> list[Point]:
     )
     for chosen in itertools.product(*axes.values())
   ]
+  for point in found:
+    _check_options(point.values)
+  return found
+
+
+def _check_options(values: Mapping[str, Any]) -> None:
+  """Refuses options of other learners, before another point trains."""
+  if "learner" not in values and ("learner" not in FLAGS or "preset" in values):
+    return
+  learner = values.get("learner") or FLAGS.learner
+  for other, options in OPTIONS.items() if learner in OPTIONS else ():
+    for option in options:
+      name, own = option.name, "metajax.runs.learner_options"
+      if other == learner or FLAGS.find_module_defining_flag(name) != own:
+        continue
+      if name in values or FLAGS[name].present:
+        raise ValueError(
+          f"--sweep: --{name} is for --learner={other}, but points are of "
+          f"{learner}: leave it out, or sweep each learner by itself."
+        )
 
 
 def _check_name(name: str, known: Sequence[str]) -> None:

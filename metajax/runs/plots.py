@@ -164,8 +164,9 @@ def image_episodes(
   draw, solved = _for_once(tasks), _solver(learner)
   for part, key in zip(parts, jax.random.split(rng, num_tasks), strict=True):
     grid = part.subplots(rows, shots + queries, squeeze=False)
-    support, query = episode = draw(key)
-    logits = solved(params, support, query.inputs, key)
+    task_key, adapt_key = jax.random.split(key)
+    support, query = episode = draw(task_key)
+    logits = solved(params, support, query.inputs, adapt_key)
     _draw_episode(grid, shots, episode, np.argmax(logits, axis=-1), show)
   figure.suptitle(
     "black: support, with its label    colour: query, with the prediction",
@@ -235,7 +236,8 @@ def sinusoid_fits(
   draw = _for_once(tasks)
   solvers = {label: _solver(learner) for label, learner in learners.items()}
   for index, axes in enumerate(all_axes):
-    support, query = draw(jax.random.fold_in(rng, index))
+    task_key, adapt_key = jax.random.split(jax.random.fold_in(rng, index))
+    support, query = draw(task_key)
     order = np.argsort(query.inputs[:, 0])
     axes.plot(
       query.inputs[order, 0], query.targets[order, 0], "k", lw=1, label="truth"
@@ -244,7 +246,7 @@ def sinusoid_fits(
     for color, (label, solved) in zip(colors, solvers.items(), strict=True):
       axes.plot(
         grid,
-        solved(params, support, grid, rng),
+        solved(params, support, grid, adapt_key),
         "--" if label == "before" else "-",
         color=color,
         lw=1.4,

@@ -126,7 +126,7 @@ def finish_whole(
     protocol=protocol,
     metrics=metrics,
     wall_seconds=seconds,
-    compile_seconds=0.0,
+    compile_seconds=None,
     steps=steps,
     seed=FLAGS.seed,
   )

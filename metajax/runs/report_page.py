@@ -34,9 +34,8 @@ def write(workdir: Path, command: str) -> None:
   text = page.substitute(
     title=html.escape(title),
     summary=html.escape(
-      f"{results['steps']} meta-steps in {results['wall_seconds']:.1f} s, of "
-      f"which {results['compile_seconds']:.1f} s compiling, on "
-      f"{results['device']}"
+      f"{results['steps']} meta-steps in {results['wall_seconds']:.1f} s"
+      f"{_compiling(results['compile_seconds'])}, on {results['device']}"
     ),
     metrics=_metrics(results["metrics"], results["seed"]),
     charts=charts.of_run(workdir),
@@ -70,6 +69,10 @@ def _metrics(metrics: Mapping[str, Any], seed: int) -> str:
   ]
   head = "".join(f"<th>{cell}</th>" for cell in heads)
   return f"<table class=numbers><tr>{head}</tr>{_rows(rows)}</table>"
+
+
+def _compiling(seconds: float | None) -> str:
+  return "" if seconds is None else f", of which {seconds:.1f} s compiling"
 
 
 def _pictures(paths: Iterable[Path]) -> str:

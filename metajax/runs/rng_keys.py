@@ -22,8 +22,8 @@ def statistics_key(seed: int = 0) -> PRNGKey:
 
 
 def evaluation_key(split: str) -> PRNGKey:
-  """Returns the key of the fixed tasks of "validation" or "test"."""
+  """Returns the key of the fixed tasks of "validation", "test", "picture"."""
   # Each purpose has a number of its own. Evaluation tasks therefore differ from
   # training tasks, whose number is 1, even if the seeds are equal.
-  purpose = {"validation": 2, "test": 3}[split]
+  purpose = {"validation": 2, "test": 3, "picture": 4}[split]
   return jax.random.fold_in(jax.random.key(FLAGS.eval_seed), purpose)

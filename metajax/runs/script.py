@@ -45,6 +45,8 @@ ARGUMENTS = {
   "num_tasks": "train_tasks",
   "ratio": "replay_ratio",
   "shots": "presentations",
+  "value": "ppo_value",
+  "value_gae": "ppo_value_gae",
 }
 # What the user can do about an error of a path.
 REMEDIES = {

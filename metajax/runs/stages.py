@@ -120,4 +120,5 @@ class Stages:
       self._done[-1].state,
       sum(t.wall_seconds for t in self._done),
       sum(t.compile_seconds for t in self._done),
+      sum(t.skipped_steps for t in self._done),
     )

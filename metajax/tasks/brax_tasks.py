@@ -23,7 +23,7 @@ def brax_environment(name: str, backend: str = "spring", **options: Any) -> Any:
     **options: further arguments of the environment.
 
   Raises:
-    ValueError: if brax is not installed.
+    ValueError: if brax is not installed, or has no such environment.
   """
   if importlib.util.find_spec("brax") is None:
     raise ValueError(
@@ -41,6 +41,9 @@ def brax_environment(name: str, backend: str = "spring", **options: Any) -> Any:
 
     # MuJoCo would write what it warns of to a file of the working directory.
     mujoco.set_mju_user_warning(lambda message: None)
+    known = envs._envs  # There is no public list.
+    if name not in known:
+      raise ValueError(f"name={name!r}: must be one of {', '.join(known)}.")
     return envs.get_environment(name, backend=backend, **options)
 
 

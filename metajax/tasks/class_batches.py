@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from metajax.batches import only_array
 from metajax.numerics import check_counts
 from metajax.tasks.drawing import pixels
+from metajax.tasks.form import checked_arrays
 from metajax.types import Array, Batch, Episode, PRNGKey, TaskFamily
 
 
@@ -22,8 +24,11 @@ def class_batches(examples: Array, per_class: int) -> TaskFamily:
     become float32 in [0, 1], and other dtypes do not change.
 
   Raises:
-    ValueError: if a class has fewer examples.
+    ValueError: if a class has fewer examples, or for anything but one array.
   """
+  examples = only_array(examples, "examples", "class_batches")
+  axes = "[classes, examples, ...]"
+  examples = checked_arrays(examples, "examples", axes, 2)
   if not 1 <= per_class <= examples.shape[1]:
     raise ValueError(
       f"per_class={per_class}: must be 1 to {examples.shape[1]}, the examples "

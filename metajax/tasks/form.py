@@ -1,5 +1,6 @@
 """The form of few-shot tasks: numbers of classes and examples."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,10 @@ def checked_arrays(tree: Any, name: str, axes: str, num_axes: int) -> Any:
 
   Raises:
     ValueError: if they do not, or if they are not numbers.
+
+  Warns:
+    UserWarning: if an array of uint8 has no number above 1: it is no image, or
+      an image of 0 and 1, and will be divided by 255 all the same.
   """
   arrays = jax.tree.map(
     lambda x: x if isinstance(x, jax.Array) else np.asarray(x), tree
@@ -61,6 +66,14 @@ def checked_arrays(tree: Any, name: str, axes: str, num_axes: int) -> Any:
     raise ValueError(
       f"{name}: arrays of first axes {sizes} given, must be equal: {axes}."
     )
+  for path, x in jax.tree_util.tree_leaves_with_path(arrays):
+    if x.dtype == np.uint8 and x.size and x.max() == 1:
+      warnings.warn(
+        f"{name}{jax.tree_util.keystr(path)}: uint8 numbers of 0 and 1 are "
+        "divided by 255, as images are. Give masks in bool, and other numbers "
+        "in float32.",
+        stacklevel=4,
+      )
   return arrays
 
 

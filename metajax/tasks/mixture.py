@@ -28,9 +28,17 @@ def mixture(
     A task family that carries the arrays of all families.
 
   Raises:
-    ValueError: if episodes differ in their shapes or dtypes, or if a weight is
-      not positive.
+    ValueError: if episodes differ in their shapes or dtypes, if a weight is not
+      positive, or if a family is no function.
   """
+  alone = callable(families)
+  if alone or not all(map(callable, families)):
+    kinds = [type(x).__name__ for x in ([families] if alone else families)]
+    given = ", ".join(kinds) + " alone" * alone
+    raise ValueError(
+      f"families: {given} given, must be a list of functions, such as "
+      "[sinusoid(5, 5)]."
+    )
   weights = [1.0] * len(families) if weights is None else list(weights)
   if (
     not families

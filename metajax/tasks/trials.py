@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax.numerics import check_counts
+from metajax.numerics import check_counts, check_kind
 from metajax.tasks.environment_tasks import environment_tasks
 from metajax.tasks.environments import action_table
 from metajax.tasks.playable import (
@@ -299,10 +299,12 @@ def play(player: Player, tasks: Trials, rng: PRNGKey) -> Trial:
   """Plays one task to its end. Use `jax.vmap` over keys for many tasks.
 
   Raises:
-    ValueError: if the tasks are no trials, or the player's action is not what
-      the tasks say, an integer scalar or a vector of real numbers.
+    ValueError: if the tasks are no trials or the player is none, or if its
+      action is not what the tasks say, an integer scalar or a vector of real
+      numbers.
   """
   check_trials(tasks)
+  check_kind("player", player, Player)
   task_key, rng = jax.random.split(rng)
   task, observation = tasks.reset(task_key)
   first = first_step(observation, tasks.actions)

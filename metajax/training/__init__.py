@@ -9,7 +9,14 @@ from metajax.training.clients import Clients
 from metajax.training.cohorts import cohort_trainer
 from metajax.training.federated import federated_trainer
 from metajax.training.mesh import task_mesh, use_cpu_cores
-from metajax.training.state import Trainer, TrainState, evaluation_params
+from metajax.training.state import (
+  StoppedEarly,
+  Trainer,
+  TrainState,
+  evaluation_params,
+  first_state,
+  next_state,
+)
 from metajax.training.step import meta_trainer
 from metajax.training.supervised import (
   loss_of,
@@ -19,14 +26,17 @@ from metajax.training.supervised import (
 
 __all__ = [
   "Clients",
+  "StoppedEarly",
   "Trainer",
   "TrainState",
   "choose_task_chunk",
   "cohort_trainer",
   "evaluation_params",
   "federated_trainer",
+  "first_state",
   "loss_of",
   "meta_trainer",
+  "next_state",
   "on_changed",
   "supervised_trainer",
   "task_mesh",

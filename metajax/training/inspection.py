@@ -51,16 +51,22 @@ def inspect_step(
   """
 
   @jax.jit
-  def of_task(params, given, key):
+  def of_task(params, given, key, own_key):
     tasks, learner = given
     episode = jax.tree.map(lambda x: x[None], tasks(key))
-    grads, metrics = learner.at_step(state.step).meta_grad(params, episode, key)
+    learner = learner.at_step(state.step)
+    grads, metrics = learner.meta_grad(params, episode, own_key)
     metrics = {**metrics, "gradient_norm": gradient_norm(grads)}
     return metrics, jax.tree.map(all_finite, grads)
 
   keys = task_keys(rng, state.step, jnp.arange(meta_batch))
+  # Those of the learner, as in a training of one task at a time.
+  own_keys = task_keys(rng, state.step, meta_batch + jnp.arange(meta_batch))
   given = jax.device_put((as_partial(tasks), learner.carried()))
-  found = [of_task(state.meta_params, given, key) for key in keys]
+  found = [
+    of_task(state.meta_params, given, *pair)
+    for pair in zip(keys, own_keys, strict=True)
+  ]
   metrics, finite = jax.tree.map(lambda *x: np.stack(x), *found)
   by_path = jax.tree_util.tree_leaves_with_path(finite)
   name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")

@@ -2,6 +2,7 @@
 
 import signal
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from metajax.training import checkpoint, seeds
 from metajax.training.calls import Call, means, next_length
 from metajax.training.logging import Logger, records, tell, waiting
 from metajax.training.processes import agree, on_this_process
-from metajax.training.state import Trainer, TrainState
+from metajax.training.state import StoppedEarly, Trainer, TrainState
 from metajax.training.watching import caught_signals, stalls_noticed
 from metajax.types import PRNGKey
 
@@ -179,7 +180,9 @@ def fit(
       beat(step)
       taken = min(steps_per_call, schedule.next_event(step) - step)
       before = time.monotonic()
-      state, metrics = jax.block_until_ready(train(state, taken))
+      with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StoppedEarly)  # `NonFinite` says it.
+        state, metrics = jax.block_until_ready(train(state, taken))
       elapsed = time.monotonic() - before
       if int(state.step) < step + taken:
         raise NonFinite(int(state.step), save(state))

@@ -1,5 +1,6 @@
 """Shared parts of all trainers: the state, the update, the compiled loop."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ Train = Callable[["TrainState", int], tuple["TrainState", Metrics]]
 MetaGradient = Callable[[Params], tuple[Params, Metrics]]
 Step = Callable[..., tuple["TrainState", Metrics]]
 Totals = tuple[Metrics, Metrics]  # See `_add`.
+
+
+class StoppedEarly(UserWarning):
+  """A call of `train` took fewer steps, because one is not finite."""
 
 
 class TrainState(NamedTuple):
@@ -41,12 +46,12 @@ class Trainer(NamedTuple):
     compile: `(state) -> (train, executable)`, for states like the given one.
       `train(state, num_steps) -> (state, metrics)` takes `num_steps` meta-steps
       and returns the mean of their metrics, which is NaN if no step counts (see
-      `mean_over_steps`). It donates the given state. It
-      stops before a step that is not finite, and then returns a state with
-      fewer steps. The program is compiled ahead of time, and the number of
-      steps is one of its arguments. A run is therefore traced only once.
-      `executable` is the compiled program, which reports its memory and its
-      FLOPs.
+      `mean_over_steps`). It donates the given state. It stops before a step
+      that is not finite, and then returns a state with fewer steps, and warns
+      (`StoppedEarly`) unless the metrics are NaN, of a single step. The program
+      is compiled ahead of time, and the number of steps is one of its
+      arguments. A run is therefore traced only once. `executable` is the
+      compiled program, which reports its memory and its FLOPs.
   """
 
   init: Callable[[PRNGKey], TrainState]
@@ -70,7 +75,21 @@ def trainer_on(
           "state that `train` returned, or keep a copy by "
           "jax.tree.map(jnp.copy, state)."
         )
-      return train(state, num_steps)
+      check_counts(num_steps=num_steps)
+      # The metrics of a single step that is not finite are NaN, and need no
+      # warning. So one that is does not wait for the device.
+      end = None if num_steps == 1 else int(state.step) + num_steps
+      new, metrics = train(state, num_steps)
+      if end is not None and int(new.step) < end:
+        warnings.warn(
+          f"train: stopped before step {int(new.step)}, {end - int(new.step)} "
+          "steps early, because its loss, gradient or update is not finite. "
+          "The returned state is that before it, and the metrics are of the "
+          "steps taken. docs/faq.md says what to look at.",
+          StoppedEarly,
+          stacklevel=2,
+        )
+      return new, metrics
 
     return under(mesh, train_once), executable
 
@@ -89,7 +108,18 @@ def _is_deleted(x: Any) -> bool:
 def first_state(
   optimizer: optax.GradientTransformation, meta_params: Params
 ) -> TrainState:
-  """Returns the state before the first step."""
+  """Returns the state before the first step.
+
+  Raises:
+    ValueError: for meta-parameters with a random key.
+  """
+  for path, x in jax.tree_util.tree_leaves_with_path(meta_params):
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+      raise ValueError(
+        f"meta_params: {jax.tree_util.keystr(path)} is a random key, and keys "
+        "of several tasks have no mean: let the model draw by the `rng` of its "
+        "`train`."
+      )
   opt_state = optimizers.init(optimizer, variables.weights(meta_params))
   return TrainState(jnp.int32(0), meta_params, opt_state)
 

@@ -1,6 +1,7 @@
 """Supervised training on a data set, with the interface of meta-training."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -91,6 +92,7 @@ def supervised_trainer(
       f"init_params: a {type(init_params).__name__} given, must be a function, "
       "lambda rng: model.init(rng, inputs)."
     )
+  _check_loss(loss_fn)
   sizes = {leaf.shape[0] for leaf in jax.tree.leaves(data)}
   if len(sizes) != 1:
     raise ValueError(
@@ -167,6 +169,21 @@ def supervised_trainer(
   )
 
 
+def _check_loss(loss_fn: SupervisedLoss) -> None:
+  """Raises a `ValueError` if a loss does not take three arguments."""
+  try:
+    arguments = inspect.signature(loss_fn)
+  except (TypeError, ValueError):  # Some callables have no signature.
+    return
+  try:
+    arguments.bind(None, None, None)
+  except TypeError as error:
+    raise ValueError(
+      f"loss_fn: must take (params, examples, rng) ({error}). training.loss_of("
+      "model, loss) makes such a function of a loss of predictions."
+    ) from error
+
+
 def on_changed(
   loss_fn: SupervisedLoss, change: Callable[[PRNGKey, Array], Array]
 ) -> SupervisedLoss:
@@ -217,6 +234,11 @@ def loss_of(
   def supervised_loss(
     params: Params, batch: Batch, rng: PRNGKey
   ) -> tuple[Array, Metrics, Params]:
+    if not isinstance(batch, Batch):
+      raise ValueError(
+        f"data: a {type(batch).__name__} given, must be metajax.Batch(inputs, "
+        "targets) for this loss."
+      )
     inputs, targets, mask = batch
     predictions, new = model.train(params, inputs, rng, mask=mask)
     loss, *values = (

@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jax.tree_util import Partial
 
 from metajax.context import log_density, tnp_a, tnp_nd
 from metajax.context.autoregressive import order
+from metajax.context.joint import Joint
+from metajax.evaluation import evaluate, evaluation_keys
 from metajax.predictive import Normal
-from metajax.types import Batch
+from metajax.types import Batch, Episode, MetaLearner
 
 RNG = jax.random.key(0)
 SIZES = {"width": 8, "hidden": 12, "layers": 2, "heads": 2}
@@ -99,6 +102,34 @@ def test_tnp_a_integrates_to_one(task):
   values = jax.jit(jax.vmap(jax.vmap(density)))(pairs)
   inner = np.trapezoid(values, line, axis=1)
   np.testing.assert_allclose(np.trapezoid(inner, line), 1, atol=1e-3)
+
+
+def test_queries_predicted_alone_are_scored_by_their_marginals():
+  """Of n = s + 1 queries, last rows of factors looked like one factor."""
+  n = 4
+
+  def tasks(rng):
+    x = jax.random.normal(rng, (2 * n - 1, 1))
+    return Episode(Batch(x[n:], x[n:]), Batch(x[:n], x[:n] + 1))
+
+  def predict(params, x):
+    factor = jnp.diag(1 + jnp.abs(x[:, 0]))
+    conditional = Partial(lambda factor, y, mask: y @ factor, factor)
+    return Joint(Normal(x, 1 + jnp.square(x)), conditional)
+
+  learner = MetaLearner(
+    lambda rng, x: (), lambda params, support, rng: (), predict, lambda *_: None
+  )
+  rng = jax.random.key(3)
+  metrics = {"log_density": log_density}
+  found = evaluate(
+    learner, (), tasks, metrics, rng, num_tasks=5, transductive=False
+  )
+  expected = []
+  for key in evaluation_keys(rng, 5):
+    x, y = tasks(jax.random.split(key)[0]).query[:2]
+    expected.append(scipy.stats.norm.logpdf(y, x, 1 + x**2).mean())
+  np.testing.assert_allclose(found["log_density"].mean, np.mean(expected), 1e-5)
 
 
 def test_order_of_three_tokens():

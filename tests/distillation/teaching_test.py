@@ -282,5 +282,25 @@ def test_what_a_batch_lacks_is_named(loss_fn, name):
   batch = {k: v for k, v in BATCH.items() if k != name}
   with pytest.raises(ValueError, match=f"^batch: has no '{name}', must be a"):
     loss_fn(_member(0), batch, RNG)
-  with pytest.raises(ValueError, match="^batch: Batch given, must be a dict"):
-    loss_fn(_member(0), Batch(INPUTS, LABELS), RNG)
+  with pytest.raises(ValueError, match="^batch: list given, must be a dict"):
+    loss_fn(_member(0), [INPUTS, LABELS], RNG)
+  with pytest.raises(ValueError, match="^batch: has a mask"):
+    masked = Batch(INPUTS, LABELS, jnp.ones(len(LABELS), bool))
+    loss_fn(_member(0), masked, RNG)
+
+
+@pytest.mark.parametrize(
+  "loss_fn, params",
+  [
+    (alone(MODEL), _member(0)),
+    (taught(MODEL, TEACHER), _member(1)),
+    (taught_by_peers(MODEL), STACK),
+    (side_by_side(alone(MODEL)), STACK),
+  ],
+)
+def test_a_batch_is_a_dictionary_of_inputs_and_labels(loss_fn, params):
+  named = {"inputs": INPUTS, "labels": LABELS}
+  found = loss_fn(params, Batch(INPUTS, LABELS), RNG)
+  jax.tree.map(
+    np.testing.assert_array_equal, found[:2], loss_fn(params, named, RNG)[:2]
+  )

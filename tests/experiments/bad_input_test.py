@@ -459,6 +459,14 @@ def test_without_data_the_command_that_fetches_it_is_told(run, workdir):
       "--stream: for --data=folder and mini_imagenet, not omniglot, which .*",
     ),
     (
+      ["--stream_workers=2"],
+      "--stream_workers has no effect with --data=omniglot: leave it out.",
+    ),
+    (
+      ["--data_dir=IMAGES", "--nostream", "--stream_workers=2"],
+      "--stream_workers has no effect with --nostream: leave it out.",
+    ),
+    (
       ["--data_dir=IMAGES", "--shots=3"],
       "--data_dir=.*: --shots=3 and --query_shots=3: together at most 2, .*",
     ),
@@ -946,6 +954,10 @@ def _member(folder, **flags):
       "is a run with --split=official, not random: give another run, or .*",
     ),
     (
+      {"filters": 64, "learner": "boil"},
+      "is a run with --learner=boil, not maml: give another run, or other .*",
+    ),
+    (
       {"filters": 64, "image_size": 20},
       "is a run with --image_size=20, not 0: give another run, or other .*",
     ),
@@ -959,7 +971,7 @@ def test_member_that_does_not_fit_is_named(
   second, message, run, workdir, tmp_path
 ):
   members = [tmp_path / name for name in ("first", "second")]
-  _member(members[0], filters=64)
+  _member(members[0], filters=64, learner="fomaml")
   if second is not None:
     _member(members[1], **second)
   folders = ",".join(map(str, members))

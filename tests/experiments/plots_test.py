@@ -17,6 +17,7 @@ from metajax.models.mlp import MLP
 from metajax.runs import plots
 from metajax.tasks.few_shot import few_shot_episodes
 from metajax.tasks.standardized import Channels, standardized
+from metajax.types import Batch, Episode, MetaLearner
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 1), (4, 6, 3)])
 def test_images_of_any_size_and_colour_are_drawn(shape, tmp_path):
-  images = jnp.ones((4, 3, *shape), jnp.uint8)
+  images = jnp.full((4, 3, *shape), 255, jnp.uint8)
   tasks = few_shot_episodes(images, 2, 1, 1)
   learner = maml(MLP(2, (2,)), cross_entropy, optax.sgd(0.1), 1)
   key = jax.random.key(0)
@@ -54,6 +55,38 @@ def test_standardised_images_are_drawn_as_they_look(tmp_path, monkeypatch):
   )
   found = {np.rint(image).astype(np.uint8).tobytes() for image in drawn}
   assert found == {image.tobytes() for image in pixels.reshape(4, 4, 4, 3)}
+
+
+def test_learners_in_pictures_do_not_draw_by_the_keys_of_the_tasks(
+  tmp_path,
+):
+  """The noise of an adaptation would be that of its task."""
+  of_tasks, of_learner = [], []
+
+  def seen(keys, rng):
+    data = jax.random.key_data(rng)
+    jax.debug.callback(lambda x: keys.append(tuple(map(int, x))), data)
+
+  def tasks(rng):
+    seen(of_tasks, rng)
+    x = jnp.zeros((2, 1, 1, 1))
+    return Episode(Batch(x, jnp.arange(2)), Batch(x, jnp.arange(2)))
+
+  def adapt(params, support, rng):
+    seen(of_learner, rng)
+    return support
+
+  learner = MetaLearner(
+    lambda rng, inputs: (),
+    adapt,
+    lambda support, inputs: jnp.eye(2) + inputs[:, 0, 0],
+    lambda params, episodes, rng: (params, {}),
+  )
+  key, path = jax.random.key(0), tmp_path / "episodes.png"
+  plots.image_episodes(path, learner, (), tasks, key, 2, columns=4)
+  jax.effects_barrier()
+  assert len({*of_tasks}) == len({*of_learner}) == 2
+  assert not {*of_tasks} & {*of_learner}
 
 
 def _drawn(tmp_path, monkeypatch, lines, **options):

@@ -110,6 +110,37 @@ def test_a_pretraining_is_of_one_folder_of_images(tmp_path):
   assert "a run with --data_dir=others-1a2b3c4d, not images-" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "steps, message",
+  [
+    # It goes on to the next error.
+    (70_000, "error: --replay_step=70000: must be less than --steps=70000"),
+    # The training was extended since, and has not ended.
+    (60_000, "holds a run with --eval_tasks=600, not 7: use that value"),
+  ],
+)
+def test_an_evaluation_that_failed_is_not_the_last(steps, message, tmp_path):
+  flags = {"flags": {"experiment": "maml_sinusoid"}}
+  (tmp_path / "config.json").write_text(json.dumps(flags))
+  (tmp_path / "metrics.jsonl").touch()
+  (tmp_path / "earlier").mkdir()
+  for number, steps_then in enumerate((5, steps)):
+    path = tmp_path / "earlier" / f"results_{number}.json"
+    path.write_text(json.dumps({"steps": steps_then}))
+  done = subprocess.run(
+    [sys.executable, "-m", "experiments.maml_sinusoid"]
+    + [f"--workdir={tmp_path}", "--eval_tasks=7", "--replay_step=70000"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert message in done.stderr
+
+
 def test_stages_keep_the_flags_that_their_training_depends_on():
   """Those that draw its data, and the inner steps of what it learns from."""
   shared = ROOT / "experiments" / "shared"

@@ -55,6 +55,17 @@ def _written(folder, command="python -m it"):
   return Page((folder / "report.html").read_text())
 
 
+def test_seconds_of_compilation_are_told_where_they_were_measured(tmp_path):
+  folder = _run(tmp_path / "run", {"mse": Estimate(0.25, 0.125, 300)})
+  told = ", of which 5.0 s compiling"
+  assert told in " ".join(_written(folder).texts)
+  found = json.loads((folder / "results.json").read_text())
+  found["compile_seconds"] = None
+  (folder / "results.json").write_text(json.dumps(found))
+  text = " ".join(_written(folder).texts)
+  assert "30 meta-steps in 12.3 s, on" in text and "compiling" not in text
+
+
 def test_page_has_what_the_folder_has_and_nothing_of_the_network(tmp_path):
   lines = [
     {"step": 10, "loss": 2.0, "wall_seconds": 1.0},

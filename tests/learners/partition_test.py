@@ -172,3 +172,23 @@ def test_a_named_head_beside_dense_layers_is_not_passed_over():
   params = {"params": {"Dense_0": kernel, "head": kernel}}
   with pytest.raises(ValueError, match="there is a layer head, and either"):
     last_layer(params)
+
+
+@pytest.mark.parametrize(
+  "mask, named",
+  [
+    (["head"], "'head' given, must be True or False"),
+    (
+      lambda params: jax.tree.map(jnp.ones_like, params),
+      "an array given, must be",
+    ),
+  ],
+)
+def test_masks_of_something_else_are_refused(mask, named):
+  with pytest.raises(ValueError, match=f"^mask: {named}"):
+    jax.eval_shape(
+      _learner(mask).adapt,
+      _params(),
+      jax.tree.map(lambda x: x[0], EPISODES.support),
+      RNG,
+    )

@@ -248,6 +248,28 @@ def test_files_of_torch(tmp_path):
     read_torch(path, "head")
 
 
+class _Tensor:
+  """What a tensor of PyTorch in bfloat16 does, which need not be installed."""
+
+  dtype, shape = "torch.bfloat16", (2,)
+
+  def __array__(self, *arguments, **options):
+    raise TypeError("Got unsupported ScalarType BFloat16")
+
+  def detach(self):
+    return self
+
+  def float(self):
+    return np.float32([1.5, -2.0])
+
+
+def test_files_of_torch_in_bfloat16(tmp_path, monkeypatch):
+  torch = types.SimpleNamespace(load=lambda *args, **options: {"a": _Tensor()})
+  monkeypatch.setitem(sys.modules, "torch", torch)
+  found = read_torch(tmp_path / "net.pt")["a"]
+  np.testing.assert_array_equal(found, np.float32([1.5, -2.0]))
+
+
 def test_files_of_torch_without_torch_say_what_to_do(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "torch", None)
   with pytest.raises(ValueError, match="net.pt: needs PyTorch; install torch"):

@@ -23,6 +23,7 @@ from metajax.policies import (
 from metajax.policies.ppo import ppo_loss
 from metajax.policies.recurrent_policy import num_outputs
 from metajax.policies.recurrent_ppo import gather
+from metajax.policies.value_scale import first_scale
 from metajax.replay import Objective, Replay, replay_trainer
 from metajax.tasks.navigation import navigation
 from metajax.tasks.playable import Continuous
@@ -65,7 +66,13 @@ def _rollout():
   return jax.device_get(
     jax.jit(
       lambda params: gather(
-        NETWORK, params, NOISE, CONFIGURED, KEY, jnp.arange(TRIALS)
+        NETWORK,
+        params,
+        first_scale(),
+        NOISE,
+        CONFIGURED,
+        KEY,
+        jnp.arange(TRIALS),
       )
     )(_params())
   )

@@ -127,6 +127,10 @@ def test_scale_is_a_parameter_or_depends_on_the_observation(scale, outputs):
       lambda: gaussian_policy(MLP(2), Continuous(2), initial_scale=0.0),
       "initial_scale=0.0: must be",
     ),
+    (
+      lambda: gaussian_policy(MLP(2), Continuous(2), initial_scale=np.inf),
+      "initial_scale=inf: must be .* below inf",
+    ),
   ],
 )
 def test_policy_that_cannot_be_is_refused(build, message):

@@ -525,6 +525,10 @@ def test_what_cannot_be_is_refused():
     wrong = KLPenalty()._replace(**{name: 0.0})
     with pytest.raises(ValueError, match=f"{name}=0.0: must be"):
       build(optax.sgd(0.1), meta_batch=1, penalty=wrong)
+  with pytest.raises(ValueError, match="penalty: float given, must be a KLPe"):
+    build(optax.sgd(0.1), meta_batch=1, penalty=0.1)
+  with pytest.raises(ValueError, match="estimator: float given, must be a Est"):
+    policy_learner(policy, tasks, estimator=0.99)
   with pytest.raises(ValueError, match="max_kl=-1: must be"):
     build(TrustRegion(max_kl=-1), meta_batch=1)
 

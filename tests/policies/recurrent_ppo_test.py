@@ -17,9 +17,11 @@ from metajax.policies import recurrent_ppo as ppo_module
 from metajax.policies.advantages import generalized_advantages
 from metajax.policies.recurrent_ppo import (
   Rollout,
+  gather,
   policy_and_values,
   ppo_loss,
 )
+from metajax.policies.value_scale import ValueScale
 from metajax.tasks.trials import Trials, first_step, play
 from metajax.training import task_mesh
 from tests.noise import noise_trials
@@ -127,6 +129,14 @@ def _found_advantages():
   return jax.jit(generalized_advantages)
 
 
+def _returns(rewards, discount, total=0.0):
+  returns = []
+  for reward in np.float64(rewards[::-1]):
+    total = reward + discount * total
+    returns.insert(0, total)
+  return np.array(returns)
+
+
 def _rewards_and_values():
   draw = np.random.default_rng(0).normal
   values = draw(size=NUM_STEPS + 1).astype(np.float32)
@@ -159,13 +169,9 @@ def test_advantage_without_lambda_is_the_error_of_one_step():
 def test_advantage_with_lambda_of_one_is_the_discounted_return_less_the_value():
   """The values in between cancel; that after the last action counts."""
   rewards, values = _rewards_and_values()
-  returns, total = [], float(values[-1])
-  for reward in rewards[::-1]:
-    total = reward + 0.9 * total
-    returns.insert(0, total)
   np.testing.assert_allclose(
     _found_advantages()(rewards, values, 0.9, 1.0),
-    np.array(returns) - values[:-1],
+    _returns(rewards, 0.9, float(values[-1])) - values[:-1],
     rtol=1e-5,
     atol=1e-6,
   )
@@ -186,12 +192,36 @@ def test_trials_are_read_as_they_were_played(cell):
   np.testing.assert_allclose(
     found_policy, log_policy[:, :-1], rtol=1e-4, atol=1e-5
   )
-  np.testing.assert_allclose(
-    found_values[:, :-1], values[:, :-1], rtol=1e-4, atol=1e-5
+  np.testing.assert_allclose(found_values, values, rtol=1e-4, atol=1e-5)
+
+
+def test_values_of_a_rollout_are_in_the_unit_of_rewards():
+  """The network has an opinion on what comes after the task, but that is 0."""
+  ppo = PPO(discount=0.9, gae=0.6, value_gae=0.8)
+  scale = ValueScale(np.float32(2.0), np.float32(9.0))
+  rollout = jax.device_get(
+    jax.jit(
+      lambda params: gather(
+        GRU, params, scale, NOISE, ppo, TASK_KEY, jnp.arange(TRIALS)
+      )
+    )(_params())
   )
-  # The network has an opinion on what comes after the task; there is nothing.
-  assert np.all(np.abs(values[:, -1]) > 1e-3)
-  np.testing.assert_array_equal(found_values[:, -1], 0)
+  _, outputs, _ = _one_by_one(_params(), rollout.steps)
+  assert np.all(np.abs(2 + 3 * outputs[:, -1]) > 1e-3)
+  values = 2 + 3 * outputs
+  values[:, -1] = 0
+  rewards = np.float64(rollout.steps.reward[:, 1:])
+  for found, gae, base in [
+    (rollout.advantages, ppo.gae, 0),
+    (rollout.returns, ppo.value_gae, values[:, :-1]),
+  ]:
+    expected = base + np.array(
+      [
+        _advantages(r, v, ppo.discount, gae)
+        for r, v in zip(rewards, values, strict=True)
+      ]
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_player_draws_from_its_policy_and_the_greedy_one_from_its_peak():
@@ -396,7 +426,9 @@ def _bandit_step(paying, action, rng):
 # One arm always pays, another one in each task; what is seen tells trials
 # apart, and nothing else.
 BANDIT = Trials(_bandit_reset, _bandit_step, ACTIONS, NUM_STEPS)
-TRAINED = PPO(actors=16, epochs=2, minibatches=2, discount=0.9, gae=0.6)
+TRAINED = PPO(
+  actors=16, epochs=2, minibatches=2, discount=0.9, gae=0.6, value_gae=0.8
+)
 RATE = 0.03
 
 
@@ -462,26 +494,27 @@ def test_every_epoch_learns_once_from_every_trial(first):
 def test_rollout_is_of_the_policy_that_played_and_ends_with_the_task(
   trainer, first
 ):
-  """No value of what comes after the task enters, though it would be there."""
+  """Before the first step all values are 0; returns get mean 0 and unit 1."""
   start, _ = trainer
+  rewards = np.concatenate([part.steps.reward[:, 1:] for part in first[2][:2]])
+  every = [_returns(r, TRAINED.discount * TRAINED.value_gae) for r in rewards]
   for part in first[2]:
-    log_policy, values, _ = _one_by_one(start.meta_params, part.steps)
+    log_policy, _, _ = _one_by_one(start.meta_params, part.steps)
     np.testing.assert_allclose(
       part.log_probs, _chosen(log_policy, part.steps), rtol=1e-4, atol=1e-5
     )
-    assert np.all(np.abs(values[:, -1]) > 1e-3)
-    values[:, -1] = 0
-    rewards = np.float64(part.steps.reward[:, 1:])
-    expected = np.array(
-      [
-        _advantages(r, v, TRAINED.discount, TRAINED.gae)
-        for r, v in zip(rewards, values, strict=True)
-      ]
-    )
-    np.testing.assert_allclose(part.advantages, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-      part.returns, expected + values[:, :-1], rtol=1e-4, atol=1e-5
-    )
+    for r, advantages, returns in zip(
+      part.steps.reward[:, 1:], part.advantages, part.returns, strict=True
+    ):
+      np.testing.assert_allclose(
+        advantages,
+        _returns(r, TRAINED.discount * TRAINED.gae),
+        rtol=1e-4,
+        atol=1e-5,
+      )
+      expected = _returns(r, TRAINED.discount * TRAINED.value_gae)
+      expected = (expected - np.mean(every)) / np.std(every)
+      np.testing.assert_allclose(returns, expected, rtol=1e-4, atol=1e-4)
     # The whole task was played, and once.
     assert part.steps.first.shape == (TRIALS, NUM_STEPS + 1)
     np.testing.assert_array_equal(part.steps.first[:, 0], True)
@@ -564,6 +597,7 @@ def test_two_steps_of_one_call_are_two_calls_of_one_in_the_same_bits(
     ({"epochs": 0}, "epochs=0: must be 1 or more"),
     ({"discount": 1.5}, "discount=1.5: must be 0 to 1"),
     ({"gae": -0.1}, "gae=-0.1: must be 0 to 1"),
+    ({"value_gae": 1.1}, "value_gae=1.1: must be 0 to 1"),
     ({"clip": -0.2}, "clip=-0.2: must be above 0"),
     ({"entropy": float("nan")}, "entropy=nan: must be 0 or more"),
     ({"value": -1.0}, "value=-1.0: must be 0 or more"),

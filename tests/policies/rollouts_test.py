@@ -15,7 +15,7 @@ from metajax.policies.advantages import (
   linear_values,
 )
 from metajax.policies.policy import categorical_policy, gaussian_policy
-from metajax.policies.rollouts import along, play_episodes
+from metajax.policies.rollouts import Rollouts, along, play_episodes
 from metajax.tasks.navigation import navigation
 from metajax.tasks.playable import Continuous, Discrete, playable
 
@@ -127,6 +127,23 @@ def test_advantages_equal_a_loop_in_numpy(estimator):
   np.testing.assert_allclose(
     advantages(rollouts, estimator), expected, rtol=0.02, atol=0.02
   )
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_advantages_of_equal_rewards_have_a_finite_derivative(baseline):
+  """They have no deviation, whose root has an infinite derivative."""
+  shape = (2, 3)
+  rollouts = Rollouts(
+    *map(jnp.zeros, ((*shape, 1), shape, shape)), jnp.ones(shape, bool), None
+  )
+  slope = jax.jacobian(
+    lambda seen, rewards: advantages(
+      rollouts._replace(observations=seen, rewards=rewards),
+      Estimator(baseline=baseline),
+    ),
+    (0, 1),
+  )(rollouts.observations, rollouts.rewards)
+  assert all(np.isfinite(x).all() for x in slope)
 
 
 @pytest.mark.slow

@@ -92,6 +92,12 @@ def test_classes_of_a_task_are_told_by_its_key(num_rotations, labelled):
       np.testing.assert_array_equal(image, np.rot90(images[number, 0], turn))
 
 
+def test_queries_without_a_prediction_are_taken_for_no_class():
+  logits = jnp.array([[np.nan, 1.0], [np.nan, np.nan], [0.0, 1.0]])
+  found = confusion.table(logits, jnp.array([0, 1, 1]))
+  np.testing.assert_array_equal(found, [[0, 0], [0, 1]])
+
+
 def test_any_images_and_any_number_of_pairs_are_drawn(tmp_path):
   images = Images(
     np.zeros((4, 3, 3, 1), np.uint8), np.asarray([0, 0, 0, 1]), ["a", "b"]

@@ -12,7 +12,13 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from metajax.evaluation import Estimate
-from metajax.runs import grid, sweep, sweep_record, sweep_table
+from metajax.runs import (
+  grid,
+  learner_options,  # noqa: F401 Defines the options of the learners.
+  sweep,
+  sweep_record,
+  sweep_table,
+)
 from metajax.runs.flags import FLAGS, refuse_extremes
 from metajax.runs.sweep_table import Row
 
@@ -235,6 +241,28 @@ def test_a_flag_that_is_given_beside_its_sweep_is_refused():
   FLAGS(["stub", "--seed=3"])
   with pytest.raises(ValueError, match="--sweep: --seed is given beside"):
     grid.points("seed=0..1", OWN)
+
+
+@pytest.mark.parametrize(
+  "given, text",
+  [([], "learner=imaml,cavia"), (["--learner=imaml"], "seed=0..1")],
+)
+@flagsaver.flagsaver()
+def test_options_of_another_learner_are_refused_before_a_point_runs(
+  given, text
+):
+  """Each point would refuse it, after the points before it had trained."""
+  FLAGS(["stub", *given])
+  with pytest.raises(
+    ValueError, match="^--sweep: --num_context is for .*cavia"
+  ):
+    grid.points(f"{text} num_context=2,4", [*OWN, "num_context"])
+
+
+@flagsaver.flagsaver()
+def test_options_of_the_learner_are_swept():
+  FLAGS(["stub", "--learner=cavia"])
+  assert len(grid.points("num_context=2,4", [*OWN, "num_context"])) == 2
 
 
 def _row(rate, seed, mean, **values):

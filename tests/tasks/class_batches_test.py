@@ -110,6 +110,18 @@ def test_examples_enter_compiled_programs_as_arguments():
   np.testing.assert_array_equal(moved.targets, first.targets)
 
 
+@pytest.mark.parametrize(
+  "examples, message",
+  [
+    ([DATA[0], DATA[1]], "class_batches: examples must be one array, not a li"),
+    (DATA[0, 0, 0], "examples: float32 .* must be numbers .classes, examples"),
+  ],
+)
+def test_examples_that_are_no_array_of_classes_are_named(examples, message):
+  with pytest.raises(ValueError, match=message):
+    class_batches(examples, 1)
+
+
 @pytest.mark.parametrize("per_class", [-1, 0, 6])
 def test_impossible_numbers_are_named(per_class):
   with pytest.raises(ValueError, match=f"^per_class={per_class}: .* 1 to 5"):

@@ -4,6 +4,7 @@ A number tells an example: 100 times its class, and its place in the class.
 """
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -262,3 +263,19 @@ def test_what_does_not_do_is_named(arguments, message):
   }
   with pytest.raises(ValueError, match=f"^{message}.*$"):
     labelled_episodes(**given | arguments)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, bool, np.int32])
+def test_bytes_of_0_and_1_are_warned_of(dtype):
+  """They become 0 and 1 / 255, which a mask must not be."""
+  X = {
+    "image": np.arange(120, dtype=np.uint8).reshape(10, 12),
+    "mask": (np.arange(120).reshape(10, 12) % 2).astype(dtype),
+  }
+  y = np.repeat([0, 1], 5)
+  with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    labelled_episodes(X, y, ways=2, shots=1, query_shots=1)
+  messages = [str(x.message) for x in found]
+  assert len(messages) == (dtype == np.uint8)
+  assert all(x.startswith("inputs['mask']: uint8 numbers") for x in messages)

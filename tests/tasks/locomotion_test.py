@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import sys
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -116,6 +118,18 @@ def test_a_fall_and_broken_physics_end_the_episode(monkeypatch):
 def test_what_cannot_be_is_refused(monkeypatch):
   with pytest.raises(ValueError, match="name='dog': must be one of cheetah_d"):
     locomotion("dog")
+  # Neither brax nor MuJoCo is needed for this.
+  envs = types.ModuleType("brax.envs")
+  envs._envs = {"ant": None, "hopper": None}
+  for name, fake in {
+    "mujoco": types.SimpleNamespace(set_mju_user_warning=lambda fn: None),
+    "brax": types.SimpleNamespace(envs=envs),
+    "brax.envs": envs,
+  }.items():
+    monkeypatch.setitem(sys.modules, name, fake)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+  with pytest.raises(ValueError, match="name='bee': must be one of ant, hop"):
+    adapter.brax_environment("bee")
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(
     ValueError, match=r"brax: not installed.*'metajax\[brax\]'"

@@ -84,6 +84,8 @@ def test_where_some_are_masked_the_others_get_a_mask_of_ones():
       r"families: the first draws .*\(2,\).*, number 1 .* draws .*\(3,\)",
     ),
     ([PLAIN[0], sinusoid(2, 2)], None, "families: the first draws"),
+    ([PLAIN[0], 3], None, "families: .*, int given, must be a list of f"),
+    (sinusoid(2, 2), None, "families: .* alone given, must be a list of f"),
   ],
 )
 def test_families_that_do_not_fit_are_refused(families, weights, message):

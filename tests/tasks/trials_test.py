@@ -263,6 +263,11 @@ def test_a_trial_without_steps_is_named(num_steps):
     trials(Walk(), num_steps)
 
 
+def test_what_is_no_player_is_named():
+  with pytest.raises(ValueError, match="^player: function given, must be a Pl"):
+    play(random_player, bandits(2, 3), jax.random.key(0))
+
+
 def test_last_observation_is_that_of_the_step_before():
   """And nothing else of the task changes."""
   tasks = trials(Walk(), NUM_STEPS)

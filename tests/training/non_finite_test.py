@@ -2,6 +2,7 @@
 
 import os
 import resource
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from metajax.training import checkpoint, logging, meta_trainer
+from metajax.training import StoppedEarly, checkpoint, logging, meta_trainer
 from metajax.training.inspection import inspect_step
 from metajax.training.logging import read_jsonl
 from metajax.training.loop import NonFinite, Schedule, fit
@@ -111,6 +112,16 @@ def test_updates_are_watched_as_gradients_are(kind, tmp_path):
   assert after.step == BAD + 1
   np.testing.assert_array_equal(after.meta_params["w"], state.meta_params["w"])
   np.testing.assert_allclose(metrics["skipped"], 1 / (BAD + 1), rtol=1e-6)
+
+
+def test_a_call_that_stops_early_warns_and_a_run_does_not(tmp_path):
+  with pytest.warns(StoppedEarly, match=f"before step {BAD}, 4 steps early"):
+    _train(_trainer(), BAD + 4)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error", StoppedEarly)
+    _train(_trainer(), BAD)
+    with pytest.raises(NonFinite):
+      _fit(_trainer(), tmp_path)
 
 
 def test_adam_without_eps_stops_at_its_first_zero_gradient():
@@ -229,6 +240,29 @@ def test_inspection_tells_the_tasks_apart():
   np.testing.assert_allclose(found.metrics["loss"], logs, rtol=1e-5)
   norms = np.hypot(0.5 - logs, 2.0)
   np.testing.assert_allclose(found.metrics["gradient_norm"], norms, rtol=1e-5)
+
+
+def test_noise_of_an_inspected_learner_is_that_of_training_one_by_one():
+  """It was drawn by the keys of the tasks."""
+
+  def meta_grad(params, episodes, rng):
+    noise = jax.random.normal(rng, (1, 1))
+    gap = jnp.abs(noise - episodes.query.inputs).min()
+    return params, {"loss": noise.mean(), "gap": gap}
+
+  learner = MetaLearner(
+    lambda rng, inputs: jnp.ones(1), lambda params, *_: params, None, meta_grad
+  )
+  trainer = meta_trainer(
+    learner, optax.sgd(0.1), _tasks, meta_batch=2, rng=RNG, task_chunk=1
+  )
+  state = trainer.init(KEY)
+  found = inspect_step(learner, _tasks, state, meta_batch=2, rng=RNG)
+  assert (found.metrics["gap"] > 0).all()
+  _, metrics = trainer.compile(state)[0](state, 1)
+  np.testing.assert_allclose(
+    metrics["loss"], found.metrics["loss"].mean(), 1e-6
+  )
 
 
 def test_inspected_norms_are_of_weights_like_the_trainers():

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from metajax.training.state import TrainState, mean_over_steps
+from metajax.training.state import TrainState, first_state, mean_over_steps
+from metajax.types import State
 
 
 def _means(metric, num_steps):
@@ -59,3 +61,10 @@ def test_means_without_a_step_that_counts_are_nan():
     assert state.step == taken
     assert np.isnan(means["x"])
   assert means["skipped"] == 1.0
+
+
+def test_meta_parameters_with_a_random_key_are_refused():
+  """They ended in an error of a conversion, at the mean over tasks."""
+  params = {"w": jnp.ones(2), "noise": State(jax.random.key(0))}
+  with pytest.raises(ValueError, match=r"^meta_params: \['noise'\]\.value is"):
+    first_state(optax.sgd(0.1), params)

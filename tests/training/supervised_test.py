@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from metajax.losses import mean_squared_error
 from metajax.models.mlp import MLP
-from metajax.training import on_changed, supervised_trainer
+from metajax.training import loss_of, on_changed, supervised_trainer
 from metajax.types import Batch
 from tests.processes import run_python
 
@@ -186,6 +187,27 @@ def test_a_model_and_a_plain_loss_are_named():
   plain = trainer(lambda rng: jnp.zeros(()), lambda params, x, rng: params)
   with pytest.raises(ValueError, match="^loss_fn: returned no tuple, must be"):
     plain.compile(plain.init(jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+  "loss_fn", [mean_squared_error, lambda params, batch: (0.0, {})]
+)
+def test_a_loss_of_other_arguments_is_refused(loss_fn):
+  with pytest.raises(ValueError, match="^loss_fn: must take .params, examples"):
+    supervised_trainer(
+      lambda rng: jnp.zeros(()),
+      loss_fn,
+      optax.sgd(0.1),
+      jnp.zeros(3),
+      batch_size=1,
+      rng=RNG,
+    )
+
+
+def test_data_of_another_form_are_refused_by_the_loss_of_a_model():
+  loss = loss_of(MLP(1), mean_squared_error)
+  with pytest.raises(ValueError, match="^data: a tuple given, must be .*Batch"):
+    loss({}, (jnp.zeros((2, 1)), jnp.zeros((2, 1))), RNG)
 
 
 def test_bad_input_is_named():
