@@ -60,8 +60,10 @@ def over_examples(
 
 def masked_mean(values: Array, mask: Array | None) -> Array:
   """Averages `values` `[n, ...]` over the real examples; 0 if none is real."""
-  if mask is None:
+  if mask is None and values.shape[0]:
     return values.mean()
+  if mask is None:  # No example at all.
+    mask = jnp.zeros(0, bool)
   count = mask.sum() * math.prod(values.shape[1:])
   column = mask.reshape(-1, *[1] * (values.ndim - 1))
   wide = jnp.promote_types(values.dtype, jnp.float32)

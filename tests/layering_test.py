@@ -42,8 +42,8 @@ ALLOWED = {
   "variables.py": {"numerics", "types"},
   # Its adapters make models of other libraries' modules.
   "forward.py": {"models", "types"},
-  "losses.py": {"forward", "types"},
-  "predictive.py": {"types"},
+  "losses.py": {"forward", "numerics", "types"},
+  "predictive.py": {"numerics", "types"},
   "calibration.py": {"losses", "numerics", "predictive", "types"},
   **{f"{name}.py": BASICS | LOOPS for name in sorted(LOOPS)},
   "tasks": BASICS | {"task_checks", "tasks"},

@@ -12,6 +12,7 @@ from metajax.losses import (
   accuracy,
   accuracy_by_presentation,
   cross_entropy,
+  masked_mean,
   mean_squared_error,
   over_examples,
 )
@@ -264,3 +265,10 @@ def test_a_loss_that_does_not_broadcast_is_not(loss_fn, given):
   with warnings.catch_warnings():
     warnings.simplefilter("error")
     over_examples(loss_fn, *given)
+
+
+@pytest.mark.parametrize("mask", [None, jnp.zeros(0, bool)])
+@pytest.mark.parametrize("shape", [(0,), (0, 2)])
+def test_the_mean_of_no_example_is_zero(mask, shape):
+  value, slope = jax.value_and_grad(masked_mean)(jnp.zeros(shape), mask)
+  assert value == 0 and slope.shape == shape
