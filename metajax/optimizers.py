@@ -1,5 +1,6 @@
 """Calls any optax optimizer with the arguments that it takes."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -73,6 +74,10 @@ def update(
 
   Returns:
     `(updates, opt_state)`.
+
+  Warns:
+    UserWarning: if the optimizer returns some gradients as they are, as
+      `optax.masked` does where its mask is False.
   """
   if isinstance(optimizer, optax.MultiSteps):
     optimizer = optimizer.gradient_transformation()
@@ -117,7 +122,26 @@ def update(
       del told[refused[0]]
   if differentiable and searches:
     return constant_loops(step)(opt_state, params)
+  _warn_of_ascent(grads, found[0])
   return found
+
+
+def _warn_of_ascent(grads: Params, updates: Params) -> None:
+  """Warns if some updates are the gradients, and the loss would rise."""
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(grads),
+    jax.tree.leaves(updates),
+    strict=False,
+  )
+  same = {jax.tree_util.keystr(path): x is y for (path, x), y in pairs}
+  if any(same.values()) and not all(same.values()):
+    first = next(path for path, is_same in same.items() if is_same)
+    warnings.warn(
+      f"optimizer: the step adds the gradient itself to {first}, uphill. "
+      "optax.masked does so where its mask is False; optax.multi_transform "
+      "with optax.set_to_zero() leaves parameters as they are.",
+      stacklevel=3,
+    )
 
 
 def evaluation_params(opt_state: optax.OptState, params: Params) -> Params:

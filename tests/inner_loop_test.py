@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from typing import get_args
 
 import chex
@@ -507,10 +508,16 @@ def test_loss_may_be_of_low_precision(memory):
   )
   assert found.losses.dtype == jnp.bfloat16
   assert found.params == 2 * 0.75**2
-  with pytest.raises(TypeError, match="scalar-output"):
-    inner_loop.minimize(
-      lambda x, step: x, jnp.ones(2), optax.sgd(0.1), 2, memory=memory
-    )
+
+
+@pytest.mark.parametrize("memory", ["auto", "plain"])
+@pytest.mark.parametrize(
+  "loss, shape", [(lambda x, k: x, "(2,)"), (lambda x, k: (x[0], x), "((), ")]
+)
+def test_a_loss_that_is_no_scalar_is_refused(memory, loss, shape):
+  named = re.escape(f"loss_fn: returned the shape {shape}")
+  with pytest.raises(ValueError, match=f"^{named}"):
+    inner_loop.minimize(loss, jnp.ones(2), optax.sgd(0.1), 2, memory=memory)
 
 
 def _scan_lengths(fn, *args):

@@ -219,3 +219,30 @@ def test_fault_is_looked_for_once():
   few = len(calls)
   assert find_fault(optimizer, 3.0) == faults[1] == faults[0]
   assert len(calls) == few
+
+
+def _step_on_squares(optimizer):
+  """A step on the sum of squares of ones, whose gradients are 2."""
+  ones = {"w": jnp.ones(2), "b": jnp.ones(2)}
+
+  def loss(params, step):
+    return jnp.sum(params["w"] ** 2) + jnp.sum(params["b"] ** 2)
+
+  return inner_loop.minimize(loss, ones, optimizer, 1).params
+
+
+def test_gradients_that_a_mask_passes_on_are_warned_of():
+  optimizer = optax.masked(optax.sgd(0.1), {"w": True, "b": False})
+  with pytest.warns(UserWarning, match=r"^optimizer: .* to \['b'\], uphill"):
+    found = _step_on_squares(optimizer)
+  np.testing.assert_allclose(found["w"], 0.8, rtol=1e-6)
+  np.testing.assert_allclose(found["b"], 3.0)
+
+
+def test_parameters_that_stay_are_not_warned_of():
+  labels = {"w": "moves", "b": "stays"}
+  parts = {"moves": optax.sgd(0.1), "stays": optax.set_to_zero()}
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    found = _step_on_squares(optax.multi_transform(parts, labels))
+  np.testing.assert_allclose(found["b"], 1.0)
