@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from metajax.types import Array, Model, Params, PRNGKey, State
 
@@ -68,7 +69,47 @@ def forward(model: Model) -> Forward:
 
   else:
     train = with_mask(trains)
-  return Forward(init, train, apply)
+  return Forward(init, _learning_nothing(train), _never_empty(apply))
+
+
+def _never_empty(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Shows a model the padding of a batch that is padding alone.
+
+  Such a batch has no statistics. Those of the padding are finite, and what they
+  normalise has no effect.
+  """
+
+  def call(*arguments: Any, mask: Array | None = None) -> Any:
+    if mask is not None:
+      mask = jnp.asarray(mask, bool)
+      mask = mask | ~mask.any()
+    return fn(*arguments, mask=mask)
+
+  return call
+
+
+def _learning_nothing(train: Callable[..., Any]) -> Callable[..., Any]:
+  """Keeps the state of a model where a batch is padding alone."""
+  whole = _never_empty(train)
+
+  def call(
+    params: Params, inputs: Any, rng: PRNGKey, mask: Array | None = None
+  ) -> tuple[Any, Params]:
+    outputs, new = whole(params, inputs, rng, mask=mask)
+    if mask is None:
+      return outputs, new
+    some = jnp.asarray(mask, bool).any()
+
+    def chosen(new: Any, old: Any) -> Any:
+      if not isinstance(new, State):
+        return new
+      return jax.tree.map(lambda x, y: jnp.where(some, x, y), new, old)
+
+    return outputs, jax.tree.map(
+      chosen, new, params, is_leaf=lambda x: isinstance(x, State)
+    )
+
+  return call
 
 
 def _no_init(rng: PRNGKey, inputs: Any) -> Params:

@@ -7,6 +7,7 @@ same learner on the same episodes without padding.
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,6 +187,28 @@ def test_a_support_of_padding_alone_teaches_nothing():
   nothing = Batch(jnp.ones((0, 1)), jnp.ones((0, 1)))  # 0 shots
   for batch in (padding, nothing):
     chex.assert_trees_all_equal(learner.adapt(params, batch, RNG), params)
+
+
+def test_flax_statistics_of_padding_alone_stay_as_they_are():
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, mask=None, train=False):
+      norm = nn.BatchNorm(use_running_average=not train)
+      real = None if mask is None else mask[:, None]
+      return nn.Dense(1)(norm(nn.Dense(3)(x), mask=real))
+
+  learner = metajax.learners.maml(
+    Net(), mean_squared_error, optax.sgd(0.1), num_steps=1
+  )
+  x = jnp.ones((2, 1))
+  params = learner.init(RNG, x)
+  padding = Batch(x, x, jnp.zeros(2, bool))
+  chex.assert_trees_all_equal(learner.adapt(params, padding, RNG), params)
+  seen = padding._replace(mask=jnp.ones(2, bool))
+  found, plain = (
+    learner.adapt(params, batch, RNG) for batch in (seen, Batch(x, x))
+  )
+  chex.assert_trees_all_close(found, plain, rtol=1e-5)
 
 
 HEADS = {
