@@ -46,7 +46,9 @@ def seen(scale: ValueScale, returns: Array, step: Array) -> ValueScale:
   found = jax.lax.pmean(returns.mean(), TASKS)
   mean = scale.mean + rate * (found - scale.mean)
   spread = jax.lax.pmean(jnp.square(returns - mean).mean(), TASKS)
-  return ValueScale(mean, scale.variance + rate * (spread - scale.variance))
+  new = ValueScale(mean, scale.variance + rate * (spread - scale.variance))
+  # The rate is float64 with JAX's 64 bits. A state keeps its dtypes.
+  return jax.tree.map(lambda x, like: x.astype(like.dtype), new, scale)
 
 
 def to_values(scale: ValueScale, outputs: Array) -> Array:

@@ -70,6 +70,15 @@ def test_returns_that_are_all_the_same_have_finite_outputs():
   np.testing.assert_allclose(to_values(scale, jnp.ones(2)), 7, rtol=1e-6)
 
 
+def test_scale_keeps_its_dtypes_with_64_bits():
+  """A state whose dtypes changed could not be carried through a loop."""
+  with jax.enable_x64(True):
+    returns = np.random.default_rng(0).normal(size=(2, 3))
+    scale = _seen()(first_scale(), returns, jnp.int32(0))
+  assert [x.dtype for x in scale] == [np.float32] * 2
+  np.testing.assert_allclose(scale.mean, returns.mean(), rtol=1e-5)
+
+
 def _reset(rng):
   return jax.random.bernoulli(rng), jnp.zeros(1)
 
