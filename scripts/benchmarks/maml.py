@@ -244,7 +244,8 @@ def cost_of_task(learner_of, tasks, inner_steps: int) -> np.ndarray:
       alone = jax.tree.map(lambda x: x[None], episode)
       return learner.meta_grad(params, alone, rng)
 
-    return jax.vmap(one, axis_name=TASK_AXIS)(episodes)
+    found = jax.vmap(one, axis_name=TASK_AXIS)(episodes)
+    return jax.tree.map(lambda x: x[0], found)  # There is one.
 
   traced = trace_one_task(learner._replace(meta_grad=among_tasks), tasks)
   cost = traced.lower().compile().cost_analysis()

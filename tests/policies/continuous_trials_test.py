@@ -200,7 +200,7 @@ def _by_varibad():
 
 @pytest.mark.parametrize(
   ("build", "num_steps"),
-  [(_by_ppo, 80), pytest.param(_by_varibad, 160, marks=pytest.mark.slow)],
+  [(_by_ppo, 80), pytest.param(_by_varibad, 320, marks=pytest.mark.slow)],
 )
 def test_player_learns_to_find_a_number_within_a_trial(build, num_steps):
   """The first observation tells nothing. The second one tells the error."""
