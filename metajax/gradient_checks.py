@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import variables
+from metajax.numerics import first_mismatch
 from metajax.types import Params
 
 
@@ -77,20 +78,12 @@ def _check_metrics(name: str, metrics: Any) -> None:
 
 def _check_like(name: str, found: Any, wanted: Any) -> None:
   """Raises a `ValueError` where two trees differ in paths or shapes."""
-  given, needed = (
-    {
-      jax.tree_util.keystr(path): jnp.shape(leaf)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    for tree in (found, wanted)
-  )
-  for path in [*needed, *given]:
-    a, b = (x.get(path, "missing") for x in (given, needed))
-    if a != b:
-      raise ValueError(
-        f"{name} has the shape {a} at {path or 'its root'}, must be {b}, as in "
-        "the meta-parameters."
-      )
+  if (differs := first_mismatch(found, wanted)) is not None:
+    path, given, needed = differs
+    raise ValueError(
+      f"{name} has the shape {given} at {path or 'its root'}, must be "
+      f"{needed}, as in the meta-parameters."
+    )
 
 
 def named(x: Any) -> str:

@@ -66,8 +66,8 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
     mask = jnp.zeros(0, bool)
   count = mask.sum() * math.prod(values.shape[1:])
   column = mask.reshape(-1, *[1] * (values.ndim - 1))
-  wide = jnp.promote_types(values.dtype, jnp.float32)
-  total = jnp.where(column, values, 0).sum(dtype=wide)
+  dtype = jnp.promote_types(values.dtype, jnp.float32)
+  total = jnp.where(column, values, 0).sum(dtype=dtype)
   mean = total / jnp.maximum(count, 1)
   is_float = jnp.issubdtype(values.dtype, jnp.floating)
   return mean.astype(values.dtype) if is_float else mean

@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters and of logits, and the precision of sums."""
+"""Checks of numbers, shapes and logits; the precision of sums and roots."""
 
 import operator
 from typing import Any
@@ -39,6 +39,12 @@ def dot(x: jax.Array, y: jax.Array) -> jax.Array:
   to.
   """
   return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def root(x: jax.Array) -> jax.Array:
+  """Returns the square root, whose derivative at 0 is 0 and not infinite."""
+  is_zero = x == 0
+  return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, x)))
 
 
 def largest_logits(logits: ArrayLike) -> jax.Array:
@@ -115,6 +121,31 @@ def check_scalar(name: str, value: Any) -> None:
   if not jax.tree_util.all_leaves([value]) or jnp.shape(value) != ():
     shapes = jax.tree.map(jnp.shape, value)
     raise ValueError(f"{name}: returned the shape {shapes}; must be a scalar.")
+
+
+def first_mismatch(found: Any, wanted: Any) -> tuple[str, Any, Any] | None:
+  """Returns the first path at which two trees differ in shape.
+
+  Args:
+    found: a tree of arrays, or of their shapes.
+    wanted: another one.
+
+  Returns:
+    The path, "" at the root, and the shapes of both trees there, or "missing";
+    None if the trees have the same paths and shapes.
+  """
+  given, needed = (
+    {
+      jax.tree_util.keystr(path): getattr(leaf, "shape", ())
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (found, wanted)
+  )
+  for path in [*needed, *given]:
+    a, b = (x.get(path, "missing") for x in (given, needed))
+    if a != b:
+      return path, a, b
+  return None
 
 
 def check_key(rng: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from metajax import variables
-from metajax.numerics import wide
+from metajax.numerics import first_mismatch, wide
 from metajax.types import Array, Params
 
 Leaves = Sequence[tuple[Sequence[Any], Array]]  # (path, leaf)
@@ -108,20 +108,12 @@ def check_alike(name: str, model: Params, like: Params) -> None:
     ValueError: if an array is missing or has another shape. The message names
       its path.
   """
-  found, wanted = (
-    {
-      _name(path): getattr(leaf, "shape", ())
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    for tree in (model, like)
-  )
-  for path in [*wanted, *found]:
-    given, needed = (x.get(path, "missing") for x in (found, wanted))
-    if given != needed:
-      raise ValueError(
-        f"{name}: the shape of {path} is {given}, must be {needed}; only "
-        "models of one architecture can be combined."
-      )
+  if (differs := first_mismatch(model, like)) is not None:
+    path, given, needed = differs
+    raise ValueError(
+      f"{name}: the shape of {path or 'the array'} is {given}, must be "
+      f"{needed}; only models of one architecture can be combined."
+    )
 
 
 def one_of(stack: Params) -> Params:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 
 from metajax.distillation.losses import fixed, pair
-from metajax.numerics import wide
+from metajax.numerics import root, wide
 from metajax.types import Array
 
 
@@ -167,9 +167,7 @@ def _examples(
 
 def _norm(x: Array) -> Array:
   """Returns norms over the last axis, whose gradient at 0 is 0."""
-  squares = jnp.square(x).sum(-1)
-  is_zero = squares == 0
-  return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, squares)))
+  return root(jnp.square(x).sum(-1))
 
 
 def _unit(x: Array) -> Array:

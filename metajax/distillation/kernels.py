@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from metajax.numerics import check_counts, check_number, wide
+from metajax.numerics import check_counts, check_number, root, wide
 from metajax.types import Array
 
 Kernel = Callable[[Array, Array], Array]
@@ -111,6 +111,4 @@ def _rows(x: Array) -> Array:
 
 def _size(x: Array) -> Array:
   """Returns root mean squares of rows, whose gradient at 0 is 0."""
-  squares = jnp.square(x).mean(-1)
-  is_zero = squares == 0
-  return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, squares)))
+  return root(jnp.square(x).mean(-1))
